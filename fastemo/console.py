@@ -1,0 +1,90 @@
+"""What is said while it runs: progress where somebody watches, lines everywhere, on the main process only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import rich.console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+Advance = Callable[..., None]
+
+
+class Console:
+    """Lines go to the terminal and, once `log_to` was called, to a log file; progress bars to a terminal only.
+
+    Args:
+        show: Off (on every process but the main one), nothing is said or written.
+    """
+
+    def __init__(self, *, show: bool = True) -> None:
+        self._show = show
+        self._log: Path | None = None
+        width = None if sys.stdout.isatty() else 120
+        self._rich = rich.console.Console(width=width, highlight=False, soft_wrap=True)
+
+    def log_to(self, path: Path) -> None:
+        self._log = path if self._show else None
+
+    def say(self, text: str) -> None:
+        if not self._show:
+            return
+        self._rich.print(text, markup=False)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """Write to the log file alone."""
+        if self._log:
+            with self._log.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def table(self, title: str, rows: list[dict[str, str | int]]) -> None:
+        """Show rows that share their keys."""
+        if not self._show or not rows:
+            return
+        table = Table(title=title, title_justify="left")
+        for name in rows[0]:
+            table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        self._rich.print(table)
+        self.log(title + "".join(f"\n    {row}" for row in rows))
+
+    @contextmanager
+    def track(self, what: str, unit: str) -> Iterator[Advance]:
+        """Show how far a long step is: yields `advance(done, total, note="")`."""
+        progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._rich,
+            transient=True,
+            disable=not self._show or not self._rich.is_terminal,
+        )
+        started = time.monotonic()
+
+        def advance(done: int, total: int, note: str = "") -> None:
+            seconds = time.monotonic() - started
+            rate = f"{done / seconds:.1f} {unit}/s" if seconds > 0 else ""
+            progress.update(task, completed=done, total=total, rate=rate, note=note)
+
+        with progress:
+            task = progress.add_task(what, total=None, rate="", note="")
+            yield advance

@@ -1,0 +1,1 @@
+"""Which clips exist, what they show, who may be trained on."""

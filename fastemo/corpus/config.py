@@ -1,0 +1,47 @@
+"""What a run chooses about its corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastemo.corpus.manifest import Labels
+from fastemo.corpus.probe import Verify
+from fastemo.corpus.protocol import PROTOCOLS, Protocol
+from fastemo.corpus.synthetic import SyntheticConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Which clips are trained on and tested.
+
+    Attributes:
+        root: Folder of the corpus; `None` makes and uses the built-in one.
+        labels: Where classes come from: `ravdess` file names, or the `folder` a file lies in.
+        protocol: Who is trained on and who tested, see `fastemo.corpus.protocol`; `None`: `speech` where
+            files have RAVDESS names, `folders` otherwise.
+        fold: The fold that `kfold5` or `loso` tests on.
+        verify: How far a scan decodes each file: its first frame (`quick`) or all (`full`).
+        max_rejected: Files that may be rejected before training refuses to start.
+        synthetic: The built-in corpus.
+    """
+
+    root: Path | None = None
+    labels: Labels = "ravdess"
+    protocol: Protocol | None = None
+    fold: int = 0
+    verify: Verify = "quick"
+    max_rejected: int = 0
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self) -> None:
+        if self.labels not in ("ravdess", "folder"):
+            raise ValueError(f"corpus.labels must be ravdess or folder, not '{self.labels}'")
+        if self.verify not in ("quick", "full"):
+            raise ValueError(f"corpus.verify must be quick or full, not '{self.verify}'")
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise ValueError(f"corpus.protocol must be one of {', '.join(PROTOCOLS)}, not '{self.protocol}'")
+        if self.fold < 0:
+            raise ValueError(f"corpus.fold must be at least 0, not {self.fold}")
+        if self.max_rejected < 0:
+            raise ValueError(f"corpus.max_rejected must be at least 0, not {self.max_rejected}")

@@ -1,0 +1,306 @@
+"""A folder -> a Manifest: every clip probed once, every file that cannot be used named with its reason."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fastemo.corpus import ravdess
+from fastemo.corpus.probe import (
+    IMAGE_NAME,
+    VIDEO_SUFFIXES,
+    BadFile,
+    Probe,
+    Verify,
+    image_files,
+    probe_images,
+    probe_video,
+)
+from fastemo.machine import available_processors
+
+Labels = Literal["ravdess", "folder"]
+Status = Literal["clip", "unlabelled", "rejected", "audio-only"]
+SPLITS = ("train", "val", "test")
+
+# RAVDESS's own papers and the report use both forms for these folders.
+_EMOTION_ALIASES = {"surprise": "surprised", "fear": "fearful", "anger": "angry", "sadness": "sad"}
+_ACTOR_IN_NAME = re.compile(r"actor[_-]?(\d+)", re.IGNORECASE | re.ASCII)
+_AUDIO_SUFFIXES = frozenset({".wav"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One file of a corpus, or one folder of images: what it shows and what it holds.
+
+    Attributes:
+        key: Path relative to the corpus root, with forward slashes. Names the clip everywhere.
+        status: What becomes of it; `reason` says why where it is not `clip`.
+        emotion: Class name; empty where unknown.
+        actor, modality, channel, intensity, statement, repetition: RAVDESS's numbers; 0 where unknown.
+        split: `train`, `val` or `test` where the corpus's own folders say so; empty otherwise.
+        num_frames: Frames that really decode.
+        size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
+    """
+
+    key: str
+    status: Status = "clip"
+    reason: str = ""
+    emotion: str = ""
+    actor: int = 0
+    modality: int = 0
+    channel: int = 0
+    intensity: int = 0
+    statement: int = 0
+    repetition: int = 0
+    split: str = ""
+    num_frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    codec: str = ""
+    duration_seconds: float = 0.0
+    size_bytes: int = 0
+    mtime_ns: int = 0
+    verified: str = ""
+
+    @property
+    def take(self) -> str:
+        """What two files of one performance share: the RAVDESS name without its modality, else the key."""
+        return ravdess.parse_stem(Path(self.key).stem).take if self.modality else self.key
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files below a root, each once, sorted by key.
+
+    Attributes:
+        clips: Labelled and readable: what a protocol may choose from.
+        unlabelled: Readable, but their names say nothing: never trained on.
+        rejected: Cannot be used; `reason` says why.
+        audio_only: RAVDESS's audio-only files (modality 03): passed over.
+    """
+
+    root: Path
+    clips: tuple[Clip, ...]
+    unlabelled: tuple[Clip, ...] = ()
+    rejected: tuple[Clip, ...] = ()
+    audio_only: tuple[Clip, ...] = ()
+
+    @classmethod
+    def of(cls, root: Path, rows: Sequence[Clip]) -> Manifest:
+        def having(status: Status) -> tuple[Clip, ...]:
+            return tuple(sorted((row for row in rows if row.status == status), key=lambda row: row.key))
+
+        return cls(root, having("clip"), having("unlabelled"), having("rejected"), having("audio-only"))
+
+    @property
+    def rows(self) -> tuple[Clip, ...]:
+        return self.clips + self.unlabelled + self.rejected + self.audio_only
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """RAVDESS's eight in RAVDESS's order where every label is one of them, else the labels sorted."""
+        names = {clip.emotion for clip in self.clips}
+        return ravdess.EMOTIONS if names <= set(ravdess.EMOTIONS) else tuple(sorted(names))
+
+    def write_csv(self, path: Path) -> None:
+        """Write all rows, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            names = [field.name for field in fields(Clip)]
+            writer.writerow(names)
+            writer.writerows([getattr(row, name) for name in names] for row in self.rows)
+        partial.replace(path)
+
+
+def read_manifest(path: Path, root: Path) -> Manifest:
+    """Read what `Manifest.write_csv` wrote.
+
+    Raises:
+        ValueError: The file is not a manifest; the message names the file and the line.
+    """
+    types = {field.name: type(field.default) for field in fields(Clip)}
+    rows = []
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        if set(reader.fieldnames or ()) != set(types):
+            raise ValueError(f"{path} is not a manifest: its first line is not the manifest's header")
+        for row in reader:
+            try:
+                values: dict[str, Any] = {
+                    name: row[name] if kind not in (int, float) else kind(row[name]) for name, kind in types.items()
+                }
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {reader.line_num}: not a manifest row ({error})") from error
+            rows.append(Clip(**values))
+    return Manifest.of(root, rows)
+
+
+def scan(
+    root: Path | str,
+    *,
+    labels: Labels = "ravdess",
+    verify: Verify = "quick",
+    threads: int | None = None,
+    known: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Find every video below `root`, at any depth, and probe each once.
+
+    Folders of images named `frame0001.jpg` and so on (the report's layout) count as clips too.
+
+    Args:
+        root: The corpus.
+        labels: Where the class comes from: `ravdess` file names, or the name of the file's `folder`.
+        verify: `quick` decodes the first frame of each file, `full` all of them.
+        threads: Files probed at once; one for each processor by default.
+        known: A manifest of an earlier scan: rows whose size and modification time still fit are reused.
+            A file that is absent or unreadable is as good as none.
+        on_progress: Called with (files done, files in all).
+
+    Raises:
+        ValueError: `root` is no folder, or an option is not one of those allowed.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"corpus root {root} is not a folder")
+    for name, value, allowed in (
+        ("labels", labels, ("ravdess", "folder")),
+        ("verify", verify, ("quick", "full")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, not '{value}'")
+    reusable = _reusable_rows(known, root, verify)
+    paths = sorted(_find(root))
+    rows: list[Clip] = []
+    with ThreadPoolExecutor(threads or available_processors()) as pool:
+        jobs = [pool.submit(_examine, path, root, verify, reusable) for path in paths]
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                rows.append(_label(job.result(), labels))
+                if on_progress:
+                    on_progress(done, len(paths))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return Manifest.of(root, _reject_duplicates(rows))
+
+
+def _find(root: Path) -> Iterator[Path]:
+    """Video files, RAVDESS's audio-only files, and folders of images."""
+    ancestors: dict[str, frozenset[str]] = {}
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        # A link to a folder above would be walked for ever.
+        real = os.path.realpath(folder)
+        seen = ancestors.get(folder, frozenset()) | {real}
+        subfolders[:] = [name for name in subfolders if os.path.realpath(os.path.join(folder, name)) not in seen]
+        ancestors.update((os.path.join(folder, name), seen) for name in subfolders)
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in VIDEO_SUFFIXES or (suffix.lower() in _AUDIO_SUFFIXES and stem[:3] == "03-"):
+                yield Path(folder, name)
+        if any(IMAGE_NAME.fullmatch(name) for name in names):
+            yield Path(folder)
+
+
+def _reusable_rows(known: Path | None, root: Path, verify: Verify) -> dict[str, Clip]:
+    if known is None or not known.is_file():
+        return {}
+    try:
+        rows = read_manifest(known, root).rows
+    except (ValueError, OSError):
+        return {}  # a damaged one costs a new probe of each file, nothing else
+    return {row.key: row for row in rows if row.verified == "full" or row.verified == verify}
+
+
+def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip]) -> Clip:
+    """Probe one path, or reuse what an earlier scan found: everything but the label."""
+    key = path.relative_to(root).as_posix()
+    if ravdess_says_audio_only(path.stem):
+        return Clip(key=key, status="audio-only", reason="RAVDESS audio-only (modality 03)")
+    try:
+        size_bytes, mtime_ns = _fingerprint(path)
+        row = reusable.get(key)
+        if row and (row.size_bytes, row.mtime_ns) == (size_bytes, mtime_ns):
+            if row.status == "rejected" and row.num_frames == 0:
+                return Clip(key=key, status="rejected", reason=row.reason, **_kept(row))
+            return Clip(key=key, **_kept(row))
+        clip = Clip(key=key, size_bytes=size_bytes, mtime_ns=mtime_ns, verified=verify)
+        try:
+            probe = probe_images(path, verify=verify) if path.is_dir() else probe_video(path, verify=verify)
+        except BadFile as error:
+            return replace(clip, status="rejected", reason=str(error))
+        return replace(clip, **{field.name: getattr(probe, field.name) for field in fields(Probe)})
+    except OSError as error:
+        return Clip(key=key, status="rejected", reason=f"unreadable: {error.strerror}")
+
+
+def _kept(row: Clip) -> dict[str, Any]:
+    names = [*(field.name for field in fields(Probe)), "size_bytes", "mtime_ns", "verified"]
+    return {name: getattr(row, name) for name in names}
+
+
+def _fingerprint(path: Path) -> tuple[int, int]:
+    files = image_files(path) if path.is_dir() else [path]
+    stats = [file.stat() for file in files]
+    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+
+
+def ravdess_says_audio_only(stem: str) -> bool:
+    try:
+        return ravdess.parse_stem(stem).is_audio_only
+    except ValueError:
+        return False
+
+
+def _label(clip: Clip, labels: Labels) -> Clip:
+    """Fill in what the path says: RAVDESS fields, class, split."""
+    if clip.status in ("rejected", "audio-only"):
+        return clip
+    *folders, name = clip.key.split("/")
+    split = next((folder for folder in folders if folder in SPLITS), "")
+    clip = replace(clip, split=split)
+    stem = name if clip.codec == "images" else Path(name).stem
+    try:
+        performance = ravdess.parse_stem(stem)
+    except ValueError as error:
+        reason = str(error)
+        actor = _ACTOR_IN_NAME.match(stem)
+        clip = replace(clip, actor=int(actor[1]) if actor else 0)
+        emotion = ""
+    else:
+        reason = ""
+        emotion = performance.emotion_name
+        names = ("actor", "modality", "channel", "intensity", "statement", "repetition")
+        clip = replace(clip, **{field: getattr(performance, field) for field in names})
+    folder = folders[-1] if folders else ""
+    folder = _EMOTION_ALIASES.get(folder.lower(), folder)
+    if labels == "folder":
+        emotion = "" if folder in SPLITS else folder
+        reason = "lies in no folder named after its class (--corpus.labels folder)"
+    elif not emotion and clip.codec == "images" and folder in ravdess.EMOTIONS:
+        emotion = folder
+    if not emotion:
+        return replace(clip, status="unlabelled", reason=reason)
+    return replace(clip, emotion=emotion)
+
+
+def _reject_duplicates(rows: Sequence[Clip]) -> list[Clip]:
+    """Keep the first file, by key, of each RAVDESS take and modality."""
+    first: dict[tuple[str, int], str] = {}
+    kept = []
+    for row in sorted(rows, key=lambda row: row.key):
+        if row.status == "clip" and row.modality:
+            owner = first.setdefault((row.take, row.modality), row.key)
+            if owner != row.key:
+                row = replace(row, status="rejected", reason=f"duplicate take and modality: same as {owner}")
+        kept.append(row)
+    return kept

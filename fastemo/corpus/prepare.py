@@ -1,0 +1,80 @@
+"""A configuration -> its Manifest: the built-in corpus made where none is given, the scan remembered."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fastemo.console import Console
+from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.manifest import Manifest, scan
+from fastemo.corpus.synthetic import synthesize
+from fastemo.machine import available_processors, cache_folder
+
+
+def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
+    """Make the built-in corpus where none is given, scan, and refuse what holds too many bad files.
+
+    The scan is remembered in the cache folder, so that an unchanged file is probed once.
+
+    Raises:
+        ValueError: The root is no folder, holds no clip, or more than `max_rejected` bad files.
+    """
+    root = corpus_root(config, console)
+    manifest = scan_cached(root, config, console)
+    console.say(describe(manifest))
+    if len(manifest.rejected) > config.max_rejected:
+        for clip in manifest.rejected:
+            console.say(f"  rejected {clip.key}: {clip.reason}")
+        raise ValueError(
+            f"{len(manifest.rejected)} files in {root} were rejected, {config.max_rejected} are allowed; repair or "
+            f"remove them, or go on without them by --corpus.max_rejected {len(manifest.rejected)}"
+        )
+    if not manifest.clips:
+        raise ValueError(
+            f"{root} holds no labelled clip; name files as RAVDESS does, or give --corpus.labels folder to take the "
+            f"class from a file's folder"
+        )
+    return manifest
+
+
+def corpus_root(config: CorpusConfig, console: Console) -> Path:
+    """The corpus's folder; the built-in one is made first where it is not there yet."""
+    if config.root is not None:
+        return config.root
+    # A changed default makes another corpus beside the old one, never a mixture.
+    digest = hashlib.blake2b(repr(config.synthetic).encode(), digest_size=6).hexdigest()
+    root = cache_folder() / "synthetic" / digest
+    with console.track("making the built-in corpus", "files") as advance:
+        synthesize(root, config.synthetic, workers=available_processors(), on_progress=advance)
+    console.say(f"built-in corpus of generated faces: {root}")
+    return root
+
+
+def scan_cached(root: Path, config: CorpusConfig, console: Console) -> Manifest:
+    """Scan a corpus, reusing what the last scan of the same folder found of unchanged files."""
+    digest = hashlib.blake2b(str(root.resolve()).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    known = cache_folder() / "manifests" / f"{digest}.csv"
+    with console.track("scanning", "files") as advance:
+        manifest = scan(
+            root,
+            labels=config.labels,
+            verify=config.verify,
+            threads=available_processors(),
+            known=known,
+            on_progress=advance,
+        )
+    try:
+        manifest.write_csv(known)
+    except OSError as error:
+        console.say(f"the scan could not be remembered in {known.parent}: {error.strerror}")
+    return manifest
+
+
+def describe(manifest: Manifest) -> str:
+    """One line: how many files a scan found, by what became of them."""
+    parts = [f"{len(manifest.clips)} clips", f"{len(manifest.unlabelled)} unlabelled"]
+    parts.append(f"{len(manifest.rejected)} rejected")
+    if manifest.audio_only:
+        parts.append(f"{len(manifest.audio_only)} audio-only passed over")
+    return f"{manifest.root}: {', '.join(parts)}"

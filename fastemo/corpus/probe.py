@@ -1,0 +1,185 @@
+"""One file: what it holds, found by demuxing it once and decoding a little or all of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import av.error
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".flv"})
+IMAGE_NAME = re.compile(r"frame(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE | re.ASCII)
+
+Verify = Literal["quick", "full"]
+
+_TOP_LEVEL_BOXES = frozenset(b"ftyp styp moov moof mdat mfra sidx free skip wide pnot uuid meta udta".split())
+
+
+class BadFile(ValueError):
+    """A file that cannot be used; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a video holds.
+
+    Attributes:
+        num_frames: Frames that decode: the packets that no edit list discards. The header's count is often
+            higher (RAVDESS: by one).
+        fps: Average frames a second; 0 for a folder of images, which has no clock.
+        codec: FFmpeg's name of the codec, or `images` for a folder of images.
+        duration_seconds: `num_frames / fps`; 0 for a folder of images.
+    """
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    codec: str
+    duration_seconds: float
+
+
+def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
+    """Demux a file once and decode its first frame (`quick`) or every frame (`full`).
+
+    Raises:
+        BadFile: The file is empty, unreadable or truncated, has no video stream, or does not decode.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise BadFile("zero length")
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container)
+            num_frames = _count_frames(container, stream)
+            fps = float(stream.average_rate or stream.guessed_rate or 0)
+            width, height = stream.codec_context.width, stream.codec_context.height
+            codec = stream.codec_context.name
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        cut = _cut_box(path, size)
+        raise BadFile(f"truncated: {cut}" if cut else f"unreadable: {_reason(error)}") from error
+    cut = _cut_box(path, size)
+    if cut:
+        raise BadFile(f"truncated: {cut}")
+    if num_frames == 0:
+        raise BadFile("no frame decodes: the video stream holds no packets")
+    decoded = _decode_count(path, None if verify == "full" else 1)
+    if decoded == 0:
+        raise BadFile("no frame decodes")
+    if verify == "full" and decoded != num_frames:
+        raise BadFile(f"{num_frames} frames are stored but {decoded} decode")
+    return Probe(
+        num_frames=num_frames,
+        fps=fps,
+        width=width,
+        height=height,
+        codec=codec,
+        duration_seconds=num_frames / fps if fps else 0.0,
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The frames of a folder of images (`frame0001.jpg` ...), in the order of their numbers."""
+    numbered = [
+        (int(match[1]), path)
+        for path in folder.iterdir()
+        if (match := IMAGE_NAME.fullmatch(path.name)) and path.is_file()
+    ]
+    return [path for _, path in sorted(numbered)]
+
+
+def probe_images(folder: Path, *, verify: Verify = "quick") -> Probe:
+    """Look at a folder of images as a clip: decode the first image (`quick`) or all of them (`full`).
+
+    Raises:
+        BadFile: An image is empty or does not decode, or its size differs from the first one's.
+    """
+    files = image_files(folder)
+    if not files:
+        raise BadFile("no images named frame0001.jpg and so on")
+    shape: tuple[int, int] | None = None
+    for path in files if verify == "full" else files[:1]:
+        try:
+            with av.open(str(path)) as container:
+                frame = next(container.decode(video=0))
+        except (av.error.FFmpegError, StopIteration, IndexError) as error:
+            raise BadFile(f"image {path.name} does not decode") from error
+        if shape and shape != (frame.width, frame.height):
+            raise BadFile(f"image {path.name} is {frame.width}x{frame.height}, the first is {shape[0]}x{shape[1]}")
+        shape = (frame.width, frame.height)
+    assert shape
+    return Probe(num_frames=len(files), fps=0.0, width=shape[0], height=shape[1], codec="images", duration_seconds=0.0)
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise BadFile("no video stream")
+    assert isinstance(stream, av.VideoStream)
+    if stream.disposition & av.stream.Disposition.attached_pic:
+        raise BadFile("no video stream, only a cover picture")
+    return stream
+
+
+def _count_frames(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    num_frames = 0
+    for packet in container.demux(stream):
+        if packet.size == 0:  # the flush packet at the end
+            continue
+        if packet.is_corrupt:
+            raise BadFile("truncated: the file ends inside a frame")
+        num_frames += not packet.is_discard
+    return num_frames
+
+
+def _decode_count(path: Path, limit: int | None) -> int:
+    """Frames that decode, up to `limit`; with no limit every decoder error is an error."""
+    count = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container)
+            stream.codec_context.thread_count = 1
+            if limit is None:
+                stream.codec_context.options = {"err_detect": "explode"}
+            for frame in container.decode(stream):
+                if limit is None and frame.is_corrupt:
+                    raise BadFile(f"frame {count} is damaged")
+                count += 1
+                if count == limit:
+                    break
+    except av.error.FFmpegError as error:
+        where = f"frame {count} does not decode" if count else "no frame decodes"
+        raise BadFile(f"{where}: {_reason(error)}") from error
+    return count
+
+
+def _cut_box(path: Path, size: int) -> str:
+    """Which top-level box of an MP4 or MOV reaches past the end of the file ('' for none, or another format).
+
+    FFmpeg reads such a file as far as it goes without an error. Source: ISO/IEC 14496-12, section 4.2.
+    """
+    with path.open("rb") as file:
+        offset = 0
+        while offset + 8 <= size:
+            file.seek(offset)
+            header = file.read(16)
+            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if kind not in _TOP_LEVEL_BOXES:
+                return ""
+            if length == 1 and len(header) == 16:
+                length = int.from_bytes(header[8:], "big")
+            if length == 0:  # the last box, open to the end of the file
+                return ""
+            if offset + length > size:
+                return f"its '{kind.decode('latin-1')}' box ends {offset + length - size} bytes past the file"
+            if length < 8:
+                return ""
+            offset += length
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", "") or error)

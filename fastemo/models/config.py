@@ -1,0 +1,89 @@
+"""What a run chooses about its model, checked when it is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import timm
+
+ModelName = Literal["early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm"]
+Fusion = Literal["mean", "concat", "max"]
+Rnn = Literal["lstm", "gru"]
+Stem = Literal["random", "inflate"]
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One of the report's five models and its variants; an option of another model has no effect.
+
+    Attributes:
+        name: `early_cnn`, `early_resnet18`, `late_fusion`, `r3d18` or `cnn_lstm`.
+        num_frames: T, frames a clip. The early models and `fusion: concat` are built for one T; a run
+            takes it from `video.num_frames`.
+        pretrained: Start from ImageNet (2D) or Kinetics-400 (3D) weights. `early_cnn` never does.
+        weights: Local file with those weights in place of the hub: `.safetensors`, `.pt` or `.pth`, a
+            state dict with timm's key names (torchvision's, which are the same, for ResNet-18; torchvision's
+            for `r3d18`). Its classifier is dropped.
+        backbone: timm model of `late_fusion` and `cnn_lstm`, with or without a tag.
+        fusion: How `late_fusion` joins the T frame features.
+        rnn: Recurrent layer of `cnn_lstm`.
+        rnn_hidden: Its hidden width.
+        rnn_norm: LayerNorm on the frame features before it. Not in the report; learning without pretrained
+            weights needs it.
+        stem: First convolution of `early_resnet18`, on 3T channels: `random` as in the report, or `inflate`,
+            the pretrained RGB kernel repeated T times and divided by T, which sees the mean frame at first.
+        dropout: Probability after the hidden fully connected layer, which only `early_cnn` has. The heads of
+            the other four are one Linear with nothing after it.
+
+    Raises:
+        ValueError: A value is not among the allowed ones; the message names them.
+    """
+
+    name: ModelName = "cnn_lstm"
+    num_frames: int | None = None
+    pretrained: bool = True
+    weights: Path | None = None
+    backbone: str = "resnet18"
+    fusion: Fusion = "mean"
+    rnn: Rnn = "lstm"
+    rnn_hidden: int = 512
+    rnn_norm: bool = False
+    stem: Stem = "random"
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        choices = {"name": ModelName, "fusion": Fusion, "rnn": Rnn, "stem": Stem}
+        for field, allowed in choices.items():
+            value = getattr(self, field)
+            if value not in get_args(allowed):
+                raise ValueError(f"model.{field} is '{value}', must be one of {', '.join(get_args(allowed))}")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"model.num_frames is {self.num_frames}, must be at least 1")
+        if self.rnn_hidden < 1:
+            raise ValueError(f"model.rnn_hidden is {self.rnn_hidden}, must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}, must be at least 0 and below 1")
+        self._check_weights()
+        self._check_backbone()
+
+    def _check_weights(self) -> None:
+        if self.weights is None:
+            return
+        if self.name == "early_cnn":
+            raise ValueError("model.weights is set, but early_cnn has no pretrained weights to load")
+        if not self.pretrained:
+            raise ValueError("model.weights is set and model.pretrained is false, must be one or the other")
+        if Path(self.weights).suffix not in WEIGHT_SUFFIXES:
+            allowed = ", ".join(WEIGHT_SUFFIXES)
+            raise ValueError(f"model.weights is '{self.weights}', its suffix must be one of {allowed}")
+
+    def _check_backbone(self) -> None:
+        if not timm.is_model(self.backbone):
+            raise ValueError(
+                f"model.backbone is '{self.backbone}', must be one of timm.list_models(), "
+                "such as resnet18, resnet50 or mobilenetv3_small_100"
+            )

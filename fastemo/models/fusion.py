@@ -1,0 +1,119 @@
+"""Models without an order of time: early fusion stacks the frames as channels, late fusion joins features.
+
+Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastemo.models.config import Fusion, Stem
+
+_EARLY_WIDTHS = (64, 128, 256, 512)
+_EARLY_HIDDEN = 1024
+
+
+class EarlyCNN(nn.Module):
+    """The report's architecture 1: four blocks of convolution on 3T channels, global average pooling, an MLP.
+
+    Convolutions keep their bias, as the report's plain `Conv2d` has it.
+    """
+
+    def __init__(self, num_frames: int, num_classes: int, *, dropout: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        in_channels = 3 * num_frames
+        for out_channels in _EARLY_WIDTHS:
+            layers += [
+                nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(2),
+            ]
+            in_channels = out_channels
+        self.blocks = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(
+            nn.Linear(in_channels, _EARLY_HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(_EARLY_HIDDEN, num_classes),
+        )
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] with H, W >= 16 -> logits [B, num_classes]."""
+        maps = self.blocks(frames_BTCHW.flatten(1, 2))
+        return self.classifier(self.pool(maps).flatten(1))
+
+
+class EarlyResNet18(nn.Module):
+    """The report's architecture 2: ResNet-18 with a first convolution on 3T channels.
+
+    Args:
+        backbone: ResNet-18 on RGB, without classifier; its `conv1` is replaced.
+        stem: `random` draws the new kernel (He, fan out, as ResNet does); `inflate` repeats the backbone's
+            T times and divides by T, so a clip that stands still gives what one of its frames gave.
+    """
+
+    def __init__(self, backbone: nn.Module, num_frames: int, num_classes: int, *, stem: Stem) -> None:
+        super().__init__()
+        rgb = backbone.conv1
+        assert isinstance(rgb, nn.Conv2d)
+        conv = nn.Conv2d(3 * num_frames, rgb.out_channels, kernel_size=7, stride=2, padding=3, bias=False)
+        if stem == "inflate":
+            with torch.no_grad():
+                conv.weight.copy_(rgb.weight.repeat(1, num_frames, 1, 1) / num_frames)
+        else:
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        backbone.conv1 = conv
+        self.backbone = backbone
+        self.classifier = nn.Linear(feature_width(backbone), num_classes)
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
+        return self.classifier(self.backbone(frames_BTCHW.flatten(1, 2)))
+
+
+class LateFusion(nn.Module):
+    """One backbone for every frame, features joined over time, one Linear.
+
+    Args:
+        backbone: float [N, 3, H, W] -> features [N, F].
+        num_frames: T, which only `concat` needs: its Linear has T * F inputs.
+        fusion: `mean` and `max` over the frames, blind to their order, or `concat`.
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, *, fusion: Fusion, num_frames: int | None) -> None:
+        super().__init__()
+        width = feature_width(backbone)
+        if fusion == "concat":
+            assert num_frames is not None
+            width *= num_frames
+        self.fusion = fusion
+        self.backbone = backbone
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
+        features_BTF = frame_features(self.backbone, frames_BTCHW)
+        if self.fusion == "mean":
+            fused = features_BTF.mean(dim=1)
+        elif self.fusion == "max":
+            fused = features_BTF.amax(dim=1)
+        else:
+            fused = features_BTF.flatten(1)
+        return self.classifier(fused)
+
+
+def frame_features(backbone: nn.Module, frames_BTCHW: Tensor) -> Tensor:
+    """Apply `backbone` to every frame: float [B, T, 3, H, W] -> [B, T, F], without copying the frames."""
+    batch, num_frames = frames_BTCHW.shape[:2]
+    return backbone(frames_BTCHW.flatten(0, 1)).unflatten(0, (batch, num_frames))
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """F of a timm model without classifier; `num_features` is wrong where a head convolution widens it."""
+    width = backbone.head_hidden_size
+    assert isinstance(width, int)
+    return width

@@ -1,0 +1,55 @@
+"""Models that see the order of time: R3D-18 by convolution, CNN-RNN by recurrence.
+
+Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastemo.models.config import Rnn
+from fastemo.models.fusion import feature_width, frame_features
+
+_R3D18_FEATURES = 512
+
+
+class R3D18(nn.Module):
+    """Convolution over time and space, global average pooling, one Linear.
+
+    Args:
+        backbone: float [B, 3, T, H, W] -> features [B, 512].
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = nn.Linear(_R3D18_FEATURES, num_classes)
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
+        return self.classifier(self.backbone(frames_BTCHW.transpose(1, 2)))
+
+
+class CNNRNN(nn.Module):
+    """One backbone for every frame, a one-layer LSTM or GRU over them, one Linear on its last hidden state.
+
+    Args:
+        backbone: float [N, 3, H, W] -> features [N, F].
+        rnn: Kind of the recurrent layer.
+        hidden: Its width.
+        norm: LayerNorm on the features before it.
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, *, rnn: Rnn, hidden: int, norm: bool) -> None:
+        super().__init__()
+        width = feature_width(backbone)
+        self.backbone = backbone
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[rnn](width, hidden, batch_first=True)
+        self.classifier = nn.Linear(hidden, num_classes)
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
+        features_BTF = self.norm(frame_features(self.backbone, frames_BTCHW))
+        hidden_BTF, _ = self.rnn(features_BTF)
+        return self.classifier(hidden_BTF[:, -1])

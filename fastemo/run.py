@@ -1,0 +1,235 @@
+"""One run, whole: a configuration -> a trained and tested model in a run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastemo.config import RunConfig, read_config, write_config
+from fastemo.console import Console
+from fastemo.corpus.manifest import Clip, read_manifest
+from fastemo.corpus.prepare import corpus_root, prepare_corpus
+from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
+from fastemo.machine import versions, write_text
+from fastemo.models import build_model
+from fastemo.report import figures
+from fastemo.training import checkpoint
+from fastemo.training.trainer import Trainer
+from fastemo.video.decode import decode_clip
+from fastemo.video.loader import ClipLoader
+from fastemo.video.sampling import frame_indices
+
+
+def run(config: RunConfig) -> Path:
+    """Train, test and report; the run folder is returned.
+
+    Raises:
+        ValueError: The configuration, the corpus or the run folder will not do; nothing was trained.
+        DecodeError: A clip stopped decoding since the scan.
+        WeightsUnavailable: Pretrained weights cannot be had.
+    """
+    trainer = Trainer(config.train, seed=config.seed)
+    try:
+        return _run(config, trainer, Console(show=trainer.is_main))
+    finally:
+        trainer.close()
+
+
+def _run(config: RunConfig, trainer: Trainer, console: Console) -> Path:
+    run_dir = trainer.from_main(_make_run_dir(config) if trainer.is_main else None)
+    assert run_dir is not None
+    console.log_to(run_dir / "log.txt")
+    console.log(f"command: {shlex.join(sys.argv)}")
+    if trainer.is_main:
+        write_config(config, run_dir / "config.yaml")
+        write_text(run_dir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        manifest = prepare_corpus(config.corpus, console)
+        manifest.write_csv(run_dir / "manifest.csv")
+    root = trainer.from_main(manifest.root if trainer.is_main else None)
+    assert root is not None
+    manifest = read_manifest(run_dir / "manifest.csv", root)
+    splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
+    if trainer.is_main:
+        _show_splits(splits, run_dir, console)
+
+    trainer.seed_everything(epoch=0)
+    model = build_model(config.model, len(splits.class_names))
+    loaders = make_loaders(config, manifest.root, splits, trainer)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    train = loaders["train"]
+    console.say(
+        f"{config.model.name}: {num_parameters / 1e6:.1f} M parameters, {trainer.precision} on {trainer.device}, "
+        f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}; "
+        f"decoding by {train.backend} ({train.backend_reason})"
+    )
+    if train.num_padding:
+        console.say(f"{train.num_padding} clips are repeated each epoch to even out the processes; they weigh nothing")
+    trainer.prepare(model, len(train))
+    trainer.fit(train, loaders["val"], config.augment, run_dir, console)
+
+    weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
+    trainer.load_weights(weights)
+    predictions = trainer.predict(loaders["test"], config.augment)
+    if trainer.is_main:
+        result = write_report(config, run_dir, manifest.root, splits, trainer.history, predictions, epoch=info["epoch"])
+        console.say(f"test: {results_line(result, len(splits.class_names))}")
+        console.say(f"run folder: {run_dir}")
+    return run_dir
+
+
+def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) -> dict[str, Any]:
+    """Test the best checkpoint of a run on one of its splits, in one process.
+
+    Writes `SPLIT.json` and `predictions.csv` to `out`, by default `RUN/evaluation/SPLIT`; results of an earlier
+    evaluation there are replaced. The clips are those of the run's own manifest.
+
+    Raises:
+        ValueError: `run_dir` is no run folder, or its checkpoint is damaged.
+        DecodeError: A clip no longer decodes as it did in the run.
+    """
+    config_file = run_dir / "config.yaml"
+    if not config_file.is_file():
+        raise ValueError(f"{run_dir} is no run folder: it holds no config.yaml")
+    config = read_config(["--config", str(config_file)])
+    weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
+    manifest = read_manifest(run_dir / "manifest.csv", corpus_root(config.corpus, console))
+    splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
+    trainer = Trainer(config.train, seed=config.seed)
+    try:
+        # The checkpoint holds every weight: nothing is fetched.
+        model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))
+        trainer.prepare(model, 1)
+        trainer.load_weights(weights)
+        predictions = trainer.predict(make_loaders(config, manifest.root, splits, trainer)[split], config.augment)
+    finally:
+        trainer.close()
+    out = out or run_dir / "evaluation" / split
+    result = {
+        "split": split,
+        "epoch": info["epoch"],
+        **summarise(predictions, splits[split], splits.class_names),
+    }
+    write_text(out / f"{split}.json", json.dumps(result, indent=2) + "\n")
+    write_predictions(out / "predictions.csv", predictions, splits[split], splits.class_names)
+    console.say(f"{split}: {results_line(result, len(splits.class_names))}")
+    console.say(f"written to {out}")
+    return result
+
+
+def make_loaders(config: RunConfig, root: Path, splits: Splits, trainer: Trainer) -> dict[str, ClipLoader]:
+    """One loader a split, of this process's share."""
+    return {
+        name: ClipLoader(
+            splits[name],
+            root,
+            splits.class_names,
+            config.video,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            shuffle=name == "train",
+            even=name == "train",
+            rank=trainer.rank,
+            world_size=trainer.world_size,
+            device=trainer.device,
+        )
+        for name in ("train", "val", "test")
+    }
+
+
+def write_report(
+    config: RunConfig,
+    run_dir: Path,
+    root: Path,
+    splits: Splits,
+    history: Sequence[dict[str, object]],
+    predictions: Predictions,
+    *,
+    epoch: int,
+) -> dict[str, Any]:
+    """Write what the test says, `test.json`, `predictions.csv` and the figures; the first is returned."""
+    names = splits.class_names
+    result = {
+        "model": config.model.name,
+        "corpus": "built-in (generated faces)" if config.corpus.root is None else str(config.corpus.root),
+        "protocol": splits.protocol,
+        "fold": config.corpus.fold,
+        "seed": config.seed,
+        "epoch": epoch,
+        **summarise(predictions, splits.test, names),
+    }
+    write_text(run_dir / "test.json", json.dumps(result, indent=2) + "\n")
+    write_predictions(run_dir / "predictions.csv", predictions, splits.test, names)
+    title = f"{config.model.name}, {len(predictions.keys)} test clips, accuracy {result['accuracy']:.1%}"
+    figures.save_curves(history, run_dir / "curves.png")
+    figures.save_confusion(result["confusion"], names, run_dir / "confusion_matrix.png", title)
+    figures.save_per_class(result["per_class"], run_dir / "per_class_accuracy.png", title)
+    examples = misclassified(config, root, splits.test, predictions, names)
+    figures.save_misclassified(examples, run_dir / "misclassified.png")
+    return result
+
+
+def misclassified(
+    config: RunConfig, root: Path, clips: Sequence[Clip], predictions: Predictions, class_names: Sequence[str]
+) -> list[figures.Misclassified]:
+    """The clips that the model was surest of and wrong about, six frames each."""
+    by_key = {clip.key: clip for clip in clips}
+    confidence = predictions.probabilities.max(1)
+    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: figures.MAX_MISCLASSIFIED]
+    spec = replace(config.video.spec, num_frames=6, size=max(128, config.video.size))
+    examples = []
+    for row in wrong:
+        clip = by_key[predictions.keys[row]]
+        frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec, backend=config.video.backend)
+        examples.append(
+            figures.Misclassified(
+                key=clip.key,
+                frames=frames,
+                true_name=class_names[predictions.labels[row]],
+                predicted_name=class_names[predictions.predicted[row]],
+                probability=float(confidence[row]),
+            )
+        )
+    return examples
+
+
+def _make_run_dir(config: RunConfig) -> Path:
+    name = config.name or f"{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = config.runs_dir / name
+    try:
+        run_dir.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ValueError(f"run folder {run_dir} exists and is never overwritten; choose another --name") from error
+    return run_dir
+
+
+def _show_splits(splits: Splits, run_dir: Path, console: Console) -> None:
+    table = splits.count_table()
+    console.table(f"protocol {splits.protocol}", table)
+    for note in splits.notes:
+        console.say(f"note: {note}")
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_text(run_dir / "splits.csv", text.getvalue())
+
+
+def results_line(result: dict[str, Any], num_classes: int) -> str:
+    low, high = result["intervals"]["accuracy"]
+    return (
+        f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), UAR {result['uar']:.1%}, "
+        f"macro-F1 {result['macro_f1']:.3f} on {result['num_clips']} clips of {result['num_takes']} takes; "
+        f"chance {1 / num_classes:.1%}"
+    )

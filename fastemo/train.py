@@ -1,0 +1,29 @@
+"""Entry of `accelerate launch fastemo/train.py`, of `torchrun` and of `fastemo train`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# A script's own folder comes first on sys.path, where this package's modules would hide others of their name
+# and `import fastemo` would find nothing: the folder above it belongs there.
+if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from fastemo.errors import one_line_errors
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> None:
+    """Train by the configuration that the arguments give."""
+    with one_line_errors():
+        # Late, so that an error in the arguments does not wait for torch, and children of the built-in corpus's
+        # process pool, which import this file again, do not load it.
+        from fastemo.config import read_config
+        from fastemo.run import run
+
+        run(read_config(sys.argv[1:] if arguments is None else arguments, prog=prog))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""The loop: fit, train_step, early stopping. The only module that knows Accelerate."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from torch import nn
+from torch.optim import lr_scheduler
+
+from fastemo.console import Console
+from fastemo.evaluation.evaluate import Predictions, predict
+from fastemo.machine import versions, write_text
+from fastemo.training import checkpoint
+from fastemo.video.augment import AugmentConfig, augment
+from fastemo.video.loader import ClipBatch, ClipLoader
+from fastemo.video.sampling import keyed_seed
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Schedule = Literal["plateau", "onecycle", "constant"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The recipe; the defaults are the report's.
+
+    Attributes:
+        batch_size: Clips a step on each device.
+        accumulate_steps: Batches whose gradients make one step of the optimiser.
+        epochs: At most so many.
+        lr: Adam's learning rate; with `onecycle` its peak.
+        weight_decay: L2 penalty on all weights.
+        schedule: `plateau` (lower the rate when validation accuracy stalls), `onecycle` (up and down once over
+            the whole training), `constant`.
+        plateau_factor, plateau_patience: What the rate is multiplied by after how many epochs without gain.
+        early_stop_patience: Stop after so many epochs without a better validation accuracy; `None`: never.
+        clip_norm: Largest norm of the gradients; 0 turns clipping off.
+        precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says, fp32
+            without it.
+        channels_last: Memory layout of 2D convolutions (3D ones keep theirs); the same result, faster on a CPU.
+    """
+
+    batch_size: int = 8
+    accumulate_steps: int = 1
+    epochs: int = 100
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    schedule: Schedule = "plateau"
+    plateau_factor: float = 0.5
+    plateau_patience: int = 2
+    early_stop_patience: int | None = 5
+    clip_norm: float = 5.0
+    precision: Precision = "auto"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate_steps", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr must be above 0, not {self.lr}")
+        for name in ("weight_decay", "clip_norm", "plateau_patience"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train.{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"train.plateau_factor must lie between 0 and 1, not {self.plateau_factor}")
+        if self.early_stop_patience is not None and self.early_stop_patience < 1:
+            raise ValueError(f"train.early_stop_patience must be at least 1 or null, not {self.early_stop_patience}")
+        for name, allowed in (
+            ("schedule", ("plateau", "onecycle", "constant")),
+            ("precision", ("auto", "fp32", "fp16", "bf16")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'")
+
+
+class Trainer:
+    """Joins the processes of a run and trains on all of them.
+
+    Made before the model and the loaders, because they need its `rank`, `world_size` and `device`.
+    """
+
+    def __init__(self, config: TrainConfig, *, seed: int) -> None:
+        self.config, self._seed = config, seed
+        chosen = {"auto": None, "fp32": "no"}.get(config.precision, config.precision)
+        # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=chosen, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp]
+            )
+        except ValueError as error:
+            raise ValueError(f"train.precision {config.precision} cannot be had here: {error}") from error
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def precision(self) -> str:
+        return {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+
+    def seed_everything(self, *, epoch: int) -> None:
+        """Seed torch's own generators (initial weights, dropout) from (seed, epoch, rank)."""
+        rank = 0 if epoch == 0 else self.rank
+        torch.manual_seed(keyed_seed(self._seed, epoch, f"torch on rank {rank}") % 2**63)
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, on every process."""
+        return broadcast_object_list([value])[0]
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def prepare(self, model: nn.Module, steps_per_epoch: int) -> None:
+        """Put the model on the device and make what trains it."""
+        if self.config.channels_last:
+            for parameter in model.parameters():
+                if parameter.dim() == 4:  # the kernels of 2D convolutions; their input follows
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        # Adam with an L2 penalty inside the gradient, as in the report; not AdamW.
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=self.config.lr, betas=(0.9, 0.999), weight_decay=self.config.weight_decay
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        updates = -(-steps_per_epoch // self.config.accumulate_steps) * self.config.epochs
+        self._scheduler = _make_scheduler(self.config, optimizer, updates)
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without the wrapper that averages gradients, with mixed precision still on."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def fit(
+        self,
+        train: ClipLoader,
+        val: ClipLoader,
+        augment_config: AugmentConfig,
+        run_dir: Path,
+        console: Console,
+    ) -> None:
+        """Train until the last epoch or until validation accuracy stops rising.
+
+        Leaves `metrics.jsonl` and `checkpoints/last` and `checkpoints/best` in `run_dir`, complete after every
+        epoch; `history` holds the same rows.
+        """
+        best_accuracy, epochs_without_gain = -1.0, 0
+        with console.track("training", "steps") as advance:
+            for epoch in range(1, self.config.epochs + 1):
+                row = self._train_epoch(train, augment_config, epoch, advance)
+                predictions = self.predict(val, augment_config)
+                metrics = predictions.metrics(range(predictions.logits.shape[1]))  # type: ignore[arg-type]
+                row |= {
+                    "val_loss": predictions.loss,
+                    "val_accuracy": metrics.accuracy,
+                    "val_uar": metrics.uar,
+                }
+                row = {name: row[name] for name in _ROW_ORDER}
+                self.history.append(row)
+                if self.config.schedule == "plateau":
+                    self._scheduler.step(metrics.accuracy)
+                improved = metrics.accuracy > best_accuracy
+                best_accuracy = max(best_accuracy, metrics.accuracy)
+                epochs_without_gain = 0 if improved else epochs_without_gain + 1
+                self._save(run_dir, ("last", "best") if improved else ("last",))
+                console.say(_epoch_line(row, self.config.epochs, improved))
+                if epochs_without_gain == self.config.early_stop_patience:
+                    console.say(f"stopped early: {epochs_without_gain} epochs without a better validation accuracy")
+                    break
+
+    def predict(self, loader: ClipLoader, augment_config: AugmentConfig) -> Predictions:
+        """Every clip of a split once, from all ranks, on all ranks."""
+        local = predict(self.bare_model, loader, augment_config)
+        return Predictions.joined(gather_object([local]))
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        self.bare_model.load_state_dict(weights)
+
+    def _train_epoch(
+        self, loader: ClipLoader, augment_config: AugmentConfig, epoch: int, advance: Any
+    ) -> dict[str, Any]:
+        self.seed_everything(epoch=epoch)
+        self.model.train()
+        totals = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, clips
+        started, waited, num_steps = time.perf_counter(), 0.0, len(loader)
+        lr = self.optimizer.param_groups[0]["lr"]
+        batches = _timed(loader.epoch(epoch))
+        step = 0
+        for window, seconds in _windows(batches, self.config.accumulate_steps):
+            waited += seconds
+            self.train_step(window, augment_config, epoch, totals)
+            step += len(window)
+            done = (epoch - 1) * num_steps + step
+            advance(done, self.config.epochs * num_steps, note=f"epoch {epoch} of {self.config.epochs}")
+        # The one place where the device is waited for: what it added up is read once an epoch.
+        loss, correct, clips = self.accelerator.reduce(totals, "sum").tolist()
+        seconds = time.perf_counter() - started
+        return {
+            "epoch": epoch,
+            "train_loss": loss / clips,
+            "train_accuracy": correct / clips,
+            "lr": lr,
+            "epoch_seconds": seconds,
+            "clips_per_second": clips / seconds,
+            "data_wait_fraction": waited / seconds,
+        }
+
+    def train_step(
+        self, window: Sequence[ClipBatch], augment_config: AugmentConfig, epoch: int, totals: torch.Tensor
+    ) -> None:
+        """One step of the optimiser on the batches whose gradients it takes together.
+
+        Every clip weighs the same, whatever rank or batch it came in, and padding weighs nothing: the loss is the
+        sum over clips divided by the clips of the window on all ranks.
+
+        Args:
+            totals: float64 [3] on the device; the loss, the correct clips and the clips of this rank are added.
+        """
+        num_clips = sum(batch.num_global for batch in window)
+        for position, batch in enumerate(window):
+            frames = augment(batch.frames, augment_config, batch.keys, seed=self._seed, epoch=epoch)
+            last = position == len(window) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                logits = self.model(frames).float()
+                real = ~batch.is_padding
+                loss = (F.cross_entropy(logits, batch.labels, reduction="none") * real).sum()
+                # Gradients are averaged over the ranks; the factor makes that average a sum.
+                self.accelerator.backward(loss * (self.world_size / num_clips))
+            correct = ((logits.argmax(1) == batch.labels) & real).sum()
+            totals += torch.stack([loss.detach().double(), correct.double(), real.sum().double()])
+        if self.config.clip_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.config.schedule == "onecycle":
+            self._scheduler.step()
+
+    def _save(self, run_dir: Path, names: Sequence[str]) -> None:
+        """Write the checkpoints and the metrics so far, on the main process."""
+        if not self.is_main:
+            return
+        state = {"optimizer": self.optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        info = {**self.history[-1], "versions": versions()}
+        for name in names:
+            folder = run_dir / "checkpoints" / name
+            checkpoint.save(folder, model=self.bare_model.state_dict(), state=state, info=info)
+        write_text(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
+
+
+_ROW_ORDER = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_uar",
+    "lr",
+    "epoch_seconds",
+    "clips_per_second",
+    "data_wait_fraction",
+)
+
+
+def _make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates: int) -> Any:
+    """Steps once an epoch with `plateau`, once an update with `onecycle`; the trainer steps it, not Accelerate."""
+    if config.schedule == "plateau":
+        return lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience
+        )
+    if config.schedule == "onecycle":
+        return lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=updates)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _timed(batches: Iterator[ClipBatch]) -> Iterator[tuple[ClipBatch, float]]:
+    """Each batch with the seconds it was waited for."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started
+
+
+def _windows(batches: Iterator[tuple[ClipBatch, float]], size: int) -> Iterator[tuple[list[ClipBatch], float]]:
+    """`size` batches at a time, with the seconds they were waited for; the last window may be shorter."""
+    window: list[ClipBatch] = []
+    waited = 0.0
+    for batch, seconds in batches:
+        window.append(batch)
+        waited += seconds
+        if len(window) == size:
+            yield window, waited
+            window, waited = [], 0.0
+    if window:
+        yield window, waited
+
+
+def _epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"train {row['train_loss']:.3f} {row['train_accuracy']:6.1%}  "
+        f"val {row['val_loss']:.3f} {row['val_accuracy']:6.1%}  lr {row['lr']:.1e}  "
+        f"{row['epoch_seconds']:.1f} s  {row['clips_per_second']:.1f} clips/s  "
+        f"waiting {row['data_wait_fraction']:.0%}{'  best' if improved else ''}"
+    )

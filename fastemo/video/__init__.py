@@ -1,0 +1,1 @@
+"""How a clip's pixels reach the device."""

@@ -1,0 +1,162 @@
+"""uint8 clips -> float model input on the device: one batched affine sampling, then one normalisation.
+
+Shapes: B clips, T frames, C = 3 channels, h x w stored pixels, H x W pixels the model sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fastemo.video.sampling import keyed_seed
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What training does to a clip; evaluation takes the centre crop alone.
+
+    Attributes:
+        enabled: Random crop, flip and rotation in training; off, training sees the centre crop too.
+        crop_size: H and W, pixels of the square the model sees.
+        flip: Probability of a horizontal flip.
+        rotation_degrees: Largest angle, drawn uniformly from plus to minus it.
+        rotation_corners: What a rotation turns in from outside the crop: `black`, as in the report, or the
+            `image` that lies there (its edge repeated beyond the stored frame).
+        per_frame: Draw anew for every frame, as the report's code did. Off, a clip's frames move together,
+            which temporal models need.
+    """
+
+    enabled: bool = True
+    crop_size: int = 112
+    flip: float = 0.5
+    rotation_degrees: float = 20.0
+    rotation_corners: Literal["black", "image"] = "black"
+    per_frame: bool = False
+
+    def __post_init__(self) -> None:
+        if self.crop_size < 1:
+            raise ValueError(f"augment.crop_size must be at least 1 pixel, not {self.crop_size}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"augment.flip must be a probability from 0 to 1, not {self.flip}")
+        if not 0 <= self.rotation_degrees <= 180:
+            raise ValueError(f"augment.rotation_degrees must be 0 to 180, not {self.rotation_degrees}")
+        if self.rotation_corners not in ("black", "image"):
+            raise ValueError(f"augment.rotation_corners must be black or image, not '{self.rotation_corners}'")
+
+
+def draw_parameters(
+    config: AugmentConfig, keys: Sequence[str], num_frames: int, *, seed: int, epoch: int
+) -> np.ndarray:
+    """The random numbers of some clips, each a pure function of (seed, epoch, key).
+
+    Drawn by Philox, a counter-based generator. Source: Salmon et al. (2011), "Parallel random numbers:
+    as easy as 1, 2, 3".
+
+    Returns:
+        float64 [B, T, 4]: vertical and horizontal crop position as shares (0-1) of the free space, 1 for a
+        flip, and the angle in radians, positive counter-clockwise. Equal over T unless `per_frame`.
+    """
+    draws = np.empty((len(keys), num_frames, 4))
+    for clip, key in enumerate(keys):
+        generator = np.random.Generator(np.random.Philox(key=keyed_seed(seed, epoch, key)))
+        draws[clip] = generator.random((num_frames if config.per_frame else 1, 4))
+    draws[..., 2] = draws[..., 2] < config.flip
+    draws[..., 3] = (2 * draws[..., 3] - 1) * math.radians(config.rotation_degrees)
+    return draws
+
+
+def augment(
+    frames_BTChw: torch.Tensor, config: AugmentConfig, keys: Sequence[str], *, seed: int, epoch: int
+) -> torch.Tensor:
+    """Crop, flip and rotate each clip, in this order, and normalise it.
+
+    Args:
+        frames_BTChw: uint8 [B, T, 3, h, w] on the device.
+        keys: B clip keys.
+
+    Returns:
+        float32 [B, T, 3, H, W] on the same device, with ImageNet's mean and standard deviation.
+
+    Raises:
+        ValueError: The stored frames are smaller than the crop.
+    """
+    if not config.enabled:
+        return center_crop(frames_BTChw, config)
+    b, t, c, h, w = frames_BTChw.shape
+    _check_size(h, w, config)
+    draws = draw_parameters(config, keys, t, seed=seed, epoch=epoch)
+    if config.per_frame:
+        images, draws = frames_BTChw.reshape(b * t, c, h, w), draws.reshape(b * t, 4)
+    else:
+        # Frames that move together are channels of one image: one grid serves them all.
+        images, draws = frames_BTChw.reshape(b, t * c, h, w), draws[:, 0]
+    grid, inside = _sampling_grid(draws, h, w, config, frames_BTChw.device)
+    sampled = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    if inside is not None:
+        sampled *= inside
+    return _normalise(sampled.view(b, t, c, config.crop_size, config.crop_size))
+
+
+def center_crop(frames_BTChw: torch.Tensor, config: AugmentConfig) -> torch.Tensor:
+    """What evaluation sees: the centre crop, normalised. Shapes as in `augment`."""
+    h, w = frames_BTChw.shape[-2:]
+    _check_size(h, w, config)
+    top, left = (h - config.crop_size) // 2, (w - config.crop_size) // 2
+    return _normalise(frames_BTChw[..., top : top + config.crop_size, left : left + config.crop_size].float())
+
+
+def _check_size(h: int, w: int, config: AugmentConfig) -> None:
+    if min(h, w) < config.crop_size:
+        raise ValueError(
+            f"augment.crop_size {config.crop_size} is larger than the sampled frames ({w}x{h}); "
+            f"raise video.size or lower augment.crop_size"
+        )
+
+
+def _sampling_grid(
+    draws: np.ndarray, h: int, w: int, config: AugmentConfig, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Where each output pixel comes from, in `grid_sample`'s coordinates.
+
+    Returns:
+        float32 [N, H, W, 2], and [N, 1, H, W] with 0 where a rotation reaches outside the crop (None where
+        that does not matter).
+    """
+    size = config.crop_size
+    # Whole pixels, so that a crop alone moves values without blending them.
+    top, left = (
+        np.minimum(draws[:, i] * (free + 1), free).astype(np.int64) for i, free in ((0, h - size), (1, w - size))
+    )
+    cos, sin = np.cos(draws[:, 3]), np.sin(draws[:, 3])
+    mirror = 1 - 2 * draws[:, 2]
+    # An output pixel at (x, y) from the crop's centre came, before the rotation, from R(x, y); before the
+    # flip, from the mirrored x; before the crop, from there plus the crop's centre.
+    rows = [mirror * cos, mirror * -sin, left + size / 2, sin, cos, top + size / 2]
+    theta = torch.from_numpy(np.stack(rows, 1)).to(device, torch.float32, non_blocking=True)
+    steps = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    points = torch.stack([x, y, torch.ones_like(x)], -1).view(1, size * size, 3)
+    source = (points @ theta.view(-1, 2, 3).transpose(1, 2)).view(-1, size, size, 2)
+    inside = None
+    if config.rotation_corners == "black" and config.rotation_degrees > 0:
+        offset = source - theta.view(-1, 1, 1, 2, 3)[..., 2]
+        inside = (offset.abs().amax(-1) <= size / 2).unsqueeze(1)
+    extent = torch.tensor([w, h], device=device, dtype=torch.float32)
+    return source * (2 / extent) - 1, inside
+
+
+def _normalise(frames_BTCHW: torch.Tensor) -> torch.Tensor:
+    """0-255 floats -> ImageNet's scale, by one multiplication and one addition in place."""
+    kwargs = {"device": frames_BTCHW.device, "dtype": torch.float32}
+    std = torch.tensor(IMAGENET_STD, **kwargs).view(3, 1, 1)  # type: ignore[arg-type]
+    mean = torch.tensor(IMAGENET_MEAN, **kwargs).view(3, 1, 1)  # type: ignore[arg-type]
+    return frames_BTCHW.mul_(1 / (255 * std)).sub_(mean / std)

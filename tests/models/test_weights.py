@@ -1,0 +1,255 @@
+"""Pretrained weights: read from files and caches, refused where unsafe or unfit, missed quickly."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.models.video import r3d_18
+
+from fastemo.models import ModelConfig, WeightsUnavailable, build_model, weights
+
+
+def random_resnet18() -> dict[str, Tensor]:
+    """A state dict as torchvision's file has it, classifier and all, with statistics of its own."""
+    torch.manual_seed(7)
+    state = timm.create_model("resnet18", num_classes=1000).state_dict()
+    return {key: value + 0.25 if value.is_floating_point() else value for key, value in state.items()}
+
+
+def save(state: dict[str, Tensor], path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def backbone_of(**options: object) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return build_model(ModelConfig(num_frames=4, **options), 8).backbone.state_dict()
+
+
+def assert_loaded(loaded: dict[str, Tensor], state: dict[str, Tensor], *, but: tuple[str, ...] = ()) -> None:
+    expected = {key for key in state if not key.startswith("fc.")}
+    assert set(loaded) == expected
+    for key in expected - set(but):
+        assert torch.equal(loaded[key], state[key]), key
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Empty caches, and hubs at a port that nobody listens on; gives the folder of the caches."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    ask = weights.check_reachable
+    monkeypatch.setattr(weights, "check_reachable", lambda _: ask(endpoint))
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
+@pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
+def test_a_local_file_is_loaded_without_its_classifier(tmp_path: Path, name: str, suffix: str) -> None:
+    state = random_resnet18()
+    path = save(state, tmp_path / f"resnet18{suffix}")
+    assert_loaded(backbone_of(name=name, weights=path), state)
+
+
+def test_the_early_resnet18_keeps_all_but_its_first_convolution(tmp_path: Path) -> None:
+    state = random_resnet18()
+    path = save(state, tmp_path / "resnet18.safetensors")
+    fresh = backbone_of(name="early_resnet18", weights=path)
+    assert_loaded(fresh, state, but=("conv1.weight",))
+    # A quarter was added to every weight of the file: a random kernel has no such mean.
+    assert abs(fresh["conv1.weight"].mean()) < 0.01
+    inflated = backbone_of(name="early_resnet18", weights=path, stem="inflate")
+    assert_loaded(inflated, state, but=("conv1.weight",))
+    torch.testing.assert_close(inflated["conv1.weight"], state["conv1.weight"].repeat(1, 4, 1, 1) / 4)
+
+
+def test_r3d18_reads_torchvisions_keys(tmp_path: Path) -> None:
+    state = {key: value.half() + 0.5 for key, value in r3d_18(weights=None).state_dict().items()}
+    loaded = backbone_of(name="r3d18", weights=save(state, tmp_path / "r3d18.pt"))
+    assert {key for key in state if not key.startswith("fc.")} == set(loaded)
+    assert torch.equal(loaded["stem.1.weight"], torch.full((64,), 1.5))
+    assert torch.equal(loaded["stem.0.weight"], state["stem.0.weight"].float())
+
+
+def test_a_classifier_of_another_name_is_dropped(tmp_path: Path) -> None:
+    state = timm.create_model("mobilenetv3_small_050", num_classes=10).state_dict()
+    assert "classifier.weight" in state
+    path = save(state, tmp_path / "mobilenet.safetensors")
+    loaded = backbone_of(name="late_fusion", backbone="mobilenetv3_small_050", weights=path)
+    assert torch.equal(loaded["conv_stem.weight"], state["conv_stem.weight"])
+
+
+def test_files_from_before_batch_counts_are_whole(tmp_path: Path) -> None:
+    state = {key: value for key, value in random_resnet18().items() if "num_batches" not in key}
+    loaded = backbone_of(weights=save(state, tmp_path / "old.pth"))
+    assert torch.equal(loaded["bn1.running_mean"], state["bn1.running_mean"])
+
+
+def test_keys_that_do_not_fit_are_named_with_the_file(tmp_path: Path) -> None:
+    state = random_resnet18()
+    del state["conv1.weight"]
+    state["module.extra"] = torch.zeros(1)
+    state["bn1.bias"] = torch.zeros(5)
+    path = save(state, tmp_path / "wrong.safetensors")
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        backbone_of(weights=path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "1 missing: conv1.weight" in message
+    assert "1 unexpected: module.extra" in message
+    assert "bn1.bias is 5 for 64" in message
+
+
+def test_only_the_first_few_of_many_keys_are_named(tmp_path: Path) -> None:
+    path = save({f"other.{i}": torch.zeros(1) for i in range(50)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"50 unexpected: other\.0, other\.1, other\.2, \.\.\.") as caught:
+        backbone_of(weights=path)
+    assert len(str(caught.value)) < 500
+
+
+class Malicious:
+    """Makes a folder when unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_code_in_a_file_is_not_run(tmp_path: Path, suffix: str, writer: str) -> None:
+    path, trace = tmp_path / f"malicious{suffix}", tmp_path / "was-here"
+    content = {"conv1.weight": Malicious(trace)}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        backbone_of(weights=path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {"conv1.weight": torch.zeros(1)}}, [torch.zeros(1)]])
+def test_something_else_than_a_state_dict_is_an_error(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="does not hold a state dict"):
+        backbone_of(weights=path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all"])
+def test_a_broken_file_is_an_error(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        backbone_of(weights=path)
+
+
+def test_an_absent_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        backbone_of(weights=tmp_path / "absent.pt")
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        ("early_resnet18", "resnet18.tv_in1k"),
+        ("late_fusion", "resnet18.tv_in1k"),
+        ("cnn_lstm", "resnet18.tv_in1k"),
+        ("r3d18", "Kinetics-400"),
+    ],
+)
+def test_no_network_is_one_line_with_both_ways_on(name: str, which: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(WeightsUnavailable) as caught:
+        backbone_of(name=name)
+    assert time.monotonic() - start < 10
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (which, "--model.pretrained false", "--model.weights PATH", ".safetensors", "https://"):
+        assert part in message
+
+
+@pytest.mark.usefixtures("no_network")
+def test_from_scratch_needs_no_network() -> None:
+    build_model(ModelConfig(name="early_cnn", num_frames=2), 8)
+    backbone_of(name="late_fusion", pretrained=False)
+
+
+def test_the_cache_serves_without_a_network(no_network: Path) -> None:
+    state, commit = random_resnet18(), "0" * 40
+    repository = no_network / "hub" / "models--timm--resnet18.tv_in1k"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    save(state, snapshot / "model.safetensors")
+    assert_loaded(backbone_of(name="cnn_lstm"), state)
+
+
+def test_torchs_cache_serves_without_a_network(no_network: Path) -> None:
+    state = {key: value.half() + 0.5 for key, value in r3d_18(weights=None).state_dict().items()}
+    folder = no_network / "torch" / "checkpoints"
+    folder.mkdir(parents=True)
+    save(state, folder / "r3d_18-b3b3357e.pth")
+    assert torch.equal(backbone_of(name="r3d18")["stem.1.weight"], torch.full((64,), 1.5))
+
+
+def test_a_download_that_breaks_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("connection\nreset")
+
+    monkeypatch.setattr(weights, "check_reachable", lambda _: None)
+    monkeypatch.setattr(timm, "create_model", broken)
+    with pytest.raises(WeightsUnavailable, match="connection reset") as caught:
+        backbone_of(name="cnn_lstm")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_without_pretrained_weights_says_so() -> None:
+    name = next(m for m in timm.list_models() if not timm.get_pretrained_cfg(m).has_weights)
+    with pytest.raises(WeightsUnavailable, match="timm has none for it"):
+        backbone_of(name="late_fusion", backbone=name)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_host_that_never_answers_is_given_up(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "REACH_SECONDS", 0.3)
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"no answer|timed out"):
+        weights.check_reachable(silent_server)
+    assert time.monotonic() - start < 5
+
+
+def test_the_reports_tag_is_torchvisions_first_imagenet_weights() -> None:
+    """timm's tag and torchvision's IMAGENET1K_V1 are one file."""
+    assert timm.get_pretrained_cfg(weights.RESNET18).url.endswith("/resnet18-f37072fd.pth")
