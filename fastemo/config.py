@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import jsonargparse
 
@@ -36,7 +39,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.name is not None and (not self.name or Path(self.name).name != self.name):
+        if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise ValueError(f"name must be a plain folder name, not '{self.name}'")
         if self.model.num_frames is None:
             object.__setattr__(self, "model", replace(self.model, num_frames=self.video.num_frames))
@@ -58,6 +61,7 @@ def parser(prog: str | None = None) -> jsonargparse.ArgumentParser:
         description="Train and test an emotion recogniser; every key of the configuration is an option.",
         exit_on_error=False,
         default_env=False,
+        allow_abbrev=False,  # `--train.l` is a mistyped key, not a short form of one
     )
     result.add_argument("--config", action="config", help="YAML file; options after it win")
     result.add_class_arguments(RunConfig, sub_configs=False)
@@ -72,7 +76,9 @@ def read_config(arguments: Sequence[str], *, prog: str | None = None) -> RunConf
     """
     made = parser(prog)
     try:
-        chosen = made.instantiate_classes(made.parse_args(list(arguments)))
+        parsed = made.parse_args(list(arguments))
+        _check_shape(RunConfig, parsed)
+        chosen = made.instantiate(parsed)
     except jsonargparse.ArgumentError as error:
         raise ValueError(_one_line(error)) from error
     return RunConfig(**{field.name: chosen[field.name] for field in fields(RunConfig)})
@@ -80,18 +86,53 @@ def read_config(arguments: Sequence[str], *, prog: str | None = None) -> RunConf
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Write the complete configuration; `read_config(["--config", path])` gives it back."""
-    made = parser()
-    text = made.dump(made.parse_object(_plain(config)), skip_none=False)
-    write_text(path, text)
+    write_text(path, "".join(_yaml_lines(_plain(config))))
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """Dataclasses as dicts and paths as text, as YAML has them."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return str(value) if isinstance(value, Path) else value
 
 
+def _yaml_lines(values: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """Scalars as JSON writes them, which is YAML: text is quoted, so that a run called `1e-3` is no number."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}:\n"
+            yield from _yaml_lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}\n"
+
+
+def _check_shape(kind: type, values: jsonargparse.Namespace, prefix: str = "") -> None:
+    """Refuse what jsonargparse lets through: a value where keys belong, and null where it has no meaning."""
+    for name, hint in get_type_hints(kind).items():
+        value = values[name]
+        if is_dataclass(hint):
+            if not isinstance(value, jsonargparse.Namespace):
+                raise ValueError(f"{prefix}{name} must hold keys of its own, not {_as_yaml(value)}")
+            assert isinstance(hint, type)
+            _check_shape(hint, value, f"{prefix}{name}.")
+        elif value is None and type(None) not in get_args(hint):
+            raise ValueError(f"{prefix}{name} must not be null")
+
+
 def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)
+    """jsonargparse's message in one line, and in terms of keys and values where it speaks of classes."""
+    text = " ".join(str(error).split())
+    if unknown := re.fullmatch(r"(?:Group '(.+)' does not accept o|O)ption '(.+?)'(?: is not accepted)?", text):
+        return f"unknown key {'.'.join(filter(None, unknown.groups()))}"
+    if text.startswith("Unexpected config:"):
+        return f"a configuration file holds keys and their values, such as `seed: 1`, not '{text[19:99]}'"
+    if wrong := re.fullmatch(r'Parser key "([^"]+)": (.*?) (?:Got|Given) value: (.*)', text):
+        kinds = re.findall(r"(?:Expected an?|Not of type) (?:<class '(\w+)'>|.*?Literal\[(.*?)\]|(Path))", wrong[2])
+        wanted = ["null" if kind == ("NoneType", "", "") else "".join(kind) for kind in kinds]
+        if wanted:
+            return f"{wrong[1]} must be {' or '.join(wanted)}, not {wrong[3]}"
+    return text
+
+
+def _as_yaml(value: object) -> str:
+    return "null" if value is None else repr(value)

@@ -33,7 +33,7 @@ class Console:
         self._show = show
         self._log: Path | None = None
         width = None if sys.stdout.isatty() else 120
-        self._rich = rich.console.Console(width=width, highlight=False, soft_wrap=True)
+        self._rich = rich.console.Console(width=width, highlight=False, emoji=False, soft_wrap=True)
 
     def log_to(self, path: Path) -> None:
         self._log = path if self._show else None
@@ -41,7 +41,9 @@ class Console:
     def say(self, text: str) -> None:
         if not self._show:
             return
-        self._rich.print(text, markup=False)
+        # A file's name may hold bytes that are no text; shown escaped, where print would raise.
+        encoding = self._rich.encoding
+        self._rich.print(text.encode(encoding, "backslashreplace").decode(encoding), markup=False)
         self.log(text)
 
     def log(self, text: str) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -40,52 +41,62 @@ def run(config: RunConfig) -> Path:
         WeightsUnavailable: Pretrained weights cannot be had.
     """
     trainer = Trainer(config.train, seed=config.seed)
+    console = Console(show=trainer.is_main)
     try:
-        return _run(config, trainer, Console(show=trainer.is_main))
+        run_dir = trainer.from_main(_make_run_dir(config) if trainer.is_main else None)
+        assert run_dir is not None
+        try:
+            root, splits, loaders = _prepare(config, trainer, run_dir, console)
+        except BaseException:
+            # Nothing was trained yet: the name stays free for the next attempt.
+            if trainer.is_main:
+                shutil.rmtree(run_dir, ignore_errors=True)
+            raise
+        trainer.fit(loaders["train"], loaders["val"], config.augment, run_dir, console)
+        # The main process alone reads and writes the run folder: other hosts need not see it.
+        best = trainer.from_main(checkpoint.load_model(run_dir / "checkpoints" / "best") if trainer.is_main else None)
+        assert best is not None
+        weights, info = best
+        trainer.load_weights(weights)
+        predictions = trainer.predict(loaders["test"], config.augment)
+        if trainer.is_main:
+            result = write_report(config, run_dir, root, splits, trainer.history, predictions, epoch=info["epoch"])
+            console.say(f"test: {results_line(result, len(splits.class_names))}")
+            console.say(f"run folder: {run_dir}")
+        return run_dir
     finally:
         trainer.close()
 
 
-def _run(config: RunConfig, trainer: Trainer, console: Console) -> Path:
-    run_dir = trainer.from_main(_make_run_dir(config) if trainer.is_main else None)
-    assert run_dir is not None
+def _prepare(
+    config: RunConfig, trainer: Trainer, run_dir: Path, console: Console
+) -> tuple[Path, Splits, dict[str, ClipLoader]]:
+    """Everything before the first step: corpus, splits, loaders, and the model on its device."""
     console.log_to(run_dir / "log.txt")
     console.log(f"command: {shlex.join(sys.argv)}")
+    manifest = None
     if trainer.is_main:
         write_config(config, run_dir / "config.yaml")
-        write_text(run_dir / "versions.json", json.dumps(versions(), indent=2) + "\n")
         manifest = prepare_corpus(config.corpus, console)
         manifest.write_csv(run_dir / "manifest.csv")
-    root = trainer.from_main(manifest.root if trainer.is_main else None)
-    assert root is not None
-    manifest = read_manifest(run_dir / "manifest.csv", root)
+    manifest = trainer.from_main(manifest)
+    assert manifest is not None
     splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
     if trainer.is_main:
         _show_splits(splits, run_dir, console)
-
     trainer.seed_everything(epoch=0)
     model = build_model(config.model, len(splits.class_names))
     loaders = make_loaders(config, manifest.root, splits, trainer)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     train = loaders["train"]
     console.say(
-        f"{config.model.name}: {num_parameters / 1e6:.1f} M parameters, {trainer.precision} on {trainer.device}, "
-        f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}; "
+        f"{config.model.name}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters, "
+        f"{trainer.precision} on {trainer.device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}; "
         f"decoding by {train.backend} ({train.backend_reason})"
     )
     if train.num_padding:
         console.say(f"{train.num_padding} clips are repeated each epoch to even out the processes; they weigh nothing")
     trainer.prepare(model, len(train))
-    trainer.fit(train, loaders["val"], config.augment, run_dir, console)
-
-    weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
-    trainer.load_weights(weights)
-    predictions = trainer.predict(loaders["test"], config.augment)
-    if trainer.is_main:
-        result = write_report(config, run_dir, manifest.root, splits, trainer.history, predictions, epoch=info["epoch"])
-        console.say(f"test: {results_line(result, len(splits.class_names))}")
-        console.say(f"run folder: {run_dir}")
-    return run_dir
+    return manifest.root, splits, loaders
 
 
 def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) -> dict[str, Any]:
@@ -165,6 +176,7 @@ def write_report(
         "protocol": splits.protocol,
         "fold": config.corpus.fold,
         "seed": config.seed,
+        "versions": versions(),
         "epoch": epoch,
         **summarise(predictions, splits.test, names),
     }

@@ -17,8 +17,7 @@ from fastemo.errors import one_line_errors
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> None:
     """Train by the configuration that the arguments give."""
     with one_line_errors():
-        # Late, so that an error in the arguments does not wait for torch, and children of the built-in corpus's
-        # process pool, which import this file again, do not load it.
+        # Late: the processes that draw the built-in corpus import this file again and have no use for torch.
         from fastemo.config import read_config
         from fastemo.run import run
 

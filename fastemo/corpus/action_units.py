@@ -18,7 +18,7 @@ FRAMES_PER_SECOND = 30000 / 1001
 ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 12, 15, 16, 20, 23, 26, 43)
 EXPRESSIONS: dict[str, dict[int, float]] = {
     "neutral": {},
-    "calm": {12: 0.42, 43: 0.6},
+    "calm": {12: 0.38, 43: 0.55},
     "happy": {6: 1.0, 12: 1.0},
     "sad": {1: 1.0, 4: 0.6, 15: 1.0},
     "angry": {4: 1.0, 5: 0.4, 7: 0.8, 23: 1.0},
@@ -34,7 +34,7 @@ PAIRS = (("surprised", "fearful"), ("sad", "disgust"))
 SYLLABLE_OPENING = ((0.55, 0.45, 1.0, 0.5, 1.0, 0.45, 0.55), (0.95, 0.4, 0.6, 0.45, 0.6, 0.4, 0.95))
 SYLLABLE_ROUNDING = ((0.0, 0.2, 0.5, -0.4, 0.5, 0.2, 0.0), (0.7, 0.1, -0.5, -0.3, -0.5, 0.1, 0.7))
 
-_INTENSITY_GAIN = {1: 0.7, 2: 1.0}
+_INTENSITY_GAIN = {1: 0.6, 2: 0.95}
 _TAKE, _BLINK, _SPEECH, _GAIN = range(4)
 
 
@@ -109,9 +109,7 @@ def blink_track(performance: ravdess.Performance, *, num_frames: int, seed: int)
     return closing
 
 
-def speech_track(
-    performance: ravdess.Performance, *, num_frames: int, seed: int, timing: float
-) -> np.ndarray:
+def speech_track(performance: ravdess.Performance, *, num_frames: int, seed: int, timing: float) -> np.ndarray:
     """Opening and rounding of the speaking mouth, float64 [N, 2]: the statement's seven syllables.
 
     `timing` scales the jitter of the sentence's place, length and loudness, all symmetric in time.
@@ -141,7 +139,7 @@ def _expression_units(
     begin, end = 0.12 + 0.07 * draws[0], 0.88 + 0.07 * draws[1]
     swap = 0.5 + 0.06 * draws[2]
     slow = 0.16 * np.clip(1 + 0.3 * draws[3:6], 0.2, 1.8)
-    loud = gain * np.clip(1 + 0.12 * draws[6:8], 0.4, 1.6)
+    loud = gain * np.clip(1 + 0.18 * draws[6:8], 0.4, 1.6)
     if len(order) == 1:
         spans = [(begin, begin + slow[0], end - slow[2], end)]
     else:
@@ -161,7 +159,7 @@ def _expression_units(
 def _personal_gains(seed: int, actor: int, leader: int, identity: float) -> np.ndarray:
     """How strongly a person shows each action unit in one expression (or pair), float64 [14]."""
     rng = generator(seed, _GAIN, actor, leader)
-    spread = 0.10 * rng.normal() + 0.08 * rng.normal(size=len(ACTION_UNITS))
+    spread = 0.12 * rng.normal() + 0.08 * rng.normal(size=len(ACTION_UNITS))
     return np.exp(np.clip(identity * spread, -0.6, 0.4))
 
 

@@ -52,9 +52,7 @@ def _eyes(who: Identity, au: dict[int, np.ndarray], blink: np.ndarray) -> tuple[
     arch = (1 - np.abs(_LID) ** 2.3)[None]
     tilt = -who.eye_tilt * _LID
     upper, lower = tilt - up[:, None] * arch, tilt + down[:, None] * arch**1.15
-    fold = (
-        tilt - (0.062 + 0.35 * np.maximum(up, 0) + 0.02 * au[2] - 0.018 * au[4])[:, None] * arch**0.7 - 0.012
-    )
+    fold = tilt - (0.062 + 0.35 * np.maximum(up, 0) + 0.02 * au[2] - 0.018 * au[4])[:, None] * arch**0.7 - 0.012
     lids = np.stack([_both(who.eye_distance, who.eye_width, _LID, y) for y in (upper, lower)], axis=2)
     return lids, _both(who.eye_distance, 0.96 * who.eye_width, _LID, fold)
 
@@ -155,9 +153,7 @@ class FacePainter:
         """uint8 [N, H, W, 3] RGB frames of `tracks`, before sensor noise."""
         marks = Landmarks(self.identity, tracks)
         fixed = self.canvas.fixed_point
-        shapes = zip(
-            fixed(marks.lids), fixed(marks.creases), fixed(marks.brows), fixed(marks.lips), strict=True
-        )
+        shapes = zip(fixed(marks.lids), fixed(marks.creases), fixed(marks.brows), fixed(marks.lips), strict=True)
         frames = np.empty((len(marks.jaw), self.height, self.width, 3), np.uint8)
         views = self._views(tracks.pose)
         with self._lock:
@@ -253,9 +249,7 @@ class FacePainter:
             outline = np.concatenate([tongue, inner_low[2:13][::-1]])
             cv2.fillPoly(self._work, [outline], (140, 62, 62), cv2.LINE_AA, SHIFT)
         edge = inner_up[2:13].copy()
-        edge[:, 1] = np.clip(
-            edge[5, 1] + np.int32(teeth), edge[:, 1], np.maximum(inner_low[2:13, 1], edge[:, 1])
-        )
+        edge[:, 1] = np.clip(edge[5, 1] + np.int32(teeth), edge[:, 1], np.maximum(inner_low[2:13, 1], edge[:, 1]))
         bright = _colour(np.array([226.0, 220.0, 208.0]) * min(self._glow, 1.0))
         cv2.fillPoly(self._work, [np.concatenate([inner_up[2:13], edge[::-1]])], bright, cv2.LINE_AA, SHIFT)
 
@@ -265,10 +259,7 @@ class FacePainter:
         rows, columns = self._eye_box
         x, y = np.broadcast_arrays(canvas.x[:, columns], canvas.y[rows])
         away = (np.abs(x) - who.eye_distance) / who.eye_width
-        whites = (
-            np.array([232.0, 228.0, 222.0])
-            * (1 - 0.22 * away**2 - 1.6 * np.clip(-y - 0.02, 0, 0.1))[..., None]
-        )
+        whites = np.array([232.0, 228.0, 222.0]) * (1 - 0.22 * away**2 - 1.6 * np.clip(-y - 0.02, 0, 0.1))[..., None]
         radius = np.hypot(np.abs(x) - who.eye_distance, y + 0.006)
         size, edge = 0.074, 1.2 / canvas.unit
         ring = np.clip((radius - 0.3 * size) / (0.7 * size), 0, 1)[..., None]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastemo.corpus import ravdess
 from fastemo.corpus.probe import (
@@ -28,7 +28,7 @@ Labels = Literal["ravdess", "folder"]
 Status = Literal["clip", "unlabelled", "rejected", "audio-only"]
 SPLITS = ("train", "val", "test")
 
-# RAVDESS's own papers and the report use both forms for these folders.
+# RAVDESS's own papers and the report use both forms for these folders; other names stay as they are.
 _EMOTION_ALIASES = {"surprise": "surprised", "fear": "fearful", "anger": "angry", "sadness": "sad"}
 _ACTOR_IN_NAME = re.compile(r"actor[_-]?(\d+)", re.IGNORECASE | re.ASCII)
 _AUDIO_SUFFIXES = frozenset({".wav"})
@@ -127,20 +127,20 @@ def read_manifest(path: Path, root: Path) -> Manifest:
     Raises:
         ValueError: The file is not a manifest; the message names the file and the line.
     """
-    types = {field.name: type(field.default) for field in fields(Clip)}
+    types = {f.name: type(f.default) if isinstance(f.default, (int, float)) else str for f in fields(Clip)}
     rows = []
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        if set(reader.fieldnames or ()) != set(types):
-            raise ValueError(f"{path} is not a manifest: its first line is not the manifest's header")
-        for row in reader:
-            try:
-                values: dict[str, Any] = {
-                    name: row[name] if kind not in (int, float) else kind(row[name]) for name, kind in types.items()
-                }
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: not a manifest row ({error})") from error
-            rows.append(Clip(**values))
+        try:
+            if set(reader.fieldnames or ()) != set(types):
+                raise ValueError("its first line is not the manifest's header")
+            for row in reader:
+                if None in row or None in row.values() or row["status"] not in get_args(Status):
+                    raise ValueError("columns are missing or too many, or the status is unknown")
+                values: dict[str, Any] = {name: kind(row[name]) for name, kind in types.items()}
+                rows.append(Clip(**values))
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not a manifest ({error})") from error
     return Manifest.of(root, rows)
 
 
@@ -179,8 +179,13 @@ def scan(
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not '{value}'")
     reusable = _reusable_rows(known, root, verify)
-    paths = sorted(_find(root))
     rows: list[Clip] = []
+
+    def closed(error: OSError) -> None:
+        key = Path(error.filename).relative_to(root).as_posix()
+        rows.append(Clip(key=key, status="rejected", reason=f"unreadable folder: {error.strerror}"))
+
+    paths = sorted(_find(root, closed))
     with ThreadPoolExecutor(threads or available_processors()) as pool:
         jobs = [pool.submit(_examine, path, root, verify, reusable) for path in paths]
         try:
@@ -194,10 +199,10 @@ def scan(
     return Manifest.of(root, _reject_duplicates(rows))
 
 
-def _find(root: Path) -> Iterator[Path]:
+def _find(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
     """Video files, RAVDESS's audio-only files, and folders of images."""
     ancestors: dict[str, frozenset[str]] = {}
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=on_error, followlinks=True):
         # A link to a folder above would be walked for ever.
         real = os.path.realpath(folder)
         seen = ancestors.get(folder, frozenset()) | {real}
@@ -282,7 +287,8 @@ def _label(clip: Clip, labels: Labels) -> Clip:
         names = ("actor", "modality", "channel", "intensity", "statement", "repetition")
         clip = replace(clip, **{field: getattr(performance, field) for field in names})
     folder = folders[-1] if folders else ""
-    folder = _EMOTION_ALIASES.get(folder.lower(), folder)
+    known = _EMOTION_ALIASES.get(folder.lower(), folder.lower())
+    folder = known if known in ravdess.EMOTIONS else folder
     if labels == "folder":
         emotion = "" if folder in SPLITS else folder
         reason = "lies in no folder named after its class (--corpus.labels folder)"

@@ -94,9 +94,7 @@ class Portrait:
             sunk = rest + level * JAW_DROP * smoothstep(rest, 0.40, 0.95)
             source = np.interp(canvas.y[rows, 0], sunk, rest) * canvas.unit + canvas.origin[1] - 0.5
             map_y = np.repeat(source.astype(np.float32)[:, None], columns.stop - columns.start, axis=1)
-            map_x = np.repeat(
-                np.arange(columns.start, columns.stop, dtype=np.float32)[None], len(source), axis=0
-            )
+            map_x = np.repeat(np.arange(columns.start, columns.stop, dtype=np.float32)[None], len(source), axis=0)
             moved = cv2.remap(np.dstack([skin, cover]), map_x, map_y, cv2.INTER_LINEAR)
             under = behind[rows, columns]
             self.jaws.append(_to_bytes(under + moved[..., 3:] * (moved[..., :3] - under)))
@@ -107,9 +105,7 @@ class Portrait:
         side = who.light_from[0]
         glow = 1.0 - 0.05 * side * canvas.x - 0.035 * (canvas.y - 0.2) ** 2 - 0.012 * canvas.x**2
         image = who.backdrop.astype(np.float32) * glow[..., None].astype(np.float32)
-        drop = canvas.mask(
-            curve(mirrored([(0, -1.1), (0.8, -0.5), (0.8, 0.5), (1.7, 1.6), (1.5, 2.6)])), 0.22
-        )
+        drop = canvas.mask(curve(mirrored([(0, -1.1), (0.8, -0.5), (0.8, 0.5), (1.7, 1.6), (1.5, 2.6)])), 0.22)
         image = image * (1 - 0.10 * drop)
         back = _HAIR_BEHIND.get(who.hair_style)
         strands = self._strands()
@@ -162,8 +158,7 @@ class Portrait:
                     ears, canvas.mask(curve([(side * (who.face_width - 0.02 + x), y) for x, y in ear]), 0.006)
                 )
         inside = 1 - 0.35 * (
-            canvas.bump(who.face_width + 0.05, 0.08, 0.03, 0.1)
-            + canvas.bump(-who.face_width - 0.05, 0.08, 0.03, 0.1)
+            canvas.bump(who.face_width + 0.05, 0.08, 0.03, 0.1) + canvas.bump(-who.face_width - 0.05, 0.08, 0.03, 0.1)
         )
         picture = _over(who.skin * 0.86 * inside[..., None], outline, skin)
         cover = np.maximum(outline, ears)
@@ -172,9 +167,7 @@ class Portrait:
         picture = picture * (1 - 0.30 * rim)
         shine = 0.80 + 0.5 * np.exp(-0.5 * ((canvas.y + 0.80) / 0.16) ** 2) * (1 - 0.5 * np.abs(canvas.x))
         hair = (
-            who.hair
-            * self._strands()
-            * np.clip(shine * (1 + 0.12 * who.light_from[0] * canvas.x), 0.5, 1.5)[..., None]
+            who.hair * self._strands() * np.clip(shine * (1 + 0.12 * who.light_from[0] * canvas.x), 0.5, 1.5)[..., None]
         )
         picture = _over(picture, front, hair)
         return picture.astype(np.float32), np.maximum(cover, front).astype(np.float32)
@@ -199,11 +192,7 @@ class Portrait:
             z = z + 0.045 * canvas.bump(side * 0.40, 0.28, 0.15, 0.13)
             z = z + 0.035 * canvas.bump(side * who.nose_width * 0.85, who.nose_length - 0.03, 0.045, 0.045)
         z = z + 0.035 * canvas.bump(0, who.mouth_y, 0.24, 0.15) - 0.030 * canvas.bump(0, 0.82, 0.16, 0.035)
-        z = (
-            z
-            + 0.045 * canvas.bump(0, 0.92, 0.13, 0.09)
-            - 0.012 * canvas.bump(0, who.nose_length + 0.10, 0.02, 0.05)
-        )
+        z = z + 0.045 * canvas.bump(0, 0.92, 0.13, 0.09) - 0.012 * canvas.bump(0, who.nose_length + 0.10, 0.02, 0.05)
         slope_y, slope_x = np.gradient(cv2.GaussianBlur(z.astype(np.float32), (0, 0), 0.012 * canvas.unit))
         normal = np.dstack([-slope_x * canvas.unit, -slope_y * canvas.unit, np.ones_like(z)])
         normal /= np.linalg.norm(normal, axis=2, keepdims=True)
@@ -216,9 +205,7 @@ class Portrait:
     def _bearded(self, skin: np.ndarray) -> np.ndarray:
         canvas, who = self.canvas, self.identity
         jaw = [(who.face_width * 0.98, 0.25), (who.face_width * 0.80, 0.52), (0.30, 0.52), (0.0, 0.51)]
-        hairs = canvas.mask(
-            np.array(jaw + [(-x, y) for x, y in reversed(jaw)] + [(-1.0, 1.3), (1.0, 1.3)]), 0.05
-        )
+        hairs = canvas.mask(np.array(jaw + [(-x, y) for x, y in reversed(jaw)] + [(-1.0, 1.3), (1.0, 1.3)]), 0.05)
         hairs = hairs * (1 - 0.9 * canvas.bump(0, who.mouth_y + 0.01, 0.17, 0.06)[..., None])
         grain = 1 + 0.5 * cv2.GaussianBlur(self._noise(), (0, 0), 0.008 * canvas.unit)[..., None]
         density = np.clip(min(who.beard, 0.75) * hairs * grain, 0, 0.9)
@@ -245,9 +232,7 @@ class Portrait:
         blur = (0.25, 0.012) if self.identity.hair_style in (3, 4, 6) else (0.06, 0.012)
         if self.identity.hair_style in (5, 7):
             blur = (0.022, 0.022)
-        strands = cv2.GaussianBlur(
-            noise, (0, 0), sigmaX=blur[1] * self.canvas.unit, sigmaY=blur[0] * self.canvas.unit
-        )
+        strands = cv2.GaussianBlur(noise, (0, 0), sigmaX=blur[1] * self.canvas.unit, sigmaY=blur[0] * self.canvas.unit)
         return (1 + 0.11 * strands / (strands.std() + 1e-6))[..., None]
 
     def _noise(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.corpus.synthetic import synthesize
+from fastemo.corpus.synthetic import GENERATOR_VERSION, synthesize
 from fastemo.machine import available_processors, cache_folder
 
 
@@ -43,7 +43,7 @@ def corpus_root(config: CorpusConfig, console: Console) -> Path:
     if config.root is not None:
         return config.root
     # A changed default makes another corpus beside the old one, never a mixture.
-    digest = hashlib.blake2b(repr(config.synthetic).encode(), digest_size=6).hexdigest()
+    digest = hashlib.blake2b(f"{GENERATOR_VERSION} {config.synthetic}".encode(), digest_size=6).hexdigest()
     root = cache_folder() / "synthetic" / digest
     with console.track("making the built-in corpus", "files") as advance:
         synthesize(root, config.synthetic, workers=available_processors(), on_progress=advance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import av
 import av.error
@@ -16,6 +16,7 @@ IMAGE_NAME = re.compile(r"frame(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE | re.ASCI
 Verify = Literal["quick", "full"]
 
 _TOP_LEVEL_BOXES = frozenset(b"ftyp styp moov moof mdat mfra sidx free skip wide pnot uuid meta udta".split())
+_EBML_HEADER, _EBML_SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 
 
 class BadFile(ValueError):
@@ -52,24 +53,26 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     if size == 0:
         raise BadFile("zero length")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:
             stream = _video_stream(container)
-            num_frames = _count_frames(container, stream)
+            num_frames, starts_whole = _count_frames(container, stream)
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             width, height = stream.codec_context.width, stream.codec_context.height
             codec = stream.codec_context.name
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        cut = _cut_box(path, size)
+        cut = _cut_off(path, size)
         raise BadFile(f"truncated: {cut}" if cut else f"unreadable: {_reason(error)}") from error
-    cut = _cut_box(path, size)
+    cut = _cut_off(path, size)
     if cut:
         raise BadFile(f"truncated: {cut}")
     if num_frames == 0:
         raise BadFile("no frame decodes: the video stream holds no packets")
-    decoded = _decode_count(path, None if verify == "full" else 1)
+    # Frames before the first keyframe are stored, and may or may not decode.
+    in_full = verify == "full" or not starts_whole
+    decoded = _decode_count(path, None if in_full else 1, strict=verify == "full")
     if decoded == 0:
         raise BadFile("no frame decodes")
-    if verify == "full" and decoded != num_frames:
+    if in_full and decoded != num_frames:
         raise BadFile(f"{num_frames} frames are stored but {decoded} decode")
     return Probe(
         num_frames=num_frames,
@@ -103,7 +106,7 @@ def probe_images(folder: Path, *, verify: Verify = "quick") -> Probe:
     shape: tuple[int, int] | None = None
     for path in files if verify == "full" else files[:1]:
         try:
-            with av.open(str(path)) as container:
+            with av.open(str(path.absolute())) as container:
                 frame = next(container.decode(video=0))
         except (av.error.FFmpegError, StopIteration, IndexError) as error:
             raise BadFile(f"image {path.name} does not decode") from error
@@ -121,31 +124,35 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     assert isinstance(stream, av.VideoStream)
     if stream.disposition & av.stream.Disposition.attached_pic:
         raise BadFile("no video stream, only a cover picture")
+    if stream.codec_context is None:  # PyAV's for a codec that FFmpeg does not know
+        raise BadFile("no frame decodes: the video's codec is unknown")
     return stream
 
 
-def _count_frames(container: av.container.InputContainer, stream: av.VideoStream) -> int:
-    num_frames = 0
+def _count_frames(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, bool]:
+    """The frames that no edit list discards, and whether the stream begins with a keyframe."""
+    num_frames, starts_whole = 0, None
     for packet in container.demux(stream):
         if packet.size == 0:  # the flush packet at the end
             continue
         if packet.is_corrupt:
             raise BadFile("truncated: the file ends inside a frame")
+        starts_whole = packet.is_keyframe if starts_whole is None else starts_whole
         num_frames += not packet.is_discard
-    return num_frames
+    return num_frames, bool(starts_whole)
 
 
-def _decode_count(path: Path, limit: int | None) -> int:
-    """Frames that decode, up to `limit`; with no limit every decoder error is an error."""
+def _decode_count(path: Path, limit: int | None, *, strict: bool) -> int:
+    """Frames that decode, up to `limit`; if `strict`, damage that the decoder would conceal is an error."""
     count = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:
             stream = _video_stream(container)
             stream.codec_context.thread_count = 1
-            if limit is None:
+            if strict:
                 stream.codec_context.options = {"err_detect": "explode"}
             for frame in container.decode(stream):
-                if limit is None and frame.is_corrupt:
+                if strict and frame.is_corrupt:
                     raise BadFile(f"frame {count} is damaged")
                 count += 1
                 if count == limit:
@@ -156,10 +163,62 @@ def _decode_count(path: Path, limit: int | None) -> int:
     return count
 
 
+def _cut_off(path: Path, size: int) -> str:
+    """What the container says lies past the end of the file ('' for nothing).
+
+    FFmpeg reads a cut file as far as it goes, mostly without an error, and counts fewer frames.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+        if start == _EBML_HEADER:
+            return _cut_segment(file, size)
+        if start == b"RIFF":  # AVI: a chunk of 4 + 4 + n bytes; cameras that stop without closing leave n = 0
+            length = 8 + int.from_bytes(file.read(4), "little")
+            return f"its RIFF chunk ends {length - size} bytes past the file" if length > size else ""
+        if start[:3] == b"FLV":
+            return _cut_tag(file, size)
+    return _cut_box(path, size)
+
+
+def _cut_segment(file: BinaryIO, size: int) -> str:
+    """Of a Matroska or WebM file, how far its Segment reaches past the end. Source: RFC 8794, sections 4 and 6."""
+    file.seek(0)
+    while (identifier := file.read(4)) in (_EBML_HEADER, _EBML_SEGMENT):
+        first = file.read(1)
+        if not first or not first[0]:
+            return ""
+        num_bytes = 9 - first[0].bit_length()
+        payload_bits = 7 * num_bytes
+        number = int.from_bytes(first + file.read(num_bytes - 1), "big") & (1 << payload_bits) - 1
+        if number == (1 << payload_bits) - 1:  # a live stream: the length was not known
+            return ""
+        end = file.tell() + number
+        if end > size:
+            return f"its Segment ends {end - size} bytes past the file"
+        if identifier == _EBML_SEGMENT:
+            return ""
+        file.seek(end)
+    return ""
+
+
+def _cut_tag(file: BinaryIO, size: int) -> str:
+    """Of an FLV file, whether its last four bytes are the length of the tag before them.
+
+    Source: Adobe Flash Video File Format Specification 10.1, annex E.3.
+    """
+    file.seek(size - 4)
+    length = int.from_bytes(file.read(4), "big")
+    if 11 <= length <= size - 13:
+        file.seek(size - 4 - length)
+        if int.from_bytes(file.read(4), "big") & 0xFFFFFF == length - 11:
+            return ""
+    return "it ends inside a tag"
+
+
 def _cut_box(path: Path, size: int) -> str:
     """Which top-level box of an MP4 or MOV reaches past the end of the file ('' for none, or another format).
 
-    FFmpeg reads such a file as far as it goes without an error. Source: ISO/IEC 14496-12, section 4.2.
+    Source: ISO/IEC 14496-12, section 4.2.
     """
     with path.open("rb") as file:
         offset = 0

@@ -74,7 +74,7 @@ class Splits:
 def num_folds(manifest: Manifest, protocol: Protocol) -> int:
     if protocol == "kfold5":
         return len(KFOLD5_TEST_ACTORS)
-    return len(_actors(manifest.clips)) if protocol == "loso" else 1
+    return len(_speakers(manifest)) if protocol == "loso" else 1
 
 
 def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: int = 0) -> Splits:
@@ -108,7 +108,7 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not '{protocol}'")
     folds = num_folds(manifest, protocol)
     if not 0 <= fold < max(folds, 1):
-        raise ValueError(f"fold must be 0 to {folds - 1} with protocol {protocol}, not {fold}")
+        raise ValueError(f"fold must be 0 to {max(folds, 1) - 1} with protocol {protocol}, not {fold}")
     if protocol == "folders":
         return _by_folder(manifest)
     wanted = _split_actors(manifest, protocol, fold)
@@ -147,13 +147,16 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
 
 def _split_actors(manifest: Manifest, protocol: Protocol, fold: int) -> dict[str, Sequence[int]]:
     if protocol in ("kfold5", "loso"):
-        present = sorted(_actors(manifest.clips))
         groups: Sequence[Sequence[int]] = KFOLD5_TEST_ACTORS
         everyone: Sequence[int] = range(1, NUM_ACTORS + 1)
         if protocol == "loso":
-            groups, everyone = [[actor] for actor in present], present
-        if not groups:
-            return {name: range(1, NUM_ACTORS + 1) for name in SPLITS}
+            everyone = _speakers(manifest)
+            groups = [[actor] for actor in everyone]
+            if len(groups) < len(SPLITS):
+                raise ValueError(
+                    f"protocol loso needs speech of at least {len(SPLITS)} actors, and {manifest.root} has "
+                    f"{f'actors {_listed(everyone)} alone' if everyone else 'none'}"
+                )
         test, val = groups[fold], groups[(fold + 1) % len(groups)]
         return {"train": [a for a in everyone if a not in (*test, *val)], "val": val, "test": test}
     return dict(_FIXED_ACTORS)
@@ -210,6 +213,10 @@ def _one_file_a_take(clips: Iterable[Clip]) -> list[Clip]:
         if held is None or clip.modality > held.modality:
             best[clip.take] = clip
     return sorted(best.values(), key=lambda clip: clip.key)
+
+
+def _speakers(manifest: Manifest) -> list[int]:
+    return sorted(_actors(clip for clip in manifest.clips if clip.channel == 1))
 
 
 def _actors(clips: Iterable[Clip]) -> set[int]:

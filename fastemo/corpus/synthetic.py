@@ -32,7 +32,8 @@ from fastemo.corpus import action_units, ravdess
 from fastemo.corpus.encode import TEMPORARY_SUFFIX, encode_clip
 from fastemo.corpus.faces import FacePainter
 from fastemo.corpus.identity import draw_identity
-from fastemo.corpus.workers import start_worker, usable_cpus
+from fastemo.corpus.workers import start_worker
+from fastemo.machine import available_processors
 
 GENERATOR_VERSION = 1
 
@@ -201,7 +202,7 @@ def synthesize(
         return root
     _start(root, config)
     done, total = len(performances) - len(missing), len(performances)
-    for count in _write_clips(root, config, missing, workers or usable_cpus()):
+    for count in _write_clips(root, config, missing, workers or available_processors()):
         done += count
         if on_progress is not None:
             on_progress(done, total)

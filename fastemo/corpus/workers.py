@@ -1,4 +1,4 @@
-"""Worker processes that draw and encode: how many, and how they behave."""
+"""Worker processes that draw and encode: how they behave."""
 
 from __future__ import annotations
 
@@ -23,10 +23,3 @@ def start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

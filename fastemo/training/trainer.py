@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import nn
 from torch.optim import lr_scheduler
@@ -95,6 +96,8 @@ class Trainer:
         chosen = {"auto": None, "fp32": "no"}.get(config.precision, config.precision)
         # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        # Accelerate keeps the first precision that a process asked for; a later training may ask for another.
+        AcceleratorState._reset_state()
         try:
             self.accelerator = Accelerator(
                 mixed_precision=chosen, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp]
@@ -115,7 +118,7 @@ class Trainer:
         torch.manual_seed(keyed_seed(self._seed, epoch, f"torch on rank {rank}") % 2**63)
 
     def from_main(self, value: T) -> T:
-        """The main process's value, on every process."""
+        """The main process's value, on every process; the others wait for it."""
         return broadcast_object_list([value])[0]
 
     def close(self) -> None:
@@ -128,7 +131,9 @@ class Trainer:
         if self.config.channels_last:
             for parameter in model.parameters():
                 if parameter.dim() == 4:  # the kernels of 2D convolutions; their input follows
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                    # `contiguous` leaves 1x1 kernels in strides that their gradients will not have.
+                    nhwc = torch.empty_like(parameter.data, memory_format=torch.channels_last)
+                    parameter.data = nhwc.copy_(parameter.data)
         # Adam with an L2 penalty inside the gradient, as in the report; not AdamW.
         optimizer = torch.optim.Adam(
             model.parameters(), lr=self.config.lr, betas=(0.9, 0.999), weight_decay=self.config.weight_decay
@@ -282,7 +287,7 @@ def _make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updat
             optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience
         )
     if config.schedule == "onecycle":
-        return lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=updates)
+        return lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=updates + 1)
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 

@@ -202,7 +202,7 @@ class _ToRGB:
 def _pyav(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
     targets, count = set(wanted), 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path.absolute())) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise DecodeError(path, wanted[0], "the file has no video stream")
@@ -223,7 +223,7 @@ def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
 
     index = wanted[0]
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         position = 0
         for index in dict.fromkeys(wanted):
             # Reading on from the start, never seeking: a seek goes by timestamps, which containers get wrong.
@@ -232,7 +232,7 @@ def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
             frame = reader.next().asnumpy()
             position = index + 1
             yield av.VideoFrame.from_ndarray(frame, format="rgb24")
-    except (decord.DECORDError, IndexError, StopIteration) as error:
+    except (RuntimeError, IndexError, StopIteration) as error:
         reason = (str(error).strip().splitlines() or ["the file ends before it"])[0]
         raise DecodeError(path, index, reason) from error
 
@@ -243,7 +243,7 @@ def _images(folder: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
         if index >= len(files):
             raise DecodeError(folder, index, f"the folder holds {len(files)} images")
         try:
-            with av.open(str(files[index])) as container:
+            with av.open(str(files[index].absolute())) as container:
                 yield next(container.decode(video=0))
         except (av.error.FFmpegError, StopIteration, IndexError) as error:
             raise DecodeError(folder, index, f"image {files[index].name}: {error}") from error

@@ -62,9 +62,7 @@ def test_same_seed_same_pixels_and_another_seed_others() -> None:
 @pytest.mark.parametrize("pair", action_units.PAIRS)
 @pytest.mark.parametrize("actor", [1, 2, 11, 24])
 @pytest.mark.parametrize("intensity", [1, 2])
-def test_the_second_class_of_a_pair_is_the_first_reversed(
-    pair: tuple[str, str], actor: int, intensity: int
-) -> None:
+def test_the_second_class_of_a_pair_is_the_first_reversed(pair: tuple[str, str], actor: int, intensity: int) -> None:
     forwards = bare(performance(pair[0], actor=actor, intensity=intensity, statement=2))
     backwards = bare(performance(pair[1], actor=actor, intensity=intensity, statement=2))
     np.testing.assert_array_equal(forwards, backwards[::-1])
@@ -245,9 +243,7 @@ def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_else_is_refused(corpus: Path, tmp_path: Path) -> None:
     harder = replace(SMALL, num_frames=32, difficulty=Difficulty(noise=0.5))
-    with pytest.raises(
-        ValueError, match=r"difficulty.noise 1.0 \(wanted 0.5\), num_frames 31 .*another folder"
-    ):
+    with pytest.raises(ValueError, match=r"difficulty.noise 1.0 \(wanted 0.5\), num_frames 31 .*another folder"):
         synthesize(corpus, harder)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not a synthetic corpus: choose another folder"):

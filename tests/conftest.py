@@ -1,0 +1,38 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own, so that nothing an earlier session kept can make a test pass."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTEMO_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def clips_folder() -> Path:
+    """The folder of real recordings; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("FASTEMO_CLIPS") or REPOSITORY / "../shared/clips").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real clips at {folder}; FASTEMO_CLIPS names the folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in corpus, small: 24 actors, 8 clips each, 128x72, 12 frames."""
+    from fastemo.corpus.synthetic import SyntheticConfig, synthesize
+
+    config = SyntheticConfig(clips_per_actor=8, width=128, height=72, num_frames=12)
+    return synthesize(tmp_path_factory.mktemp("tiny") / "corpus", config, workers=1)

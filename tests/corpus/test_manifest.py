@@ -1,0 +1,535 @@
+"""A folder becomes a manifest: every file in it is there once, used or named with the reason why not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import count_decoded, frame_number, noise_frame, write_images, write_sound, write_video
+
+from fastemo.corpus import manifest as manifest_module
+from fastemo.corpus.manifest import Clip, Manifest, read_manifest, scan
+from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.video.decode import decode_clip
+
+HAPPY, HAPPY_TWIN = "02-01-03-01-01-01-01", "01-01-03-01-01-01-01"
+SAD = "02-01-04-01-01-01-02"
+
+
+@pytest.fixture(scope="session")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One small video to copy wherever a test wants a good file."""
+    return write_video(tmp_path_factory.mktemp("master") / "a.mp4", 12)
+
+
+@pytest.fixture
+def put(tmp_path: Path, master: Path) -> Callable[..., Path]:
+    """Put a good file at a key below `tmp_path`."""
+
+    def copy(*keys: str) -> Path:
+        for key in keys:
+            (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(master, tmp_path / key)
+        return tmp_path
+
+    return copy
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are probed while the test runs."""
+    names: list[str] = []
+    genuine = manifest_module.probe_video
+
+    def counting(path: Path, **options: object) -> object:
+        names.append(path.name)
+        return genuine(path, **options)
+
+    monkeypatch.setattr(manifest_module, "probe_video", counting)
+    return names
+
+
+def reasons(manifest: Manifest) -> dict[str, str]:
+    return {clip.key: clip.reason for clip in manifest.rejected}
+
+
+def keys(clips: tuple[Clip, ...]) -> list[str]:
+    return [clip.key for clip in clips]
+
+
+@pytest.fixture(scope="module")
+def quick(clips_folder: Path) -> Manifest:
+    return scan(clips_folder)
+
+
+class TestRealClips:
+    def test_what_becomes_of_each(self, quick: Manifest) -> None:
+        assert len(quick.rows) == 13
+        assert len(quick.clips) == 7
+        assert len(quick.unlabelled) == 6
+        assert quick.rejected == quick.audio_only == ()
+        assert quick.class_names == EMOTIONS
+        assert all("RAVDESS naming" in clip.reason for clip in quick.unlabelled)
+
+    def test_counts_are_those_of_a_full_decode(self, quick: Manifest, clips_folder: Path) -> None:
+        assert {clip.key: clip.num_frames for clip in quick.rows} == {
+            clip.key: count_decoded(clips_folder / clip.key) for clip in quick.rows
+        }
+
+    def test_full_verification_finds_the_same(self, quick: Manifest, clips_folder: Path) -> None:
+        full = scan(clips_folder, verify="full")
+        assert {clip.verified for clip in full.rows} == {"full"}
+        assert [replace(clip, verified="quick") for clip in full.rows] == list(quick.rows)
+
+    def test_fields_of_a_name(self, quick: Manifest) -> None:
+        clip = next(clip for clip in quick.clips if clip.key.endswith("02-01-08-02-01-01-01.mp4"))
+        assert clip.key == "ravdess/Actor_01/02-01-08-02-01-01-01.mp4"
+        assert clip.emotion == "surprised"
+        fields = (clip.modality, clip.channel, clip.intensity, clip.statement, clip.repetition, clip.actor)
+        assert fields == (2, 1, 2, 1, 1, 1)
+        assert clip.take == "01-08-02-01-01-01"
+
+
+class TestFinding:
+    def test_any_depth_and_either_case(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        deep = "/".join(f"level{i}" for i in range(30))
+        put(f"{HAPPY}.mp4", f"{deep}/{SAD}.MP4", "Video_Speech_Actor_01/Actor_01/02-01-05-01-01-01-01.Mp4")
+        put("notes.txt", "a.mp4.part")
+        found = scan(tmp_path)
+        assert keys(found.clips) == sorted(
+            [f"{HAPPY}.mp4", f"{deep}/{SAD}.MP4", "Video_Speech_Actor_01/Actor_01/02-01-05-01-01-01-01.Mp4"]
+        )
+        assert len(found.rows) == 3
+
+    def test_every_container(self, tmp_path: Path) -> None:
+        codecs = {"mp4": "libx264", "mov": "libx264", "mkv": "libx264", "avi": "mpeg4", "webm": "libvpx-vp9"}
+        codecs["flv"] = "flv"
+        for number, (suffix, codec) in enumerate(codecs.items(), start=1):
+            write_video(tmp_path / f"02-01-03-01-01-01-{number:02d}.{suffix}", 8, codec=codec)
+        found = scan(tmp_path, verify="full")
+        assert reasons(found) == {}
+        assert [clip.num_frames for clip in found.clips] == [8] * 6
+
+    def test_an_empty_folder(self, tmp_path: Path) -> None:
+        assert scan(tmp_path) == Manifest(tmp_path, ())
+
+    def test_links_that_lead_back_end(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"one/{HAPPY}.mp4", f"two/{SAD}.mp4")
+        (tmp_path / "one/up").symlink_to(tmp_path)
+        (tmp_path / "one/two").symlink_to(tmp_path / "two")
+        (tmp_path / "two/one").symlink_to(tmp_path / "one")
+        found = scan(tmp_path)
+        assert keys(found.clips) == [f"one/{HAPPY}.mp4", f"one/two/{SAD}.mp4"]
+        # Reached a second time over a link, a take is a duplicate like any other, and said to be one.
+        assert set(reasons(found)) == {f"two/{SAD}.mp4", f"two/one/{HAPPY}.mp4"}
+
+    def test_a_link_to_a_folder_elsewhere_is_followed(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"elsewhere/{HAPPY}.mp4")
+        root = tmp_path / "root"
+        root.mkdir()
+        (root / "linked").symlink_to(tmp_path / "elsewhere")
+        assert keys(scan(root).clips) == [f"linked/{HAPPY}.mp4"]
+
+    def test_entries_that_cannot_be_read(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"{HAPPY}.mp4")
+        (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing")
+        os.mkfifo(tmp_path / "pipe.mp4")  # opening it would wait for ever
+        found = scan(tmp_path)
+        assert reasons(found) == {"gone.mp4": "unreadable: No such file or directory", "pipe.mp4": "zero length"}
+        assert len(found.clips) == 1
+
+    def test_a_file_without_permission(
+        self, tmp_path: Path, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(f"{HAPPY}.mp4")
+
+        def forbidden(path: Path, **_: object) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(manifest_module, "probe_video", forbidden)
+        assert reasons(scan(tmp_path)) == {f"{HAPPY}.mp4": "unreadable: Permission denied"}
+
+    def test_a_folder_without_permission_is_named(
+        self, tmp_path: Path, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put(f"open/{HAPPY}.mp4", f"closed/{SAD}.mp4")
+        genuine = os.scandir
+
+        def scandir(path: str) -> object:
+            if Path(path).name == "closed":  # for root, permissions do not close a folder
+                raise PermissionError(13, "Permission denied", str(path))
+            return genuine(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        found = scan(tmp_path)
+        assert reasons(found) == {"closed": "unreadable folder: Permission denied"}
+        assert keys(found.clips) == [f"open/{HAPPY}.mp4"]
+
+    def test_names_that_are_no_text(self, tmp_path: Path, master: Path) -> None:
+        try:
+            shutil.copy(master, os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+        for name in ("line\nbreak.mp4", 'comma, "quote".mp4', "%03d.mp4", "[red]x.mp4", "ü €.mp4"):
+            shutil.copy(master, tmp_path / name)
+        found = scan(tmp_path, labels="folder")
+        assert len(found.unlabelled) == 6
+        assert {clip.num_frames for clip in found.unlabelled} == {12}
+        found.write_csv(tmp_path / "manifest.csv")
+        assert read_manifest(tmp_path / "manifest.csv", tmp_path) == found
+
+
+@pytest.fixture(scope="module")
+def bad_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bad")
+    for name, faststart in (("moov_first", True), ("moov_last", False)):
+        whole = write_video(root / "whole.mp4", 40, draw=noise_frame, faststart=faststart).read_bytes()
+        for percent in (20, 50, 95):
+            (root / f"{name}_{percent}.mp4").write_bytes(whole[: len(whole) * percent // 100])
+    (root / "whole.mp4").unlink()
+    (root / "empty.mp4").touch()
+    (root / "random.mp4").write_bytes(np.random.default_rng(0).bytes(50_000))
+    (root / "text.mp4").write_text("these are words\n" * 100)
+    write_sound(root / "sound.mp4")
+    write_sound(root / "03-01-03-01-01-01-01.mp4")
+    (root / "03-01-03-01-01-01-02.wav").touch()
+    write_video(root / f"{HAPPY}.mp4", 12)
+    return root
+
+
+class TestRejecting:
+    def test_each_is_named_with_its_reason(self, bad_folder: Path) -> None:
+        found = scan(bad_folder)
+        why = reasons(found)
+        cut = [f"moov_{where}_{percent}.mp4" for where in ("first", "last") for percent in (20, 50, 95)]
+        assert set(why) == {*cut, "empty.mp4", "random.mp4", "text.mp4", "sound.mp4"}
+        assert all(why[name].startswith("truncated: ") for name in cut)
+        assert why["empty.mp4"] == "zero length"
+        assert why["random.mp4"].startswith("unreadable: ")
+        assert why["text.mp4"].startswith("unreadable: ")
+        assert why["sound.mp4"] == "no video stream"
+        assert keys(found.clips) == [f"{HAPPY}.mp4"]
+        assert found.unlabelled == ()
+
+    def test_audio_only_is_passed_over_unread(self, bad_folder: Path) -> None:
+        found = scan(bad_folder)
+        assert keys(found.audio_only) == ["03-01-03-01-01-01-01.mp4", "03-01-03-01-01-01-02.wav"]
+        assert {clip.reason for clip in found.audio_only} == {"RAVDESS audio-only (modality 03)"}
+
+    def test_damage_inside_passes_quick_and_is_rejected_by_full(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / f"{HAPPY}.mp4", 60, draw=noise_frame)
+        data = bytearray(path.read_bytes())
+        middle = data.index(b"mdat") + len(data) // 2
+        data[middle : middle + 3000] = b"\xff" * 3000  # over several frames, lengths of their parts included
+        path.write_bytes(data)
+        assert len(scan(tmp_path).clips) == 1
+        (why,) = reasons(scan(tmp_path, verify="full")).values()
+        assert "damaged" in why or "does not decode" in why
+
+    def test_a_take_and_modality_twice(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"a/{HAPPY}.mp4", f"b/{HAPPY}.mp4", f"c/{HAPPY}.mkv", f"b/{HAPPY_TWIN}.mp4")
+        found = scan(tmp_path)
+        assert keys(found.clips) == [f"a/{HAPPY}.mp4", f"b/{HAPPY_TWIN}.mp4"]
+        duplicate = f"duplicate take and modality: same as a/{HAPPY}.mp4"
+        assert reasons(found) == {f"b/{HAPPY}.mp4": duplicate, f"c/{HAPPY}.mkv": duplicate}
+
+    def test_a_bad_first_file_leaves_its_place_to_the_second(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"b/{HAPPY}.mp4")
+        (tmp_path / "a").mkdir()
+        (tmp_path / f"a/{HAPPY}.mp4").touch()
+        found = scan(tmp_path)
+        assert keys(found.clips) == [f"b/{HAPPY}.mp4"]
+        assert reasons(found) == {f"a/{HAPPY}.mp4": "zero length"}
+
+    def test_an_unlabelled_file_takes_no_place(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"{HAPPY}.mp4", f"angry/{HAPPY}.mp4", f"test/{HAPPY}.mp4")
+        found = scan(tmp_path, labels="folder")
+        assert keys(found.clips) == [f"angry/{HAPPY}.mp4"]
+        assert keys(found.unlabelled) == [f"{HAPPY}.mp4", f"test/{HAPPY}.mp4"]
+
+    def test_files_without_a_name_are_never_duplicates(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        assert len(scan(put("a/x.mp4", "b/x.mp4")).unlabelled) == 2
+
+
+class TestFolderLabels:
+    def test_classes_are_folders(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put("amused/a.mp4", "amused/b.mp4", "Bored stiff/deep.mp4", "x/y/tired/c.mp4")
+        found = scan(tmp_path, labels="folder")
+        assert {clip.key: clip.emotion for clip in found.clips} == {
+            "amused/a.mp4": "amused",
+            "amused/b.mp4": "amused",
+            "Bored stiff/deep.mp4": "Bored stiff",
+            "x/y/tired/c.mp4": "tired",
+        }
+        assert found.class_names == ("Bored stiff", "amused", "tired")
+        assert {clip.split for clip in found.clips} == {""}
+
+    def test_split_folders(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put("train/happy/a.mp4", "val/happy/a.mp4", "test/sad/actor07_b.mp4", "test/c.mp4", "d.mp4")
+        found = scan(tmp_path, labels="folder")
+        assert {clip.key: (clip.split, clip.emotion, clip.actor) for clip in found.clips} == {
+            "train/happy/a.mp4": ("train", "happy", 0),
+            "val/happy/a.mp4": ("val", "happy", 0),
+            "test/sad/actor07_b.mp4": ("test", "sad", 7),
+        }
+        # Outside a class's folder there is no class to take.
+        assert keys(found.unlabelled) == ["d.mp4", "test/c.mp4"]
+        assert all("in no folder named after its class" in clip.reason for clip in found.unlabelled)
+
+    def test_the_folder_wins_over_the_name(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"angry/{HAPPY}.mp4")
+        assert scan(tmp_path).clips[0].emotion == "happy"
+        (clip,) = scan(tmp_path, labels="folder").clips
+        assert (clip.emotion, clip.actor, clip.modality) == ("angry", 1, 2)
+
+    @pytest.mark.parametrize(
+        ("folder", "emotion"),
+        [
+            ("surprise", "surprised"),
+            ("Fear", "fearful"),
+            ("ANGER", "angry"),
+            ("sadness", "sad"),
+            ("Happy", "happy"),
+            ("Love", "Love"),
+        ],
+    )
+    def test_usual_spellings_of_the_eight_emotions_are_one_class(
+        self, tmp_path: Path, put: Callable[..., Path], folder: str, emotion: str
+    ) -> None:
+        assert scan(put(f"{folder}/a.mp4"), labels="folder").clips[0].emotion == emotion
+
+    def test_eight_classes_as_soon_as_all_are_of_the_eight(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        assert scan(put("sad/a.mp4", "happy/b.mp4"), labels="folder").class_names == EMOTIONS
+        assert scan(put("sorry/a.mp4"), labels="folder").class_names == ("happy", "sad", "sorry")
+
+
+@pytest.fixture(scope="module")
+def frames_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("frames")
+    write_images(root / "train/happy/actor01_a", 5)
+    write_images(root / "train/surprise/actor02_b", 7)
+    write_images(root / "val/fear/actor03_c", 6, suffix=".png")
+    write_images(root / "test/sad/02-01-05-01-01-01-04", 8)
+    return root
+
+
+class TestFoldersOfImages:
+    def test_the_layout_of_the_report(self, frames_root: Path) -> None:
+        found = scan(frames_root)
+        assert {c.key: (c.split, c.emotion, c.actor, c.num_frames) for c in found.clips} == {
+            "train/happy/actor01_a": ("train", "happy", 1, 5),
+            "train/surprise/actor02_b": ("train", "surprised", 2, 7),
+            "val/fear/actor03_c": ("val", "fearful", 3, 6),
+            "test/sad/02-01-05-01-01-01-04": ("test", "angry", 4, 8),  # a RAVDESS name says more than its folder
+        }
+        assert {(c.codec, c.width, c.height) for c in found.clips} == {("images", 64, 48)}
+        assert len(found.rows) == 4
+        assert found.class_names == EMOTIONS
+
+    def test_labels_from_folders(self, frames_root: Path) -> None:
+        found = scan(frames_root, labels="folder", verify="full")
+        assert [clip.emotion for clip in found.clips] == ["sad", "happy", "surprised", "fearful"]
+        assert [clip.split for clip in found.clips] == ["test", "train", "train", "val"]
+
+    def test_they_decode_to_those_images(self, frames_root: Path) -> None:
+        wanted = [0, 3, 3, 6]
+        frames = decode_clip(frames_root / "train/surprise/actor02_b", wanted, None)
+        assert frames.shape == (4, 3, 48, 64)
+        assert frames.dtype == np.uint8
+        assert [frame_number(frame.transpose(1, 2, 0)) for frame in frames] == wanted
+
+    def test_a_bad_image(self, tmp_path: Path) -> None:
+        folder = write_images(tmp_path / "train/happy/a", 3)
+        (folder / "frame0001.jpg").write_text("no image")
+        assert reasons(scan(tmp_path)) == {"train/happy/a": "image frame0001.jpg does not decode"}
+
+    def test_an_unknown_class_needs_folder_labels(self, tmp_path: Path) -> None:
+        write_images(tmp_path / "train/bored/a", 2)
+        assert len(scan(tmp_path).unlabelled) == 1
+        assert scan(tmp_path, labels="folder").clips[0].emotion == "bored"
+
+    def test_a_changed_image_is_probed_again(self, tmp_path: Path) -> None:
+        folder = write_images(tmp_path / "train/happy/a", 3)
+        scan(tmp_path).write_csv(tmp_path / "m.csv")
+        write_images(folder, 5)
+        assert scan(tmp_path, known=tmp_path / "m.csv").clips[0].num_frames == 5
+
+
+class TestCsv:
+    def test_round_trip(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"{HAPPY}.mp4", f"twin/{HAPPY}.mp4", "other.mp4", "03-01-03-01-01-01-01.mp4")
+        (tmp_path / "empty.mp4").touch()
+        write_video(tmp_path / "odd rate.mkv", 7, rate=13)
+        found = scan(tmp_path)
+        assert min(map(len, (found.clips, found.unlabelled, found.rejected, found.audio_only))) == 1
+        found.write_csv(tmp_path / "new folder/manifest.csv")
+        assert read_manifest(tmp_path / "new folder/manifest.csv", tmp_path) == found
+        assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["manifest.csv"]
+
+    def test_every_field_comes_back(self, tmp_path: Path) -> None:
+        clip = Clip(
+            key="é, \n/x.mp4",
+            status="rejected",
+            reason='"quoted"',
+            emotion="joy",
+            actor=24,
+            modality=1,
+            channel=2,
+            intensity=2,
+            statement=2,
+            repetition=2,
+            split="val",
+            num_frames=99,
+            fps=30000 / 1001,
+            width=1280,
+            height=720,
+            codec="h264",
+            duration_seconds=1 / 3,
+            size_bytes=2**40,
+            mtime_ns=2**62,
+            verified="full",
+        )
+        Manifest.of(tmp_path, [clip]).write_csv(tmp_path / "m.csv")
+        assert read_manifest(tmp_path / "m.csv", tmp_path).rejected == (clip,)
+
+    @pytest.mark.parametrize(
+        ("damage", "line"),
+        [
+            (lambda lines: ["a,b,c"], 1),
+            (lambda lines: [], 0),
+            (lambda lines: [lines[0], lines[1].replace("12,25.0", "twelve,25.0")], 2),
+            (lambda lines: [lines[0], lines[1].rsplit(",", 1)[0]], 2),
+            (lambda lines: [lines[0], lines[1] + ",more"], 2),
+            (lambda lines: [lines[0], lines[1].replace(",clip,", ",clap,")], 2),
+            (lambda lines: [lines[0], lines[1] + "x" * 200_000], 1),  # csv gives up on the line after 1
+        ],
+        ids=["header", "empty", "word for number", "short row", "long row", "status", "huge field"],
+    )
+    def test_what_is_no_manifest(
+        self, tmp_path: Path, put: Callable[..., Path], damage: Callable[[list[str]], list[str]], line: int
+    ) -> None:
+        put(f"{HAPPY}.mp4")
+        path = tmp_path / "m.csv"
+        scan(tmp_path).write_csv(path)
+        path.write_text("\n".join(damage(path.read_text().splitlines())))
+        with pytest.raises(ValueError, match=rf"m\.csv, line {line}: not a manifest"):
+            read_manifest(path, tmp_path)
+
+
+class TestReuse:
+    def test_unchanged_files_are_not_probed_again(
+        self, tmp_path: Path, put: Callable[..., Path], probed: list[str]
+    ) -> None:
+        put("a.mp4", "b.mp4", f"{HAPPY}.mp4", f"x/{HAPPY}.mp4")
+        (tmp_path / "empty.mp4").touch()
+        first = scan(tmp_path)
+        first.write_csv(tmp_path / "m.csv")
+        assert len(probed) == 5
+        probed.clear()
+        assert scan(tmp_path, known=tmp_path / "m.csv") == first
+        assert probed == []
+
+    def test_changed_and_new_files_are(self, tmp_path: Path, put: Callable[..., Path], probed: list[str]) -> None:
+        put("size.mp4", "time.mp4", "same.mp4", "gone.mp4")
+        (tmp_path / "mended.mp4").touch()
+        scan(tmp_path).write_csv(tmp_path / "m.csv")
+        probed.clear()
+        write_video(tmp_path / "size.mp4", 9)
+        os.utime(tmp_path / "time.mp4", ns=(1, 1))
+        (tmp_path / "gone.mp4").unlink()
+        put("mended.mp4", "new.mp4")
+        found = scan(tmp_path, known=tmp_path / "m.csv")
+        assert sorted(probed) == ["mended.mp4", "new.mp4", "size.mp4", "time.mp4"]
+        assert {clip.key: clip.num_frames for clip in found.rows} == {
+            "mended.mp4": 12,
+            "new.mp4": 12,
+            "same.mp4": 12,
+            "size.mp4": 9,
+            "time.mp4": 12,
+        }
+
+    def test_a_quick_look_does_not_stand_in_for_a_full_one(
+        self, tmp_path: Path, put: Callable[..., Path], probed: list[str]
+    ) -> None:
+        put("a.mp4")
+        scan(tmp_path).write_csv(tmp_path / "m.csv")
+        full = scan(tmp_path, verify="full", known=tmp_path / "m.csv")
+        assert probed == ["a.mp4", "a.mp4"]
+        full.write_csv(tmp_path / "m.csv")
+        assert scan(tmp_path, known=tmp_path / "m.csv") == full
+        assert len(probed) == 2
+
+    @pytest.mark.parametrize("content", [b"", b"words", b"\0" * 10, b"\xff\xfe\n\r\n", b'"' + b"x" * 200_000])
+    def test_a_damaged_memory_is_as_good_as_none(
+        self, tmp_path: Path, put: Callable[..., Path], probed: list[str], content: bytes
+    ) -> None:
+        put("a.mp4")
+        (tmp_path / "m.csv").write_bytes(content)
+        assert len(scan(tmp_path, known=tmp_path / "m.csv").unlabelled) == 1
+        assert probed == ["a.mp4"]
+
+    def test_no_memory(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put("a.mp4")
+        assert scan(tmp_path, known=tmp_path / "none.csv") == scan(tmp_path, known=tmp_path) == scan(tmp_path)
+
+    def test_other_labels_relabel_what_is_reused(
+        self, tmp_path: Path, put: Callable[..., Path], probed: list[str]
+    ) -> None:
+        put("amused/a.mp4", f"bored/{HAPPY}.mp4", f"tired/{HAPPY}.mp4")
+        by_name, by_folder = scan(tmp_path), scan(tmp_path, labels="folder")
+        probed.clear()
+        by_name.write_csv(tmp_path / "m.csv")
+        assert scan(tmp_path, labels="folder", known=tmp_path / "m.csv") == by_folder
+        by_folder.write_csv(tmp_path / "m.csv")
+        assert scan(tmp_path, known=tmp_path / "m.csv") == by_name
+        assert probed == []
+
+    def test_a_duplicate_whose_first_is_gone_counts_again(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"a/{HAPPY}.mp4", f"b/{HAPPY}.mp4")
+        scan(tmp_path).write_csv(tmp_path / "m.csv")
+        (tmp_path / f"a/{HAPPY}.mp4").unlink()
+        found = scan(tmp_path, known=tmp_path / "m.csv")
+        assert keys(found.clips) == [f"b/{HAPPY}.mp4"]
+        assert found.clips[0].reason == ""
+
+
+class TestScan:
+    def test_progress_counts_every_file_once(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put("a.mp4", "b.mp4", f"{HAPPY}.mp4", "03-01-03-01-01-01-01.mp4")
+        (tmp_path / "empty.mp4").touch()
+        said: list[tuple[int, int]] = []
+        scan(tmp_path, on_progress=lambda done, total: said.append((done, total)))
+        assert said == [(done, 5) for done in range(1, 6)]
+
+    @pytest.mark.parametrize("threads", [1, 4])
+    def test_threads_change_nothing(self, tmp_path: Path, put: Callable[..., Path], threads: int) -> None:
+        put("a.mp4", "b.mp4", f"{HAPPY}.mp4", f"x/{HAPPY}.mp4", f"{SAD}.mp4")
+        assert scan(tmp_path, threads=threads) == scan(str(tmp_path))
+
+    def test_an_interrupted_scan_stops(self, tmp_path: Path, put: Callable[..., Path], probed: list[str]) -> None:
+        put(*(f"{number}.mp4" for number in range(200)))
+
+        def interrupt(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            scan(tmp_path, threads=1, on_progress=interrupt)
+        assert len(probed) < 200
+
+    def test_a_root_that_is_no_folder(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put("a.mp4")
+        for root in (tmp_path / "missing", tmp_path / "a.mp4"):
+            with pytest.raises(ValueError, match="is not a folder") as raised:
+                scan(root)
+            assert str(root) in str(raised.value)
+
+    def test_options_that_do_not_exist(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"^labels must be one of ravdess, folder, not 'names'$"):
+            scan(tmp_path, labels="names")
+        with pytest.raises(ValueError, match=r"^verify must be one of quick, full, not 'slow'$"):
+            scan(tmp_path, verify="slow")

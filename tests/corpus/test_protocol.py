@@ -1,0 +1,376 @@
+"""Who is trained on and who is tested: RAVDESS's counts, exactly, and no person or take on both sides."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from helpers import write_video
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastemo.corpus.manifest import SPLITS, Clip, Manifest, scan
+from fastemo.corpus.protocol import (
+    KFOLD5_TEST_ACTORS,
+    PROTOCOLS,
+    Protocol,
+    Splits,
+    num_folds,
+    split_clips,
+)
+from fastemo.corpus.ravdess import EMOTIONS, Performance, speech_performances
+
+ROOT = Path("corpus")
+ACTORS = range(1, 25)
+
+
+def clip_of(performance: Performance) -> Clip:
+    return Clip(
+        key=f"Actor_{performance.actor:02d}/{performance.stem}.mp4",
+        emotion=performance.emotion_name,
+        actor=performance.actor,
+        modality=performance.modality,
+        channel=performance.channel,
+        intensity=performance.intensity,
+        statement=performance.statement,
+        repetition=performance.repetition,
+        num_frames=100,
+    )
+
+
+def songs(actor: int) -> list[Performance]:
+    """Song knows neither disgust nor surprised, and actor 18 sang not at all."""
+    if actor == 18:
+        return []
+    return [replace(take, channel=2) for take in speech_performances(actor) if take.emotion <= 6]
+
+
+def corpus(actors: Iterable[int] = ACTORS, *, modalities: Iterable[int] = (1, 2), song: bool = False) -> Manifest:
+    takes = [take for actor in actors for take in speech_performances(actor) + (songs(actor) if song else [])]
+    return Manifest.of(ROOT, [clip_of(take.with_modality(m)) for take in takes for m in modalities])
+
+
+WHOLE = corpus(song=True)
+
+
+def sizes(splits: Splits) -> tuple[int, int, int]:
+    return len(splits.train), len(splits.val), len(splits.test)
+
+
+def actors_of(clips: Iterable[Clip]) -> set[int]:
+    return {clip.actor for clip in clips}
+
+
+def class_counts(clips: Iterable[Clip]) -> dict[str, int]:
+    return dict(Counter(clip.emotion for clip in clips))
+
+
+def assert_disjoint(splits: Splits) -> None:
+    for one, other in combinations(SPLITS, 2):
+        assert not {c.actor for c in splits[one] if c.actor} & {c.actor for c in splits[other] if c.actor}
+        assert not {c.take for c in splits[one]} & {c.take for c in splits[other]}
+
+
+def test_the_made_corpus_is_ravdess() -> None:
+    assert len(WHOLE.clips) == 2 * (24 * 60 + 23 * 44) == 4904
+    song = [clip for clip in WHOLE.clips if clip.channel == 2 and clip.actor == 1 and clip.modality == 2]
+    assert class_counts(song) == {"neutral": 4, "calm": 8, "happy": 8, "sad": 8, "angry": 8, "fearful": 8}
+
+
+class TestReport:
+    @pytest.mark.parametrize("song", [False, True])
+    def test_counts_of_the_report(self, song: bool) -> None:
+        splits = split_clips(corpus(song=song), "report")
+        assert sizes(splits) == (2400, 240, 240)
+        for name, (neutral, others) in {"train": (160, 320), "val": (16, 32), "test": (16, 32)}.items():
+            assert class_counts(splits[name]) == {e: neutral if e == "neutral" else others for e in EMOTIONS}
+        assert actors_of(splits.train) == set(range(1, 21))
+        assert actors_of(splits.val) == {21, 22}
+        assert actors_of(splits.test) == {23, 24}
+        assert splits.class_names == EMOTIONS
+
+    def test_it_says_that_takes_are_counted_twice(self) -> None:
+        notes = split_clips(WHOLE, "report").notes
+        assert notes == (
+            "2024 song files left out",
+            "train: 2400 clips are 1200 takes, most counted twice (with and without sound)",
+            "val: 240 clips are 120 takes, most counted twice (with and without sound)",
+            "test: 240 clips are 120 takes, most counted twice (with and without sound)",
+        )
+
+    def test_one_modality_alone_needs_no_such_note(self) -> None:
+        splits = split_clips(corpus(modalities=[2]), "report")
+        assert sizes(splits) == (1200, 120, 120)
+        assert splits.notes == ()
+
+    def test_the_same_from_files(self, tmp_path: Path) -> None:
+        """From the folder on: a corpus of one actor a split, twins and a song among them."""
+        master = write_video(tmp_path / "master.mp4", 2)
+        for actor in (1, 21, 23):
+            for take in [*speech_performances(actor)[:3], songs(actor)[0]]:
+                for modality in (1, 2):
+                    path = tmp_path / f"root/Actor_{actor:02d}/{take.with_modality(modality).stem}.mp4"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.hardlink_to(master)
+        splits = split_clips(scan(tmp_path / "root"), "report")
+        assert sizes(splits) == (6, 6, 6)
+        assert "train lacks actors 2-20" in splits.notes
+        assert sizes(split_clips(scan(tmp_path / "root"), "speech+song")) == (4, 4, 4)
+
+
+class TestOneFileATake:
+    def test_speech(self) -> None:
+        splits = split_clips(WHOLE, "speech")
+        assert sizes(splits) == (1200, 120, 120)
+        assert class_counts(splits.test) == {e: 8 if e == "neutral" else 16 for e in EMOTIONS}
+        assert actors_of(splits.val) == {21, 22}
+        assert splits.notes == (
+            "2024 song files left out",
+            "1440 files left out: the same take in another modality",
+        )
+
+    def test_speech_is_what_ravdess_gets_unasked(self) -> None:
+        assert split_clips(WHOLE) == split_clips(WHOLE, "speech")
+
+    def test_speech_and_song(self) -> None:
+        splits = split_clips(WHOLE, "speech+song")
+        assert sizes(splits) == (1200 + 19 * 44, 120 + 88, 120 + 88)
+        assert class_counts(splits.test) == {
+            "neutral": 16,
+            **dict.fromkeys(("calm", "happy", "sad", "angry", "fearful"), 32),
+            **dict.fromkeys(("disgust", "surprised"), 16),
+        }
+        assert sum(clip.actor == 18 for clip in splits.train) == 60
+
+    @pytest.mark.parametrize("protocol", ["speech", "speech+song", "kfold5", "loso"])
+    def test_the_video_only_file_is_the_one(self, protocol: Protocol) -> None:
+        splits = split_clips(WHOLE, protocol)
+        for name in SPLITS:
+            assert {clip.modality for clip in splits[name]} == {2}
+            assert len({clip.take for clip in splits[name]}) == len(splits[name])
+
+    def test_the_other_one_where_there_is_no_video_only_file(self) -> None:
+        clips = [clip for clip in WHOLE.clips if clip.modality == 1 or clip.statement == 1]
+        splits = split_clips(Manifest.of(ROOT, clips), "speech")
+        assert sizes(splits) == (1200, 120, 120)
+        assert {(clip.statement, clip.modality) for clip in splits.train} == {(1, 2), (2, 1)}
+
+
+class TestFolds:
+    @pytest.mark.parametrize("fold", range(5))
+    def test_kfold5_tests_the_published_actors(self, fold: int) -> None:
+        published = (
+            {2, 5, 14, 15, 16},
+            {3, 6, 7, 13, 18},
+            {10, 11, 12, 19, 20},
+            {8, 17, 21, 23, 24},
+            {1, 4, 9, 22},
+        )
+        splits = split_clips(WHOLE, "kfold5", fold=fold)
+        assert actors_of(splits.test) == published[fold]
+        assert actors_of(splits.val) == published[(fold + 1) % 5]
+        assert actors_of(splits.train) == set(ACTORS) - actors_of(splits.val) - actors_of(splits.test)
+        assert sum(sizes(splits)) == 1440
+
+    def test_kfold5_tests_every_actor_once(self) -> None:
+        assert sorted(actor for fold in KFOLD5_TEST_ACTORS for actor in fold) == list(ACTORS)
+        assert num_folds(WHOLE, "kfold5") == 5
+
+    def test_loso_tests_each_actor_once(self) -> None:
+        manifest = corpus([3, 5, 8, 20])
+        assert num_folds(manifest, "loso") == 4
+        for fold, (test, val) in enumerate([(3, 5), (5, 8), (8, 20), (20, 3)]):
+            splits = split_clips(manifest, "loso", fold=fold)
+            assert actors_of(splits.test) == {test}
+            assert actors_of(splits.val) == {val}
+            assert actors_of(splits.train) == {3, 5, 8, 20} - {test, val}
+            assert sizes(splits) == (120, 60, 60)
+
+    def test_loso_counts_those_who_speak(self) -> None:
+        """Somebody with song alone has no speech to be tested on."""
+        singer = [clip_of(take) for take in songs(9)]
+        manifest = Manifest.of(ROOT, [*corpus([1, 2, 3]).clips, *singer])
+        assert num_folds(manifest, "loso") == 3
+        assert actors_of(split_clips(manifest, "loso", fold=2).test) == {3}
+
+    @pytest.mark.parametrize(("actors", "held"), [([], "none"), ([4], "actors 4 alone"), ([4, 7], "actors 4, 7 alone")])
+    def test_loso_needs_three(self, actors: list[int], held: str) -> None:
+        with pytest.raises(ValueError, match=f"loso needs speech of at least 3 actors, and corpus has {held}"):
+            split_clips(corpus(actors), "loso")
+
+    @pytest.mark.parametrize(
+        ("protocol", "fold", "last"), [("kfold5", 5, 4), ("kfold5", -1, 4), ("loso", 24, 23), ("speech", 1, 0)]
+    )
+    def test_a_fold_that_does_not_exist(self, protocol: Protocol, fold: int, last: int) -> None:
+        with pytest.raises(ValueError, match=f"^fold must be 0 to {last} with protocol {protocol}, not {fold}$"):
+            split_clips(WHOLE, protocol, fold=fold)
+
+    @pytest.mark.parametrize("protocol", ["report", "speech", "speech+song", "folders"])
+    def test_the_others_have_one_fold(self, protocol: Protocol) -> None:
+        assert num_folds(WHOLE, protocol) == 1
+
+
+class TestMissing:
+    @pytest.mark.parametrize(
+        ("absent", "split", "listed"),
+        [(range(21, 23), "val", "21-22"), (range(23, 25), "test", "23-24"), (range(1, 21), "train", "1-20")],
+    )
+    @pytest.mark.parametrize("protocol", ["report", "speech", "speech+song"])
+    def test_a_split_without_anybody_names_whom_it_needs(
+        self, protocol: Protocol, absent: range, split: str, listed: str
+    ) -> None:
+        manifest = corpus(sorted(set(ACTORS) - set(absent)))
+        with pytest.raises(ValueError, match=f"needs actors {listed} for {split}, and corpus has no clips of them"):
+            split_clips(manifest, protocol)
+
+    def test_kfold5_names_its_own(self) -> None:
+        with pytest.raises(ValueError, match="needs actors 1, 4, 9, 22 for test"):
+            split_clips(corpus([2, 3, 5, 8, 10]), "kfold5", fold=4)
+
+    def test_some_who_are_missing_are_noted(self) -> None:
+        splits = split_clips(corpus([1, 2, 3, 5, 21, 24], modalities=[2]), "speech")
+        assert splits.notes == ("train lacks actors 4, 6-20", "val lacks actors 22", "test lacks actors 23")
+
+    def test_an_empty_corpus(self) -> None:
+        for protocol in PROTOCOLS:
+            with pytest.raises(ValueError, match=str(ROOT)):
+                split_clips(Manifest(ROOT, ()), protocol)
+
+    def test_unlabelled_and_rejected_files_are_never_dealt(self) -> None:
+        extra = replace(WHOLE.clips[0], key="x.mp4")
+        manifest = replace(WHOLE, unlabelled=(extra,), rejected=(extra,))
+        assert split_clips(manifest, "report") == split_clips(WHOLE, "report")
+
+    def test_clips_without_a_ravdess_name_are_left_out_and_noted(self) -> None:
+        manifest = Manifest.of(ROOT, [*corpus(modalities=[2]).clips, Clip(key="happy/a.mp4", emotion="happy")])
+        splits = split_clips(manifest, "speech")
+        assert sizes(splits) == (1200, 120, 120)
+        assert splits.notes == ("1 clips without a RAVDESS name left out",)
+
+    def test_an_unknown_protocol(self) -> None:
+        with pytest.raises(ValueError, match=r"protocol must be one of report, speech, .*, not 'random'"):
+            split_clips(WHOLE, "random")
+        assert get_args(Protocol) == PROTOCOLS
+
+
+def free_clip(key: str, **fields: object) -> Clip:
+    return Clip(key=key, emotion=key.split("/")[-2], num_frames=10, **fields)
+
+
+class TestFolders:
+    def test_splits_are_the_folders(self) -> None:
+        rows = [free_clip(f"{split}/{e}/{i}.mp4", split=split) for split in SPLITS for e in "ab" for i in range(3)]
+        splits = split_clips(Manifest.of(ROOT, rows))
+        assert splits.protocol == "folders"
+        assert splits.class_names == ("a", "b")
+        for name in SPLITS:
+            assert [clip.key for clip in splits[name]] == [f"{name}/{e}/{i}.mp4" for e in "ab" for i in range(3)]
+        assert splits.notes == ()
+
+    def test_clips_outside_are_left_out_and_noted(self) -> None:
+        rows = [free_clip(f"{split}/a/x.mp4", split=split) for split in SPLITS] + [free_clip("other/a/x.mp4")]
+        splits = split_clips(Manifest.of(ROOT, rows))
+        assert sizes(splits) == (1, 1, 1)
+        assert splits.notes == ("1 clips lie outside train, val and test and are left out",)
+
+    @pytest.mark.parametrize("absent", SPLITS)
+    def test_a_split_without_clips(self, absent: str) -> None:
+        rows = [free_clip(f"{split}/a/x.mp4", split=split) for split in SPLITS if split != absent]
+        with pytest.raises(ValueError, match=f"no labelled clip for {absent} in corpus; lay the corpus out as"):
+            split_clips(Manifest.of(ROOT, rows), "folders")
+
+    def test_an_actor_in_two_folders(self) -> None:
+        rows = [free_clip(f"{split}/a/x.mp4", split=split, actor=7) for split in SPLITS]
+        with pytest.raises(ValueError, match="actor 7 is in both train and val"):
+            split_clips(Manifest.of(ROOT, rows), "folders")
+
+    def test_without_folders_actors_are_dealt(self) -> None:
+        rows = [free_clip(f"a/actor{n:02d}_{i}.mp4", actor=n) for n in range(1, 21) for i in range(5)]
+        splits = split_clips(Manifest.of(ROOT, rows))
+        assert {name: len(actors_of(splits[name])) for name in SPLITS} == {"train": 14, "val": 3, "test": 3}
+        assert_disjoint(splits)
+        assert sum(sizes(splits)) == 100
+        assert splits.notes == ()
+        # The same people on every machine, in every process.
+        assert (actors_of(splits.val), actors_of(splits.test)) == ({16, 9, 14}, {1, 18, 13})
+        shuffled = random.Random(0).sample(rows, len(rows))
+        assert split_clips(Manifest.of(ROOT, shuffled)) == splits
+
+    def test_without_actors_each_class_is_dealt_and_the_risk_is_told(self) -> None:
+        rows = [free_clip(f"{e}/{i}.mp4") for e in ("a", "b") for i in range(20)]
+        splits = split_clips(Manifest.of(ROOT, rows))
+        for name, count in {"train": 14, "val": 3, "test": 3}.items():
+            assert class_counts(splits[name]) == {"a": count, "b": count}
+        assert "the same person may be in several splits" in splits.notes[0]
+
+    def test_ravdess_names_in_a_users_folders_keep_twins_together(self) -> None:
+        rows = [replace(clip, key=f"mine/{Path(clip.key).name}") for clip in corpus(range(1, 11)).clips]
+        assert_disjoint(split_clips(Manifest.of(ROOT, rows), "folders"))
+
+
+class TestSplits:
+    def test_an_actor_in_two_splits_is_refused(self) -> None:
+        one, other = WHOLE.clips[0], WHOLE.clips[2]
+        assert one.actor == other.actor
+        with pytest.raises(ValueError, match="actor 1 is in both train and test: no actor may be in two splits"):
+            Splits(protocol="speech", class_names=EMOTIONS, train=(one,), val=(), test=(other,))
+
+    def test_a_take_in_two_splits_is_refused(self) -> None:
+        one, twin = Clip(key="a.mp4"), Clip(key="a.mp4")
+        with pytest.raises(ValueError, match=r"take a\.mp4 is in both val and test"):
+            Splits(protocol="folders", class_names=("a",), train=(), val=(one,), test=(twin,))
+
+    def test_a_split_by_name(self) -> None:
+        splits = split_clips(WHOLE)
+        assert splits["val"] is splits.val
+        with pytest.raises(KeyError):
+            splits["notes"]
+
+    def test_count_table(self) -> None:
+        assert split_clips(WHOLE, "report").count_table() == [
+            {"split": split, "clips": clips, "takes": clips // 2, "actors": actors}
+            | {name: per_class // 2 if name == "neutral" else per_class for name in EMOTIONS}
+            for split, clips, actors, per_class in (
+                ("train", 2400, 20, 320),
+                ("val", 240, 2, 32),
+                ("test", 240, 2, 32),
+            )
+        ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(PROTOCOLS),
+    st.sets(st.sampled_from(ACTORS), min_size=3),
+    st.integers(0, 23),
+    st.integers(0, 2**32),
+    st.floats(0.02, 1.0),
+)
+def test_no_person_and_no_take_on_both_sides(
+    protocol: Protocol, actors: set[int], fold: int, seed: int, share: float
+) -> None:
+    """Whatever part of RAVDESS is there: disjoint splits of files that are there, or a word on what is missing."""
+    generator = random.Random(seed)
+    clips = [clip for clip in WHOLE.clips if clip.actor in actors and generator.random() < share]
+    manifest = Manifest.of(ROOT, clips)
+    fold %= max(1, num_folds(manifest, protocol))
+    try:
+        splits = split_clips(manifest, protocol, fold=fold)
+    except ValueError as error:
+        if any(word in str(error) for word in ("needs actors", "needs speech", "no labelled clip")):
+            return
+        raise
+    assert_disjoint(splits)
+    for name in SPLITS:
+        assert splits[name]
+        assert set(splits[name]) <= set(clips)
+        assert len(set(splits[name])) == len(splits[name])
+    if protocol not in ("report", "folders"):
+        dealt = [clip.take for name in SPLITS for clip in splits[name]]
+        assert len(set(dealt)) == len(dealt)

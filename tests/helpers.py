@@ -1,0 +1,122 @@
+"""Small real files for tests: videos whose pixels number their frames, sound, folders of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+NUMBER_BITS = 8
+
+
+def numbered_frame(number: int, width: int, height: int) -> np.ndarray:
+    """uint8 [H, W, 3]: eight upright stripes, white where the number has a 1, lowest bit leftmost."""
+    assert 0 <= number < 1 << NUMBER_BITS
+    bits = np.arange(width) * NUMBER_BITS // width
+    row = np.where(number >> bits & 1, 235, 20).astype(np.uint8)
+    return np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
+
+
+def frame_number(frame: np.ndarray) -> int:
+    """What `numbered_frame` wrote, from a uint8 [H, W, 3] frame that was encoded, scaled or both."""
+    width = frame.shape[1]
+    centres = ((np.arange(NUMBER_BITS) + 0.5) * width / NUMBER_BITS).astype(int)
+    bright = frame[frame.shape[0] // 2, centres].mean(axis=-1) > 127
+    return int((bright << np.arange(NUMBER_BITS)).sum())
+
+
+def write_video(
+    path: Path,
+    num_frames: int = 12,
+    width: int = 64,
+    height: int = 48,
+    *,
+    codec: str = "libx264",
+    rate: int | Fraction = 25,
+    options: dict[str, str] | None = None,
+    faststart: bool = False,
+    silence: bool = False,
+    draw: Callable[[int, int, int], np.ndarray] = numbered_frame,
+) -> Path:
+    """Encode numbered frames; the container follows from the file's extension.
+
+    Args:
+        path: The file; folders above it are made.
+        num_frames: N, at most 256 with `numbered_frame`.
+        width: Pixels, even.
+        height: Pixels, even.
+        codec: FFmpeg's name of the encoder.
+        rate: Frames a second.
+        options: The encoder's own.
+        faststart: MP4 and MOV: the index (`moov`) before the frames, not after them.
+        silence: Add a silent AAC track.
+        draw: (number, width, height) -> uint8 [H, W, 3].
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        sound = container.add_stream("aac", rate=48000) if silence else None
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(draw(number, width, height), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound is not None:
+            _mux_silence(container, sound, num_frames / float(rate))
+    return path
+
+
+def noise_frame(number: int, width: int, height: int) -> np.ndarray:
+    """Incompressible pixels, where a test wants a file with many bytes a frame."""
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_sound(path: Path, seconds: float = 0.5) -> Path:
+    """A file with a silent AAC track and nothing else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        _mux_silence(container, container.add_stream("aac", rate=48000), seconds)
+    return path
+
+
+def write_images(folder: Path, num_frames: int, width: int = 64, height: int = 48, suffix: str = ".jpg") -> Path:
+    """The report's layout: `frame0001.jpg` and so on; image k + 1 holds number k."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num_frames):
+        write_image(folder / f"frame{number + 1:04d}{suffix}", numbered_frame(number, width, height))
+    return folder
+
+
+def write_image(path: Path, pixels: np.ndarray) -> Path:
+    codec, pixel_format = ("png", "rgb24") if path.suffix.lower() == ".png" else ("mjpeg", "yuvj444p")
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.height, encoder.width = pixels.shape[:2]
+    encoder.pix_fmt, encoder.time_base = pixel_format, Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
+    path.write_bytes(b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)]))
+    return path
+
+
+def count_decoded(path: Path) -> int:
+    """Frames of a full sequential decode, the truth that every other count is held to."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def _mux_silence(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+    samples = np.zeros((1, 1024), dtype=np.float32)
+    for block in range(max(1, round(seconds * 48000 / 1024))):
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48000, block * 1024
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8-range arrays, in dB; the one measure of how alike frames are."""
+    error = np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

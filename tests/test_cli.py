@@ -1,0 +1,191 @@
+"""The commands as a user runs them: what they print, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import write_video
+
+from fastemo import __version__
+from fastemo.cli import main
+from fastemo.corpus.manifest import read_manifest, scan
+
+HAPPY = "02-01-03-01-01-01-01.mp4"
+
+
+def fastemo(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastemo.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        cwd=cwd,
+        env=os.environ | environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def refusal(*arguments: object, **environment: str) -> str:
+    """The one line that a command ends with."""
+    done = fastemo(*arguments, **environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("fastemo: error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("fastemo: error: ").rstrip("\n")
+
+
+class TestIndex:
+    def test_real_clips(self, clips_folder: Path) -> None:
+        done = fastemo("index", clips_folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        *files, summary = done.stdout.splitlines()
+        assert len(files) == 13
+        assert summary == f"{clips_folder}: 7 clips, 6 unlabelled, 0 rejected"
+        found = scan(clips_folder)
+        for clip in found.rows:
+            (line,) = [line for line in files if line.startswith(f"{clip.key}  ")]
+            assert f"{clip.num_frames} frames {clip.width}x{clip.height} {clip.codec}" in line
+        assert "ravdess/Actor_01/02-01-04-01-02-01-01.mp4" in done.stdout
+        assert "  sad, actor 1" in next(line for line in files if "02-01-04" in line)
+        assert "  unlabelled: " in next(line for line in files if "HAP" in line)
+
+    def test_bad_files_are_listed_and_are_no_failure(self, tmp_path: Path) -> None:
+        write_video(tmp_path / HAPPY, 5)
+        (tmp_path / "empty [x] :sad:.mp4").touch()
+        (tmp_path / "03-01-03-01-01-01-01.mp4").touch()
+        done = fastemo("index", tmp_path, "--verify", "full")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines() == [
+            f"{HAPPY}  5 frames 64x48 h264  happy, actor 1",
+            "empty [x] :sad:.mp4  rejected: zero length",
+            "03-01-03-01-01-01-01.mp4  audio-only: RAVDESS audio-only (modality 03)",
+            f"{tmp_path}: 1 clips, 0 unlabelled, 1 rejected, 1 audio-only passed over",
+        ]
+
+    def test_out_is_a_manifest(self, tmp_path: Path) -> None:
+        root = tmp_path / "root"
+        write_video(root / "amused/a.mp4", 5)
+        out = tmp_path / "new folder/manifest.csv"
+        done = fastemo("index", root, "--labels", "folder", "--out", out)
+        assert done.returncode == 0
+        assert done.stdout.splitlines()[-1] == f"written: {out}"
+        assert read_manifest(out, root) == scan(root, labels="folder")
+        assert read_manifest(out, root).clips[0].emotion == "amused"
+
+    def test_names_that_are_no_text(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "a.mp4", 5)
+        try:
+            path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+        done = fastemo("index", tmp_path, PYTHONIOENCODING="utf-8")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "5 frames" in done.stdout
+
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+    def test_an_output_that_cannot_show_every_letter(self, tmp_path: Path, encoding: str) -> None:
+        write_video(tmp_path / "日本.mp4", 5)
+        done = fastemo("index", tmp_path, PYTHONIOENCODING=encoding)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "5 frames" in done.stdout
+
+    def test_a_missing_folder(self, tmp_path: Path) -> None:
+        assert refusal("index", tmp_path / "gone") == f"corpus root {tmp_path / 'gone'} is not a folder"
+
+    def test_an_out_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        assert str(tmp_path / "file") in refusal("index", tmp_path, "--out", tmp_path / "file/manifest.csv")
+
+    def test_a_traceback_for_those_who_ask(self, tmp_path: Path) -> None:
+        done = fastemo("index", tmp_path / "gone", FASTEMO_TRACEBACK="1")
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+
+    def test_it_does_not_wait_for_torch(self, tmp_path: Path) -> None:
+        write_video(tmp_path / HAPPY, 5)
+        program = (
+            "import json, sys; from fastemo.cli import main; main(['index', sys.argv[1]]);"
+            "print(json.dumps([name for name in ('torch', 'timm', 'accelerate', 'matplotlib') if name in sys.modules]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+class TestSynthesize:
+    def test_a_corpus_that_index_reads(self, tmp_path: Path) -> None:
+        arguments = ("--actors", 2, "--clips_per_actor", 8, "--width", 64, "--height", 64, "--num_frames", 6)
+        done = fastemo("synthesize", tmp_path / "out", *arguments, "--noise", 0)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"{tmp_path / 'out'}: 2 actors, 16 takes"
+        done = fastemo("index", tmp_path / "out", "--verify", "full")
+        assert done.returncode == 0
+        *files, summary = done.stdout.splitlines()
+        assert summary == f"{tmp_path / 'out'}: 16 clips, 0 unlabelled, 0 rejected"
+        assert len(files) == 16
+        assert all("6 frames 64x64 h264" in line for line in files)
+
+    def test_what_cannot_be_drawn(self, tmp_path: Path) -> None:
+        assert refusal("synthesize", tmp_path, "--actors", 25) == "actors is 25, allowed are 1 to 24"
+        assert refusal("synthesize", tmp_path, "--noise", 3) == "difficulty.noise is 3.0, allowed are 0 (none) to 2"
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("arguments", [(), ("guess",), ("index",), ("index", "x", "--labels", "names")])
+    def test_a_command_line_that_makes_no_sense(self, arguments: tuple[str, ...]) -> None:
+        done = fastemo(*arguments)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert "usage: fastemo" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_train_names_the_key(self, tmp_path: Path) -> None:
+        (tmp_path / "run.yaml").write_text("train: {lrr: 3}")
+        assert refusal("train", "--config", tmp_path / "run.yaml") == "unknown key train.lrr"
+
+    # In this process from here on: a new one takes seconds to load torch.
+    @pytest.mark.parametrize(
+        ("arguments", "part"),
+        [
+            (("train", "--train.lrr", "3"), "--train.lrr"),
+            (("train", "--train.lr", "fast"), "train.lr must be float, not fast"),
+            (("train", "--config", "gone.yaml"), "gone.yaml"),
+            (("evaluate", "gone"), "gone"),
+        ],
+    )
+    def test_one_line_and_status_two(
+        self, arguments: tuple[str, ...], part: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("fastemo: error: ")
+        assert said.count("\n") == 1
+        assert part in said
+
+
+def test_version_and_help() -> None:
+    assert fastemo("--version").stdout == f"fastemo {__version__}\n"
+    done = fastemo("--help")
+    assert done.returncode == 0
+    for command in ("train", "synthesize", "index", "evaluate"):
+        assert command in done.stdout
+
+
+def test_help_of_train_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "usage: fastemo train" in shown
+    for key in ("--config", "--train.lr", "--corpus.root", "--corpus.synthetic.difficulty.noise", "--name"):
+        assert f"  {key} " in shown

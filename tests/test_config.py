@@ -1,0 +1,282 @@
+"""Defaults are the report's recipe; YAML and command line change them; whatever is wrong is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastemo.config import RunConfig, read_config, write_config
+from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.synthetic import Difficulty, SyntheticConfig
+from fastemo.models import ModelConfig
+from fastemo.training.trainer import TrainConfig
+from fastemo.video.augment import AugmentConfig
+from fastemo.video.loader import VideoConfig
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Write a YAML file, give its path."""
+
+    def to_file(text: str, name: str = "run.yaml") -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return to_file
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(ValueError, match=r".") as raised:
+        read_config(arguments)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+class TestDefaults:
+    def test_the_recipe_of_the_report(self) -> None:
+        config = read_config([])
+        assert config.train == TrainConfig(
+            batch_size=8,
+            accumulate_steps=1,
+            epochs=100,
+            lr=1e-4,
+            weight_decay=1e-4,
+            schedule="plateau",
+            plateau_factor=0.5,
+            plateau_patience=2,
+            early_stop_patience=5,
+            clip_norm=5.0,
+            precision="auto",
+        )
+        assert (config.video.num_frames, config.video.size, config.video.crop) == (10, 128, "center")
+        assert config.augment == AugmentConfig(
+            enabled=True, crop_size=112, flip=0.5, rotation_degrees=20.0, rotation_corners="black", per_frame=False
+        )
+        assert config.model.dropout == 0.5
+        assert config.model.pretrained
+        assert config.model.num_frames == 10
+
+    def test_of_the_corpus(self) -> None:
+        corpus = read_config([]).corpus
+        assert corpus == CorpusConfig()
+        assert (corpus.root, corpus.labels, corpus.verify, corpus.max_rejected) == (None, "ravdess", "quick", 0)
+
+    def test_an_empty_command_line_is_the_dataclass(self) -> None:
+        assert read_config([]) == RunConfig()
+
+
+class TestReading:
+    def test_yaml_over_defaults_and_command_line_over_yaml(self, write: Callable[..., str]) -> None:
+        path = write("train: {lr: 0.5, epochs: 3}\nseed: 7")
+        config = read_config(["--config", path, "--train.lr", "3e-4"])
+        assert (config.train.lr, config.train.epochs, config.seed) == (3e-4, 3, 7)
+        assert config.train == replace(TrainConfig(), lr=3e-4, epochs=3)
+
+    def test_what_comes_later_wins(self, write: Callable[..., str]) -> None:
+        one, two = write("seed: 1\ntrain: {epochs: 4}", "one.yaml"), write("seed: 2", "two.yaml")
+        config = read_config(["--config", one, "--config", two])
+        assert (config.seed, config.train.epochs) == (2, 4)
+        assert read_config(["--seed", "9", "--config", one]).seed == 1
+        assert read_config(["--seed", "8", "--seed", "9"]).seed == 9
+
+    @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", ".001"])
+    def test_every_way_to_write_a_rate(self, write: Callable[..., str], text: str) -> None:
+        # YAML 1.1 takes `1e-3` for text.
+        assert read_config(["--config", write(f"train: {{lr: {text}}}")]).train.lr == 0.001
+        assert read_config(["--train.lr", text]).train.lr == 0.001
+
+    def test_deep_keys(self, write: Callable[..., str]) -> None:
+        path = write("corpus: {root: /data, synthetic: {actors: 5, difficulty: {noise: 0.25}}}")
+        corpus = read_config(["--config", path, "--corpus.synthetic.difficulty.light", "0"]).corpus
+        assert corpus.root == Path("/data")
+        assert corpus.synthetic == SyntheticConfig(actors=5, difficulty=Difficulty(noise=0.25, light=0))
+
+    def test_null(self, write: Callable[..., str]) -> None:
+        assert read_config(["--train.early_stop_patience", "null"]).train.early_stop_patience is None
+        config = read_config(["--config", write("train: {early_stop_patience: null}\ncorpus: {root: null}")])
+        assert config.train.early_stop_patience is None
+        assert config.corpus.root is None
+
+    def test_a_model_that_is_no_default(self) -> None:
+        config = read_config(["--model.name", "early_cnn", "--model.dropout", "0.25"])
+        assert config.model == ModelConfig(name="early_cnn", dropout=0.25, num_frames=10)
+
+
+class TestFramesOfTheModel:
+    def test_they_follow_the_video(self) -> None:
+        assert read_config(["--video.num_frames", "6"]).model.num_frames == 6
+        assert RunConfig(video=VideoConfig(num_frames=7)).model.num_frames == 7
+
+    def test_the_same_number_twice_is_no_conflict(self) -> None:
+        assert read_config(["--video.num_frames", "6", "--model.num_frames", "6"]).model.num_frames == 6
+
+    def test_a_conflict(self) -> None:
+        message = refusal("--model.num_frames", "6")
+        assert message.startswith("model.num_frames is 6 and video.num_frames 10")
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        ("yaml_text", "arguments", "message"),
+        [
+            ("train: {lrr: 3}", ["--train.lrr", "3"], "train.lrr"),
+            ("bogus: 1", ["--bogus", "1"], "bogus"),
+            ("train: {l: 3}", ["--train.l", "3"], "train.l"),  # the start of a key is not the key
+            (
+                "corpus: {synthetic: {difficulty: {dust: 1}}}",
+                ["--corpus.synthetic.difficulty.dust", "1"],
+                "corpus.synthetic.difficulty.dust",
+            ),
+        ],
+    )
+    def test_an_unknown_key(
+        self, write: Callable[..., str], yaml_text: str, arguments: list[str], message: str
+    ) -> None:
+        assert refusal("--config", write(yaml_text)) == f"unknown key {message}"
+        assert f"--{message}" in refusal(*arguments)
+
+    @pytest.mark.parametrize(
+        ("yaml_text", "arguments", "message"),
+        [
+            ("train: {lr: fast}", ["--train.lr", "fast"], "train.lr must be float, not fast"),
+            ("train: {epochs: 2.5}", ["--train.epochs", "2.5"], "train.epochs must be int, not 2.5"),
+            ("train: {epochs: yes}", ["--train.epochs", "true"], "train.epochs must be int, not True"),
+            ("model: {pretrained: 3}", ["--model.pretrained", "3"], "model.pretrained must be bool, not 3"),
+            (
+                "train: {early_stop_patience: never}",
+                ["--train.early_stop_patience", "never"],
+                "train.early_stop_patience must be int or null, not never",
+            ),
+            (
+                "corpus: {labels: names}",
+                ["--corpus.labels", "names"],
+                "corpus.labels must be 'ravdess', 'folder', not names",
+            ),
+            (
+                "corpus: {protocol: mine}",
+                ["--corpus.protocol", "mine"],
+                "corpus.protocol must be 'report', 'speech', 'speech+song', 'kfold5', 'loso', 'folders' or null, "
+                "not mine",
+            ),
+        ],
+    )
+    def test_a_wrong_type(self, write: Callable[..., str], yaml_text: str, arguments: list[str], message: str) -> None:
+        assert refusal("--config", write(yaml_text)) == message
+        assert refusal(*arguments) == message
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("train: {lr: null}", "train.lr must not be null"),
+            ("seed: 1\ntrain:\n", "train must hold keys of its own, not null"),
+            ("train: 3", "train must hold keys of its own, not 3"),
+            ("corpus: {synthetic: [1]}", "corpus.synthetic must hold keys of its own, not [1]"),
+            ("corpus: {root: 5}", "corpus.root must be Path or null, not 5"),
+            ("name: 2024", "name must be str or null, not 2024"),
+            ("train: {lr: -1}", "train.lr must be above 0, not -1.0"),
+        ],
+    )
+    def test_a_value_in_a_wrong_place(self, write: Callable[..., str], text: str, message: str) -> None:
+        assert refusal("--config", write(text)) == message
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        assert str(tmp_path / "none.yaml") in refusal("--config", str(tmp_path / "none.yaml"))
+
+    def test_a_folder_for_a_file(self, tmp_path: Path) -> None:
+        assert str(tmp_path) in refusal("--config", str(tmp_path))
+
+    @pytest.mark.parametrize("text", ["- 1\n- 2", "only words", "", "# a comment alone"])
+    def test_yaml_without_keys(self, write: Callable[..., str], text: str) -> None:
+        assert refusal("--config", write(text)).startswith("a configuration file holds keys and their values")
+
+    @pytest.mark.parametrize("text", ["seed: [1", "seed: {", "\tseed: 1", "a: b: c", "\x00"])
+    def test_what_is_no_yaml(self, write: Callable[..., str], text: str) -> None:
+        assert refusal("--config", write(text))
+
+    @pytest.mark.parametrize(
+        "tag",
+        [
+            "!!python/object/apply:os.system",
+            "!!python/object/apply:subprocess.check_call",
+            "!!python/object/new:os.system",
+        ],
+    )
+    def test_yaml_that_would_run_something(self, write: Callable[..., str], tmp_path: Path, tag: str) -> None:
+        victim = tmp_path / "victim"
+        refusal("--config", write(f'name: {tag} ["touch {victim}"]'))
+        assert not victim.exists()
+
+    @pytest.mark.parametrize("name", ["a/b", "/tmp", "../up", "..", ".", "", "a/"])
+    def test_a_name_that_leaves_the_folder(self, name: str) -> None:
+        assert refusal("--name", name) == f"name must be a plain folder name, not '{name}'"
+
+    def test_a_crop_larger_than_the_frame(self) -> None:
+        assert "augment.crop_size 112 is larger than video.size 64" in refusal("--video.size", "64")
+
+    @pytest.mark.parametrize("arguments", [["stray"], ["--train.lr"], ["--train.lr=", "3"]])
+    def test_a_command_line_that_does_not_parse(self, arguments: list[str]) -> None:
+        assert refusal(*arguments)
+
+
+class TestWriting:
+    @pytest.mark.parametrize(
+        "config",
+        [
+            RunConfig(),
+            RunConfig(
+                name="a run with ü, 'quotes' and: colons",
+                runs_dir=Path("/tmp/some where"),
+                seed=2**40,
+                corpus=CorpusConfig(
+                    root=Path("données/RAVDESS #1"),
+                    labels="folder",
+                    protocol="speech+song",
+                    fold=0,
+                    verify="full",
+                    max_rejected=3,
+                    synthetic=SyntheticConfig(
+                        actors=3, clips_per_actor=8, width=64, height=64, twins=True, difficulty=Difficulty(noise=0.125)
+                    ),
+                ),
+                video=VideoConfig(num_frames=16, crop="head", size=256, backend="decord", decode_threads=3),
+                augment=AugmentConfig(crop_size=224, flip=0.1, rotation_degrees=0, per_frame=True),
+                model=ModelConfig(
+                    name="late_fusion", weights=Path("w.safetensors"), fusion="concat", backbone="resnet50"
+                ),
+                train=TrainConfig(lr=1e-05, epochs=1, early_stop_patience=None, schedule="onecycle", precision="bf16"),
+            ),
+            RunConfig(name="true", corpus=CorpusConfig(root=Path("on"))),
+            RunConfig(name="1e-3", corpus=CorpusConfig(root=Path("2024"))),
+            RunConfig(name="2024-01-01", corpus=CorpusConfig(root=Path("café/ - a: b\\n"))),
+        ],
+        ids=["defaults", "everything", "called true", "called a number", "called a date"],
+    )
+    def test_round_trip(self, config: RunConfig, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "config.yaml"
+        write_config(config, path)
+        assert read_config(["--config", str(path)]) == config
+
+    def test_it_is_complete(self, tmp_path: Path) -> None:
+        """Every key with its value, so that a later change of a default does not change what a run was."""
+        write_config(RunConfig(), tmp_path / "config.yaml")
+        held = yaml.safe_load((tmp_path / "config.yaml").read_text())
+
+        def shape(instance: object) -> object:
+            if not hasattr(instance, "__dataclass_fields__"):
+                return None
+            return {name: shape(getattr(instance, name)) for name in instance.__dataclass_fields__}
+
+        def outline(value: object) -> object:
+            return {name: outline(part) for name, part in value.items()} if isinstance(value, dict) else None
+
+        assert outline(held) == shape(RunConfig())
+
+    def test_a_written_file_takes_command_line_changes(self, tmp_path: Path) -> None:
+        write_config(RunConfig(), tmp_path / "config.yaml")
+        config = read_config(["--config", str(tmp_path / "config.yaml"), "--train.epochs", "2", "--name", "again"])
+        assert config == RunConfig(name="again", train=TrainConfig(epochs=2))

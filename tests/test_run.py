@@ -1,0 +1,260 @@
+"""The main job, whole: the real commands on the built-in corpus and on real recordings."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import write_images
+
+from fastemo.config import read_config
+from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.evaluation.metrics import compute_metrics
+from fastemo.run import run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN = REPOSITORY / "fastemo" / "train.py"
+BIN = Path(sys.executable).parent
+QUICK = ["--config", str(REPOSITORY / "configs" / "quick.yaml")]
+SMALL = [
+    *("--video.size", "36", "--augment.crop_size", "32", "--video.num_frames", "2"),
+    *("--train.epochs", "2", "--train.batch_size", "16"),
+]
+RUN_FILES = {
+    "config.yaml",
+    "manifest.csv",
+    "splits.csv",
+    "metrics.jsonl",
+    "checkpoints/last/model.safetensors",
+    "checkpoints/last/state.pt",
+    "checkpoints/last/info.json",
+    "checkpoints/best/model.safetensors",
+    "checkpoints/best/state.pt",
+    "checkpoints/best/info.json",
+    "test.json",
+    "predictions.csv",
+    "curves.png",
+    "confusion_matrix.png",
+    "per_class_accuracy.png",
+    "misclassified.png",
+    "log.txt",
+}
+
+
+def command(*words, cwd, **kwargs):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([str(w) for w in words], cwd=cwd, env=env, capture_output=True, text=True, **kwargs)
+
+
+def files_of(run_dir):
+    return {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+
+
+def run_here(tmp_path, *options):
+    """In this process, which is quicker by the import of torch."""
+    return run(read_config([*QUICK, *SMALL, "--runs_dir", str(tmp_path / "runs"), *options]))
+
+
+@pytest.fixture(scope="module")
+def launched(tiny_corpus, tmp_path_factory):
+    """One training by `accelerate launch`, as the README says."""
+    folder = tmp_path_factory.mktemp("launched")
+    done = command(
+        *(BIN / "accelerate", "launch", TRAIN, *QUICK, *SMALL),
+        *("--corpus.root", tiny_corpus, "--name", "first"),
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "first", done
+
+
+def test_a_run_leaves_its_files(launched):
+    run_dir, _ = launched
+    assert files_of(run_dir) == RUN_FILES
+
+
+def test_output_that_is_no_terminal_is_lines_without_progress(launched):
+    _, done = launched
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    assert sum(line.startswith("epoch") for line in done.stdout.splitlines()) == 2
+    assert "1 process;" in done.stdout
+    assert "test: accuracy" in done.stdout
+
+
+def test_results_agree_with_each_other(launched, tiny_corpus):
+    run_dir, _ = launched
+    with (run_dir / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    result = json.loads((run_dir / "test.json").read_text())
+    expected_keys = sorted(
+        p.relative_to(tiny_corpus).as_posix() for a in ("23", "24") for p in (tiny_corpus / f"Actor_{a}").glob("*.mp4")
+    )
+    assert [row["key"] for row in rows] == expected_keys
+    assert result["num_clips"] == result["num_takes"] == len(expected_keys)
+    labels, predicted = ([EMOTIONS.index(row[name]) for row in rows] for name in ("label", "prediction"))
+    metrics = compute_metrics(labels, predicted, EMOTIONS).to_json()
+    assert {name: result[name] for name in metrics} == metrics
+    shares = np.array([[float(row[f"probability_{name}"]) for name in EMOTIONS] for row in rows])
+    assert np.allclose(shares.sum(1), 1, atol=1e-5)
+    assert shares.argmax(1).tolist() == predicted
+    best = json.loads((run_dir / "checkpoints" / "best" / "info.json").read_text())
+    assert result["epoch"] == best["epoch"]
+
+
+def test_the_saved_configuration_loads_and_is_complete(launched, tiny_corpus):
+    run_dir, _ = launched
+    config = read_config(["--config", str(run_dir / "config.yaml")])
+    given = read_config([*QUICK, *SMALL, "--corpus.root", str(tiny_corpus), "--name", "first"])
+    assert config == given
+
+
+def test_evaluate_repeats_the_test_and_takes_other_splits(launched):
+    run_dir, _ = launched
+    done = command(BIN / "fastemo", "evaluate", run_dir, cwd=run_dir.parent)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((run_dir / "evaluation" / "test" / "test.json").read_text())
+    first = json.loads((run_dir / "test.json").read_text())
+    same = ("accuracy", "uar", "macro_f1", "confusion", "per_class", "intervals", "epoch", "num_clips")
+    assert {name: again[name] for name in same} == {name: first[name] for name in same}
+    shutil.rmtree(run_dir / "evaluation")
+    done = command(BIN / "fastemo", "evaluate", run_dir, "--split", "val", "--out", run_dir.parent / "v", cwd=run_dir)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert json.loads((run_dir.parent / "v" / "val.json").read_text())["accuracy"] == max(
+        line["val_accuracy"] for line in lines
+    )
+
+
+def test_two_processes_leave_the_same_files(tiny_corpus, tmp_path):
+    done = command(
+        *(BIN / "torchrun", "--standalone", "--nproc_per_node", "2", TRAIN, *QUICK, *SMALL),
+        *("--corpus.root", tiny_corpus, "--name", "two", "--train.batch_size", "8", "--train.epochs", "1"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    run_dir = tmp_path / "runs" / "two"
+    assert files_of(run_dir) == RUN_FILES
+    assert "2 processes;" in done.stdout
+    assert sum(line.startswith("epoch") for line in done.stdout.splitlines()) == 1
+    result = json.loads((run_dir / "test.json").read_text())
+    assert result["num_clips"] == 16
+    assert sum(map(sum, result["confusion"])) == 16
+
+
+def test_a_run_folder_is_never_overwritten(launched, tiny_corpus):
+    run_dir, _ = launched
+    before = {name: (run_dir / name).read_bytes() for name in RUN_FILES}
+    options = [*QUICK, *SMALL, "--corpus.root", tiny_corpus, "--name", "first"]
+    done = command(BIN / "fastemo", "train", *options, cwd=run_dir.parent.parent)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is never overwritten; choose another --name" in done.stderr
+    assert before == {name: (run_dir / name).read_bytes() for name in RUN_FILES}
+
+
+def test_a_rejected_file_stops_training_and_says_how_to_go_on(tiny_corpus, tmp_path):
+    corpus = shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    (corpus / "synthetic.json").unlink()
+    victim = next((corpus / "Actor_05").glob("*.mp4"))
+    victim.write_bytes(victim.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"1 files .* rejected, 0 are allowed.*--corpus\.max_rejected 1"):
+        run_here(tmp_path, "--corpus.root", str(corpus), "--name", "a")
+    assert not list((tmp_path / "runs").iterdir())  # the name is free again
+    run_dir = run_here(
+        tmp_path, "--corpus.root", str(corpus), "--name", "a", "--corpus.max_rejected", "1", "--train.epochs", "1"
+    )
+    assert victim.name in (run_dir / "manifest.csv").read_text()
+    assert files_of(run_dir) == RUN_FILES
+
+
+def test_absent_pretrained_weights_are_one_line_with_both_ways_on(tiny_corpus, tmp_path):
+    env = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_CACHE": str(tmp_path / "hf" / "hub"),
+        "TORCH_HOME": str(tmp_path / "torch"),
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    options = [*QUICK, *SMALL, "--corpus.root", tiny_corpus, "--model.name", "cnn_lstm", "--model.pretrained", "true"]
+    done = subprocess.run(
+        [str(w) for w in (BIN / "fastemo", "train", *options)], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line]
+    assert len(errors) == 1, done.stderr
+    assert "--model.pretrained false" in errors[0]
+    assert "--model.weights PATH" in errors[0]
+
+
+@pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_runs(config, tiny_corpus, tmp_path):
+    options = ["--config", str(config), *SMALL, "--corpus.root", str(tiny_corpus), "--model.pretrained", "false"]
+    run_dir = run(read_config([*options, "--train.epochs", "1", "--runs_dir", str(tmp_path)]))
+    assert files_of(run_dir) == RUN_FILES
+    keys = [line for line in config.read_text().splitlines() if line.strip().endswith(":") is False and ":" in line]
+    assert keys
+
+
+@pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_hold_differences_from_the_defaults_only(config):
+    read = read_config(["--config", str(config)])
+    default = read_config([])
+    given = [
+        line.split(":")[0].strip()
+        for line in config.read_text().splitlines()
+        if line.startswith("  ") and "#" not in line
+    ]
+    for part in ("model", "video", "augment", "train", "corpus"):
+        for name in vars(getattr(read, part)):
+            if name in given and (part, name) not in {("model", "name"), ("video", "name")}:
+                assert getattr(getattr(read, part), name) != getattr(getattr(default, part), name) or name in (
+                    "size",
+                    "crop_size",
+                )
+
+
+def test_real_recordings_train_for_a_few_steps(clips_folder, tmp_path):
+    """Seven clips of one actor mean nothing; copies under other actors' names make three splits of them."""
+    corpus = tmp_path / "corpus"
+    for actor in ("01", "21", "23"):
+        (corpus / f"Actor_{actor}").mkdir(parents=True)
+        for path in sorted((clips_folder / "ravdess").rglob("*.mp4")):
+            shutil.copy(path, corpus / f"Actor_{actor}" / f"{path.stem[:-2]}{actor}.mp4")
+    run_dir = run_here(tmp_path, "--corpus.root", str(corpus), "--train.batch_size", "3", "--train.epochs", "2")
+    result = json.loads((run_dir / "test.json").read_text())
+    assert (result["num_clips"], result["num_takes"]) == (5, 5)  # seven files are five takes
+    log = (run_dir / "log.txt").read_text()
+    assert "6 files left out: the same take in another modality" in log
+    assert "train lacks actors 2-20" in log
+
+
+def test_the_reports_frame_folders_train_like_videos(tmp_path):
+    corpus = tmp_path / "corpus"
+    for number, split in enumerate(("train", "val", "test")):
+        for emotion in ("angry", "surprise"):
+            for clip in (1, 2):
+                write_images(corpus / split / emotion / f"actor{number:02d}_clip{clip:02d}{emotion}", 5)
+    run_dir = run_here(tmp_path, "--corpus.root", str(corpus), "--train.batch_size", "2", "--train.epochs", "1")
+    result = json.loads((run_dir / "test.json").read_text())
+    assert (result["protocol"], result["num_clips"]) == ("folders", 4)
+    assert list(result["per_class"]) == list(EMOTIONS)
+
+
+def test_a_users_own_folders_and_classes_train(tiny_corpus, tmp_path):
+    corpus = tmp_path / "mine"
+    sources = sorted(tiny_corpus.rglob("*.mp4"))
+    for number, path in enumerate(sources[:24]):
+        target = corpus / ("bored" if number % 2 else "amused") / f"clip_{number}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    run_dir = run_here(tmp_path, "--corpus.root", str(corpus), "--corpus.labels", "folder", "--train.epochs", "1")
+    result = json.loads((run_dir / "test.json").read_text())
+    assert list(result["per_class"]) == ["amused", "bored"]
+    assert "the same person may be in several splits" in (run_dir / "log.txt").read_text()

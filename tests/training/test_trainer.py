@@ -1,0 +1,294 @@
+"""The loop: its arithmetic against a loop written out plainly, and its stopping."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from fastemo.console import Console
+from fastemo.training import trainer as trainer_module
+from fastemo.training.trainer import TrainConfig, Trainer
+from fastemo.video.augment import AugmentConfig, augment
+from fastemo.video.loader import ClipBatch
+
+AUGMENT = AugmentConfig(crop_size=8)
+
+
+class FakeLoader:
+    """Batches of random frames, as ClipLoader gives them."""
+
+    def __init__(self, sizes, *, num_global=None, padding=0):
+        generator = torch.Generator().manual_seed(1)
+        self.batches, number = [], 0
+        for size in sizes:
+            keys = [f"{number + i}.mp4" for i in range(size)]
+            number += size
+            is_padding = torch.zeros(size, dtype=torch.bool)
+            is_padding[size - padding :] = True
+            self.batches.append(
+                ClipBatch(
+                    frames=torch.randint(0, 256, (size, 2, 3, 10, 10), generator=generator, dtype=torch.uint8),
+                    labels=torch.randint(0, 4, (size,), generator=generator),
+                    keys=keys,
+                    is_padding=is_padding,
+                    num_global=num_global or size - padding,
+                )
+            )
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, epoch=0):
+        return iter(self.batches)
+
+
+def small_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(2 * 3 * 64, 16), nn.Tanh(), nn.Linear(16, 4))
+
+
+def fit(config, train, model, tmp_path, val=None):
+    trainer = Trainer(config, seed=5)
+    trainer.prepare(model, len(train))
+    trainer.fit(train, val or train, AUGMENT, tmp_path, Console(show=False))
+    return trainer
+
+
+def plain_loop(config, windows, model, epochs):
+    """The same training, written out: what `Trainer` must equal."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    losses = []
+    for epoch in range(1, epochs + 1):
+        total = count = 0.0
+        for window in windows:
+            clips = sum(len(batch.keys) for batch in window)
+            loss = 0.0
+            for batch in window:
+                x = augment(batch.frames, AUGMENT, batch.keys, seed=5, epoch=epoch)
+                loss = loss + F.cross_entropy(model(x), batch.labels, reduction="sum")
+            optimizer.zero_grad()
+            (loss / clips).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            total, count = total + float(loss.detach()), count + clips
+        losses.append(total / count)
+    return losses
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2, 3])
+def test_fit_equals_a_plain_loop(tmp_path, accumulate_steps):
+    train = FakeLoader([4, 4, 4, 4, 3])
+    config = TrainConfig(epochs=3, lr=1e-2, clip_norm=0.5, schedule="constant", accumulate_steps=accumulate_steps)
+    model, reference = small_model(), small_model()
+    trainer = fit(config, train, model, tmp_path)
+    windows = [train.batches[i : i + accumulate_steps] for i in range(0, 5, accumulate_steps)]
+    losses = plain_loop(config, windows, reference, 3)
+    assert [row["train_loss"] for row in trainer.history] == pytest.approx(losses, abs=1e-6)
+    for ours, theirs in zip(trainer.bare_model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    parts = FakeLoader([3, 5, 4])
+    joined = ClipBatch(
+        frames=torch.cat([b.frames for b in parts.batches]),
+        labels=torch.cat([b.labels for b in parts.batches]),
+        keys=[key for b in parts.batches for key in b.keys],
+        is_padding=torch.cat([b.is_padding for b in parts.batches]),
+        num_global=12,
+    )
+    whole = FakeLoader([])
+    whole.batches = [joined]
+    one = fit(TrainConfig(epochs=2, accumulate_steps=3), parts, small_model(), tmp_path / "parts")
+    other = fit(TrainConfig(epochs=2), whole, small_model(), tmp_path / "whole")
+    assert one.history[1]["train_loss"] == pytest.approx(other.history[1]["train_loss"], abs=1e-6)
+
+
+def test_padding_weighs_nothing(tmp_path):
+    padded, bare = FakeLoader([6], padding=2), FakeLoader([6])
+    batch = bare.batches[0]
+    bare.batches = [ClipBatch(batch.frames[:4], batch.labels[:4], batch.keys[:4], batch.is_padding[:4], num_global=4)]
+    config = TrainConfig(epochs=2, lr=1e-2)
+    one = fit(config, padded, small_model(), tmp_path / "padded", val=bare)
+    other = fit(config, bare, small_model(), tmp_path / "bare")
+    assert one.history[1]["train_loss"] == pytest.approx(other.history[1]["train_loss"], abs=1e-6)
+    assert one.history[1]["train_accuracy"] == other.history[1]["train_accuracy"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_precisions_agree_within_their_tolerance(tmp_path, precision):
+    train = FakeLoader([8, 8])
+    history = fit(TrainConfig(epochs=3, precision=precision), train, small_model(), tmp_path / "x").history
+    losses = plain_loop(TrainConfig(), [[b] for b in train.batches], small_model(), 3)
+    assert [row["train_loss"] for row in history] == pytest.approx(losses, abs=1e-6 if precision == "fp32" else 0.03)
+
+
+def test_channels_last_gives_the_same_losses(tmp_path):
+    def conv_model():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), Fold(2, 8)
+        )
+
+    train = FakeLoader([4, 4])
+    one, other = (
+        fit(TrainConfig(epochs=2, channels_last=flag), train, conv_model(), tmp_path / str(flag)).history
+        for flag in (False, True)
+    )
+    assert [r["train_loss"] for r in one] == pytest.approx([r["train_loss"] for r in other], abs=1e-5)
+
+
+class Fold(nn.Module):
+    def __init__(self, num_frames, features):
+        super().__init__()
+        self.num_frames, self.head = num_frames, nn.Linear(features, 4)
+
+    def forward(self, x):
+        return self.head(x.flatten(1).view(-1, self.num_frames, x.shape[1]).mean(1))
+
+
+class ScriptedVal:
+    """Stands for a trainer's `predict`: validation accuracies as scripted."""
+
+    def __init__(self, accuracies):
+        self.accuracies = iter(accuracies)
+
+    def __call__(self, loader, config):
+        right = round(next(self.accuracies) * 10)
+        logits = np.zeros((10, 4), np.float32)
+        logits[:right, 0] = logits[right:, 1] = 5
+        return trainer_module.Predictions(tuple(map(str, range(10))), np.zeros(10, np.int64), logits)
+
+
+def scripted_fit(monkeypatch, tmp_path, accuracies, **options):
+    train = FakeLoader([4])
+    trainer = Trainer(TrainConfig(**options), seed=0)
+    monkeypatch.setattr(trainer, "predict", ScriptedVal(accuracies))
+    trainer.prepare(small_model(), 1)
+    trainer.fit(train, train, AUGMENT, tmp_path, Console(show=False))
+    return trainer
+
+
+def test_early_stopping_after_five_epochs_without_gain(monkeypatch, tmp_path):
+    accuracies = [0.2, 0.5, 0.5, 0.4, 0.5, 0.3, 0.5, 0.9]
+    trainer = scripted_fit(monkeypatch, tmp_path, accuracies)
+    assert [row["val_accuracy"] for row in trainer.history] == pytest.approx(accuracies[:7])
+    best, last = (json.loads((tmp_path / "checkpoints" / n / "info.json").read_text()) for n in ("best", "last"))
+    assert (best["epoch"], last["epoch"]) == (2, 7)
+
+
+def test_plateau_halves_the_rate_after_more_than_two_stalls(monkeypatch, tmp_path):
+    trainer = scripted_fit(monkeypatch, tmp_path, [0.5] * 9, epochs=9, early_stop_patience=None)
+    assert [row["lr"] for row in trainer.history] == pytest.approx([1e-4] * 4 + [5e-5] * 3 + [2.5e-5] * 2)
+
+
+def test_onecycle_ends_after_all_epochs(tmp_path):
+    trainer = fit(TrainConfig(epochs=4, schedule="onecycle", lr=1e-2), FakeLoader([4, 4]), small_model(), tmp_path)
+    rates = [row["lr"] for row in trainer.history]
+    assert max(rates) == rates[1] or max(rates) == rates[2]
+    assert trainer.optimizer.param_groups[0]["lr"] < 1e-6
+
+
+def test_metrics_lines_are_the_history(tmp_path):
+    trainer = fit(TrainConfig(epochs=2), FakeLoader([4]), small_model(), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == trainer.history
+    assert list(lines[0]) == [
+        "epoch",
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "val_uar",
+        "lr",
+        "epoch_seconds",
+        "clips_per_second",
+        "data_wait_fraction",
+    ]
+
+
+def test_training_twice_gives_the_same_bits(tmp_path):
+    weights = []
+    for name in ("a", "b"):
+        model = nn.Sequential(small_model(), nn.Dropout(0.5))
+        fit(TrainConfig(epochs=2), FakeLoader([4, 4]), copy.deepcopy(model), tmp_path / name)
+        weights.append(load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors"))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_the_loop_never_reads_the_device_inside_a_step(tmp_path, monkeypatch):
+    """Law 9: `.item()`, `.tolist()` and `.cpu()` are called once an epoch, whatever the number of steps."""
+    counts = []
+    for steps in (2, 6):
+        calls = []
+        for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__"):
+            original = getattr(torch.Tensor, name)
+            monkeypatch.setattr(
+                torch.Tensor, name, lambda self, *a, _o=original, _n=name, **k: (calls.append(_n), _o(self, *a, **k))[1]
+            )
+        trainer = Trainer(TrainConfig(epochs=1, early_stop_patience=None), seed=0)
+        trainer.prepare(small_model(), steps)
+        calls.clear()
+        trainer._train_epoch(FakeLoader([4] * steps), AUGMENT, 1, lambda *a, **k: None)
+        counts.append([c for c in calls if c != "__bool__"])
+        monkeypatch.undo()
+    # Adam's own foreach implementation reads its step counters, which live on the CPU.
+    assert counts[0].count("tolist") == counts[1].count("tolist") == 1
+    assert counts[0].count("cpu") == counts[1].count("cpu")
+    assert counts[0].count("numpy") == counts[1].count("numpy")
+
+
+@pytest.mark.parametrize("world_size", [2])
+def test_two_processes_equal_one_at_the_same_global_batch(tiny_corpus, tmp_path, world_size):
+    script = str(Path(__file__).with_name("two_processes.py"))
+    results = {}
+    for processes in (1, world_size):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        subprocess.run([*launcher, script, str(tiny_corpus), str(out), "8"], check=True, timeout=120)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        weights = load_file(out / "checkpoints" / "last" / "model.safetensors")
+        results[processes] = (lines, weights, json.loads((out / "result.json").read_text()))
+    (lines, weights, result), (lines2, weights2, result2) = results[1], results[world_size]
+    assert result2["world_size"] == world_size
+    for one, other in zip(lines, lines2, strict=True):
+        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+            assert one[name] == pytest.approx(other[name], abs=1e-5), name
+    for key, value in weights.items():
+        torch.testing.assert_close(value, weights2[key], rtol=0, atol=1e-5)
+    assert result["keys"] == result2["keys"]
+    assert len(set(result["keys"])) == 7
+    assert np.allclose(result["logits"], result2["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"accumulate_steps": 0},
+        {"epochs": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"weight_decay": -1.0},
+        {"clip_norm": -1.0},
+        {"plateau_factor": 1.0},
+        {"plateau_patience": -1},
+        {"early_stop_patience": 0},
+        {"schedule": "cosine"},
+        {"precision": "int8"},
+    ],
+)
+def test_config_is_checked(wrong):
+    with pytest.raises(ValueError, match=f"train.{next(iter(wrong))}"):
+        TrainConfig(**wrong)

@@ -1,0 +1,50 @@
+"""Trains a small model without batch statistics and writes what came out; run alone or by torchrun."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastemo.console import Console
+from fastemo.corpus.manifest import scan
+from fastemo.corpus.protocol import split_clips
+from fastemo.training.trainer import TrainConfig, Trainer
+from fastemo.video.augment import AugmentConfig
+from fastemo.video.loader import ClipLoader, VideoConfig
+
+
+def main(corpus: Path, out: Path, global_batch: int) -> None:
+    trainer = Trainer(TrainConfig(epochs=2, lr=1e-3, batch_size=1), seed=3)
+    splits = split_clips(scan(corpus))
+    loaders = [
+        ClipLoader(
+            clips,
+            corpus,
+            splits.class_names,
+            VideoConfig(num_frames=2, size=18),
+            batch_size=global_batch // trainer.world_size,
+            seed=3,
+            shuffle=train,
+            even=train,
+            rank=trainer.rank,
+            world_size=trainer.world_size,
+            device=trainer.device,
+        )
+        for clips, train in ((splits.train[:37], True), (splits.val[:7], False))
+    ]
+    trainer.seed_everything(epoch=0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 3 * 16 * 16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 8))
+    trainer.prepare(model, len(loaders[0]))
+    trainer.fit(*loaders, AugmentConfig(crop_size=16), out, Console(show=False))
+    predictions = trainer.predict(loaders[1], AugmentConfig(crop_size=16))
+    if trainer.is_main:
+        result = {"keys": predictions.keys, "logits": predictions.logits.tolist(), "world_size": trainer.world_size}
+        (out / "result.json").write_text(json.dumps(result))
+    trainer.close()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

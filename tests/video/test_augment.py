@@ -1,0 +1,133 @@
+"""uint8 -> float, clip-consistent, a pure function of (seed, epoch, key)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional as tv
+
+from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, augment, center_crop, draw_parameters
+
+KEYS = ["a.mp4", "b.mp4", "c.mp4"]
+PLAIN = {"flip": 0.0, "rotation_degrees": 0.0}
+
+
+@pytest.fixture(scope="module")
+def frames():
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((3, 4, 3, 6, 8), generator=generator).flatten(0, 1)
+    smooth = torch.nn.functional.interpolate(coarse, (36, 48), mode="bicubic").clamp(0, 1)
+    return (smooth * 255).round().byte().view(3, 4, 3, 36, 48)
+
+
+def denormalise(x):
+    return (x * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) * 255
+
+
+def test_center_crop_is_exact_and_normalised_as_torchvision_does(frames):
+    out = center_crop(frames, AugmentConfig(crop_size=28))
+    expected = tv.normalize(frames[..., 4:32, 10:38].float() / 255, IMAGENET_MEAN, IMAGENET_STD)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    assert out.dtype == torch.float32
+
+
+def test_disabled_training_sees_the_centre_crop(frames):
+    config = AugmentConfig(crop_size=28, enabled=False)
+    assert torch.equal(augment(frames, config, KEYS, seed=0, epoch=1), center_crop(frames, config))
+
+
+def test_a_crop_alone_moves_pixels_without_blending_them(frames):
+    config = AugmentConfig(crop_size=28, **PLAIN)
+    out = denormalise(augment(frames, config, KEYS, seed=0, epoch=1))
+    draws = draw_parameters(config, KEYS, 4, seed=0, epoch=1)
+    seen = set()
+    for clip in range(3):
+        top, left = (int(draws[clip, 0, i] * (free + 1)) for i, free in ((0, 8), (1, 20)))
+        seen.add((top, left))
+        torch.testing.assert_close(
+            out[clip], frames[clip, :, :, top : top + 28, left : left + 28].float(), rtol=0, atol=0.02
+        )
+    assert len(seen) > 1
+
+
+def test_a_flip_mirrors_the_crop(frames):
+    straight, mirrored = (
+        augment(frames, AugmentConfig(crop_size=28, flip=flip, rotation_degrees=0), KEYS, seed=0, epoch=1)
+        for flip in (0.0, 1.0)
+    )
+    torch.testing.assert_close(mirrored, straight.flip(-1), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_rotation_equals_torchvisions_of_the_crop(frames, flip):
+    config = AugmentConfig(crop_size=29, flip=flip, rotation_degrees=20)
+    out = denormalise(augment(frames, config, KEYS, seed=2, epoch=5))
+    draws = draw_parameters(config, KEYS, 4, seed=2, epoch=5)
+    for clip in range(3):
+        top, left = (int(draws[clip, 0, i] * (free + 1)) for i, free in ((0, 7), (1, 19)))
+        crop = frames[clip, :, :, top : top + 29, left : left + 29].float()
+        if flip:
+            crop = crop.flip(-1)
+        angle = math.degrees(draws[clip, 0, 3])
+        expected = tv.rotate(crop, angle, tv.InterpolationMode.BILINEAR)
+        inner = slice(5, 24)  # edges fade to black in torchvision's blend, end sharply here
+        assert (out[clip] - expected)[..., inner, inner].abs().max() < 0.6
+        assert abs(angle) > 0.5
+
+
+def test_corners_are_black_or_the_image(frames):
+    white = torch.full_like(frames, 255)
+    options = {"crop_size": 28, "rotation_degrees": 20.0}
+    black = denormalise(augment(white, AugmentConfig(**options), KEYS, seed=1, epoch=1))
+    turned = np.abs(draw_parameters(AugmentConfig(**options), KEYS, 4, seed=1, epoch=1)[:, 0, 3]) > math.radians(4)
+    assert turned.sum() >= 2  # less than that does not reach a corner pixel's centre
+    image = denormalise(augment(white, AugmentConfig(**options, rotation_corners="image"), KEYS, seed=1, epoch=1))
+    assert black[torch.from_numpy(turned)][..., 0, 0].max() < 1
+    assert black[..., 14, 14].min() > 254
+    assert image.min() > 254
+
+
+def test_frames_of_a_clip_move_together_unless_asked_otherwise(frames):
+    still = frames[:, :1].expand(-1, 4, -1, -1, -1)
+    together = augment(still, AugmentConfig(crop_size=28), KEYS, seed=0, epoch=1)
+    assert all(torch.equal(together[:, 0], together[:, t]) for t in range(4))
+    apart = augment(still, AugmentConfig(crop_size=28, per_frame=True), KEYS, seed=0, epoch=1)
+    assert not torch.equal(apart[:, 0], apart[:, 1])
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_a_clip_is_augmented_alike_alone_in_a_batch_and_in_any_order(frames, per_frame):
+    config = AugmentConfig(crop_size=28, per_frame=per_frame)
+    together = augment(frames, config, KEYS, seed=4, epoch=9)
+    for clip, key in enumerate(KEYS):
+        alone = augment(frames[clip : clip + 1], config, [key], seed=4, epoch=9)
+        torch.testing.assert_close(alone[0], together[clip], rtol=0, atol=1e-5)
+    draws = draw_parameters(config, KEYS, 4, seed=4, epoch=9)
+    assert np.array_equal(draws[::-1], draw_parameters(config, KEYS[::-1], 4, seed=4, epoch=9))
+
+
+def test_draws_change_with_seed_and_epoch_and_cover_their_ranges():
+    config = AugmentConfig()
+    keys = [str(i) for i in range(2000)]
+    draws = draw_parameters(config, keys, 3, seed=0, epoch=1)
+    for other in ({"seed": 1, "epoch": 1}, {"seed": 0, "epoch": 2}):
+        assert not np.array_equal(draws, draw_parameters(config, keys, 3, **other))
+    assert draws.shape == (2000, 3, 4)
+    assert np.ptp(draws, axis=1).max() == 0
+    assert abs(draws[:, 0, :2].mean() - 0.5) < 0.02
+    assert abs(draws[:, 0, 2].mean() - 0.5) < 0.05
+    assert 19 < math.degrees(np.abs(draws[:, 0, 3]).max()) <= 20
+
+
+def test_crop_larger_than_the_frames_says_what_to_do(frames):
+    with pytest.raises(ValueError, match=r"augment\.crop_size 40 .* video\.size"):
+        augment(frames, AugmentConfig(crop_size=40), KEYS, seed=0, epoch=1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"crop_size": 0}, {"flip": 1.5}, {"rotation_degrees": -1.0}, {"rotation_corners": "grey"}]
+)
+def test_config_is_checked(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AugmentConfig(**wrong)
