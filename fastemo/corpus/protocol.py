@@ -87,9 +87,10 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
     | `speech+song` | all, one file a take | the same |
     | `kfold5` | speech, one file a take | test: the published fold; val: the next fold; train: the rest |
     | `loso` | speech, one file a take | test: one actor; val: the next one; train: the rest |
-    | `folders` | all | as the corpus's own train, val and test folders say; without such folders 70, 15 and
-    15 %, by actor where names tell one (`actor01_...`) and by clip otherwise |
+    | `folders` | all | as the corpus's own train, val and test folders say |
 
+    Without such folders, `folders` deals 70, 15 and 15 % by actor where names tell one (`actor01_...`), and by
+    clip otherwise.
     "One file a take" takes the video-only file where a take has both.
 
     Args:
@@ -112,20 +113,7 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
     if protocol == "folders":
         return _by_folder(manifest)
     wanted = _split_actors(manifest, protocol, fold)
-    clips: Sequence[Clip] = [clip for clip in manifest.clips if clip.channel]
-    notes = []
-    if len(clips) < len(manifest.clips):
-        notes.append(f"{len(manifest.clips) - len(clips)} clips without a RAVDESS name left out")
-    if protocol != "speech+song":
-        num_files = len(clips)
-        clips = [clip for clip in clips if clip.channel == 1]
-        if num_files > len(clips):
-            notes.append(f"{num_files - len(clips)} song files left out")
-    if protocol != "report":
-        num_files = len(clips)
-        clips = _one_file_a_take(clips)
-        if num_files > len(clips):
-            notes.append(f"{num_files - len(clips)} files left out: the same take in another modality")
+    clips, notes = _clips_of(manifest, protocol)
     chosen = {name: tuple(clip for clip in clips if clip.actor in wanted[name]) for name in SPLITS}
     for name in SPLITS:
         missing = sorted(set(wanted[name]) - _actors(chosen[name]))
@@ -143,6 +131,25 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
             if (num_takes := len({clip.take for clip in chosen[name]})) < len(chosen[name])
         ]
     return Splits(protocol=protocol, class_names=manifest.class_names, notes=tuple(notes), **chosen)
+
+
+def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[str]]:
+    """The clips a protocol speaks of, and notes on those it leaves out."""
+    clips = [clip for clip in manifest.clips if clip.channel]
+    notes = []
+    if len(clips) < len(manifest.clips):
+        notes.append(f"{len(manifest.clips) - len(clips)} clips without a RAVDESS name left out")
+    if protocol != "speech+song":
+        num_files = len(clips)
+        clips = [clip for clip in clips if clip.channel == 1]
+        if num_files > len(clips):
+            notes.append(f"{num_files - len(clips)} song files left out")
+    if protocol != "report":
+        num_files = len(clips)
+        clips = _one_file_a_take(clips)
+        if num_files > len(clips):
+            notes.append(f"{num_files - len(clips)} files left out: the same take in another modality")
+    return clips, notes
 
 
 def _split_actors(manifest: Manifest, protocol: Protocol, fold: int) -> dict[str, Sequence[int]]:
