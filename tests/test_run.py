@@ -1,6 +1,7 @@
 """The main job, whole: the real commands on the built-in corpus and on real recordings."""
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -204,7 +205,7 @@ def test_every_shipped_config_runs(config, tiny_corpus, tmp_path):
 @pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_hold_differences_only_with_a_comment_each(config):
     lines = config.read_text().splitlines()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         if not line.startswith(" ") or line.lstrip().startswith("#"):
             continue
         assert before.lstrip().startswith("#"), f"no comment above {line}"
