@@ -40,9 +40,8 @@ def run(config: RunConfig) -> Path:
         DecodeError: A clip stopped decoding since the scan.
         WeightsUnavailable: Pretrained weights cannot be had.
     """
-    trainer = Trainer(config.train, seed=config.seed)
-    console = Console(show=trainer.is_main)
-    try:
+    with Trainer(config.train, seed=config.seed) as trainer:
+        console = Console(show=trainer.is_main)
         run_dir = trainer.from_main(_make_run_dir(config) if trainer.is_main else None)
         assert run_dir is not None
         try:
@@ -52,20 +51,35 @@ def run(config: RunConfig) -> Path:
             if trainer.is_main:
                 shutil.rmtree(run_dir, ignore_errors=True)
             raise
-        trainer.fit(loaders["train"], loaders["val"], config.augment, run_dir, console)
-        # The main process alone reads and writes the run folder: other hosts need not see it.
-        best = trainer.from_main(checkpoint.load_model(run_dir / "checkpoints" / "best") if trainer.is_main else None)
-        assert best is not None
-        weights, info = best
-        trainer.load_weights(weights)
-        predictions = trainer.predict(loaders["test"], config.augment)
-        if trainer.is_main:
-            result = write_report(config, run_dir, root, splits, trainer.history, predictions, epoch=info["epoch"])
-            console.say(f"test: {results_line(result, len(splits.class_names))}")
-            console.say(f"run folder: {run_dir}")
-        return run_dir
-    finally:
-        trainer.close()
+        try:
+            trainer.fit(loaders["train"], loaders["val"], config.augment, run_dir, console)
+            _test(config, trainer, run_dir, root, splits, loaders["test"], console)
+        except Exception as error:
+            console.log(f"ended by {type(error).__name__}: {error}")
+            raise
+    return run_dir
+
+
+def _test(
+    config: RunConfig,
+    trainer: Trainer,
+    run_dir: Path,
+    root: Path,
+    splits: Splits,
+    loader: ClipLoader,
+    console: Console,
+) -> None:
+    """Test the best checkpoint on all processes and report on the main one."""
+    # The main process alone reads and writes the run folder: other hosts need not see it.
+    best = trainer.from_main(checkpoint.load_model(run_dir / "checkpoints" / "best") if trainer.is_main else None)
+    assert best is not None
+    weights, info = best
+    trainer.load_weights(weights)
+    predictions = trainer.predict(loader, config.augment)
+    if trainer.is_main:
+        result = write_report(config, run_dir, root, splits, trainer.history, predictions, epoch=info["epoch"])
+        console.say(f"test: {results_line(result, len(splits.class_names))}")
+        console.say(f"run folder: {run_dir}")
 
 
 def _prepare(
@@ -93,6 +107,8 @@ def _prepare(
         f"{trainer.precision} on {trainer.device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}; "
         f"decoding by {train.backend} ({train.backend_reason})"
     )
+    if trainer.precision_note:
+        console.say(trainer.precision_note)
     if train.num_padding:
         console.say(f"{train.num_padding} clips are repeated each epoch to even out the processes; they weigh nothing")
     trainer.prepare(model, len(train))
@@ -116,15 +132,12 @@ def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) 
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     manifest = read_manifest(run_dir / "manifest.csv", corpus_root(config.corpus, console))
     splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
-    trainer = Trainer(config.train, seed=config.seed)
-    try:
+    with Trainer(config.train, seed=config.seed) as trainer:
         # The checkpoint holds every weight: nothing is fetched.
         model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))
         trainer.prepare(model, 1)
         trainer.load_weights(weights)
         predictions = trainer.predict(make_loaders(config, manifest.root, splits, trainer)[split], config.augment)
-    finally:
-        trainer.close()
     out = out or run_dir / "evaluation" / split
     result = {
         "split": split,

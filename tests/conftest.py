@@ -11,6 +11,16 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            if os.environ.get("FASTEMO_REQUIRE_CUDA") == "1":
+                pytest.fail("FASTEMO_REQUIRE_CUDA=1 and torch finds no CUDA device")
+            pytest.skip("no CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the tests' own, so that nothing an earlier session kept can make a test pass."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -47,7 +49,7 @@ class TrainConfig:
         early_stop_patience: Stop after so many epochs without a better validation accuracy; `None`: never.
         clip_norm: Largest norm of the gradients; 0 turns clipping off.
         precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says, fp32
-            without it.
+            without it. A CPU that would only emulate bf16 computes in fp32, and the run says so.
         channels_last: Memory layout of 2D convolutions (3D ones keep theirs); the same result, faster on a CPU.
     """
 
@@ -88,12 +90,17 @@ class TrainConfig:
 class Trainer:
     """Joins the processes of a run and trains on all of them.
 
-    Made before the model and the loaders, because they need its `rank`, `world_size` and `device`.
+    Made before the model and the loaders, because they need its `rank`, `world_size` and `device`. A context
+    manager: its end is the end of the group of processes.
     """
 
     def __init__(self, config: TrainConfig, *, seed: int) -> None:
         self.config, self._seed = config, seed
         chosen = {"auto": None, "fp32": "no"}.get(config.precision, config.precision)
+        wanted = chosen or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.precision_note = ""
+        if wanted == "bf16" and not _bf16_is_fast():
+            chosen, self.precision_note = "no", "fp32 in place of bf16, which this processor would only emulate"
         # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         # Accelerate keeps the first precision that a process asked for; a later training may ask for another.
@@ -121,10 +128,18 @@ class Trainer:
         """The main process's value, on every process; the others wait for it."""
         return broadcast_object_list([value])[0]
 
-    def close(self) -> None:
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Gloo's threads drop the last exchange's tensors some time after it is over, and abort the process if the
+        # interpreter is gone by then. They are waited for when the group of processes is deleted, which
+        # everything wrapped for it keeps alive.
+        for name in ("model", "optimizer", "_scheduler"):
+            self.__dict__.pop(name, None)
+        self.accelerator.free_memory()
         self.accelerator.end_training()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        gc.collect()
 
     def prepare(self, model: nn.Module, steps_per_epoch: int) -> None:
         """Put the model on the device and make what trains it."""
@@ -162,7 +177,7 @@ class Trainer:
         epoch; `history` holds the same rows.
         """
         best_accuracy, epochs_without_gain = -1.0, 0
-        with console.track("training", "steps") as advance:
+        with console.track("training", "clips") as advance:
             for epoch in range(1, self.config.epochs + 1):
                 row = self._train_epoch(train, augment_config, epoch, advance)
                 predictions = self.predict(val, augment_config)
@@ -199,16 +214,15 @@ class Trainer:
         self.seed_everything(epoch=epoch)
         self.model.train()
         totals = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, clips
-        started, waited, num_steps = time.perf_counter(), 0.0, len(loader)
+        started, waited, done = time.perf_counter(), 0.0, (epoch - 1) * len(loader.clips)
         lr = self.optimizer.param_groups[0]["lr"]
         batches = _timed(loader.epoch(epoch))
-        step = 0
+        note = f"epoch {epoch}/{self.config.epochs}{_last_losses(self.history)}"
         for window, seconds in _windows(batches, self.config.accumulate_steps):
             waited += seconds
             self.train_step(window, augment_config, epoch, totals)
-            step += len(window)
-            done = (epoch - 1) * num_steps + step
-            advance(done, self.config.epochs * num_steps, note=f"epoch {epoch} of {self.config.epochs}")
+            done += sum(batch.num_global for batch in window)
+            advance(done, self.config.epochs * len(loader.clips), note=note)
         # The one place where the device is waited for: what it added up is read once an epoch.
         loss, correct, clips = self.accelerator.reduce(totals, "sum").tolist()
         seconds = time.perf_counter() - started
@@ -280,6 +294,11 @@ _ROW_ORDER = (
 )
 
 
+def _bf16_is_fast() -> bool:
+    """Whether the device computes in bf16; a CPU without AVX-512 or the like is many times slower in it."""
+    return torch.accelerator.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates: int) -> Any:
     """Steps once an epoch with `plateau`, once an update with `onecycle`; the trainer steps it, not Accelerate."""
     if config.schedule == "plateau":
@@ -313,6 +332,14 @@ def _windows(batches: Iterator[tuple[ClipBatch, float]], size: int) -> Iterator[
             window, waited = [], 0.0
     if window:
         yield window, waited
+
+
+def _last_losses(history: Sequence[dict[str, Any]]) -> str:
+    """The newest losses that can be shown without waiting for the device: those of the last epoch."""
+    if not history:
+        return ""
+    row = history[-1]
+    return f", loss {row['train_loss']:.3f}, val {row['val_loss']:.3f} {row['val_accuracy']:.1%}"
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:

@@ -43,6 +43,10 @@ class FakeLoader:
                 )
             )
 
+    @property
+    def clips(self):
+        return [key for batch in self.batches for key in batch.keys]
+
     def __len__(self):
         return len(self.batches)
 
@@ -129,6 +133,14 @@ def test_precisions_agree_within_their_tolerance(tmp_path, precision):
     history = fit(TrainConfig(epochs=3, precision=precision), train, small_model(), tmp_path / "x").history
     losses = plain_loop(TrainConfig(), [[b] for b in train.batches], small_model(), 3)
     assert [row["train_loss"] for row in history] == pytest.approx(losses, abs=1e-6 if precision == "fp32" else 0.03)
+
+
+def test_a_processor_that_would_emulate_bf16_computes_in_fp32_and_says_so(monkeypatch):
+    monkeypatch.setattr(trainer_module, "_bf16_is_fast", lambda: False)
+    trainer = Trainer(TrainConfig(precision="bf16"), seed=0)
+    assert trainer.precision == "fp32"
+    assert "fp32 in place of bf16" in trainer.precision_note
+    assert not Trainer(TrainConfig(precision="fp32"), seed=0).precision_note
 
 
 def test_channels_last_gives_the_same_losses(tmp_path):

@@ -16,7 +16,11 @@ from fastemo.video.loader import ClipLoader, VideoConfig
 
 
 def main(corpus: Path, out: Path, global_batch: int) -> None:
-    trainer = Trainer(TrainConfig(epochs=2, lr=1e-3, batch_size=1), seed=3)
+    with Trainer(TrainConfig(epochs=2, lr=1e-3, batch_size=1), seed=3) as trainer:
+        train(trainer, corpus, out, global_batch)
+
+
+def train(trainer: Trainer, corpus: Path, out: Path, global_batch: int) -> None:
     splits = split_clips(scan(corpus))
     loaders = [
         ClipLoader(
@@ -26,13 +30,13 @@ def main(corpus: Path, out: Path, global_batch: int) -> None:
             VideoConfig(num_frames=2, size=18),
             batch_size=global_batch // trainer.world_size,
             seed=3,
-            shuffle=train,
-            even=train,
+            shuffle=shuffle,
+            even=shuffle,
             rank=trainer.rank,
             world_size=trainer.world_size,
             device=trainer.device,
         )
-        for clips, train in ((splits.train[:37], True), (splits.val[:7], False))
+        for clips, shuffle in ((splits.train[:37], True), (splits.val[:7], False))
     ]
     trainer.seed_everything(epoch=0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 3 * 16 * 16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 8))
@@ -42,7 +46,6 @@ def main(corpus: Path, out: Path, global_batch: int) -> None:
     if trainer.is_main:
         result = {"keys": predictions.keys, "logits": predictions.logits.tolist(), "world_size": trainer.world_size}
         (out / "result.json").write_text(json.dumps(result))
-    trainer.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Facts about the dependencies that the code is built on: when one changes, its canary falls silent first."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from fastemo.corpus.probe import probe_video
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def accelerator():
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=True)
+
+
+def test_prepare_leaves_our_loader_untouched(accelerator):
+    """So the loader shards itself by rank and world size, and evaluation removes duplicates by key."""
+
+    class Loader:
+        def __iter__(self):
+            return iter([])
+
+    loader = Loader()
+    assert accelerator.prepare(loader) is loader
+
+
+def test_a_prepared_scheduler_steps_once_a_process(accelerator):
+    """So the trainer steps its own scheduler."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer, prepared = accelerator.prepare(optimizer, scheduler)
+    assert type(prepared).__name__ == "AcceleratedScheduler"
+    assert prepared.step_with_optimizer
+
+
+def test_unwrapping_keeps_mixed_precision():
+    """So evaluation runs in the precision of training, without the wrapper's collectives."""
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            seen.append(y.dtype)
+            return y
+
+    model = accelerator.unwrap_model(accelerator.prepare(Model(4, 4)))
+    assert model(torch.ones(1, 4)).dtype == torch.float32
+    assert seen == [torch.bfloat16]
+
+
+def test_a_second_accelerator_cannot_change_the_precision_by_itself():
+    """So the trainer resets Accelerate's state."""
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True, mixed_precision="no")
+    with pytest.raises(ValueError, match="AcceleratorState"):
+        Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state()
+
+
+def test_a_script_inside_the_package_finds_the_package(tmp_path):
+    """`accelerate launch fastemo/train.py` puts the script's folder first on sys.path."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(REPOSITORY / "fastemo" / "train.py"), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    # Without site-packages (-S) the guard alone can have found fastemo; a dependency is what is missed first.
+    assert "No module named 'fastemo'" not in done.stderr
+    assert "jsonargparse" in done.stderr
+
+
+def test_no_module_is_called_like_one_of_the_standard_library():
+    ours = {path.stem for path in (REPOSITORY / "fastemo").glob("*.py")} - {"__init__"}
+    assert not ours & sys.stdlib_module_names
+
+
+def test_ravdess_headers_count_one_frame_too_many(clips_folder):
+    """So frames are counted by packets, and decord's length is never believed."""
+    import decord
+
+    path = clips_folder / "ravdess" / "Actor_01" / "02-01-01-01-01-01-01.mp4"
+    with av.open(str(path)) as container:
+        header = container.streams.video[0].frames
+    assert probe_video(path).num_frames == header - 1
+    reader = decord.VideoReader(str(path), num_threads=1)
+    assert len(reader) == header
+    assert np.array_equal(reader[header - 1].asnumpy(), reader[header - 2].asnumpy())
