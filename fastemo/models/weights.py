@@ -58,7 +58,10 @@ def timm_backbone(name: str, *, pretrained: bool, weights: Path | None) -> nn.Mo
     """
     name = RESNET18 if name == "resnet18" else name
     if not pretrained or weights is not None:
-        backbone = timm.create_model(name, pretrained=False, num_classes=0)
+        # timm starts a ResNet's residual branches at zero, torchvision and the report do not; from scratch on little
+        # data that costs half the accuracy (benchmarks/LOG.md).
+        options = {"zero_init_last": False} if timm.models.is_model_in_modules(name, {"resnet"}) else {}
+        backbone = timm.create_model(name, pretrained=False, num_classes=0, **options)
         if weights is not None:
             _load(backbone, read_state_dict(weights), weights, classifiers=_classifiers(backbone))
         return backbone
