@@ -14,7 +14,7 @@ import jsonargparse
 from fastemo.corpus.config import CorpusConfig
 from fastemo.machine import write_text
 from fastemo.models import ModelConfig
-from fastemo.training.trainer import TrainConfig
+from fastemo.training.config import TrainConfig
 from fastemo.video.augment import AugmentConfig
 from fastemo.video.loader import VideoConfig
 

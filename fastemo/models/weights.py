@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import timm
@@ -60,7 +61,7 @@ def timm_backbone(name: str, *, pretrained: bool, weights: Path | None) -> nn.Mo
     if not pretrained or weights is not None:
         # timm starts a ResNet's residual branches at zero, torchvision and the report do not; from scratch on little
         # data that costs half the accuracy (benchmarks/LOG.md).
-        options = {"zero_init_last": False} if timm.models.is_model_in_modules(name, {"resnet"}) else {}
+        options: dict[str, Any] = {"zero_init_last": False} if timm.models.is_model_in_modules(name, {"resnet"}) else {}
         backbone = timm.create_model(name, pretrained=False, num_classes=0, **options)
         if weights is not None:
             _load(backbone, read_state_dict(weights), weights, classifiers=_classifiers(backbone))

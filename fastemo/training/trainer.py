@@ -8,9 +8,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,67 +23,12 @@ from fastemo.console import Console
 from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.machine import versions, write_text
 from fastemo.training import checkpoint
+from fastemo.training.config import TrainConfig
 from fastemo.video.augment import AugmentConfig, augment
 from fastemo.video.loader import ClipBatch, ClipLoader
 from fastemo.video.sampling import keyed_seed
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
-Schedule = Literal["plateau", "onecycle", "constant"]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The recipe; the defaults are the report's.
-
-    Attributes:
-        batch_size: Clips a step on each device.
-        accumulate_steps: Batches whose gradients make one step of the optimiser.
-        epochs: At most so many.
-        lr: Adam's learning rate; with `onecycle` its peak.
-        weight_decay: L2 penalty on all weights.
-        schedule: `plateau` (lower the rate when validation accuracy stalls), `onecycle` (up and down once over
-            the whole training), `constant`.
-        plateau_factor, plateau_patience: What the rate is multiplied by after how many epochs without gain.
-        early_stop_patience: Stop after so many epochs without a better validation accuracy; `None`: never.
-        clip_norm: Largest norm of the gradients; 0 turns clipping off.
-        precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says, fp32
-            without it. A CPU that would only emulate bf16 computes in fp32, and the run says so.
-        channels_last: Memory layout of 2D convolutions (3D ones keep theirs); the same result, faster on a CPU.
-    """
-
-    batch_size: int = 8
-    accumulate_steps: int = 1
-    epochs: int = 100
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
-    schedule: Schedule = "plateau"
-    plateau_factor: float = 0.5
-    plateau_patience: int = 2
-    early_stop_patience: int | None = 5
-    clip_norm: float = 5.0
-    precision: Precision = "auto"
-    channels_last: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate_steps", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"train.lr must be above 0, not {self.lr}")
-        for name in ("weight_decay", "clip_norm", "plateau_patience"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"train.{name} must be at least 0, not {getattr(self, name)}")
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"train.plateau_factor must lie between 0 and 1, not {self.plateau_factor}")
-        if self.early_stop_patience is not None and self.early_stop_patience < 1:
-            raise ValueError(f"train.early_stop_patience must be at least 1 or null, not {self.early_stop_patience}")
-        for name, allowed in (
-            ("schedule", ("plateau", "onecycle", "constant")),
-            ("precision", ("auto", "fp32", "fp16", "bf16")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'")
 
 
 class Trainer:
@@ -179,15 +123,17 @@ class Trainer:
         best_accuracy, epochs_without_gain = -1.0, 0
         with console.track("training", "clips") as advance:
             for epoch in range(1, self.config.epochs + 1):
-                row = self._train_epoch(train, augment_config, epoch, advance)
+                scores, speed = self._train_epoch(train, augment_config, epoch, advance)
                 predictions = self.predict(val, augment_config)
                 metrics = predictions.metrics(range(predictions.logits.shape[1]))  # type: ignore[arg-type]
-                row |= {
+                row = {
+                    "epoch": epoch,
+                    **scores,
                     "val_loss": predictions.loss,
                     "val_accuracy": metrics.accuracy,
                     "val_uar": metrics.uar,
+                    **speed,
                 }
-                row = {name: row[name] for name in _ROW_ORDER}
                 self.history.append(row)
                 if self.config.schedule == "plateau":
                     self._scheduler.step(metrics.accuracy)
@@ -210,7 +156,8 @@ class Trainer:
 
     def _train_epoch(
         self, loader: ClipLoader, augment_config: AugmentConfig, epoch: int, advance: Any
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """One pass over the training clips: what it scored and how fast it was, as the metrics name them."""
         self.seed_everything(epoch=epoch)
         self.model.train()
         totals = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, clips
@@ -226,15 +173,13 @@ class Trainer:
         # The one place where the device is waited for: what it added up is read once an epoch.
         loss, correct, clips = self.accelerator.reduce(totals, "sum").tolist()
         seconds = time.perf_counter() - started
-        return {
-            "epoch": epoch,
-            "train_loss": loss / clips,
-            "train_accuracy": correct / clips,
+        speed = {
             "lr": lr,
             "epoch_seconds": seconds,
             "clips_per_second": clips / seconds,
             "data_wait_fraction": waited / seconds,
         }
+        return {"train_loss": loss / clips, "train_accuracy": correct / clips}, speed
 
     def train_step(
         self, window: Sequence[ClipBatch], augment_config: AugmentConfig, epoch: int, totals: torch.Tensor
@@ -278,20 +223,6 @@ class Trainer:
             folder = run_dir / "checkpoints" / name
             checkpoint.save(folder, model=self.bare_model.state_dict(), state=state, info=info)
         write_text(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
-
-
-_ROW_ORDER = (
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "val_uar",
-    "lr",
-    "epoch_seconds",
-    "clips_per_second",
-    "data_wait_fraction",
-)
 
 
 def _bf16_is_fast() -> bool:

@@ -15,7 +15,8 @@ from torch import nn
 
 from fastemo.console import Console
 from fastemo.training import trainer as trainer_module
-from fastemo.training.trainer import TrainConfig, Trainer
+from fastemo.training.config import TrainConfig
+from fastemo.training.trainer import Trainer
 from fastemo.video.augment import AugmentConfig, augment
 from fastemo.video.loader import ClipBatch
 

@@ -10,7 +10,8 @@ from torch import nn
 from fastemo.console import Console
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.protocol import split_clips
-from fastemo.training.trainer import TrainConfig, Trainer
+from fastemo.training.config import TrainConfig
+from fastemo.training.trainer import Trainer
 from fastemo.video.augment import AugmentConfig
 from fastemo.video.loader import ClipLoader, VideoConfig
 

@@ -1,0 +1,63 @@
+"""What a run chooses about its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Schedule = Literal["plateau", "onecycle", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The recipe; the defaults are the report's.
+
+    Attributes:
+        batch_size: Clips a step on each device.
+        accumulate_steps: Batches whose gradients make one step of the optimiser.
+        epochs: At most so many.
+        lr: Adam's learning rate; with `onecycle` its peak.
+        weight_decay: L2 penalty on all weights.
+        schedule: `plateau` (lower the rate when validation accuracy stalls), `onecycle` (up and down once over
+            the whole training), `constant`.
+        plateau_factor, plateau_patience: What the rate is multiplied by after how many epochs without gain.
+        early_stop_patience: Stop after so many epochs without a better validation accuracy; `None`: never.
+        clip_norm: Largest norm of the gradients; 0 turns clipping off.
+        precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says, fp32
+            without it. A CPU that would only emulate bf16 computes in fp32, and the run says so.
+        channels_last: Memory layout of 2D convolutions (3D ones keep theirs); the same result, faster on a CPU.
+    """
+
+    batch_size: int = 8
+    accumulate_steps: int = 1
+    epochs: int = 100
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    schedule: Schedule = "plateau"
+    plateau_factor: float = 0.5
+    plateau_patience: int = 2
+    early_stop_patience: int | None = 5
+    clip_norm: float = 5.0
+    precision: Precision = "auto"
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate_steps", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr must be above 0, not {self.lr}")
+        for name in ("weight_decay", "clip_norm", "plateau_patience"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train.{name} must be at least 0, not {getattr(self, name)}")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"train.plateau_factor must lie between 0 and 1, not {self.plateau_factor}")
+        if self.early_stop_patience is not None and self.early_stop_patience < 1:
+            raise ValueError(f"train.early_stop_patience must be at least 1 or null, not {self.early_stop_patience}")
+        for name, allowed in (
+            ("schedule", ("plateau", "onecycle", "constant")),
+            ("precision", ("auto", "fp32", "fp16", "bf16")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'")
