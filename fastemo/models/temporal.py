@@ -5,6 +5,7 @@ Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastemo.models.config import Rnn
@@ -26,8 +27,13 @@ class R3D18(nn.Module):
         self.classifier = nn.Linear(_R3D18_FEATURES, num_classes)
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
-        return self.classifier(self.backbone(frames_BTCHW.transpose(1, 2)))
+        """Float [B, T, 3, H, W] -> logits [B, num_classes]; on a CPU in float32 whatever the precision asked for."""
+        clips_BCTHW = frames_BTCHW.transpose(1, 2)
+        if clips_BCTHW.device.type == "cpu":
+            # bf16 conv3d on a CPU left NaN in the weights' gradients at some shapes (benchmarks/LOG.md).
+            with torch.autocast("cpu", enabled=False):
+                return self.classifier(self.backbone(clips_BCTHW.float()))
+        return self.classifier(self.backbone(clips_BCTHW))
 
 
 class CNNRNN(nn.Module):

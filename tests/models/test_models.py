@@ -285,3 +285,15 @@ def test_any_timm_backbone(name: str, backbone: str) -> None:
 def test_a_wrong_choice_names_the_right_ones(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**options)
+
+
+def test_r3d18_on_a_cpu_has_finite_gradients_under_bf16():
+    """At this shape torch 2.15's bf16 conv3d gave NaN in `layer3.1.conv1`; the model computes in float32 instead."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="r3d18", pretrained=False), 8)
+    clips = torch.randn(16, 8, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(clips)
+    assert logits.dtype == torch.float32
+    logits.logsumexp(1).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

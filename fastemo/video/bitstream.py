@@ -1,0 +1,323 @@
+"""Packets and the frames wanted of them -> the fewest packets that decode to exactly those frames."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from fastemo.errors import UserError
+from fastemo.video import frame_headers, nal
+from fastemo.video.frame_headers import NotUnderstood
+
+# Codecs whose pictures come out in the order of the packets.
+_UNORDERED = frozenset({"av1", "mjpeg", "vp9"})
+# A packet's side data that changes what its bytes mean, and that a new file would lose.
+_BINDING_SIDE_DATA = frozenset(
+    {"new_extradata", "param_change", "palette", "encryption_info", "matroska_block_additional"}
+)
+# Range unspecified; matrix, primaries and transfer unspecified. Source: ISO/IEC 23091-2, tables 2-4.
+_NO_COLOURS = (0, 2, 2, 2)
+# FFmpeg decodes the first frames of every file it opens, to learn what packets and their decoder tell anyhow: 7 of the
+# 13 ms that pruning a RAVDESS clip takes. It looks at as many streams as the list is long.
+_UNDECODED: list[Any] = [{"skip_frame": "all"}] * 4
+# Any would do: frames are counted, not timed. 90 kHz divides by the usual rates.
+_TICKS, _TICKS_A_FRAME = 90_000, 3_000
+
+
+class BitstreamError(UserError):
+    """A file that cannot be read, or holds fewer frames than wanted; the message names it."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+@dataclass(frozen=True)
+class PrunedClip:
+    """A smaller file, and where the wanted frames lie in it.
+
+    Attributes:
+        data: A video file: an MP4 with one video stream, or the source's own bytes where it cannot be made smaller.
+        positions: int64 [T], the wanted frames as indices into a full sequential decode of `data`.
+    """
+
+    data: bytes
+    positions: np.ndarray
+
+
+@dataclass
+class _Group:
+    """Packets from one that decoding can begin at up to the next.
+
+    Attributes:
+        packets: Their numbers in decoding order.
+        resets: It decodes alike whatever stands before it; otherwise it may only follow the whole group before it,
+            or stand first.
+        leading: Packets that need the whole group before this one, and that none but each other refer to.
+        droppable: Packets that no other refers to.
+    """
+
+    packets: range
+    resets: bool
+    leading: frozenset[int]
+    droppable: frozenset[int]
+
+
+@dataclass
+class _Layout:
+    """A stream as groups of packets.
+
+    Attributes:
+        groups: In decoding order.
+        order: All packets, discarded ones too, in the order in which their frames come out of a decoder.
+        is_order_coded: The order comes from the stream itself, not from timestamps.
+        notes: What the first packet of a new file must begin with, unless it is the stream's first.
+    """
+
+    groups: list[_Group]
+    order: list[int]
+    is_order_coded: bool
+    notes: bytes
+
+
+def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> PrunedClip:
+    """Keep only what decoding the wanted frames takes.
+
+    H.264: from every IDR picture that begins a group with a wanted frame, the reference pictures up to the last
+    wanted one in decoding order, and the wanted pictures. A non-IDR recovery point ends no group: what follows it may
+    depend on pictures before it through the decoder's state. HEVC, AV1, VP9, MPEG-2, MPEG-4 part 2, Motion JPEG: whole
+    groups and the tails of groups are dropped, nothing inside; HEVC's open groups (CRA) keep the groups before them
+    back to one that resets the decoder. What is not understood (fields; timestamps that are missing, repeated or
+    contradict the stream's own order; parameter sets that change; lost references; other codecs) passes through whole.
+
+    Args:
+        source: A video file's path or its bytes.
+        indices: int [T], frame numbers as a full sequential decode counts them; any order, repeats allowed.
+
+    Raises:
+        BitstreamError: The file cannot be read, has no video, or a wanted frame lies outside it.
+    """
+    wanted = np.array(indices, dtype=np.int64)
+    assert wanted.ndim == 1, "frame indices are a flat list"
+    assert wanted.size, "a sample has at least one frame"
+    name = "(bytes in memory)" if isinstance(source, bytes) else source
+    try:
+        file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
+        with av.open(file, stream_options=_UNDECODED if _is_mp4(source) else None) as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, av.VideoStream):
+                raise BitstreamError(name, "the file has no video stream")
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            num_frames = sum(not packet.is_discard for packet in packets)
+            outside = wanted[(wanted < 0) | (wanted >= num_frames)]
+            if outside.size:
+                raise BitstreamError(name, f"frame {outside[0]} lies outside the file's {num_frames} frames")
+            try:
+                clip = _prune(container, stream, packets, wanted)
+            except NotUnderstood:
+                whole = source if isinstance(source, bytes) else Path(source).read_bytes()
+                return PrunedClip(whole, wanted)
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise BitstreamError(name, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return clip
+
+
+def _is_mp4(source: Path | str | bytes) -> bool:
+    """Whether a file begins as MP4 and MOV do, whose headers name the streams before any packet is read."""
+    if isinstance(source, bytes):
+        return source[4:8] == b"ftyp"
+    with Path(source).open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
+
+
+def _prune(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet], wanted: np.ndarray
+) -> PrunedClip:
+    layout = _layout(container, stream, packets)
+    frames = [number for number in layout.order if not packets[number].is_discard]
+    kept = _select(layout.groups, {frames[index] for index in wanted.tolist()})
+    kept_set = set(kept)
+    rank = {number: place for place, number in enumerate(number for number in layout.order if number in kept_set)}
+    if not layout.is_order_coded:
+        # Discarded frames come out now. Edit lists give those before the first frame their true place, but not others.
+        late = layout.order[layout.order.index(frames[0]) :]
+        if any(packets[number].is_discard for number in kept_set.intersection(late)):
+            raise NotUnderstood("discarded frames among those to keep")
+    data = _remux(stream, packets, kept, rank, layout.notes)
+    if "mp4" not in container.format.name and _colours(stream) != _NO_COLOURS:
+        # Matroska names colours that MP4 cannot: full range by itself, for one.
+        with av.open(io.BytesIO(data)) as made:
+            if _colours(made.streams.video[0]) != _colours(stream):
+                raise NotUnderstood("colours that MP4 cannot name")
+    return PrunedClip(data, np.array([rank[frames[index]] for index in wanted.tolist()], dtype=np.int64))
+
+
+def _colours(stream: av.VideoStream) -> tuple[int, ...]:
+    context = stream.codec_context
+    return context.color_range, context.colorspace, context.color_primaries, context.color_trc
+
+
+def _layout(container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet]) -> _Layout:
+    if stream.codec_context is None:  # PyAV's for a codec that FFmpeg does not know
+        raise NotUnderstood("an unknown codec")
+    codec = stream.codec_context.codec.canonical_name
+    order = _shown_order(packets)
+    payloads = [memoryview(packet) for packet in packets]
+    numbers = range(len(packets))
+    if codec in ("h264", "hevc"):
+        frame = nal.framing(stream.codec_context.extradata, codec)
+        pictures = (nal.h264_pictures if codec == "h264" else nal.hevc_pictures)(frame, payloads)
+        starts = [number for number in numbers if pictures[number].random_access]
+        resets = {number for number in numbers if pictures[number].resets}
+        leading = {number for number in numbers if pictures[number].skipped_leading}
+        droppable = {number for number in numbers if not pictures[number].is_reference}
+    elif codec in ("av1", "mjpeg", "mpeg2video", "mpeg4", "vp9"):
+        _check_packets(container, stream, packets, payloads)
+        starts = [number for number in numbers if packets[number].is_keyframe]
+        resets, leading, droppable = set(starts), _leading(starts, order), set()
+    else:
+        raise NotUnderstood(f"codec {codec}")
+    if not starts or starts[0] != 0:
+        raise NotUnderstood("the stream begins inside a group of pictures")
+    groups: list[_Group] = []
+    for start, stop in zip(starts, [*starts[1:], len(packets)], strict=True):
+        own = range(start, stop)
+        groups.append(
+            _Group(own, start in resets, frozenset(leading.intersection(own)), frozenset(droppable.intersection(own)))
+        )
+    # At the start of a file, or after HEVC's broken links, a decoder does not output them: packets are no frames then.
+    if any(group.leading for group in groups if group.packets.start == 0 or (codec == "hevc" and group.resets)):
+        raise NotUnderstood("pictures that refer to what the stream does not hold")
+    if codec == "h264":
+        return _Layout(groups, _coded_order(packets, pictures, order), True, nal.encoder_notes(frame, payloads[0]))
+    if codec in _UNORDERED and order != list(numbers):
+        raise NotUnderstood("timestamps that contradict the order of packets")
+    return _Layout(groups, order, codec in _UNORDERED, b"")
+
+
+def _shown_order(packets: list[av.Packet]) -> list[int]:
+    """Packet numbers by timestamp.
+
+    Raises:
+        NotUnderstood: Timestamps do not tell, or packets carry more than a new file would hold.
+    """
+    times: list[int] = []
+    for packet in packets:
+        if packet.pts is None or packet.is_corrupt:
+            raise NotUnderstood("packets that are damaged or without timestamps")
+        if any(data.data_type in _BINDING_SIDE_DATA for data in packet.iter_sidedata()):
+            raise NotUnderstood("packets with side data that a new file would lose")
+        times.append(packet.pts)
+    shown = [time for time, packet in zip(times, packets, strict=True) if not packet.is_discard]
+    if len(set(shown)) != len(shown):
+        raise NotUnderstood("timestamps that repeat")
+    return sorted(range(len(packets)), key=times.__getitem__)
+
+
+def _coded_order(packets: list[av.Packet], pictures: list[nal.Picture], order: list[int]) -> list[int]:
+    """Packet numbers in the order that the stream itself gives its pictures, by which decoders output.
+
+    The timestamps of discarded packets tell less: RAVDESS's last is shown before its last but one.
+
+    Raises:
+        NotUnderstood: The timestamps of the other packets say another order, so that one of the two is wrong.
+    """
+    period, keys = 0, []
+    for number, picture in enumerate(pictures):
+        period += picture.resets
+        keys.append((period, number if picture.order is None else picture.order))
+    coded = sorted(range(len(packets)), key=keys.__getitem__)
+    is_shown = [not packet.is_discard for packet in packets]
+    if len(set(keys)) != len(keys) or [n for n in coded if is_shown[n]] != [n for n in order if is_shown[n]]:
+        raise NotUnderstood("timestamps that contradict the stream's own order")
+    return coded
+
+
+def _leading(starts: list[int], order: list[int]) -> set[int]:
+    """Packets after a keyframe that are shown before it: they refer to the group before as well."""
+    rank = {number: place for place, number in enumerate(order)}
+    leading: set[int] = set()
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        leading.update(number for number in range(start + 1, stop) if rank[number] < rank[start])
+    return leading
+
+
+def _check_packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    packets: list[av.Packet],
+    payloads: list[memoryview],
+) -> None:
+    codec = stream.codec_context.codec.canonical_name
+    if codec in ("av1", "vp9"):
+        check = frame_headers.check_av1 if codec == "av1" else frame_headers.check_vp9
+        for packet, payload in zip(packets, payloads, strict=True):
+            check(payload, packet.is_keyframe)
+    if codec == "mpeg4":
+        # The decoder mends errors of DivX and Xvid by the AVI's four letters, which an MP4 does not carry.
+        if container.format.name == "avi" or stream.codec_context.codec_tag not in ("mp4v", "\0\0\0\0"):
+            raise NotUnderstood("MPEG-4 part 2 under another name than MP4's")
+        for payload in payloads:
+            frame_headers.check_mpeg4(payload)
+
+
+def _select(groups: list[_Group], needed: set[int]) -> list[int]:
+    """The packets to keep, in decoding order.
+
+    Groups are walked from the last to the first, because a group can only ask for the one before it.
+    """
+    first, kept = min(needed), []
+    wants_whole = False
+    for group in reversed(groups):
+        own = needed.intersection(group.packets)
+        if not own and not wants_whole:
+            continue
+        last = group.packets[-1] if wants_whole else max(own)
+        # The order counts of an open group continue those before it: nothing between may be missing.
+        wants_whole = bool(own & group.leading) or (not group.resets and first < group.packets.start)
+        dropped = group.droppable if wants_whole else group.droppable | group.leading
+        kept += [n for n in reversed(group.packets) if n <= last and (n in own or n not in dropped)]
+    return kept[::-1]
+
+
+def _remux(
+    source: av.VideoStream, packets: list[av.Packet], kept: list[int], rank: dict[int, int], notes: bytes
+) -> bytes:
+    """An MP4 of the kept packets, with even timestamps: decoded at 0, 1, 2 ..., shown in the same order as before.
+
+    The first frame is shown as late as the reordering needs, so decoding times are not negative and the file needs no
+    edit list, which decoders read in different ways. Only the first packet is marked as one to begin at: the file is
+    for reading from its start, and decord, which looks for the first frame by its time, else begins at a second
+    keyframe that is decoded before the first is shown.
+
+    Raises:
+        NotUnderstood: MP4 does not hold this codec.
+    """
+    delay = max(place - rank[number] for place, number in enumerate(kept))
+    file = io.BytesIO()
+    time_base = Fraction(1, _TICKS)
+    try:
+        with av.open(file, "w", format="mp4", options={"use_editlist": "0"}) as container:
+            stream = container.add_stream_from_template(source, opaque=True)
+            stream.time_base = time_base
+            for place, number in enumerate(kept):
+                packet = packets[number]
+                begins_with = notes if place == 0 and number != 0 else b""
+                if begins_with or packet.is_discard:  # here a frame like any other: a mark that cannot be taken off
+                    packet = av.Packet(begins_with + bytes(packet))
+                packet.is_keyframe = place == 0
+                packet.stream, packet.time_base = stream, time_base
+                packet.pts = (rank[number] + delay) * _TICKS_A_FRAME
+                packet.dts, packet.duration = place * _TICKS_A_FRAME, _TICKS_A_FRAME
+                container.mux_one(packet)
+    except (ValueError, av.error.FFmpegError) as error:
+        raise NotUnderstood(f"MP4 does not take the stream: {error}") from error
+    return file.getvalue()
