@@ -94,7 +94,7 @@ def choose_backend(backend: Backend) -> tuple[Literal["pyav", "decord"], str]:
         ValueError: An unknown backend, or one that is not installed.
     """
     if backend == "auto":
-        return "pyav", "exact on every container FFmpeg reads, and as fast as any on a CPU"
+        return "pyav", "exact on every container that FFmpeg reads"
     if backend == "decord":
         try:
             import decord  # noqa: F401
