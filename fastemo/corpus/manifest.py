@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from fastemo.corpus.probe import (
     probe_images,
     probe_video,
 )
-from fastemo.machine import available_processors
+from fastemo.machine import available_processors, write_text
 
 Labels = Literal["ravdess", "folder"]
 Status = Literal["clip", "unlabelled", "rejected", "audio-only"]
@@ -111,14 +112,12 @@ class Manifest:
 
     def write_csv(self, path: Path) -> None:
         """Write all rows, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            names = [field.name for field in fields(Clip)]
-            writer.writerow(names)
-            writer.writerows([getattr(row, name) for name in names] for row in self.rows)
-        partial.replace(path)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        names = [field.name for field in fields(Clip)]
+        writer.writerow(names)
+        writer.writerows([getattr(row, name) for name in names] for row in self.rows)
+        write_text(path, text.getvalue())
 
 
 def read_manifest(path: Path, root: Path) -> Manifest:
