@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -35,15 +37,22 @@ def cache_folder() -> Path:
     return Path(base) / "fastemo"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write beside `path`, then rename: a reader sees the whole old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to, renamed at the end: a reader sees the whole old file or the new one."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; folders above it are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def versions() -> dict[str, str]:

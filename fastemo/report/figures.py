@@ -7,9 +7,7 @@ Colours: Okabe & Ito (2008), "Color Universal Design", told apart by colour-blin
 from __future__ import annotations
 
 import math
-import os
 import textwrap
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
+
+from fastemo.machine import replacing
 
 BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#767676", "#222222"
 DPI = 150
@@ -202,14 +202,8 @@ def _new_figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Write beside `path`, then rename: a reader sees the whole old file or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=DPI)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
 
 
 def _column(history: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
