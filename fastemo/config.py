@@ -16,7 +16,8 @@ from fastemo.machine import write_text
 from fastemo.models import ModelConfig
 from fastemo.training.config import TrainConfig
 from fastemo.video.augment import AugmentConfig
-from fastemo.video.loader import VideoConfig
+from fastemo.video.config import VideoConfig
+from fastemo.video.store import StoreConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class RunConfig:
     seed: int = 0
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

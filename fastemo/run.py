@@ -57,6 +57,9 @@ def run(config: RunConfig) -> Path:
         except Exception as error:
             console.log(f"ended by {type(error).__name__}: {error}")
             raise
+        finally:
+            for loader in loaders.values():
+                loader.close()
     return run_dir
 
 
@@ -100,13 +103,15 @@ def _prepare(
         _show_splits(splits, run_dir, console)
     trainer.seed_everything(epoch=0)
     model = build_model(config.model, len(splits.class_names))
-    loaders = make_loaders(config, manifest.root, splits, trainer)
+    loaders = {
+        name: make_loader(config, manifest.root, splits, name, trainer, console) for name in ("train", "val", "test")
+    }
     train = loaders["train"]
     console.say(
         f"{config.model.name}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{trainer.precision} on {trainer.device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}; "
-        f"decoding by {train.backend} ({train.backend_reason})"
+        f"{trainer.precision} on {trainer.device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}"
     )
+    console.say(f"decoding by {train.backend} ({train.backend_reason}); {train.kept.description}")
     if trainer.precision_note:
         console.say(trainer.precision_note)
     if train.num_padding:
@@ -137,7 +142,8 @@ def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) 
         model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))
         trainer.prepare(model, 1)
         trainer.load_weights(weights)
-        predictions = trainer.predict(make_loaders(config, manifest.root, splits, trainer)[split], config.augment)
+        with make_loader(config, manifest.root, splits, split, trainer, console) as loader:
+            predictions = trainer.predict(loader, config.augment)
     out = out or run_dir / "evaluation" / split
     result = {
         "split": split,
@@ -151,24 +157,25 @@ def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) 
     return result
 
 
-def make_loaders(config: RunConfig, root: Path, splits: Splits, trainer: Trainer) -> dict[str, ClipLoader]:
-    """One loader a split, of this process's share."""
-    return {
-        name: ClipLoader(
-            splits[name],
-            root,
-            splits.class_names,
-            config.video,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            shuffle=name == "train",
-            even=name == "train",
-            rank=trainer.rank,
-            world_size=trainer.world_size,
-            device=trainer.device,
-        )
-        for name in ("train", "val", "test")
-    }
+def make_loader(
+    config: RunConfig, root: Path, splits: Splits, name: str, trainer: Trainer, console: Console
+) -> ClipLoader:
+    """This process's share of a split."""
+    return ClipLoader(
+        splits[name],
+        root,
+        splits.class_names,
+        config.video,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        shuffle=name == "train",
+        even=name == "train",
+        rank=trainer.rank,
+        world_size=trainer.world_size,
+        device=trainer.device,
+        store=config.store,
+        say=console.say,
+    )
 
 
 def write_report(
@@ -216,7 +223,7 @@ def misclassified(
     examples = []
     for row in wrong:
         clip = by_key[predictions.keys[row]]
-        frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec, backend=config.video.backend)
+        frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec)
         examples.append(
             figures.Misclassified(
                 key=clip.key,

@@ -15,7 +15,7 @@ from fastemo.corpus.synthetic import Difficulty, SyntheticConfig
 from fastemo.models import ModelConfig
 from fastemo.training.trainer import TrainConfig
 from fastemo.video.augment import AugmentConfig
-from fastemo.video.loader import VideoConfig
+from fastemo.video.config import VideoConfig
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.models import ModelConfig, build_model
 from fastemo.run import run
 from fastemo.video.augment import AugmentConfig, augment
-from fastemo.video.loader import ClipLoader, VideoConfig
+from fastemo.video.config import VideoConfig
+from fastemo.video.loader import ClipLoader
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.cuda

@@ -85,7 +85,8 @@ def test_output_that_is_no_terminal_is_lines_without_progress(launched):
     assert "\x1b" not in done.stdout
     assert "\r" not in done.stdout
     assert sum(line.startswith("epoch") for line in done.stdout.splitlines()) == 2
-    assert "1 process;" in done.stdout
+    assert "1 process\n" in done.stdout
+    assert "decoding by pyav (the frames go to the CPU); decoded clips are kept in memory" in done.stdout
     assert "test: accuracy" in done.stdout
 
 
@@ -142,7 +143,7 @@ def test_two_processes_leave_the_same_files(tiny_corpus, tmp_path):
     assert done.returncode == 0, done.stderr
     run_dir = tmp_path / "runs" / "two"
     assert files_of(run_dir) == RUN_FILES
-    assert "2 processes;" in done.stdout
+    assert "2 processes\n" in done.stdout
     assert sum(line.startswith("epoch") for line in done.stdout.splitlines()) == 1
     result = json.loads((run_dir / "test.json").read_text())
     assert result["num_clips"] == 16

@@ -231,7 +231,7 @@ def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip]) 
     if ravdess_says_audio_only(path.stem):
         return Clip(key=key, status="audio-only", reason="RAVDESS audio-only (modality 03)")
     try:
-        size_bytes, mtime_ns = _fingerprint(path)
+        size_bytes, mtime_ns = fingerprint(path)
         row = reusable.get(key)
         if row and (row.size_bytes, row.mtime_ns) == (size_bytes, mtime_ns):
             if row.status == "rejected" and row.num_frames == 0:
@@ -252,7 +252,15 @@ def _kept(row: Clip) -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
-def _fingerprint(path: Path) -> tuple[int, int]:
+def fingerprint(path: Path) -> tuple[int, int]:
+    """A clip's size in bytes and modification time in nanoseconds: equal while its file is unchanged.
+
+    For a folder of images: the sum of its images' sizes and the newest of their times.
+
+    Raises:
+        OSError: The file is absent or unreadable.
+        ValueError: A folder that holds no image.
+    """
     files = image_files(path) if path.is_dir() else [path]
     stats = [file.stat() for file in files]
     return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)

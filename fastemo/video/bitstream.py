@@ -25,19 +25,28 @@ _BINDING_SIDE_DATA = frozenset(
 )
 # Range unspecified; matrix, primaries and transfer unspecified. Source: ISO/IEC 23091-2, tables 2-4.
 _NO_COLOURS = (0, 2, 2, 2)
-# FFmpeg decodes the first frames of every file it opens, to learn what packets and their decoder tell anyhow: 7 of the
-# 13 ms that pruning a RAVDESS clip takes. It looks at as many streams as the list is long.
-_UNDECODED: list[Any] = [{"skip_frame": "all"}] * 4
+# How to open an MP4 whose headers say all. FFmpeg otherwise reads and decodes its first frames, to learn what packets
+# and their decoder tell anyhow: 9 of the 13 ms that pruning a RAVDESS clip took. The list is as long as there may be
+# streams.
+UNPROBED: dict[str, Any] = {
+    "stream_options": [{"skip_frame": "all"}] * 4,
+    "options": {"probesize": "5000", "analyzeduration": "0"},
+}
 # Any would do: frames are counted, not timed. 90 kHz divides by the usual rates.
 _TICKS, _TICKS_A_FRAME = 90_000, 3_000
 
 
 class BitstreamError(UserError):
-    """A file that cannot be read, or holds fewer frames than wanted; the message names it."""
+    """A file that cannot be read, or holds fewer frames than wanted; the message names it.
 
-    def __init__(self, path: Path | str, reason: str) -> None:
+    Attributes:
+        reason: What is wrong, without the file's name.
+        frame: The wanted frame that lies outside the file; `None`: the file itself is at fault.
+    """
+
+    def __init__(self, path: Path | str, reason: str, frame: int | None = None) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
+        self.path, self.reason, self.frame = path, reason, frame
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,12 @@ class PrunedClip:
     Attributes:
         data: A video file: an MP4 with one video stream, or the source's own bytes where it cannot be made smaller.
         positions: int64 [T], the wanted frames as indices into a full sequential decode of `data`.
+        is_whole: `data` is the source as it is; otherwise it may be opened `UNPROBED`.
     """
 
     data: bytes
     positions: np.ndarray
+    is_whole: bool = False
 
 
 @dataclass
@@ -111,7 +122,7 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
     name = "(bytes in memory)" if isinstance(source, bytes) else source
     try:
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
-        with av.open(file, stream_options=_UNDECODED if _is_mp4(source) else None) as container:
+        with av.open(file, **(UNPROBED if _is_mp4(source) else {})) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise BitstreamError(name, "the file has no video stream")
@@ -119,12 +130,14 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
             num_frames = sum(not packet.is_discard for packet in packets)
             outside = wanted[(wanted < 0) | (wanted >= num_frames)]
             if outside.size:
-                raise BitstreamError(name, f"frame {outside[0]} lies outside the file's {num_frames} frames")
+                raise BitstreamError(
+                    name, f"frame {outside[0]} lies outside the file's {num_frames} frames", int(outside[0])
+                )
             try:
                 clip = _prune(container, stream, packets, wanted)
             except NotUnderstood:
                 whole = source if isinstance(source, bytes) else Path(source).read_bytes()
-                return PrunedClip(whole, wanted)
+                return PrunedClip(whole, wanted, is_whole=True)
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise BitstreamError(name, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return clip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +17,9 @@ from av.filter import Graph
 
 from fastemo.corpus.probe import image_files
 from fastemo.errors import UserError
+from fastemo.video.bitstream import UNPROBED, BitstreamError, PrunedClip, prune
 
-Backend = Literal["auto", "pyav", "decord"]
-BACKENDS: tuple[Backend, ...] = ("auto", "pyav", "decord")
+Library = Literal["pyav", "decord"]
 Crop = Literal["full", "squash", "center", "head"]
 CROPS: tuple[Crop, ...] = ("full", "squash", "center", "head")
 
@@ -27,6 +29,9 @@ CROPS: tuple[Crop, ...] = ("full", "squash", "center", "head")
 # 420 to 847, chin never below row 605. A square of 630 holds that with a margin.
 HEAD_SIDE = 0.875
 HEAD_TOP = 0.0
+
+# Raised whenever the same file and `FrameSpec` come to give other bytes, so that nothing kept from before is used.
+DECODE_VERSION = 1
 
 # Triangle filter widened to the scale (as Pillow's antialiased bilinear), chroma brought to full resolution
 # before the colour matrix, and the same bytes on every processor.
@@ -87,23 +92,11 @@ class FrameSpec:
         return max(1, round(self.size * width / height)), self.size
 
 
-def choose_backend(backend: Backend) -> tuple[Literal["pyav", "decord"], str]:
-    """Which backend `auto` means here, and why.
-
-    Raises:
-        ValueError: An unknown backend, or one that is not installed.
-    """
-    if backend == "auto":
-        return "pyav", "exact on every container that FFmpeg reads"
-    if backend == "decord":
-        try:
-            import decord  # noqa: F401
-        except ImportError as error:
-            raise ValueError("video.backend decord is not installed: pip install decord (Linux x86-64)") from error
-        return "decord", "as asked"
-    if backend == "pyav":
-        return "pyav", "as asked"
-    raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, not '{backend}'")
+def decoder_name(library: Library) -> str:
+    """What the bytes that `decode_clip` returns depend on, besides the file and the `FrameSpec`."""
+    versions = [f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in ("libavcodec", "libswscale")]
+    own = [f"decord {metadata.version('decord')}"] if library == "decord" else []
+    return ", ".join([f"decode {DECODE_VERSION}", *own, *versions])
 
 
 def decode_clip(
@@ -111,9 +104,9 @@ def decode_clip(
     indices: Sequence[int] | np.ndarray,
     spec: FrameSpec | None,
     *,
-    backend: Backend = "auto",
+    backend: Library = "pyav",
 ) -> np.ndarray:
-    """Decode the wanted frames of a clip on the calling thread.
+    """Decode the wanted frames of a clip on the calling thread, and of the others only those they refer to.
 
     Index k means the k-th frame of a full sequential decode of the file, counted in presentation order.
 
@@ -134,10 +127,8 @@ def decode_clip(
     assert wanted, "a sample has at least one frame"
     assert sorted(wanted) == wanted, "frame indices must ascend"
     assert wanted[0] >= 0, "frame indices must not be negative"
-    if path.is_dir():
-        frames = _images(path, wanted)
-    else:
-        frames = (_decord if choose_backend(backend)[0] == "decord" else _pyav)(path, wanted)
+    read = _images if path.is_dir() else _decord if backend == "decord" else _pyav
+    frames = read(path, wanted)
     unique: dict[int, np.ndarray] = {}
     to_rgb: _ToRGB | None = None
     try:
@@ -199,42 +190,62 @@ class _ToRGB:
         return result.to_ndarray()
 
 
-def _pyav(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
-    targets, count = set(wanted), 0
+def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray) -> PrunedClip:
+    """The part of a file that decoding the wanted frames takes.
+
+    Raises:
+        DecodeError: The file cannot be read, or a wanted frame lies outside it.
+    """
     try:
-        with av.open(str(path.absolute())) as container:
+        return prune(path, wanted)
+    except BitstreamError as error:
+        raise DecodeError(path, wanted[0] if error.frame is None else error.frame, error.reason) from error
+
+
+def _pyav(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
+    clip = pruned_clip(path, wanted)
+    positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
+    count, missing = 0, [*positions]
+    try:
+        with av.open(io.BytesIO(clip.data), **({} if clip.is_whole else UNPROBED)) as container:
             stream = container.streams.best("video")
-            if not isinstance(stream, av.VideoStream):
-                raise DecodeError(path, wanted[0], "the file has no video stream")
+            assert isinstance(stream, av.VideoStream), "pruning refuses files without video"
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
-                if count in targets:
+                if count == positions[missing[0]]:
+                    del missing[0]
                     yield frame
+                    if not missing:
+                        return
                 count += 1
-                if count > wanted[-1]:
-                    return
     except av.error.FFmpegError as error:
-        raise DecodeError(path, count, error.strerror or str(error)) from error
-    raise DecodeError(path, next(i for i in wanted if i >= count), f"the file ends after {count} frames")
+        raise DecodeError(path, missing[0], error.strerror or str(error)) from error
+    raise DecodeError(path, missing[0], "the file ends before it")
 
 
 def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
     import decord
 
-    index = wanted[0]
+    clip = pruned_clip(path, wanted)
+    positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
+    count, missing = 0, [*positions]
     try:
-        reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
-        position = 0
-        for index in dict.fromkeys(wanted):
+        reader = decord.VideoReader(io.BytesIO(clip.data), ctx=decord.cpu(0), num_threads=1)
+        for position in positions.values():
             # Reading on from the start, never seeking: a seek goes by timestamps, which containers get wrong.
-            if index > position:
-                reader.skip_frames(index - position)
+            if not clip.is_whole and position > count:
+                reader.skip_frames(position - count)
+                count = position
+            while count < position:  # skipping is inexact in some containers, AVI for one
+                reader.next()
+                count += 1
             frame = reader.next().asnumpy()
-            position = index + 1
+            count += 1
+            del missing[0]
             yield av.VideoFrame.from_ndarray(frame, format="rgb24")
     except (RuntimeError, IndexError, StopIteration) as error:
         reason = (str(error).strip().splitlines() or ["the file ends before it"])[0]
-        raise DecodeError(path, index, reason) from error
+        raise DecodeError(path, missing[0], reason) from error
 
 
 def _images(folder: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:

@@ -1,10 +1,10 @@
-"""Epoch order -> ClipBatch on the device: decoded in threads, in the planned order, a bounded way ahead."""
+"""Epoch order -> ClipBatch on the device: kept or decoded, in the planned order, a bounded way ahead."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,42 +12,13 @@ import numpy as np
 import torch
 
 from fastemo.corpus.manifest import Clip
-from fastemo.machine import available_processors
-from fastemo.video.decode import BACKENDS, Backend, Crop, DecodeError, FrameSpec, choose_backend, decode_clip
-from fastemo.video.sampling import RankStep, epoch_order, frame_indices, rank_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoConfig:
-    """How clips are sampled and decoded.
-
-    Attributes:
-        num_frames, crop, size: See `FrameSpec`.
-        backend: `pyav`, `decord`, or `auto`.
-        decode_threads: Clips decoded at once, each on one thread; `None`: one for each processor of this
-            process.
-        prefetch_batches: Batches decoded ahead of the one in use.
-    """
-
-    num_frames: int = 10
-    crop: Crop = "center"
-    size: int = 128
-    backend: Backend = "auto"
-    decode_threads: int | None = None
-    prefetch_batches: int = 4
-
-    def __post_init__(self) -> None:
-        assert self.spec  # checks what it is made of
-        if self.backend not in BACKENDS:
-            raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, not '{self.backend}'")
-        if self.decode_threads is not None and self.decode_threads < 1:
-            raise ValueError(f"video.decode_threads must be at least 1, not {self.decode_threads}")
-        if self.prefetch_batches < 1:
-            raise ValueError(f"video.prefetch_batches must be at least 1, not {self.prefetch_batches}")
-
-    @property
-    def spec(self) -> FrameSpec:
-        return FrameSpec(num_frames=self.num_frames, crop=self.crop, size=self.size)
+from fastemo.machine import available_processors, give_back_memory
+from fastemo.video.assembly import Assembly, Decoder
+from fastemo.video.config import VideoConfig, choose_backend
+from fastemo.video.decode import FrameSpec
+from fastemo.video.sampling import RankStep, epoch_order, rank_steps
+from fastemo.video.store import StoreConfig
+from fastemo.video.tiers import KeptClips
 
 
 @dataclass(frozen=True)
@@ -70,7 +41,7 @@ class ClipBatch:
 
 
 class ClipLoader:
-    """The clips of one split, as batches of one rank.
+    """The clips of one split, as batches of one rank. A context manager: its end lets go of what was kept.
 
     Args:
         clips: What to load. Their order here matters to nothing but an unshuffled epoch.
@@ -80,9 +51,11 @@ class ClipLoader:
         shuffle: A new order each epoch, by (seed, epoch, key); off, the order of `clips`.
         even: Pad so that all ranks take equally many steps of equal size (training); off, no clip comes
             twice (evaluation).
+        store: Where decoded clips are kept; nowhere by default.
+        say: Told what a user should know, such as a full disk, in one line.
 
     Raises:
-        ValueError: No clips; with crop `full`, clips of several frame shapes.
+        ValueError: No clips; with crop `full`, clips of several frame shapes; a backend or a tier that cannot be had.
     """
 
     def __init__(
@@ -99,18 +72,26 @@ class ClipLoader:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        store: StoreConfig | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         if not clips:
             raise ValueError("there are no clips to load")
-        self.clips, self.root, self.config = tuple(clips), root, config
-        self.backend, self.backend_reason = choose_backend(config.backend)
-        self.frame_size = _common_frame_size(self.clips, config.spec)
+        self.clips, self.config, self._device = tuple(clips), config, torch.device(device)
+        self.backend, self.backend_reason = choose_backend(config.backend, self._device)
+        size = _common_frame_size(self.clips, config.spec)
+        self._decoder = Decoder(self.clips, root, config.spec, size, self.backend, self._device)
+        store = store or StoreConfig(tier="none")
+        name = self._decoder.name
+        self.kept = KeptClips(store, root, self.clips, config.spec, size, name, self._device, say)
         self._labels = np.array([class_names.index(clip.emotion) for clip in clips], dtype=np.int64)
-        self._seed, self._shuffle = seed, shuffle
-        self._share = {"batch_size": batch_size, "rank": rank, "world_size": world_size, "even": even}
-        self._device = torch.device(device)
+        self._seed, self._shuffle, self._even = seed, shuffle, even
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._threads = config.decode_threads or available_processors()
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self.num_padding = -len(clips) % world_size if even else 0
+        self._state = {"epoch": 0, "clips": 0}
+        self._resume: dict[str, int] | None = None
 
     def steps(self, epoch: int) -> list[RankStep]:
         """This rank's steps of an epoch: integers only, nothing is decoded."""
@@ -118,11 +99,51 @@ class ClipLoader:
             order = epoch_order([clip.key for clip in self.clips], seed=self._seed, epoch=epoch)
         else:
             order = np.arange(len(self.clips))
-        return rank_steps(order, **self._share)  # type: ignore[arg-type]
+        return rank_steps(
+            order, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size, even=self._even
+        )
 
     def __len__(self) -> int:
         """Steps an epoch on this rank."""
         return len(self.steps(0))
+
+    def __enter__(self) -> ClipLoader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of decoders, files and memory; the loader is of no use afterwards."""
+        self._decoder.close()
+        self.kept.close()
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in which epoch the batches handed out so far end, in clips over all ranks; and what that rests on."""
+        return {**self._state, **self._fixed_state()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue: the next `epoch(n)` of the saved epoch begins after the batches that were handed out.
+
+        Batch size and number of ranks may differ from before, as long as a step begins where the saved one ended.
+
+        Raises:
+            ValueError: Another seed or other clips, or no step begins there; the message says what differs.
+        """
+        for name, value in self._fixed_state().items():
+            if state.get(name) != value:
+                raise ValueError(f"the loader's saved position is for {name} {state.get(name)}, here it is {value}")
+        num_clips, a_step = state["clips"], self._batch_size * self._world_size
+        if num_clips < len(self.clips) and num_clips % a_step:
+            raise ValueError(
+                f"the loader's saved position is after {num_clips} clips, which is not between two steps of {a_step} "
+                f"clips; choose a batch size and a number of processes whose product divides {num_clips}"
+            )
+        self._resume = {"epoch": state["epoch"], "clips": num_clips}
+        self._state = dict(self._resume)
+
+    def _fixed_state(self) -> dict[str, int]:
+        return {"seed": self._seed, "num_clips": len(self.clips)}
 
     def epoch(self, epoch: int = 0) -> Iterator[ClipBatch]:
         """The batches of an epoch, in the planned order.
@@ -130,52 +151,43 @@ class ClipLoader:
         Raises:
             DecodeError: A clip does not decode; raised where its batch would have come.
         """
-        steps = self.steps(epoch)
-        flying: deque[tuple[RankStep, torch.Tensor, list[Future[None]]]] = deque()
+        steps, first = self.steps(epoch), 0
+        if self._resume and self._resume["epoch"] == epoch:
+            first = -(-self._resume["clips"] // (self._batch_size * self._world_size))
+        self._resume = None
+        flying: deque[Assembly] = deque()
+        has_decoded = False
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
-            for step in steps:
-                flying.append((step, *self._start(pool, step)))
-                if len(flying) > self.config.prefetch_batches:
-                    yield self._finish(*flying.popleft())
-            while flying:
-                yield self._finish(*flying.popleft())
+            for number in range(first, len(steps)):
+                # Filled up before the wait, so that the threads have work while this batch is trained on.
+                for step in steps[number + len(flying) : number + 1 + self.config.prefetch_batches]:
+                    flying.append(Assembly(step, self._decoder, self.kept, pool, self._stream))
+                    has_decoded |= flying[-1].start()
+                batch = self._batch(flying.popleft())
+                num_clips = min((number + 1) * self._batch_size * self._world_size, len(self.clips))
+                self._state = {"epoch": epoch, "clips": num_clips}
+                yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            if has_decoded:
+                give_back_memory()
 
-    def _start(self, pool: ThreadPoolExecutor, step: RankStep) -> tuple[torch.Tensor, list[Future[None]]]:
-        width, height = self.frame_size
-        frames = torch.empty(
-            (len(step.indices), self.config.num_frames, 3, height, width),
-            dtype=torch.uint8,
-            pin_memory=self._device.type == "cuda",
-        )
-        slots = frames.numpy()
-        return frames, [pool.submit(self._decode, self.clips[i], slots[s]) for s, i in enumerate(step.indices)]
-
-    def _decode(self, clip: Clip, slot: np.ndarray) -> None:
-        path = self.root / clip.key
-        indices = frame_indices(clip.num_frames, self.config.num_frames)
-        frames = decode_clip(path, indices, self.config.spec, backend=self.backend)
-        if frames.shape != slot.shape:
-            raise DecodeError(
-                path,
-                int(indices[0]),
-                f"frames are {frames.shape[-1]}x{frames.shape[-2]} where the manifest promises "
-                f"{slot.shape[-1]}x{slot.shape[-2]}; the file changed after the scan",
-            )
-        slot[:] = frames
-
-    def _finish(self, step: RankStep, frames: torch.Tensor, jobs: list[Future[None]]) -> ClipBatch:
-        for job in jobs:
-            job.result()
+    def _batch(self, assembly: Assembly) -> ClipBatch:
+        frames, step = assembly.frames(), assembly.step
         return ClipBatch(
-            frames=frames.to(self._device, non_blocking=True),
-            labels=torch.from_numpy(self._labels[step.indices]).to(self._device, non_blocking=True),
+            frames=frames,
+            labels=self._to_device(self._labels[step.indices]),
             keys=[self.clips[i].key for i in step.indices],
-            is_padding=torch.from_numpy(step.is_padding).to(self._device, non_blocking=True),
+            is_padding=self._to_device(step.is_padding),
             num_global=step.num_global,
         )
+
+    def _to_device(self, values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        if self._stream is None:
+            return tensor.to(self._device)
+        return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def _common_frame_size(clips: Sequence[Clip], spec: FrameSpec) -> tuple[int, int]:

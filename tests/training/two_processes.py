@@ -13,7 +13,8 @@ from fastemo.corpus.protocol import split_clips
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import AugmentConfig
-from fastemo.video.loader import ClipLoader, VideoConfig
+from fastemo.video.config import VideoConfig
+from fastemo.video.loader import ClipLoader
 
 
 def main(corpus: Path, out: Path, global_batch: int) -> None:

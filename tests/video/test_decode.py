@@ -6,7 +6,7 @@ import pytest
 from helpers import psnr, write_video
 
 from fastemo.corpus.manifest import scan
-from fastemo.video.decode import CROPS, DecodeError, FrameSpec, choose_backend, decode_clip
+from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip
 from fastemo.video.sampling import frame_indices
 
 # libavcodec's VP6 decoder of 2018, which decord 0.6 carries, drifts from today's by rounding.
@@ -143,13 +143,6 @@ def test_a_colon_in_a_relative_path_is_no_protocol(video, tmp_path, monkeypatch)
     assert scan("a:b").unlabelled[0].num_frames == 40
     for backend in ("pyav", "decord"):
         assert decode_clip("a:b/clip.mp4", [1], None, backend=backend).shape == (1, 3, 54, 96)
-
-
-def test_backend_choice():
-    assert choose_backend("auto")[0] == "pyav"
-    assert choose_backend("decord")[0] == "decord"
-    with pytest.raises(ValueError, match="auto, pyav, decord"):
-        choose_backend("opencv")
 
 
 def test_frame_spec_is_checked():

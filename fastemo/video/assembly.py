@@ -1,0 +1,244 @@
+"""One step's clips -> one tensor on the device: what is kept is read, the rest decoded, each clip on its own thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fastemo.corpus.manifest import Clip
+from fastemo.video.dali import DaliDecoder, Source, decodes, version
+from fastemo.video.decode import DecodeError, FrameSpec, decode_clip, decoder_name, pruned_clip
+from fastemo.video.sampling import RankStep, frame_indices
+from fastemo.video.tiers import KeptClips
+
+
+class Decoder:
+    """Rows of a list of clips -> their frames, by the chosen backend.
+
+    With `dali`, what DALI does not decode (folders of images, codecs that the device does not know) goes to PyAV.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        root: Path,
+        spec: FrameSpec,
+        frame_size: tuple[int, int],
+        backend: Literal["dali", "pyav", "decord"],
+        device: torch.device,
+    ) -> None:
+        self.clips, self.spec, self.device = clips, spec, device
+        self.frame_size = frame_size
+        self._root = root
+        self._library: Literal["pyav", "decord"] = "decord" if backend == "decord" else "pyav"
+        self._uses_dali = backend == "dali"
+        self._dali: DaliDecoder | None = None
+        self._lock = Lock()
+
+    @property
+    def name(self) -> str:
+        """What the bytes depend on, besides the files and the `FrameSpec`."""
+        library = decoder_name(self._library)
+        return f"dali {version()} on {self.device.type}, {library}" if self._uses_dali else library
+
+    def by_dali(self, row: int) -> bool:
+        clip = self.clips[row]
+        return self._uses_dali and decodes(clip.codec, Path(clip.key).suffix, self.device)
+
+    def decode(self, row: int) -> np.ndarray:
+        """uint8 [T, 3, h, w], decoded on the calling thread.
+
+        Raises:
+            DecodeError: It does not decode, or no longer has the size that the manifest says.
+        """
+        clip, path = self.clips[row], self._root / self.clips[row].key
+        indices = frame_indices(clip.num_frames, self.spec.num_frames)
+        frames = decode_clip(path, indices, self.spec, backend=self._library)
+        width, height = self.frame_size
+        if frames.shape[2:] != (height, width):
+            raise DecodeError(
+                path,
+                int(indices[0]),
+                f"frames are {frames.shape[-1]}x{frames.shape[-2]} where the manifest promises {width}x{height}; "
+                f"the file changed after the scan",
+            )
+        return frames
+
+    def prune(self, row: int) -> Source | None:
+        """What DALI needs of a clip; `None` for a clip whose frames DALI may count in another order.
+
+        Raises:
+            DecodeError: The file cannot be read, or no longer has the size that the manifest says.
+        """
+        clip, path = self.clips[row], self._root / self.clips[row].key
+        indices = tuple(frame_indices(clip.num_frames, self.spec.num_frames).tolist())
+        pruned = pruned_clip(path, indices)
+        # DALI goes by timestamps, which pruning found wanting in what it left whole; VP8 is only unknown to it.
+        if pruned.is_whole and clip.codec != "vp8":
+            return None
+        return Source(path, indices, pruned, clip.width, clip.height)
+
+    def decode_on_device(self, sources: Sequence[Source]) -> torch.Tensor:
+        """uint8 [B, T, 3, h, w] on the device, by DALI.
+
+        Raises:
+            DecodeError: The first that does not decode.
+        """
+        with self._lock:
+            if self._dali is None:
+                self._dali = DaliDecoder(self.spec, self.device, frame_size=self.frame_size)
+        frames, errors = self._dali.decode(sources)
+        if errors:
+            raise errors[min(errors)]
+        return frames
+
+    def close(self) -> None:
+        """Give back what DALI holds."""
+        if self._dali is not None:
+            self._dali.close()
+            self._dali = None
+
+
+class Assembly:
+    """One step's frames on their way to the device.
+
+    Args:
+        pool: Its threads read and decode.
+        stream: Of CUDA, on which the device is filled while another computes; `None` on a CPU.
+    """
+
+    def __init__(
+        self,
+        step: RankStep,
+        decoder: Decoder,
+        kept: KeptClips,
+        pool: ThreadPoolExecutor,
+        stream: torch.cuda.Stream | None,
+    ) -> None:
+        self.step = step
+        self._decoder, self._kept, self._pool, self._stream = decoder, kept, pool, stream
+        self._rows: list[int] = step.indices.tolist()
+        self._errors: dict[int, Exception] = {}
+        self._sources: dict[int, Source] = {}
+        self._strays: dict[int, np.ndarray] = {}
+        self._lock = Lock()
+        self._done: Future[torch.Tensor] = Future()
+
+    def start(self) -> bool:
+        """Begin; nothing is waited for. Returns whether a clip has to be decoded."""
+        stored: list[int] = []
+        missing: list[int] = []
+        self._resident: list[int] = []
+        for slot, row in enumerate(self._rows):
+            if self._kept.on_device(row):
+                self._resident.append(slot)
+            else:
+                (stored if self._kept.has(row) else missing).append(slot)
+        self._by_dali = [slot for slot in missing if self._decoder.by_dali(self._rows[slot])]
+        self._by_host = [slot for slot in range(len(self._rows)) if slot not in {*self._resident, *self._by_dali}]
+        width, height = self._decoder.frame_size
+        shape = (len(self._by_host), self._decoder.spec.num_frames, 3, height, width)
+        self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=self._stream is not None)
+        self._host_slot = dict(zip(self._by_host, self._host.numpy(), strict=True))
+        # Reading takes a hundredth of decoding: what is kept is one job, the rest a job each.
+        jobs: list[tuple[Callable[[int], None], list[int]]] = [(self._read, stored)] if stored else []
+        for slot in missing:
+            jobs.append((self._prune if slot in self._by_dali else self._decode, [slot]))
+        self._num_left = len(jobs)
+        for work, slots in jobs:
+            self._pool.submit(self._run, work, slots)
+        if not jobs:
+            self._finish()
+        return bool(missing)
+
+    def frames(self) -> torch.Tensor:
+        """Wait for uint8 [B, T, 3, h, w] on the device.
+
+        Raises:
+            DecodeError: A clip does not decode.
+        """
+        frames = self._done.result()
+        if self._stream is not None:
+            current = torch.cuda.current_stream(frames.device)
+            current.wait_event(self._filled)
+            frames.record_stream(current)
+        return frames
+
+    def _run(self, work: Callable[[int], None], slots: list[int]) -> None:
+        for slot in slots:
+            try:
+                work(slot)
+            except Exception as error:
+                self._errors[slot] = error
+        with self._lock:
+            self._num_left -= 1
+            is_last = self._num_left == 0
+        if is_last:
+            self._finish()
+
+    def _read(self, slot: int) -> None:
+        if not self._kept.read(self._rows[slot], self._host_slot[slot]):
+            self._decode(slot)
+
+    def _decode(self, slot: int) -> None:
+        frames = self._host_slot[slot]
+        frames[:] = self._decoder.decode(self._rows[slot])
+        self._kept.keep(self._rows[slot], frames)
+
+    def _prune(self, slot: int) -> None:
+        source = self._decoder.prune(self._rows[slot])
+        if source is not None:
+            self._sources[slot] = source
+            return
+        frames = np.ascontiguousarray(self._decoder.decode(self._rows[slot]))
+        self._kept.keep(self._rows[slot], frames)
+        self._strays[slot] = frames
+
+    def _finish(self) -> None:
+        try:
+            if self._errors:
+                raise self._errors[min(self._errors)]
+            with torch.cuda.stream(self._stream):
+                frames = self._put_together()
+                if self._stream is not None:
+                    self._filled = torch.cuda.Event()
+                    self._filled.record(self._stream)
+            self._done.set_result(frames)
+        except Exception as error:
+            self._done.set_exception(error)
+
+    def _put_together(self) -> torch.Tensor:
+        """The batch from its parts: from the host's memory, from DALI, from the device's own memory."""
+        parts: list[tuple[list[int], torch.Tensor]] = []
+        if self._by_host:
+            parts.append((self._by_host, self._host.to(self._decoder.device, non_blocking=True)))
+        if self._strays:
+            frames = torch.from_numpy(np.stack([*self._strays.values()]))
+            parts.append(([*self._strays], frames.to(self._decoder.device)))
+        if self._sources:
+            frames = self._decoder.decode_on_device([*self._sources.values()])
+            if self._kept.wants_bytes:
+                for slot, clip_frames in zip(self._sources, frames.cpu().numpy(), strict=True):
+                    self._kept.keep(self._rows[slot], clip_frames)
+            parts.append(([*self._sources], frames))
+        for slots, frames in parts:
+            self._kept.keep_on_device([self._rows[slot] for slot in slots], frames)
+        if self._resident:
+            rows = self._index([self._rows[slot] for slot in self._resident])
+            parts.append((self._resident, self._kept.from_device(rows)))
+        if len(parts) == 1 and parts[0][0] == [*range(len(self._rows))]:
+            return parts[0][1]
+        batch = torch.empty((len(self._rows), *parts[0][1].shape[1:]), dtype=torch.uint8, device=self._decoder.device)
+        for slots, frames in parts:
+            batch.index_copy_(0, self._index(slots), frames)
+        return batch
+
+    def _index(self, numbers: list[int]) -> torch.Tensor:
+        host = torch.tensor(numbers, dtype=torch.int64, pin_memory=self._stream is not None)
+        return host.to(self._decoder.device, non_blocking=True)

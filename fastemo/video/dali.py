@@ -1,0 +1,350 @@
+"""Pruned clips -> uint8 frames on the GPU by NVDEC; on the CPU by the same pipeline. The only module that imports DALI.
+
+What DALI 2.4 does, by its sources and by measurement, and what is made of it:
+
+- It converts every stream to RGB by BT.601, in the range that the stream says. RAVDESS is BT.709: 38 dB off. Frames of
+  other matrices are turned afterwards, for RGB by one matrix is linear in RGB by another: 48 dB, 3 levels at most.
+- It decodes a repeated frame again, from the keyframe before it: it is asked for each frame once.
+- Frames beyond the end are black unless `pad_mode` is "none", and those of a broken header too: `Source` looks at it.
+- One bad stream ends the pipeline. The clips in flight are then decoded one at a time, each in a pipeline that works.
+- NVDEC's decoders are kept for the process, by codec and coded size: a rebuilt pipeline finds them again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import platform
+import struct
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+import torch
+
+from fastemo.machine import available_processors
+from fastemo.video.bitstream import PrunedClip
+from fastemo.video.decode import DecodeError, FrameSpec
+
+# By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4.
+CODECS_CPU = frozenset({"mjpeg", "vp8", "vp9"})
+CODECS_CUDA = CODECS_CPU | {"av1", "h264", "hevc", "mpeg4"}
+# Other containers frame the same codecs in ways that DALI does not tell NVDEC's parser of.
+_CONTAINERS = frozenset({".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+# Weights of red and blue in luma, by FFmpeg's number of the matrix. Source: ISO/IEC 23091-2, table 4.
+_LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+# Micro-batches in DALI's hands: while one is handed over, the next decodes.
+_IN_FLIGHT = 2
+_REORDER_FRAMES = 8  # of full size, which each clip has on a GPU to put its pictures in order
+# For full-size frames: of the GPU's free memory, the rest being the model's; and on a CPU.
+_GPU_SHARE, _CPU_BYTES = 1 / 8, 256 << 20
+# Two for each engine of an H100: one parses while the other's picture decodes.
+_GPU_THREADS = 14
+# Numbers of cudaVideoCodec. Source: cuviddec.h of NVIDIA's Video Codec SDK.
+_NVDEC_CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11, "mpeg4": 2, "mjpeg": 5}
+# A stream's matrix by its header: one encoder's clips share a header, and asking costs a decoded frame, 10 ms at 720p.
+_matrix_by_header: dict[tuple[str, bytes, int], int] = {}
+
+
+class DaliUnavailable(ValueError):
+    """DALI cannot decode here; the message says why and what to do."""
+
+
+def why_unavailable(device: torch.device | None = None) -> str | None:
+    """Why DALI cannot be used, in one line; `None` where it can. With a device, whether it decodes on that."""
+    try:
+        import_module("nvidia.dali")
+    except (ImportError, OSError) as error:
+        if not isinstance(error, ModuleNotFoundError) or error.name not in ("nvidia", "nvidia.dali"):
+            return f"DALI is installed but cannot be imported ({error}): reinstall nvidia-dali-cuda120"
+        if sys.platform != "linux" or platform.machine() != "x86_64":
+            return f"DALI needs Linux on x86-64, this is {sys.platform} on {platform.machine()}: use backend pyav"
+        return "DALI is not installed: pip install nvidia-dali-cuda120"
+    kind = "cpu" if device is None else device.type
+    if kind not in ("cpu", "cuda"):
+        return f"DALI decodes for CUDA and the CPU, not for {kind}: use backend pyav"
+    if kind == "cuda" and isinstance(problem := _nvcuvid(), str):
+        return f"NVDEC's library is missing ({problem}): give the container NVIDIA_DRIVER_CAPABILITIES=compute,video"
+    return None
+
+
+def version() -> str:
+    """DALI's own, where it can be imported."""
+    return str(import_module("nvidia.dali").__version__)
+
+
+def decodes(codec: str, container_suffix: str, device: torch.device) -> bool:
+    """Whether DALI takes files of a codec (FFmpeg's name: `h264`) with a suffix (`.mp4`) on a device."""
+    codecs = {"cpu": CODECS_CPU, "cuda": CODECS_CUDA}.get(device.type, frozenset())
+    return codec in codecs and container_suffix.lower() in _CONTAINERS
+
+
+def capabilities(device_index: int = 0) -> dict[str, object]:
+    """What decides whether and how fast DALI decodes on a GPU: versions, memory, NVDEC's engines and frame sizes."""
+    library = _nvcuvid()
+    found: dict[str, object] = {"dali": why_unavailable() or version()}
+    found["libnvcuvid"] = library if isinstance(library, str) else "loaded"
+    if torch.cuda.is_available():
+        with torch.cuda.device(device_index):
+            torch.zeros(1, device="cuda")  # NVDEC answers within a CUDA context only
+            found["gpu"] = str(torch.cuda.get_device_properties(device_index))
+            found["free_bytes"] = torch.cuda.mem_get_info(device_index)[0]
+            if not isinstance(library, str):
+                found["nvdec"] = {name: _nvdec(library, number) for name, number in _NVDEC_CODECS.items()}
+    return found
+
+
+def _nvcuvid() -> ctypes.CDLL | str:
+    """The driver's video library, or why it cannot be loaded."""
+    try:
+        return ctypes.CDLL("libnvcuvid.so.1")
+    except OSError as error:
+        return str(error)
+
+
+def _nvdec(library: ctypes.CDLL, codec: int) -> dict[str, object]:
+    """What NVDEC says of a codec at 8 bits and 4:2:0. Source: CUVIDDECODECAPS of cuviddec.h."""
+    caps = ctypes.create_string_buffer(struct.pack("6I", codec, 1, 0, 0, 0, 0), 128)
+    status = library.cuvidGetDecoderCaps(caps)
+    supported, engines, *_, min_width, min_height = struct.unpack_from("BBH3I2H", caps, 24)
+    return {"status": status, "supported": supported, "engines": engines, "min_size": (min_width, min_height)}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A clip to decode. Making one reads the clip's header: let the thread do it that pruned the clip.
+
+    Attributes:
+        path, indices: The file and T frame numbers of it, for messages.
+        clip: What `prune` made of the file for these frames.
+        width, height: Pixels of the file's frames, as the manifest has them.
+        positions: int32 [U], the different frames among the T, ascending.
+        places: int64 [T], where each of the T stands in `positions`.
+        matrix: FFmpeg's number of the matrix between RGB and the stream's YCbCr.
+
+    Raises:
+        DecodeError: The clip cannot be read, or its frames have another size.
+    """
+
+    path: Path
+    indices: tuple[int, ...]
+    clip: PrunedClip = field(repr=False)
+    width: int
+    height: int
+    positions: np.ndarray = field(init=False)
+    places: np.ndarray = field(init=False)
+    matrix: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            width, height, matrix = _look_into(self.clip.data)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise DecodeError(self.path, self.indices[0], getattr(error, "strerror", None) or str(error)) from error
+        if (width, height) != (self.width, self.height):
+            reason = f"frames are {width}x{height} where the manifest promises {self.width}x{self.height}"
+            raise DecodeError(self.path, self.indices[0], f"{reason}; the file changed after the scan")
+        positions, places = np.unique(self.clip.positions, return_inverse=True)
+        for name, value in (("matrix", matrix), ("positions", positions.astype(np.int32)), ("places", places)):
+            object.__setattr__(self, name, value)
+
+
+def _look_into(data: bytes) -> tuple[int, int, int]:
+    """Width and height of a clip's frames in pixels, and the number of its matrix."""
+    unprobed: list[Any] = [{"skip_frame": "all"}] * 4
+    with av.open(io.BytesIO(data), stream_options=unprobed) as container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
+            raise ValueError("the clip holds no video that FFmpeg knows")
+        context = stream.codec_context
+        header = context.codec.canonical_name, bytes(context.extradata or b""), int(context.colorspace)
+        matrix = _matrix_by_header.get(header)
+        if matrix is not None:
+            return context.width, context.height, matrix
+        context.skip_frame, context.thread_count = "DEFAULT", 1
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise ValueError("the clip holds no frame")
+        if header[1]:
+            _matrix_by_header[header] = int(frame.colorspace)
+        return frame.width, frame.height, int(frame.colorspace)
+
+
+class DaliDecoder:
+    """Clips in, frames out, on the device.
+
+    Args:
+        spec: Crop, size and T.
+        device: CUDA (NVDEC) or CPU (libavcodec inside DALI: `CODECS_CPU` only).
+        frame_size: Width and height of the result in pixels: `spec.out_size` of every clip.
+        max_batch: The most clips that DALI gets at once. Memory may make them fewer: full-size frames stay within an
+            eighth of what is free on the GPU now, on a CPU within 256 MiB, unless a single clip needs more.
+        num_threads: Clips decoded at once; `None`: 14 on CUDA, one for each processor on a CPU.
+
+    Raises:
+        DaliUnavailable: Not on this device.
+    """
+
+    def __init__(
+        self,
+        spec: FrameSpec,
+        device: torch.device,
+        *,
+        frame_size: tuple[int, int],
+        max_batch: int = 64,
+        num_threads: int | None = None,
+    ) -> None:
+        if (reason := why_unavailable(device)) is not None:
+            raise DaliUnavailable(reason)
+        self._is_cuda = device.type == "cuda"
+        if self._is_cuda and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        self._device, self._spec, self._frame_size, self._max_batch = device, spec, frame_size, max_batch
+        self._num_threads = num_threads or (_GPU_THREADS if self._is_cuda else available_processors())
+        self._room = int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE) if self._is_cuda else _CPU_BYTES
+        self._lock = Lock()
+        self._pipeline: Any = None  # built when first needed, and again after it broke
+        self._sources: Sequence[Source] = ()
+        self._waiting: deque[list[int]] = deque()
+        # With what DALI was given: it reads that memory where it lies.
+        self._flying: deque[tuple[list[int], tuple[list[np.ndarray], ...]]] = deque()
+
+    def decode(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
+        """Decode clips, several at once: the more in one call, the less the engines stand idle at its end.
+
+        On CUDA the frames are written on the calling thread's current stream, which this waits for: call it on a
+        background thread, under a stream of its own.
+
+        Returns:
+            uint8 [B, T, 3, h, w], RGB, on the device, complete, in the order given; and, by place in `sources`, what
+            did not decode. Those clips' frames are zeros, all others are right, and the decoder can be used on.
+        """
+        with self._lock:
+            shape = (len(sources), self._spec.num_frames, 3, *self._frame_size[::-1])
+            frames = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+            errors: dict[int, DecodeError] = {}
+            self._sources = sources
+            groups = self._groups()
+            try:
+                while groups and (broken := self._run(groups, frames)) is not None:
+                    # DALI does not say which clip it was, nor surely of which group.
+                    suspects, groups = [index for group, _ in self._flying for index in group], [*self._waiting]
+                    if not suspects:  # it broke before it took any
+                        raise DaliUnavailable(broken)
+                    for index in suspects:
+                        if (reason := self._run([[index]], frames)) is not None:
+                            errors[index] = DecodeError(sources[index].path, sources[index].indices[0], reason)
+            finally:
+                if self._flying:
+                    self._pipeline = None
+                self._flying.clear()
+                self._sources = ()
+        return frames, errors
+
+    def close(self) -> None:
+        """Give memory and threads back. The decoder may be used again."""
+        with self._lock:
+            self._pipeline = None
+
+    def _groups(self) -> list[list[int]]:
+        """Micro-batches in order, none with more full-size frames than there is room for."""
+        groups: list[list[int]] = []
+        room = 0
+        for index, source in enumerate(self._sources):
+            # As decoded and as cropped; and what putting pictures in order takes.
+            need = (2 * len(source.positions) + _REORDER_FRAMES * self._is_cuda) * source.width * source.height * 3
+            if not groups or need > room or len(groups[-1]) == self._max_batch:
+                groups.append([])
+                room = self._room // _IN_FLIGHT
+            groups[-1].append(index)
+            room -= need
+        return groups
+
+    def _run(self, groups: list[list[int]], frames: torch.Tensor) -> str | None:
+        """Decode micro-batches into rows of `frames`; why the pipeline broke, `_flying` and `_waiting` being undone."""
+        self._waiting, self._flying = deque(groups), deque()
+        while self._waiting or self._flying:
+            try:
+                if self._pipeline is None:
+                    self._pipeline = self._build()
+                (videos,) = self._pipeline.run()
+            except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
+                self._pipeline = None
+                return _reason(error)
+            for slot, index in enumerate(self._flying[0][0]):
+                self._hand_over(videos[slot], self._sources[index], frames[index])
+            if self._is_cuda:  # DALI writes other frames where these lie as soon as it has them back
+                torch.cuda.current_stream(self._device).synchronize()
+            self._flying.popleft()
+        self._pipeline.reset()
+        return None
+
+    def _hand_over(self, video: Any, source: Source, out: torch.Tensor) -> None:
+        """DALI's uint8 [U, h, w, 3] -> [T, 3, h, w], by the stream's own matrix."""
+        decoded = torch.from_dlpack(video).permute(0, 3, 1, 2)
+        if source.matrix in _LUMA:
+            decoded = _from_bt601(decoded, _LUMA[source.matrix])
+        if source.places.tolist() != list(range(len(decoded))):
+            decoded = decoded[torch.from_numpy(source.places).to(self._device)]
+        out.copy_(decoded)
+
+    def _feed(self) -> tuple[list[np.ndarray], ...]:
+        """The next micro-batch for DALI, which asks for it as soon as it has one less than `_IN_FLIGHT`."""
+        if not self._waiting:
+            raise StopIteration
+        group = self._waiting.popleft()
+        sources = [self._sources[index] for index in group]
+        boxes = [self._spec.box(source.width, source.height) for source in sources]
+        batch = (
+            [np.frombuffer(source.clip.data, np.uint8) for source in sources],
+            [source.positions for source in sources],
+            [np.array([top, left], np.int32) for left, top, _, _ in boxes],
+            [np.array([height, width], np.int32) for _, _, width, height in boxes],
+        )
+        self._flying.append((group, batch))
+        return batch
+
+    def _build(self) -> Any:
+        from nvidia.dali import Pipeline, fn
+
+        device, device_id = ("mixed", self._device.index) if self._is_cuda else ("cpu", None)
+        with Pipeline(self._max_batch, self._num_threads, device_id, prefetch_queue_depth=_IN_FLIGHT) as pipeline:
+            data, positions, start, shape = fn.external_source(self._feed, num_outputs=4, batch=True, no_copy=True)
+            # Threads stay unpinned: several ranks of a host would pin theirs to the same processors.
+            video = fn.decoders.video(data, device=device, frames=positions, pad_mode="none", affine=False)
+            # Cropped before it is resized, as PyAV's frames are: the filter sees nothing beyond the crop.
+            video = fn.slice(video, start=start, shape=shape, axes=(1, 2))
+            pipeline.set_outputs(fn.resize(video, size=[*map(float, self._frame_size[::-1])], antialias=True))
+        pipeline.build()
+        return pipeline
+
+
+def _from_bt601(frames: torch.Tensor, luma: tuple[float, float]) -> torch.Tensor:
+    """uint8 RGB [U, 3, h, w] that BT.601's matrix made -> as the matrix with these weights makes it."""
+    # Offsets and ranges of luma and chroma are the same for both, and cancel.
+    turn = _to_rgb(*luma) @ np.linalg.inv(_to_rgb(red=0.299, blue=0.114))
+    red, green, blue = frames.float().unbind(1)
+    # Summed one by one: a matrix product may round in TensorFloat-32.
+    rows = [row[0] * red + row[1] * green + row[2] * blue for row in turn.tolist()]
+    return torch.stack(rows, dim=1).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _to_rgb(red: float, blue: float) -> np.ndarray:
+    """float64 [3, 3], (Y, Cb, Cr) -> (R, G, B), by the weights of red and blue in Y. Source: ISO/IEC 23091-2, 8.3."""
+    green, from_cr, from_cb = 1 - red - blue, 2 * (1 - red), 2 * (1 - blue)
+    return np.array([[1, 0, from_cr], [1, -from_cb * blue / green, -from_cr * red / green], [1, from_cb, 0]])
+
+
+def _reason(error: Exception) -> str:
+    """What DALI says of a failure, without where in its code and in ours."""
+    text = str(error).rpartition("encountered:")[2]
+    for end in ("C++ context:", "Current pipeline object"):
+        text = text.partition(end)[0]
+    return f"DALI: {' '.join(text.split()) or type(error).__name__}"

@@ -1,0 +1,349 @@
+"""Decoded clips kept: the sampled frames of one corpus and one FrameSpec, in one file that many processes share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fastemo.corpus.manifest import Clip, fingerprint
+from fastemo.errors import UserError
+from fastemo.machine import available_memory, cache_folder, locked, read_at, write_at, write_text
+from fastemo.video.decode import FrameSpec
+
+Tier = Literal["auto", "none", "disk", "memory", "device"]
+TIERS: tuple[Tier, ...] = ("auto", "none", "disk", "memory", "device")
+
+# Goes up when the layout or the meaning of the files below changes: stores of another version are never opened.
+STORE_VERSION = 1
+FRAMES, RECORDS, HEADER, LOCK = "frames.bin", "records.bin", "header.json", "lock"
+
+_GIB = 2**30
+_OR_NONE = "or go on without by --store.tier none"
+# A record: a mark that an unwritten record has not, the clip's size, modification time and frame count, a SHA-256.
+_STAMP = struct.Struct("<8s3q")
+_MARK = b"fastemo\x01"
+_RECORD_BYTES = _STAMP.size + hashlib.sha256().digest_size
+# Left free on the disk: this share of it, or this many bytes where that is less.
+_FREE_SHARE, _FREE_BYTES = 0.01, 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Where decoded clips are kept.
+
+    Attributes:
+        tier: `none` (decoded in every epoch), `disk`, `memory`, `device` (all of them on the GPU), or `auto`.
+        root: Folder of all stores; `None`: `store` in the cache folder.
+        max_gib: What all stores below `root` may take together, in GiB; `None`: what the disk has free.
+    """
+
+    tier: Tier = "auto"
+    root: Path | None = None
+    max_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tier not in TIERS:
+            raise ValueError(f"store.tier must be one of {', '.join(TIERS)}, not '{self.tier}'")
+        if self.max_gib is not None and not 0 < self.max_gib < math.inf:
+            raise ValueError(f"store.max_gib must be a number above 0, or null for no limit, not {self.max_gib}")
+
+
+class StoreUnavailable(UserError):
+    """Decoded clips cannot be kept; the message says what is missing and what to do."""
+
+
+def choose_tier(
+    config: StoreConfig, num_bytes: int, device: torch.device
+) -> tuple[Literal["none", "disk", "memory", "device"], str]:
+    """Which tier `auto` means here, and why.
+
+    Args:
+        config: What was asked for.
+        num_bytes: What all clips take together once decoded.
+        device: Where the model runs.
+
+    Raises:
+        ValueError: `device` was asked for and the GPU has less memory free than the clips take.
+    """
+    size = _in_words(num_bytes)
+    on_gpu = device.type == "cuda"
+    if config.tier == "device" and not on_gpu:
+        return "memory", f"the device is {device.type}"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu and config.tier in ("auto", "device") else 0
+    if config.tier == "device" and num_bytes > free:
+        raise ValueError(
+            f"store.tier device: the decoded clips take {size} and {device} has {_in_words(free)} of memory free; "
+            f"choose --store.tier memory, disk or auto"
+        )
+    if config.tier != "auto":
+        return config.tier, "as asked"
+    if on_gpu and num_bytes <= free / 4:
+        return "device", f"{size} of the {_in_words(free)} free on {device}"
+    available = available_memory()
+    if num_bytes <= available / 2:
+        return "memory", f"{size} of the {_in_words(available)} of memory available"
+    return "disk", f"{size} are more than half of the {_in_words(available)} of memory available"
+
+
+class ClipStore:
+    """The decoded clips of one corpus, FrameSpec and decoder, in a folder that any number of processes share.
+
+    `frames.bin` holds uint8 [N, T, 3, h, w], one row a clip; `records.bin` says of each row what it was made of and
+    ends in a SHA-256 of that and of the row's bytes; `header.json` says which row is whose. A row never moves and
+    is written under the folder's lock, its record last: what a killed process leaves does not fit its record.
+
+    Threads may read and write at once. Nothing is read or written after `close`.
+
+    Args:
+        config: Its `root` and `max_gib`.
+        corpus_root: What the clips' keys are relative to.
+        clips: The clips to keep; the folder may hold others too.
+        spec: How the frames were sampled.
+        frame_size: Width and height of the stored frames, w and h, in pixels.
+        decoder: Name and version of what decodes: everything besides `spec` that the bytes depend on.
+
+    Attributes:
+        folder: Where the files lie.
+        num_bytes: What the frames of `clips` take.
+        trouble: Why nothing more is stored, in one line for the user; `None` while all is well.
+
+    Raises:
+        StoreUnavailable: The disk or the limit is too small, or the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        corpus_root: Path,
+        clips: Sequence[Clip],
+        spec: FrameSpec,
+        frame_size: tuple[int, int],
+        decoder: str,
+    ) -> None:
+        width, height = frame_size
+        corpus_root = corpus_root.resolve()
+        self._identity = {
+            "version": STORE_VERSION,
+            "corpus": str(corpus_root),
+            "spec": asdict(spec),
+            "frame_size": [width, height],
+            "decoder": decoder,
+        }
+        self._sha256 = hashlib.sha256(json.dumps(self._identity).encode())
+        self._corpus_root = corpus_root
+        self._root = (config.root or cache_folder() / "store").expanduser().absolute()
+        self._limit = None if config.max_gib is None else int(config.max_gib * _GIB)
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", corpus_root.name)[:32] or "corpus"
+        self.folder = self._root / f"{name}-{self._sha256.hexdigest()[:16]}"
+        self._shape = (spec.num_frames, 3, height, width)
+        self._row_bytes = math.prod(self._shape)
+        self.num_bytes = len(clips) * self._row_bytes
+        self.trouble: str | None = None
+        self._verified: dict[int, bytes] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder / LOCK):
+                self._open([clip.key for clip in clips])
+        except OSError as error:
+            raise StoreUnavailable(
+                f"decoded clips cannot be kept in {self.folder}: {error.strerror or error}; choose another folder by "
+                f"--store.root, {_OR_NONE}"
+            ) from error
+
+    def _open(self, keys: list[str]) -> None:
+        """Open the folder's files, with a row for each key, under its lock."""
+        stored_keys = self._read_header()
+        frames, records, header = (self.folder / name for name in (FRAMES, RECORDS, HEADER))
+        if stored_keys is None:
+            # The header goes first: killed from here on, the next process begins anew as well. Other processes keep
+            # the old files that they have open.
+            for path in (header, records, frames):
+                path.unlink(missing_ok=True)
+            stored_keys = []
+        for partial in self.folder.glob(f".{HEADER}.*"):
+            partial.unlink(missing_ok=True)  # of a process killed here: nobody else writes one under the lock
+        self._rows = {key: row for row, key in enumerate(dict.fromkeys([*stored_keys, *keys]))}
+        self._check_room([self._rows[key] for key in keys])
+        for path in (frames, records):
+            path.touch()
+        self._frames, self._records = FileIO(frames, "r+"), FileIO(records, "r+")
+        # Longer files with the old header are as good as before, a new header with the old files would not be.
+        for file, row_bytes in ((self._frames, self._row_bytes), (self._records, _RECORD_BYTES)):
+            if os.fstat(file.fileno()).st_size < len(self._rows) * row_bytes:
+                os.ftruncate(file.fileno(), len(self._rows) * row_bytes)
+        if len(self._rows) > len(stored_keys):
+            write_text(header, self._header_text(list(self._rows)))
+
+    def _header_text(self, keys: list[str]) -> str:
+        content = {**self._identity, "keys": keys}
+        checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return json.dumps({**content, "sha256": checksum}, indent=1)
+
+    def _read_header(self) -> list[str] | None:
+        """Whose the rows are; `None` where there is no store or it is damaged."""
+        try:
+            text = (self.folder / HEADER).read_text(encoding="ascii")
+            keys = json.loads(text)["keys"]
+            # A file that became shorter is not made longer again: a process that has it open and has verified its
+            # rows would take the zeros for them.
+            short = any(
+                (self.folder / name).stat().st_size < len(keys) * row_bytes
+                for name, row_bytes in ((FRAMES, self._row_bytes), (RECORDS, _RECORD_BYTES))
+            )
+            return None if short or text != self._header_text(keys) else keys
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+    def _check_room(self, rows: list[int]) -> None:
+        """See that those of the rows that were never written fit on the disk and below the limit."""
+        path, size = self.folder / RECORDS, _RECORD_BYTES
+        records = path.read_bytes() if path.exists() else b""
+        needed = sum(not any(records[row * size : (row + 1) * size]) for row in set(rows)) * self._row_bytes
+        disk = shutil.disk_usage(self.folder)
+        free = max(0, disk.free - int(min(_FREE_SHARE * disk.total, _FREE_BYTES)))
+        if needed > free:
+            raise StoreUnavailable(
+                f"the decoded clips need {_in_words(needed)} more in {self.folder} and the disk has "
+                f"{_in_words(free)} to give; free some of it, choose another disk by --store.root, {_OR_NONE}"
+            )
+        taken = _taken_bytes(self._root.glob(f"*/{FRAMES}")) if self._limit is not None else 0
+        self._taken_by_others = taken - _taken_bytes([self.folder / FRAMES])
+        if self._limit is not None and needed and needed + taken > self._limit:
+            raise StoreUnavailable(
+                f"the decoded clips need {_in_words(needed)} more, and the stores in {self._root} take "
+                f"{_in_words(taken)} of the {_in_words(self._limit)} that --store.max_gib allows; raise it, delete "
+                f"stores there that you no longer need, {_OR_NONE}"
+            )
+
+    def has(self, clip: Clip) -> bool:
+        """Whether a record of this very file exists; its bytes are not looked at."""
+        row = self._rows.get(clip.key)
+        try:
+            return row is not None and self._read_record(row).startswith(_stamp(clip))
+        except OSError:
+            return False
+
+    def read(self, clip: Clip, slot: np.ndarray) -> bool:
+        """Copy a clip's frames into `slot`, uint8 [T, 3, h, w] and contiguous.
+
+        The first read of a row checks its bytes against their checksum, later ones that the record is still the same.
+
+        Returns:
+            False where the clip is not stored, or what is stored does not fit; what `slot` holds is then undefined.
+        """
+        assert slot.dtype == np.uint8, "frames are stored as uint8"
+        assert slot.shape == self._shape, f"this store's clips are {self._shape}, not {slot.shape}"
+        assert slot.flags.c_contiguous, "a strided slot would be copied to and lost"
+        row = self._rows.get(clip.key)
+        if row is None:
+            return False
+        flat = slot.reshape(-1).data
+        try:
+            record = self._read_record(row)
+            # pread, not a mapping: a disk's error is then an exception and not the end of the process, and
+            # cold reads, which the disk bounds, take as long.
+            if not record.startswith(_stamp(clip)) or not read_at(self._frames.fileno(), flat, row * self._row_bytes):
+                return False
+            if self._verified.get(row) != record:
+                if self._record(clip, flat) != record:
+                    return False
+                self._verified[row] = record
+                return True
+            # The row may have been rewritten while it was copied.
+            return self._read_record(row) == record
+        except OSError:
+            return False
+
+    def write(self, clip: Clip, frames: np.ndarray) -> None:
+        """Store a clip's frames, uint8 [T, 3, h, w], unless its file has changed since the scan.
+
+        Never raises for the disk's sake: the first error, or the limit, ends all storing and is told in `trouble`.
+        """
+        assert frames.dtype == np.uint8, "frames are stored as uint8"
+        assert frames.shape == self._shape, f"this store's clips are {self._shape}, not {frames.shape}"
+        row = self._rows.get(clip.key)
+        if row is None or self.trouble is not None:
+            return
+        pixels = np.ascontiguousarray(frames).reshape(-1).data
+        record = self._record(clip, pixels)
+        try:
+            if self._is_unchanged(clip):
+                with locked(self.folder / LOCK):
+                    self._write_row(row, pixels, record)
+        except OSError as error:
+            self.trouble = f"storing decoded clips in {self.folder} stopped: {error.strerror or error}"
+
+    def _write_row(self, row: int, pixels: memoryview, record: bytes) -> None:
+        old = self._read_record(row)
+        blank = bytes(_RECORD_BYTES)
+        if self._limit is not None and old == blank:
+            taken = self._taken_by_others + _taken_bytes([self.folder / FRAMES])
+            if taken + self._row_bytes > self._limit:
+                allowed = f"{_in_words(self._limit)} that --store.max_gib allows"
+                self.trouble = f"storing decoded clips in {self.folder} stopped at the {allowed}"
+                return
+        # The same record again means the same bytes again, which may repair them and disturbs no reader.
+        if old not in (blank, record):
+            write_at(self._records.fileno(), blank, row * _RECORD_BYTES)
+        write_at(self._frames.fileno(), pixels, row * self._row_bytes)
+        write_at(self._records.fileno(), record, row * _RECORD_BYTES)
+
+    def _is_unchanged(self, clip: Clip) -> bool:
+        try:
+            return fingerprint(self._corpus_root / clip.key) == (clip.size_bytes, clip.mtime_ns)
+        except (OSError, ValueError):
+            return False
+
+    def _read_record(self, row: int) -> bytes:
+        return os.pread(self._records.fileno(), _RECORD_BYTES, row * _RECORD_BYTES)
+
+    def _record(self, clip: Clip, pixels: memoryview) -> bytes:
+        # Of hashlib's, SHA-256 takes the least time where the processor has instructions for it: 2 GB/s on one core.
+        stamp, digest = _stamp(clip), self._sha256.copy()
+        digest.update(stamp + clip.key.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(pixels)
+        return stamp + digest.digest()
+
+    def close(self) -> None:
+        self._frames.close()
+        self._records.close()
+
+    def __enter__(self) -> ClipStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _stamp(clip: Clip) -> bytes:
+    return _STAMP.pack(_MARK, clip.size_bytes, clip.mtime_ns, clip.num_frames)
+
+
+def _taken_bytes(paths: Iterable[Path]) -> int:
+    """What files really take: the rows that were never written take nothing."""
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512
+    return total
+
+
+def _in_words(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.1f} GiB" if num_bytes >= _GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,132 @@
+"""The decoded clips of one split, kept where they are read fastest: file -> memory -> device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+
+from fastemo.corpus.manifest import Clip
+from fastemo.video.decode import FrameSpec
+from fastemo.video.store import ClipStore, StoreConfig, StoreUnavailable, choose_tier
+
+
+class KeptClips:
+    """What was decoded once and need not be again.
+
+    With tier `disk` clips are read from the store's file. With `memory` a clip is held in this process's memory
+    once it was read or decoded, with `device` on the GPU; the file still fills them at the next start. If the file
+    cannot be had, `memory` and `device` go on without it.
+
+    Args:
+        clips: A clip's row is its position here.
+        decoder: What the bytes depend on besides the files and `spec`.
+        say: Told what a user should know, in one line.
+
+    Raises:
+        ValueError: Tier `device` was asked for and the clips do not fit.
+    """
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        corpus_root: Path,
+        clips: Sequence[Clip],
+        spec: FrameSpec,
+        frame_size: tuple[int, int],
+        decoder: str,
+        device: torch.device,
+        say: Callable[[str], None],
+    ) -> None:
+        width, height = frame_size
+        shape = (len(clips), spec.num_frames, 3, height, width)
+        self.num_bytes = int(np.prod(shape))
+        self.tier, self.reason = choose_tier(config, self.num_bytes, device)
+        self._clips, self._say, self._lock = clips, say, Lock()
+        self._file: ClipStore | None = None
+        self._memory: np.ndarray | None = None
+        self._device_rows: torch.Tensor | None = None
+        self._is_trouble_said = False
+        self._is_held = np.zeros(len(clips), dtype=bool)
+        if self.tier == "none":
+            return
+        try:
+            self._file = ClipStore(config, corpus_root, clips, spec, frame_size, decoder)
+        except StoreUnavailable as error:
+            if self.tier == "disk":
+                self.tier, self.reason = "none", "no room on disk"
+            say(f"{error}; training goes on without a store on disk")
+        if self.tier == "memory":
+            self._memory = np.empty(shape, dtype=np.uint8)
+        elif self.tier == "device":
+            self._device_rows = torch.empty(shape, dtype=torch.uint8, device=device)
+
+    @property
+    def description(self) -> str:
+        """In words: what is kept where, and why."""
+        if self.tier == "none":
+            return f"decoded clips are not kept ({self.reason})"
+        where = {"disk": "on disk", "memory": "in memory", "device": "on the GPU"}[self.tier]
+        file = f", store {self._file.folder}" if self._file else ""
+        return f"decoded clips are kept {where} ({self.reason}){file}"
+
+    @property
+    def wants_bytes(self) -> bool:
+        """Whether `keep` does anything."""
+        return self._file is not None or self._memory is not None
+
+    def on_device(self, row: int) -> bool:
+        return self._device_rows is not None and bool(self._is_held[row])
+
+    def has(self, row: int) -> bool:
+        """Whether `read` will most likely have it."""
+        if self._memory is not None and self._is_held[row]:
+            return True
+        return self._file is not None and self._file.has(self._clips[row])
+
+    def read(self, row: int, slot: np.ndarray) -> bool:
+        """Copy a clip to uint8 [T, 3, h, w]; False: it is not kept, and the slot may hold anything."""
+        if self._memory is not None and self._is_held[row]:
+            slot[:] = self._memory[row]
+            return True
+        if self._file is None or not self._file.read(self._clips[row], slot):
+            return False
+        self._hold(row, slot)
+        return True
+
+    def keep(self, row: int, frames: np.ndarray) -> None:
+        """Keep a clip that was just decoded, uint8 [T, 3, h, w]."""
+        self._hold(row, frames)
+        if self._file is None:
+            return
+        self._file.write(self._clips[row], frames)
+        with self._lock:
+            if self._file.trouble and not self._is_trouble_said:
+                self._is_trouble_said = True
+                self._say(f"{self._file.trouble}; training goes on without storing more")
+
+    def _hold(self, row: int, frames: np.ndarray) -> None:
+        if self._memory is not None:
+            self._memory[row] = frames
+            self._is_held[row] = True
+
+    def keep_on_device(self, rows: Sequence[int], frames: torch.Tensor) -> None:
+        """Keep clips that came to the device, uint8 [B, T, 3, h, w]; nothing happens with another tier."""
+        if self._device_rows is not None:
+            for row, clip_frames in zip(rows, frames, strict=True):
+                self._device_rows[row].copy_(clip_frames, non_blocking=True)
+            self._is_held[list(rows)] = True
+
+    def from_device(self, rows: torch.Tensor) -> torch.Tensor:
+        """Clips that are `on_device`, uint8 [B, T, 3, h, w], by int64 [B] rows on the device."""
+        assert self._device_rows is not None
+        return self._device_rows.index_select(0, rows)
+
+    def close(self) -> None:
+        """Let go of files and memory."""
+        if self._file is not None:
+            self._file.close()
+        self._file = self._memory = self._device_rows = None

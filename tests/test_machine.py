@@ -1,0 +1,58 @@
+"""What the machine gives: memory, as the system and its containers say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastemo import machine
+
+
+@pytest.fixture
+def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], int]:
+    """Files of /proc and /sys/fs/cgroup -> what `available_memory` makes of them."""
+    monkeypatch.setattr(machine, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+
+    def measure(files: dict[str, str]) -> int:
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return machine.available_memory()
+
+    return measure
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:  9000 kB\nMemAvailable:    4000 kB\nHugePages_Total: 0\n"}
+
+
+def test_available_memory_without_a_limit(
+    pretended: Callable[[dict[str, str]], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pretended(MEMINFO) == 4000 * 1024
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert pretended(MEMINFO) == 1000 * 1024
+
+
+@pytest.mark.parametrize("folder", ["cgroup/a/b/", "cgroup/a/", "cgroup/"])
+def test_available_memory_below_a_limit(pretended: Callable[[dict[str, str]], int], folder: str) -> None:
+    limit = {"memory.max": "1000000\n", "memory.current": "600000\n", "memory.stat": "anon 1\ninactive_file 200000\n"}
+    files = {**MEMINFO, "proc/self/cgroup": "0::/a/b\n", "cgroup/a/b/memory.max": "max\n"}
+    assert pretended({**files, **{folder + name: text for name, text in limit.items()}}) == 600_000
+
+
+def test_available_memory_below_a_limit_of_version_1(pretended: Callable[[dict[str, str]], int]) -> None:
+    folder = "cgroup/memory/a/memory."
+    files = {**MEMINFO, "proc/self/cgroup": "4:cpu,memory:/a\n1:name=systemd:/\n0::/\n"}
+    files[folder + "limit_in_bytes"], files[folder + "usage_in_bytes"] = "500000\n", "600000\n"
+    files[folder + "stat"] = "total_inactive_file 150000\n"
+    assert pretended(files) == 50_000
+
+
+def test_available_memory_elsewhere(pretended: Callable[[dict[str, str]], int]) -> None:
+    assert pretended({}) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,0 +1,34 @@
+"""Which backend decodes, and why; what VideoConfig refuses."""
+
+import pytest
+import torch
+
+from fastemo.video import dali
+from fastemo.video.config import VideoConfig, choose_backend
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_auto_is_pyav_for_a_cpu_and_dali_for_a_gpu(monkeypatch):
+    assert choose_backend("auto", CPU) == ("pyav", "the frames go to the CPU")
+    monkeypatch.setattr(dali, "why_unavailable", lambda: None)
+    assert choose_backend("auto", CUDA)[0] == "dali"
+    monkeypatch.setattr(dali, "why_unavailable", lambda: "DALI is not installed")
+    assert choose_backend("auto", CUDA) == ("pyav", "DALI is not installed")
+
+
+def test_what_is_asked_for_is_taken_or_refused(monkeypatch):
+    assert choose_backend("decord", CUDA) == ("decord", "as asked")
+    assert choose_backend("pyav", CUDA) == ("pyav", "as asked")
+    monkeypatch.setattr(dali, "why_unavailable", lambda: "DALI is not installed")
+    with pytest.raises(ValueError, match=r"video\.backend dali: DALI is not installed"):
+        choose_backend("dali", CPU)
+    monkeypatch.setattr("fastemo.video.config.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install decord"):
+        choose_backend("decord", CPU)
+
+
+@pytest.mark.parametrize("wrong", [{"backend": "x"}, {"decode_threads": 0}, {"prefetch_batches": 0}, {"size": 0}])
+def test_config_is_checked(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        VideoConfig(**wrong)

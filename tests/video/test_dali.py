@@ -1,0 +1,488 @@
+"""DALI against PyAV: on the CPU with the codecs that DALI has there, on a GPU with NVDEC's."""
+
+import platform
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from helpers import psnr, write_video
+
+from fastemo.corpus.manifest import scan
+from fastemo.video import dali
+from fastemo.video.bitstream import PrunedClip, prune
+from fastemo.video.dali import DaliDecoder, DaliUnavailable, Source, capabilities, decodes, why_unavailable
+from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip
+from fastemo.video.sampling import frame_indices
+
+if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # there its absence fails: it is a dependency
+    pytest.importorskip("nvidia.dali", reason="DALI is a dependency on Linux x86-64 only")
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+CPU = torch.device("cpu")
+NUM_FRAMES = 40
+FAST_VPX = {"deadline": "realtime", "cpu-used": "8", "b": "2M", "g": "10"}
+# PSNR in dB: what the chroma's upsampling leaves. Law 1 asks for 38.
+FLOOR = {"vp8": 50, "vp9": 50, "mjpeg": 46}
+
+
+def colours(number: int, width: int, height: int, phase: float = 0.0) -> np.ndarray:
+    """uint8 [H, W, 3]: coloured waves; neighbouring frames are less than 35 dB alike."""
+    y, x = np.mgrid[0:height, 0:width]
+    red = np.sin(x / 17 + number / 3 + phase) * np.cos(y / 13)
+    green, blue = np.cos(x / 29 - number / 4 + phase), np.sin((x + y) / 23 + number / 3 + phase)
+    return (127 + 60 * np.stack([red, green, blue], axis=-1)).clip(0, 255).astype(np.uint8)
+
+
+def tagged_video(path: Path, codec: str, matrix: int, colour_range: int, num_frames: int = 12) -> Path:
+    """320x180, converted by a matrix to a range, and marked as such in the stream."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=FAST_VPX if "vpx" in codec else {"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, colour_range
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(colours(number, 320, 180), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range=colour_range)
+            frame.colorspace, frame.color_range = matrix, colour_range
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def source(
+    path: Path, num_samples: int, *, num_frames: int = NUM_FRAMES, size=(160, 90), pruned: bool = True
+) -> Source:
+    indices = frame_indices(num_frames, num_samples)
+    clip = prune(path, indices) if pruned else PrunedClip(path.read_bytes(), indices)
+    return Source(path, tuple(indices.tolist()), clip, *size)
+
+
+def decoder(spec: FrameSpec, *, size=(160, 90), device: torch.device = CPU, **options) -> DaliDecoder:
+    return DaliDecoder(spec, device, frame_size=spec.out_size(*size), **{"num_threads": 2, **options})
+
+
+def worst_psnr(frames: torch.Tensor, clip: Source, spec: FrameSpec) -> float:
+    """The least alike of a clip's frames and PyAV's, in dB."""
+    expected = decode_clip(clip.path, clip.indices, spec, backend="pyav")
+    assert frames.dtype == torch.uint8
+    assert frames.shape == expected.shape
+    return min(psnr(one, other) for one, other in zip(frames.cpu().numpy(), expected, strict=True))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("dali")
+
+
+@pytest.fixture(scope="module")
+def videos(folder):
+    """Five VP9 files of 160x90 that look different."""
+    return [
+        write_video(
+            folder / f"clip{i}.mp4",
+            NUM_FRAMES,
+            160,
+            90,
+            codec="libvpx-vp9",
+            options=FAST_VPX,
+            draw=lambda number, width, height, i=i: colours(number, width, height, phase=i),
+        )
+        for i in range(5)
+    ]
+
+
+@pytest.fixture(scope="module")
+def by_codec(folder, videos):
+    options = {"codec": "libvpx", "options": FAST_VPX, "draw": colours}
+    return {
+        "vp9": videos[0],
+        "vp8": write_video(folder / "vp8.webm", NUM_FRAMES, 160, 90, **options),
+        "mjpeg": write_video(folder / "mjpeg.mkv", NUM_FRAMES, 160, 90, **{**options, "codec": "mjpeg", "options": {}}),
+    }
+
+
+@pytest.mark.parametrize("codec", sorted(dali.CODECS_CPU))
+@pytest.mark.parametrize("crop", CROPS)
+def test_frames_are_pyavs(by_codec, codec, crop):
+    for num_samples in (1, 7, 60):
+        spec = FrameSpec(num_frames=num_samples, crop=crop, size=48)
+        clip = source(by_codec[codec], num_samples)
+        frames, errors = decoder(spec).decode([clip])
+        assert not errors
+        assert worst_psnr(frames[0], clip, spec) >= FLOOR[codec]
+
+
+@pytest.mark.parametrize("matrix", [1, 2, 5, 7, 9])
+@pytest.mark.parametrize("colour_range", [1, 2])
+def test_colours_are_those_of_the_streams_own_matrix_and_range(tmp_path, matrix, colour_range):
+    path = tagged_video(tmp_path / "clip.webm", "libvpx-vp9", matrix, colour_range)
+    spec = FrameSpec(num_frames=5, size=64)
+    clip = source(path, 5, num_frames=12, size=(320, 180))
+    assert clip.matrix == matrix
+    frames, errors = decoder(spec, size=(320, 180)).decode([clip])
+    assert not errors
+    assert worst_psnr(frames[0], clip, spec) >= FLOOR["vp9"]
+
+
+def test_a_header_seen_before_tells_the_matrix_without_decoding(tmp_path, monkeypatch):
+    path = tagged_video(tmp_path / "clip.mp4", "libx264", 1, 1)
+    assert source(path, 5, num_frames=12, size=(320, 180)).matrix == 1
+    monkeypatch.setattr(av.container.InputContainer, "decode", None)
+    assert source(path, 3, num_frames=12, size=(320, 180)).matrix == 1
+
+
+def test_pruned_and_whole_files_give_the_same_bytes(videos):
+    spec = FrameSpec(num_frames=5, size=48)
+    pruned, whole = (source(videos[0], 5, pruned=pruned) for pruned in (True, False))
+    assert len(pruned.clip.data) < len(whole.clip.data)
+    frames, errors = decoder(spec).decode([pruned, whole])
+    assert not errors
+    assert torch.equal(frames[0], frames[1])
+
+
+@pytest.mark.parametrize("wanted", [[39, 3, 3, 0, 20], [39, 3, 2, 0, 20]])
+def test_any_order_of_positions_is_kept(videos, wanted):
+    spec = FrameSpec(num_frames=5, size=48)
+    wanted = np.array(wanted)
+    clip = Source(videos[0], tuple(wanted.tolist()), prune(videos[0], wanted), 160, 90)
+    frames, errors = decoder(spec).decode([clip])
+    assert not errors
+    ascending, order = np.unique(wanted, return_inverse=True)
+    expected = decode_clip(videos[0], ascending, spec, backend="pyav")[order]
+    assert psnr(frames[0].numpy(), expected) >= FLOOR["vp9"]
+
+
+def test_order_is_kept_over_many_micro_batches(videos):
+    spec = FrameSpec(num_frames=3, size=48)
+    clips = [source(videos[i % 5], 3) for i in range(13)]
+    frames, errors = decoder(spec, max_batch=2).decode(clips)
+    assert frames.shape == (13, 3, 3, 48, 48)
+    assert not errors
+    for i, clip in enumerate(clips):
+        assert worst_psnr(frames[i], clip, spec) >= FLOOR["vp9"]
+
+
+def test_sizes_and_numbers_of_frames_mix_in_a_batch(folder, videos):
+    spec = FrameSpec(num_frames=30, size=48)
+    clips = [source(videos[0], 30)]
+    for num_frames, size in ((20, (96, 72)), (50, (320, 180)), (1, (72, 96))):
+        path = folder / f"{size[0]}x{size[1]}.mp4"
+        write_video(path, num_frames, *size, codec="libvpx-vp9", options=FAST_VPX, draw=colours)
+        clips.append(source(path, 30, num_frames=num_frames, size=size))
+    frames, errors = decoder(spec).decode(clips)
+    assert not errors
+    for i, clip in enumerate(clips):
+        assert worst_psnr(frames[i], clip, spec) >= FLOOR["vp9"]
+
+
+def counting(feed, sizes: list[int]):
+    """What DALI is fed with, and of how many clips each time."""
+
+    def fed():  # without arguments, which DALI would fill
+        batch = feed()
+        sizes.append(len(batch[0]))
+        return batch
+
+    return fed
+
+
+def test_a_pipeline_that_cannot_be_built_is_told(videos, monkeypatch):
+    tested = decoder(FrameSpec(num_frames=3, size=48))
+    monkeypatch.setattr(tested, "_feed", lambda one, two: None)
+    with pytest.raises(DaliUnavailable):
+        tested.decode([source(videos[0], 3)])
+
+
+def test_full_size_frames_in_flight_are_bounded(videos, monkeypatch):
+    spec = FrameSpec(num_frames=3, size=48)
+    clips = [source(path, 3) for path in videos]
+    expected, _ = decoder(spec).decode(clips)
+    for room in (1, 2 * 2 * 3 * 160 * 90 * 3):  # not even for one clip; for one in each of two micro-batches
+        monkeypatch.setattr(dali, "_CPU_BYTES", room)
+        bounded = decoder(spec)
+        sizes: list[int] = []
+        monkeypatch.setattr(bounded, "_feed", counting(bounded._feed, sizes))
+        frames, errors = bounded.decode(clips)
+        assert not errors
+        assert sizes == [1] * 5
+        assert torch.equal(frames, expected)
+
+
+def damaged(kind: str, path: Path) -> Source:
+    good = source(path, 5)
+    if kind == "stream":
+        data = good.clip.data[:3000] + bytes(800) + good.clip.data[3800:]
+        return Source(path, good.indices, PrunedClip(data, good.clip.positions), 160, 90)
+    if kind == "position":
+        return Source(path, good.indices, PrunedClip(good.clip.data, good.clip.positions + NUM_FRAMES), 160, 90)
+    assert kind == "codec"  # that DALI has no decoder for on a CPU
+    other = write_video(path.with_name("h264.mp4"), NUM_FRAMES, 160, 90)
+    return source(other, 5)
+
+
+@pytest.mark.parametrize("kind", ["stream", "position", "codec"])
+def test_a_clip_that_fails_is_named_and_the_others_are_whole(videos, kind):
+    spec = FrameSpec(num_frames=5, size=48)
+    good, bad = [source(path, 5) for path in videos], damaged(kind, videos[2])
+    expected, _ = decoder(spec).decode(good)
+    tested = decoder(spec, max_batch=2)
+    for place in range(5):
+        clips = [*good[:place], bad, *good[place + 1 :]]
+        frames, errors = tested.decode(clips)
+        assert list(errors) == [place]
+        assert isinstance(errors[place], DecodeError)
+        assert str(bad.path) in str(errors[place])
+        assert "DALI: " in str(errors[place])
+        assert "\n" not in str(errors[place])
+        others = [i for i in range(5) if i != place]
+        assert torch.equal(frames[others], expected[others])
+        assert not frames[place].any()
+    frames, errors = tested.decode(good)
+    assert not errors
+    assert torch.equal(frames, expected)
+
+
+def test_many_failures_in_one_call(videos):
+    spec = FrameSpec(num_frames=5, size=48)
+    good, bad = source(videos[0], 5), damaged("stream", videos[1])
+    frames, errors = decoder(spec, max_batch=2).decode([bad, bad, good, bad, good, good, bad])
+    assert sorted(errors) == [0, 1, 3, 6]
+    assert torch.equal(frames[2], frames[4])
+    assert worst_psnr(frames[5], good, spec) >= FLOOR["vp9"]
+
+
+def test_an_interrupted_call_leaves_nothing_behind(videos, monkeypatch):
+    spec = FrameSpec(num_frames=5, size=48)
+    clips = [source(path, 5) for path in videos]
+    tested = decoder(spec, max_batch=1)
+    expected, _ = tested.decode(clips)
+    with monkeypatch.context() as patch:
+        patch.setattr(tested, "_hand_over", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tested.decode(clips[::-1])
+    assert torch.equal(tested.decode(clips)[0], expected)
+
+
+def test_what_cannot_be_read_or_changed_its_size_is_no_source(videos):
+    clip = source(videos[0], 5).clip
+    broken = {"garbage": b"\1\2" * 5000, "cut": clip.data[:2000], "header": clip.data[:-100], "empty": b""}
+    for data in broken.values():
+        with pytest.raises(DecodeError, match=f"{videos[0].name}: frame 7 does not decode"):
+            Source(videos[0], (7,), PrunedClip(data, clip.positions), 160, 90)
+    with pytest.raises(DecodeError, match="160x90 where the manifest promises 90x160; the file changed after the scan"):
+        Source(videos[0], (7,), clip, 90, 160)
+
+
+def test_a_clips_bytes_depend_on_nothing_but_the_clip(videos, by_codec):
+    spec = FrameSpec(num_frames=10, size=48)
+    clip, others = source(videos[0], 10), [source(path, 10) for path in (*videos[1:], *by_codec.values())]
+    expected = decoder(spec, num_threads=1).decode([clip])[0][0]
+    for num_threads in (1, 3):
+        for clips in ([clip] * 3, [*others, clip], [clip, *others], [others[0], clip, others[1]]):
+            frames, errors = decoder(spec, num_threads=num_threads, max_batch=3).decode(clips)
+            assert not errors
+            for i in (i for i, each in enumerate(clips) if each is clip):
+                assert torch.equal(frames[i], expected)
+
+
+def test_calls_from_several_threads_take_turns(videos):
+    spec = FrameSpec(num_frames=5, size=48)
+    clips = [source(path, 5) for path in videos]
+    shared = decoder(spec, max_batch=2)
+    expected, _ = shared.decode(clips)
+    results: dict[int, torch.Tensor] = {}
+
+    def work(turn: int) -> None:
+        results[turn] = shared.decode(clips[turn:] + clips[:turn])[0]
+
+    threads = [threading.Thread(target=work, args=(turn,)) for turn in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(results[turn], expected.roll(-turn, 0)) for turn in range(4))
+
+
+def test_frames_outlive_the_decoder_and_no_clips_are_no_frames(videos):
+    spec = FrameSpec(num_frames=5, size=48)
+    closing = decoder(spec)
+    assert closing.decode([])[0].shape == (0, 5, 3, 48, 48)
+    first, _ = closing.decode([source(videos[0], 5)])
+    kept = first.clone()
+    closing.decode([source(videos[1], 5)])
+    closing.close()
+    assert torch.equal(first, kept)
+    assert torch.equal(closing.decode([source(videos[0], 5)])[0], kept)
+
+
+def resident_bytes() -> int:
+    fields = Path("/proc/self/status").read_text().split("VmRSS:")[1]
+    return int(fields.split()[0]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow(videos):
+    spec = FrameSpec(num_frames=10, size=48)
+    clips = [source(path, 10) for path in videos]
+    tested = decoder(spec, max_batch=2)
+    for _ in range(20):
+        tested.decode(clips)
+    before = resident_bytes()
+    for _ in range(60):
+        tested.decode(clips)
+    # Three hundred clips of ten frames: 130 MB as decoded, 20 MB as handed over.
+    assert resident_bytes() - before < 16 << 20
+
+
+HIDDEN = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Hide(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "nvidia" and name.startswith(HIDE):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hide())
+import torch
+from fastemo.video import dali
+from fastemo.video.decode import FrameSpec
+assert not any(name.startswith("nvidia.dali") for name in sys.modules)
+print(dali.why_unavailable())
+print(dali.capabilities()["dali"])
+try:
+    dali.DaliDecoder(FrameSpec(), torch.device("cpu"), frame_size=(128, 128))
+except dali.DaliUnavailable as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("hidden", ["nvidia", "nvidia.dali", "nvidia.dali.backend"])
+def test_without_dali_the_module_imports_and_says_what_to_do(hidden):
+    program = HIDDEN.replace("HIDE", repr(hidden))
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert len(shown) == 3
+    assert len(set(shown)) == 1
+    if hidden == "nvidia.dali.backend":
+        assert "is installed but cannot be imported" in shown[0]
+    elif (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        assert shown[0] == "DALI is not installed: pip install nvidia-dali-cuda120"
+
+
+def test_importing_the_module_does_not_import_dali():
+    program = "import sys, fastemo.video.dali; sys.exit('nvidia.dali' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
+
+
+def test_devices(monkeypatch):
+    assert why_unavailable() is None
+    assert why_unavailable(CPU) is None
+    assert "not for meta" in str(why_unavailable(torch.device("meta")))
+    monkeypatch.setattr(dali, "_nvcuvid", lambda: "no such file")
+    with pytest.raises(DaliUnavailable, match="NVDEC's library is missing"):
+        DaliDecoder(FrameSpec(), torch.device("cuda", 0), frame_size=(128, 128))
+    found = capabilities()
+    assert found["libnvcuvid"] == "no such file"
+    assert str(found["dali"])[0].isdigit()
+
+
+def test_what_dali_is_handed():
+    cuda = torch.device("cuda", 0)
+    for codec in ("h264", "hevc", "av1", "mpeg4"):
+        assert decodes(codec, ".mp4", cuda)
+        assert not decodes(codec, ".mp4", CPU)
+    for codec in ("vp8", "vp9", "mjpeg"):
+        assert decodes(codec, ".webm", cuda)
+        assert decodes(codec, ".WEBM", CPU)
+    assert not decodes("h264", ".ts", cuda)
+    assert not decodes("h264", "", cuda)
+    assert not decodes("vp6f", ".flv", cuda)
+    assert not decodes("vp9", ".mp4", torch.device("mps"))
+
+
+ENCODERS = {
+    "h264": ("libx264", {"g": "12", "bf": "2", "crf": "18"}),
+    "hevc": ("libx265", {"g": "12", "bf": "2", "crf": "18", "x265-params": "log-level=none"}),
+    "vp8": ("libvpx", FAST_VPX),
+    "vp9": ("libvpx-vp9", FAST_VPX),
+    "av1": ("libsvtav1", {"g": "12", "preset": "10"}),
+    "mpeg4": ("mpeg4", {"g": "12", "b": "2M"}),
+    "mjpeg": ("mjpeg", {}),
+}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("codec", sorted(dali.CODECS_CUDA))
+def test_on_a_gpu_frames_are_pyavs(tmp_path, codec):
+    nvdec = capabilities()["nvdec"][codec]
+    if codec != "h264" and not nvdec["supported"]:
+        pytest.skip(f"this GPU's NVDEC does not decode {codec}: {nvdec}")
+    encoder, options = ENCODERS[codec]
+    path = tmp_path / f"clip.{'mkv' if codec == 'vp8' else 'mp4'}"
+    write_video(path, NUM_FRAMES, 320, 180, codec=encoder, options=options, draw=colours)
+    for crop in CROPS:
+        for num_samples in (1, 10, 60):
+            spec = FrameSpec(num_frames=num_samples, crop=crop, size=96)
+            clips = [source(path, num_samples, size=(320, 180))] * 20
+            tested = decoder(spec, size=(320, 180), device=torch.device("cuda"), max_batch=8, num_threads=None)
+            frames, errors = tested.decode(clips)
+            assert not errors
+            assert frames.is_cuda
+            assert all(torch.equal(frames[0], frames[i]) for i in range(1, 20))
+            assert worst_psnr(frames[0], clips[0], spec) >= 38
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("matrix", [1, 2, 5, 9])
+@pytest.mark.parametrize("colour_range", [1, 2])
+def test_on_a_gpu_colours_are_those_of_the_streams_own_matrix_and_range(tmp_path, matrix, colour_range):
+    path = tagged_video(tmp_path / "clip.mp4", "libx264", matrix, colour_range)
+    spec = FrameSpec(num_frames=5, size=96)
+    clip = source(path, 5, num_frames=12, size=(320, 180))
+    frames, errors = decoder(spec, size=(320, 180), device=torch.device("cuda")).decode([clip])
+    assert not errors
+    assert worst_psnr(frames[0], clip, spec) >= 38
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_real_clips_are_pyavs(clips_folder):
+    manifest = scan(clips_folder / "ravdess")
+    assert manifest.clips
+    for crop in CROPS:
+        spec = FrameSpec(num_frames=10, crop=crop)
+        clips = [
+            source(manifest.root / clip.key, 10, num_frames=clip.num_frames, size=(clip.width, clip.height))
+            for clip in manifest.clips
+        ]
+        tested = decoder(spec, size=(1280, 720), device=torch.device("cuda"), num_threads=None)
+        frames, errors = tested.decode(clips)
+        assert not errors
+        for i, clip in enumerate(clips):
+            assert worst_psnr(frames[i], clip, spec) >= 38, (clip.path, crop)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_a_clip_that_fails_is_named_and_memory_does_not_grow(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", NUM_FRAMES, 320, 180, options={"bf": "2"}, draw=colours)
+    spec = FrameSpec(num_frames=10, size=96)
+    good = source(path, 10, size=(320, 180))
+    bad = Source(path, good.indices, PrunedClip(good.clip.data, good.clip.positions + NUM_FRAMES), 320, 180)
+    tested = decoder(spec, size=(320, 180), device=torch.device("cuda"), max_batch=4, num_threads=None)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        expected = tested.decode([good])[0][0]
+        for place in range(9):
+            frames, errors = tested.decode([bad if i == place else good for i in range(9)])
+            assert list(errors) == [place]
+            assert all(torch.equal(frames[i], expected) for i in range(9) if i != place)
+        free, _ = torch.cuda.mem_get_info()
+        for _ in range(50):
+            frames, errors = tested.decode([good] * 9)
+            assert not errors
+            assert torch.equal(frames[8], expected)
+        assert free - torch.cuda.mem_get_info()[0] < 64 << 20

@@ -1,0 +1,764 @@
+"""Decoded clips kept: what is read is what was decoded, whatever happened to the store in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastemo import machine
+from fastemo.corpus.manifest import Clip, fingerprint
+from fastemo.video import store as store_module
+from fastemo.video.decode import FrameSpec
+from fastemo.video.store import (
+    FRAMES,
+    HEADER,
+    LOCK,
+    RECORDS,
+    TIERS,
+    ClipStore,
+    StoreConfig,
+    StoreUnavailable,
+    choose_tier,
+)
+
+SPEC = FrameSpec(num_frames=3, size=20)
+SHAPE = (3, 3, 20, 20)
+ROW_BYTES = 3 * 3 * 20 * 20
+RECORD_BYTES = 64
+DECODER = "tests 1"
+SCAN_NS = 1_700_000_000_123_456_789
+
+
+def make_clips(corpus: Path, count: int, start: int = 0) -> list[Clip]:
+    """Files that stand for videos, of one size and one age: the store looks at no more of them."""
+    clips = []
+    for number in range(start, start + count):
+        path = corpus / f"Actor_{number % 3:02d}" / f"clip é {number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"video")
+        os.utime(path, ns=(SCAN_NS, SCAN_NS))
+        clips.append(scanned(corpus, path))
+    return clips
+
+
+def scanned(corpus: Path, path: Path) -> Clip:
+    size_bytes, mtime_ns = fingerprint(path)
+    key = path.relative_to(corpus).as_posix()
+    return Clip(key=key, num_frames=12, size_bytes=size_bytes, mtime_ns=mtime_ns)
+
+
+def changed(corpus: Path, clip: Clip) -> Clip:
+    path = corpus / clip.key
+    os.utime(path, ns=(clip.mtime_ns, clip.mtime_ns + 1_000_000_000))
+    return scanned(corpus, path)
+
+
+def pixels(clip: Clip, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """What decoding gives: a function of the file."""
+    seed = [*clip.key.encode("utf-8", "surrogateescape"), clip.size_bytes, clip.mtime_ns]
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def is_stored(store: ClipStore, clip: Clip, shape: tuple[int, ...] = SHAPE) -> bool:
+    """Read; whatever is served must be what decoding gives."""
+    slot = np.full(shape, 7, dtype=np.uint8)
+    if not store.read(clip, slot):
+        return False
+    np.testing.assert_array_equal(slot, pixels(clip, shape))
+    return True
+
+
+def fill(store: ClipStore, clips: list[Clip]) -> None:
+    for clip in clips:
+        store.write(clip, pixels(clip))
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, bytes]]:
+    """Of each key: its row's bytes and its record."""
+    keys = json.loads((folder / HEADER).read_text())["keys"]
+    frames, records = (folder / FRAMES).read_bytes(), (folder / RECORDS).read_bytes()
+    return {
+        key: (
+            frames[row * ROW_BYTES : (row + 1) * ROW_BYTES],
+            records[row * RECORD_BYTES : (row + 1) * RECORD_BYTES],
+        )
+        for row, key in enumerate(keys)
+    }
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Start a process that does some work and ends: 0, or 1 where it raised."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def ended_well(process: int) -> bool:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return tmp_path / "my corpus"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StoreConfig:
+    return StoreConfig(tier="disk", root=tmp_path / "stores")
+
+
+def open_store(config: StoreConfig, corpus: Path, clips: list[Clip], **changes: object) -> ClipStore:
+    arguments = {"spec": SPEC, "frame_size": (20, 20), "decoder": DECODER, **changes}
+    return ClipStore(config, corpus, clips, **arguments)  # type: ignore[arg-type]
+
+
+# ---- what is kept
+
+
+def test_a_stored_clip_and_a_fresh_one_are_the_same_bytes(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 5)
+    with open_store(config, corpus, clips) as store:
+        assert not any(store.has(clip) or is_stored(store, clip) for clip in clips)
+        # As the decoder gives them: channels last in memory.
+        store.write(clips[0], pixels(clips[0]).transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2))
+        fill(store, clips[1:])
+        for _ in range(3):
+            assert all(store.has(clip) and is_stored(store, clip) for clip in clips)
+        assert store.num_bytes == 5 * ROW_BYTES
+        assert store.trouble is None
+    with open_store(config, corpus, clips) as again:
+        assert all(is_stored(again, clip) for clip in clips)
+
+
+def test_the_file_is_the_array_of_all_clips(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 4)
+    with open_store(config, corpus, clips) as store:
+        fill(store, clips)
+        rows = np.memmap(store.folder / FRAMES, np.uint8, "r", shape=(4, *SHAPE))
+        header = json.loads((store.folder / HEADER).read_text())
+    assert header["keys"] == [clip.key for clip in clips]
+    assert header["spec"] == {"num_frames": 3, "crop": "center", "size": 20}
+    assert header["decoder"] == DECODER
+    for row, clip in zip(rows, clips, strict=True):
+        np.testing.assert_array_equal(row, pixels(clip))
+
+
+def test_frames_need_not_be_square(config: StoreConfig, corpus: Path) -> None:
+    [clip] = make_clips(corpus, 1)
+    frames = np.arange(3 * 3 * 20 * 36, dtype=np.uint32).astype(np.uint8).reshape(3, 3, 20, 36)
+    with open_store(config, corpus, [clip], frame_size=(36, 20)) as store:
+        store.write(clip, frames)
+        slot = np.empty_like(frames)
+        assert store.read(clip, slot)
+    np.testing.assert_array_equal(slot, frames)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"spec": FrameSpec(num_frames=3, size=20, crop="head")}, {"decoder": "tests 2"}],
+    ids=["spec", "decoder"],
+)
+def test_what_was_made_differently_is_not_served(config: StoreConfig, corpus: Path, changes: dict[str, object]) -> None:
+    clips = make_clips(corpus, 2)
+    with open_store(config, corpus, clips) as store, open_store(config, corpus, clips, **changes) as other:
+        fill(store, clips)
+        assert other.folder != store.folder
+        assert not any(is_stored(other, clip) for clip in clips)
+        # Nor where its files are put in the other's place, checksums and all.
+        for name in (FRAMES, RECORDS, HEADER):
+            shutil.copy(store.folder / name, other.folder / name)
+    with open_store(config, corpus, clips, **changes) as other:
+        assert not any(is_stored(other, clip) for clip in clips)
+
+
+def test_a_clip_with_another_frame_count_is_another_sample(config: StoreConfig, corpus: Path) -> None:
+    [clip] = make_clips(corpus, 1)
+    with open_store(config, corpus, [clip]) as store:
+        fill(store, [clip])
+        assert not is_stored(store, replace(clip, num_frames=13))
+
+
+def test_stores_with_different_clips_share_a_folder(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 9)
+    train, val = clips[:6], clips[4:]
+    with open_store(config, corpus, train) as one:
+        fill(one, train[:3])
+        with open_store(config, corpus, val) as other:
+            assert other.folder == one.folder
+            fill(one, train[3:])
+            assert is_stored(other, clips[4])
+            assert is_stored(other, clips[5])
+            fill(other, val)
+            assert not one.has(clips[8])
+            one.write(clips[8], pixels(clips[8]))  # not one of its own: passed over
+            assert all(is_stored(one, clip) for clip in train)
+    with open_store(config, corpus, clips[::-1]) as whole:
+        assert all(is_stored(whole, clip) for clip in clips)
+        assert sorted(contents(whole.folder)) == sorted(clip.key for clip in clips)
+
+
+def test_a_key_that_is_no_text(config: StoreConfig, corpus: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(corpus) + b"/caf\xe9.mp4"))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"video")
+    clip = scanned(corpus, path)
+    with open_store(config, corpus, [clip]) as store:
+        fill(store, [clip])
+    with open_store(config, corpus, [clip]) as store:
+        assert is_stored(store, clip)
+
+
+def test_the_default_place_is_the_cache_folder(cache_folder: Path, corpus: Path) -> None:
+    with open_store(StoreConfig(), corpus, make_clips(corpus, 1)) as store:
+        assert store.folder.parent == cache_folder / "store"
+        assert store.folder.name.startswith("my_corpus-")
+
+
+# ---- changed files
+
+
+def test_a_changed_file_is_stored_anew(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 3)
+    with open_store(config, corpus, clips) as store:
+        fill(store, clips)
+        assert is_stored(store, clips[1])
+        new = changed(corpus, clips[1])
+        assert not store.has(new)
+        assert not is_stored(store, new)
+        store.write(new, pixels(new))
+        assert is_stored(store, new)
+        assert not is_stored(store, clips[1])
+        assert is_stored(store, clips[0])
+        assert is_stored(store, clips[2])
+
+
+def test_another_process_that_stores_a_changed_file_is_noticed(config: StoreConfig, corpus: Path) -> None:
+    [clip] = make_clips(corpus, 1)
+    with open_store(config, corpus, [clip]) as store:
+        fill(store, [clip])
+        assert is_stored(store, clip)
+        new = changed(corpus, clip)
+        with open_store(config, corpus, [new]) as other:
+            fill(other, [new])
+        assert not is_stored(store, clip)
+        flip(store.folder, FRAMES, 0.5, 3)
+        assert not is_stored(store, new)
+        flip(store.folder, FRAMES, 0.5, 3)
+        assert is_stored(store, new)
+
+
+@pytest.mark.parametrize("how", ["touched", "deleted"])
+def test_a_file_that_changed_after_the_scan_is_not_stored(config: StoreConfig, corpus: Path, how: str) -> None:
+    [clip] = make_clips(corpus, 1)
+    with open_store(config, corpus, [clip]) as store:
+        if how == "touched":
+            changed(corpus, clip)
+        else:
+            (corpus / clip.key).unlink()
+        store.write(clip, pixels(clip))
+        assert not store.has(clip)
+        assert not is_stored(store, clip)
+        assert store.trouble is None
+
+
+# ---- damage
+
+
+def flip(folder: Path, name: str, where: float, bit: int) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[int(where * len(data))] ^= 1 << bit
+    (folder / name).write_bytes(data)
+
+
+def truncate(folder: Path, name: str, where: float, bit: int) -> None:
+    os.truncate(folder / name, int(where * (folder / name).stat().st_size))
+
+
+def delete(folder: Path, name: str, where: float, bit: int) -> None:
+    (folder / name).unlink()
+
+
+def scribble(folder: Path, name: str, where: float, bit: int) -> None:
+    """A page of another file's bytes, as a file system's journal may leave after a power cut."""
+    with (folder / name).open("r+b") as file:
+        file.seek(int(where * (folder / name).stat().st_size))
+        file.write(bytes(range(256)) * (bit + 1))
+
+
+def swap_rows(folder: Path, name: str, where: float, bit: int) -> None:
+    """Two rows change places, each with its record."""
+    if (folder / FRAMES).stat().st_size % ROW_BYTES or (folder / RECORDS).stat().st_size % RECORD_BYTES:
+        return
+    for file, size in ((FRAMES, ROW_BYTES), (RECORDS, RECORD_BYTES)):
+        rows = np.fromfile(folder / file, np.uint8).reshape(-1, size)
+        first, second = int(where * len(rows)), bit % len(rows)
+        rows[[first, second]] = rows[[second, first]]
+        rows.tofile(folder / file)
+
+
+DAMAGE = st.tuples(
+    st.sampled_from([flip, truncate, delete, scribble, swap_rows]),
+    st.sampled_from([FRAMES, RECORDS, HEADER]),
+    st.floats(0, 1, exclude_max=True),
+    st.integers(0, 7),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damages=st.lists(DAMAGE, min_size=1, max_size=3))
+def test_a_damaged_store_gives_the_right_bytes_or_none(
+    config: StoreConfig, corpus: Path, damages: list[tuple[Callable[..., None], str, float, int]]
+) -> None:
+    clips = make_clips(corpus, 4)
+    with open_store(config, corpus, clips) as store:
+        fill(store, clips)
+        folder = store.folder
+    header = (folder / HEADER).read_text()
+    for damage, name, where, bit in damages:
+        if all((folder / file).is_file() and (folder / file).stat().st_size for file in (FRAMES, RECORDS, HEADER)):
+            damage(folder, name, where, bit)
+    with open_store(config, corpus, clips) as store:
+        for clip in clips:
+            if not is_stored(store, clip):
+                store.write(clip, pixels(clip))
+        assert all(is_stored(store, clip) for clip in clips)
+        assert store.trouble is None
+    with open_store(config, corpus, clips) as store:
+        assert all(is_stored(store, clip) for clip in clips)
+    assert (folder / HEADER).read_text() == header
+
+
+def test_who_has_a_store_open_is_not_harmed_when_it_is_made_anew(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 3)
+    with open_store(config, corpus, clips) as old:
+        fill(old, clips)
+        assert is_stored(old, clips[0])
+        truncate(old.folder, HEADER, 0.5, 0)
+        with open_store(config, corpus, clips[::-1]) as new:
+            assert not any(is_stored(new, clip) for clip in clips)
+            fill(new, clips[::-1])
+            assert all(is_stored(old, clip) for clip in clips)
+            fill(old, clips)
+            assert all(is_stored(store, clip) for clip in clips for store in (old, new))
+
+
+def test_a_shortened_file_is_never_filled_up_with_zeros(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 3)
+    with open_store(config, corpus, clips) as old:
+        fill(old, clips)
+        assert all(is_stored(old, clip) for clip in clips)
+        os.truncate(old.folder / FRAMES, ROW_BYTES)
+        with open_store(config, corpus, clips):
+            assert [is_stored(old, clip) for clip in clips] == [True, False, False]
+
+
+def test_a_disk_that_fails_to_read_is_a_miss(
+    config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [clip] = make_clips(corpus, 1)
+    with open_store(config, corpus, [clip]) as store:
+        fill(store, [clip])
+
+        def fail(*_: object) -> int:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", fail)
+            assert not is_stored(store, clip)
+        assert is_stored(store, clip)
+
+
+# ---- many at once
+
+
+def test_threads_and_processes_read_and_write_files_that_change(config: StoreConfig, corpus: Path) -> None:
+    paths = [corpus / clip.key for clip in make_clips(corpus, 4)]
+    spec, shape = FrameSpec(num_frames=10, size=64), (10, 3, 64, 64)
+
+    def work(store: ClipStore, seed: int) -> int:
+        hits = 0
+        for number in np.random.default_rng(seed).integers(0, 10**6, 150):
+            path = paths[number % len(paths)]
+            if number % 11 == 0:
+                os.utime(path)
+            clip = scanned(corpus, path)
+            if is_stored(store, clip, shape):
+                hits += 1
+            else:
+                store.write(clip, pixels(clip, shape))
+        return hits
+
+    def work_in_threads(seed: int) -> None:
+        clips = [scanned(corpus, path) for path in paths]
+        with (
+            open_store(config, corpus, clips, spec=spec, frame_size=(64, 64)) as store,
+            ThreadPoolExecutor(3) as pool,
+        ):
+            assert sum(pool.map(work, [store] * 3, range(seed, seed + 3))) > 0
+            assert store.trouble is None
+
+    processes = [forked(partial(work_in_threads, seed)) for seed in (0, 10, 20)]
+    assert [ended_well(process) for process in processes] == [True] * 3
+
+
+def test_processes_fill_one_store_as_one_process_would(config: StoreConfig, corpus: Path, tmp_path: Path) -> None:
+    clips = make_clips(corpus, 24)
+
+    start = time.monotonic() + 0.1
+
+    def work(seed: int) -> None:
+        time.sleep(max(0, start - time.monotonic()))
+        order = np.random.default_rng(seed).permutation(len(clips))
+        mine = [clips[i] for i in order[: 16 + seed]]
+        with open_store(config, corpus, mine) as store:
+            for clip in mine:
+                if not is_stored(store, clip):
+                    store.write(clip, pixels(clip))
+            assert all(is_stored(store, clip) for clip in mine)
+
+    processes = [forked(partial(work, seed)) for seed in range(6)]
+    assert [ended_well(process) for process in processes] == [True] * 6
+    with open_store(config, corpus, clips) as store:
+        fill(store, [clip for clip in clips if not is_stored(store, clip)])
+        together = contents(store.folder)
+    alone = replace(config, root=tmp_path / "alone")
+    with open_store(alone, corpus, clips) as store:
+        fill(store, clips)
+        assert contents(store.folder) == together
+
+
+def test_a_process_of_its_own_finds_the_store(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 2)
+    with open_store(config, corpus, clips) as store:
+        fill(store, clips)
+    script = (
+        "import sys, numpy as np; from pathlib import Path; from fastemo.corpus.manifest import Clip; "
+        "from fastemo.video.decode import FrameSpec; from fastemo.video.store import ClipStore, StoreConfig; "
+        f"clips = {clips!r}; slot = np.empty({SHAPE}, np.uint8); "
+        f"store = ClipStore(StoreConfig(root=Path({str(config.root)!r})), Path({str(corpus)!r}), clips, "
+        f"{SPEC!r}, (20, 20), {DECODER!r}); "
+        "assert all(store.read(clip, slot) for clip in clips); sys.stdout.buffer.write(slot.tobytes())"
+    )
+    read = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
+    assert read.stdout == pixels(clips[-1]).tobytes()
+
+
+def test_at_no_moment_of_a_rewrite_a_record_belies_its_bytes(
+    config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = make_clips(corpus, 2)
+    moments = 0
+
+    def write_at_with_a_look_around(file: int, data: memoryview | bytes, offset: int) -> None:
+        nonlocal moments
+        for start, end in ((0, 0), (0, len(data) // 2), (len(data) // 2, len(data))):
+            machine.write_at(file, data[start:end], offset + start)
+            moments += 1
+            for clip in (old[0], new):
+                # One has the row verified since long, the other sees it for the first time.
+                assert is_stored(reader, clip) in (True, False)
+                fresh._verified.clear()
+                assert is_stored(fresh, old[1])
+                assert is_stored(fresh, clip) == fresh.has(clip) or 0 < end < len(data)
+
+    open_again = partial(open_store, config, corpus, old)
+    with open_again() as store, open_again() as reader, open_again() as fresh:
+        fill(store, old)
+        assert is_stored(reader, old[0])
+        new = changed(corpus, old[0])
+        monkeypatch.setattr(store_module, "write_at", write_at_with_a_look_around)
+        store.write(new, pixels(new))
+        assert is_stored(reader, new)
+    assert moments == 9
+
+
+def test_a_row_that_is_rewritten_while_it_is_read_is_a_miss(
+    config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [old] = make_clips(corpus, 1)
+    with open_store(config, corpus, [old]) as store:
+        fill(store, [old])
+        assert is_stored(store, old)
+        new = changed(corpus, old)
+
+        def read_at_after_a_write(file: int, view: memoryview, offset: int) -> bool:
+            store.write(new, pixels(new))
+            return machine.read_at(file, view, offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "read_at", read_at_after_a_write)
+            assert not is_stored(store, old)
+        assert is_stored(store, new)
+
+
+def test_one_at_a_time_opens_or_writes(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 2)
+    with open_store(config, corpus, clips) as store, ThreadPoolExecutor(2) as pool:
+        with machine.locked(store.folder / LOCK):
+            jobs = [
+                pool.submit(store.write, clips[0], pixels(clips[0])),
+                pool.submit(lambda: open_store(config, corpus, clips).close()),
+            ]
+            time.sleep(0.2)
+            assert not any(job.done() for job in jobs)
+            assert not store.has(clips[0])
+        for job in jobs:
+            job.result(timeout=10)
+        assert is_stored(store, clips[0])
+
+
+@pytest.mark.parametrize("step", ["touch", "ftruncate", "write_text", "replace"])
+@pytest.mark.parametrize("count", [0, 3])
+def test_ended_while_rows_are_added(
+    config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch, step: str, count: int
+) -> None:
+    clips = make_clips(corpus, 6)
+    before = clips[:count]
+    with open_store(config, corpus, before) as store:
+        fill(store, before)
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    owner = {"touch": Path, "ftruncate": os, "write_text": store_module, "replace": Path}[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, end)
+        with pytest.raises(KeyboardInterrupt):
+            open_store(config, corpus, clips)
+    with open_store(config, corpus, clips) as store:
+        assert [is_stored(store, clip) for clip in clips] == [clip in before for clip in clips]
+        fill(store, clips)
+        assert all(is_stored(store, clip) for clip in clips)
+
+
+@pytest.mark.parametrize("moments", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_a_process_killed_at_any_moment_leaves_nothing_wrong(config: StoreConfig, corpus: Path, moments: int) -> None:
+    random = np.random.default_rng(0)
+    clips = make_clips(corpus, 12)
+    hits = 0
+
+    def write_for_ever() -> None:
+        newest = list(clips)
+        for turn in range(10**9):
+            newest = [changed(corpus, clip) if (turn + i) % 3 == 0 else clip for i, clip in enumerate(newest)]
+            with open_store(config, corpus, newest[: turn % len(newest) + 1]) as store:
+                fill(store, newest)
+            if turn % 7 == 6:
+                truncate(store.folder, (HEADER, FRAMES, RECORDS)[turn % 3], 0.7, 0)
+
+    for _ in range(moments):
+        process = forked(write_for_ever)
+        time.sleep(float(random.uniform(0.002, 0.06)))
+        os.kill(process, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+        clips = [scanned(corpus, corpus / clip.key) for clip in clips]
+        with open_store(config, corpus, clips) as store:
+            hits += sum(is_stored(store, clip) for clip in clips)
+            fill(store, clips)
+            assert all(is_stored(store, clip) for clip in clips)
+            assert not list(store.folder.glob(".*"))
+    assert hits > 0
+
+
+# ---- no room
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small file system takes root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_too_small_is_told_before_anything_is_stored(small_disk: Path, corpus: Path) -> None:
+    clips = make_clips(corpus, 300)
+    with pytest.raises(StoreUnavailable, match=r"need 1\.0 MiB more in .* 1\.0 MiB to give.*--store.root.*tier none"):
+        open_store(StoreConfig(root=small_disk), corpus, clips)
+    with open_store(StoreConfig(root=small_disk), corpus, clips[:250]) as store:
+        fill(store, clips[:250])
+        assert store.trouble is None
+    # What is stored needs no room.
+    with open_store(StoreConfig(root=small_disk), corpus, clips[:250]) as store:
+        assert all(is_stored(store, clip) for clip in clips[:250])
+
+
+def test_a_disk_that_fills_up_ends_the_storing_and_nothing_else(small_disk: Path, corpus: Path) -> None:
+    clips = make_clips(corpus, 100)
+    with open_store(StoreConfig(root=small_disk), corpus, clips) as store:
+        (small_disk / "other").write_bytes(bytes(2**20 - 2**17))
+        fill(store, clips)
+        assert store.trouble is not None
+        assert "No space left on device" in store.trouble
+        assert str(store.folder) in store.trouble
+        stored = [is_stored(store, clip) for clip in clips]
+        assert 5 < sum(stored) < 60
+        (small_disk / "other").unlink()
+        fill(store, clips)
+        assert [is_stored(store, clip) for clip in clips] == stored
+    with open_store(StoreConfig(root=small_disk), corpus, clips) as store:
+        assert [is_stored(store, clip) for clip in clips] == stored
+        fill(store, clips)
+        assert all(is_stored(store, clip) for clip in clips)
+
+
+def test_a_file_that_may_not_grow_ends_the_storing(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 10)
+
+    def work() -> None:
+        with open_store(config, corpus, clips) as store:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (ROW_BYTES * 9 // 2, resource.RLIM_INFINITY))
+            fill(store, clips)
+            assert store.trouble is not None
+            assert "File too large" in store.trouble
+            assert [is_stored(store, clip) for clip in clips] == [True] * 4 + [False] * 6
+
+    assert ended_well(forked(work))
+
+
+def test_a_store_that_is_deleted_while_open_ends_the_storing(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 2)
+    with open_store(config, corpus, clips) as store:
+        fill(store, clips[:1])
+        shutil.rmtree(store.folder)
+        fill(store, clips)
+        assert store.trouble is not None
+        assert is_stored(store, clips[0])
+        assert not is_stored(store, clips[1])
+
+
+def test_the_limit_holds_over_all_stores(config: StoreConfig, corpus: Path, tmp_path: Path) -> None:
+    clips, others = make_clips(corpus, 20), make_clips(tmp_path / "other", 20)
+    limited = replace(config, max_gib=30 * 4096 / 2**30)
+    with open_store(limited, corpus, clips) as store:
+        fill(store, clips)
+        assert store.trouble is None
+    with pytest.raises(StoreUnavailable, match=r"need .* MiB more, .* take .* of the 0\.1 MiB that --store.max_gib"):
+        open_store(limited, tmp_path / "other", others)
+    with open_store(limited, corpus, clips) as store:
+        assert all(is_stored(store, clip) for clip in clips)
+
+
+def test_stores_that_fit_alone_keep_the_limit_together(config: StoreConfig, corpus: Path) -> None:
+    clips = make_clips(corpus, 40)
+    limited = replace(config, max_gib=25 * ROW_BYTES / 2**30)
+    with open_store(limited, corpus, clips[:20]) as train, open_store(limited, corpus, clips[20:]) as val:
+        fill(train, clips[:20])
+        fill(val, clips[20:])
+        assert train.trouble is None
+        assert val.trouble is not None
+        assert "--store.max_gib" in val.trouble
+        assert (val.folder / FRAMES).stat().st_blocks * 512 <= 25 * ROW_BYTES + 4096
+        # A changed file takes its own old place.
+        new = changed(corpus, clips[0])
+        train.write(new, pixels(new))
+        assert is_stored(train, new)
+
+
+def test_a_folder_that_cannot_be_made(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    config = StoreConfig(root=tmp_path / "file")
+    with pytest.raises(StoreUnavailable, match=r"cannot be kept in .*Not a directory; .*--store.root.*tier none"):
+        open_store(config, corpus, make_clips(corpus, 1))
+
+
+def test_a_read_only_disk(small_disk: Path, corpus: Path) -> None:
+    clips = make_clips(corpus, 2)
+    with open_store(StoreConfig(root=small_disk), corpus, clips) as store:
+        fill(store, clips[:1])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreUnavailable, match="Read-only file system"):
+        open_store(StoreConfig(root=small_disk), corpus, clips)
+
+
+def test_where_there_are_no_file_locks(config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "fcntl", None)
+    with pytest.raises(StoreUnavailable, match=r"no file locks; .*--store.tier none"):
+        open_store(config, corpus, make_clips(corpus, 1))
+
+
+# ---- what is chosen
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tier": "ram"}, r"store.tier must be one of auto, none, disk, memory, device, not 'ram'"),
+        ({"max_gib": 0.0}, r"store.max_gib must be a number above 0"),
+        ({"max_gib": float("nan")}, r"store.max_gib must be a number above 0"),
+    ],
+)
+def test_a_wrong_choice_names_the_key(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StoreConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("tier", "device", "gpu_free", "available", "chosen"),
+    [
+        ("auto", "cuda", 4000, 0, "device"),
+        ("auto", "cuda", 3999, 2000, "memory"),
+        ("auto", "cuda", 3999, 1999, "disk"),
+        ("auto", "cpu", 0, 2000, "memory"),
+        ("auto", "cpu", 0, 1999, "disk"),
+        ("none", "cuda", 4000, 2000, "none"),
+        ("disk", "cuda", 4000, 2000, "disk"),
+        ("memory", "cpu", 0, 0, "memory"),
+        ("device", "cuda", 1000, 0, "device"),
+        ("device", "cpu", 0, 0, "memory"),
+    ],
+)
+def test_the_tier(
+    tier: store_module.Tier,
+    device: str,
+    gpu_free: int,
+    available: int,
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gpu_free, 10**6))
+    monkeypatch.setattr(store_module, "available_memory", lambda: available)
+    got, reason = choose_tier(StoreConfig(tier=tier), 1000, torch.device(device))
+    assert got == chosen
+    assert reason
+    assert "\n" not in reason
+    assert (reason == "as asked") == (tier == chosen)
+
+
+def test_clips_that_do_not_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 2**32))
+    with pytest.raises(ValueError, match=r"take 3\.0 GiB and cuda has 1\.0 GiB .*--store.tier memory, disk or auto"):
+        choose_tier(StoreConfig(tier="device"), 3 * 2**30, torch.device("cuda"))
+
+
+def test_every_tier_is_listed() -> None:
+    assert TIERS == ("auto", "none", "disk", "memory", "device")
