@@ -1,0 +1,224 @@
+"""The clips that a benchmark reads: real ones, or generated ones of RAVDESS's shape, repeated to a pass's length."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from fastemo.console import Console
+from fastemo.corpus import ravdess
+from fastemo.corpus.encode import FRAME_RATE, KEYFRAME_INTERVAL
+from fastemo.corpus.manifest import Manifest, scan
+from fastemo.corpus.synthetic import SyntheticConfig, render_frames
+from fastemo.machine import available_processors, cache_folder
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Goes up when a change below makes other files of the same shape.
+_VERSION = 1
+_GRAIN_SIGMA = 3.0  # grey levels: enough that x264 really spends 8 Mb/s at 1280x720
+_GRAIN_MARGIN = 64
+_LEAST_SIDE = 64  # pixels; NVDEC takes nothing below 48
+_MOST_TAKES = ravdess.NUM_ACTORS * 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What generated clips are like; the defaults are RAVDESS's.
+
+    Attributes:
+        width, height: Pixels.
+        num_frames: Frames a clip, at 30000/1001 a second.
+        bit_rate: Bits a second that the encoder is held to.
+        num_renders: Different clips.
+    """
+
+    width: int = 1280
+    height: int = 720
+    num_frames: int = 100
+    bit_rate: int = 8_000_000
+    num_renders: int = 8
+
+
+SMALL = Shape(width=320, height=180, num_frames=100, bit_rate=500_000)
+TINY = Shape(width=320, height=180, num_frames=40, bit_rate=500_000, num_renders=4)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The files that everything in one run reads.
+
+    Attributes:
+        manifest: `num_clips` files under RAVDESS names; each is a link.
+        description: For the results: where they come from, without a path of this machine.
+    """
+
+    manifest: Manifest
+    description: dict[str, Any]
+
+
+def genuine_folder() -> Path | None:
+    """Real RAVDESS clips where they are at hand: below `FASTEMO_CLIPS`, or beside the repository."""
+    folder = Path(os.environ.get("FASTEMO_CLIPS") or REPOSITORY / "../shared/clips") / "ravdess"
+    return folder.resolve() if folder.is_dir() else None
+
+
+def generated_folder(shape: Shape, console: Console) -> Path:
+    """Generated clips, made once and kept in the cache folder."""
+    digest = hashlib.blake2b(f"{_VERSION} {shape}".encode(), digest_size=6).hexdigest()
+    target = cache_folder() / "benchmark" / f"{shape.width}x{shape.height}-{digest}"
+    if target.is_dir():
+        return target
+    console.say(f"making {shape.num_renders} clips of {shape.width}x{shape.height}, {shape.num_frames} frames")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    partial.mkdir(parents=True)
+    try:
+        with ThreadPoolExecutor(min(shape.num_renders, available_processors())) as pool:
+            list(pool.map(lambda number: _make_clip(partial, shape, number), range(shape.num_renders)))
+        if not target.is_dir():  # another process may have been quicker
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def lay_out(folder: Path, num_clips: int, target: Path, description: dict[str, Any]) -> Corpus:
+    """Link `num_clips` of a folder's clips, spread evenly or repeated, below `target` under RAVDESS names.
+
+    Raises:
+        ValueError: The folder is none, or holds no video that can be used.
+    """
+    found = scan(folder)
+    clips = found.clips + found.unlabelled
+    if not clips:
+        reasons = "; ".join(f"{clip.key}: {clip.reason}" for clip in found.rejected[:3])
+        raise ValueError(f"{folder} holds no video to measure with{f' ({reasons})' if reasons else ''}")
+    if len(clips) > num_clips:
+        clips = tuple(clips[i * len(clips) // num_clips] for i in range(num_clips))
+    for number in range(num_clips):
+        clip = clips[number % len(clips)]
+        name = _take(number)
+        link = target / f"Actor_{name.actor:02d}" / f"{name.stem}{Path(clip.key).suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((folder / clip.key).resolve())
+    seconds = sum(clip.duration_seconds for clip in clips)
+    frames = [clip.num_frames for clip in clips]
+    return Corpus(
+        scan(target),
+        {
+            **description,
+            "clips_a_pass": num_clips,
+            "different_clips": len(clips),
+            "codecs": sorted({clip.codec for clip in clips}),
+            "frame_sizes": sorted({f"{clip.width}x{clip.height}" for clip in clips}),
+            "frames_a_clip": [min(frames), max(frames)],
+            "megabits_a_second": round(sum(clip.size_bytes for clip in clips) * 8e-6 / seconds, 2) if seconds else None,
+        },
+    )
+
+
+def choose(argument: str, num_clips: int, target: Path, console: Console, *, quick: bool = False) -> Corpus:
+    """The corpus that `--corpus` means.
+
+    Args:
+        argument: A folder; `generated`; or `auto`: real clips where they are at hand, else generated ones.
+        quick: `auto` means small generated ones.
+    """
+    genuine = None if quick else genuine_folder()
+    if argument == "auto" and genuine is not None:
+        return lay_out(genuine, num_clips, target, {"kind": "genuine RAVDESS clips"})
+    if argument in ("auto", "generated"):
+        shape = TINY if quick else Shape()
+        about = {"kind": "generated", "shape": asdict(shape)}
+        return lay_out(generated_folder(shape, console), num_clips, target, about)
+    folder = Path(argument)
+    return lay_out(folder, num_clips, target, {"kind": "given", "name": folder.resolve().name})
+
+
+def pass_length(batch_size: int, at_least: int = 28) -> int:
+    """Clips a pass: whole batches, equally many for each worker of any peer (the report's way has four)."""
+    step = batch_size * math.lcm(available_processors(), 4)
+    return min(-(-at_least // step) * step, _MOST_TAKES)
+
+
+def stored_corpus(num_clips: int, num_frames: int, size: int, target: Path) -> Manifest:
+    """Clips that decode in a moment, to fill a store of real size with: links to one small one of T frames."""
+    side = max(_LEAST_SIDE, size + size % 2)
+    source = target.parent / f"{target.name}.mp4"
+    target.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (num_frames, side * 3 // 2, side), dtype=np.uint8)
+    _encode(source, list(pixels), side, side, bit_rate=4_000_000, sound=False)
+    example = target.parent / f"{target.name}-example"
+    example.mkdir()
+    (example / f"{_take(0).stem}.mp4").symlink_to(source)
+    (probed,) = scan(example).clips
+    clips = []
+    for number in range(num_clips):
+        take = _take(number)
+        link = target / f"Actor_{take.actor:02d}" / f"{take.stem}.mp4"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(source)
+        clips.append(replace(probed, key=link.relative_to(target).as_posix(), emotion=take.emotion_name))
+    return Manifest.of(target, clips)
+
+
+def _take(number: int) -> ravdess.Performance:
+    """The n-th speech take of RAVDESS, actor by actor, which is also the order of the files' paths."""
+    return ravdess.speech_performances(number // 60 + 1)[number % 60]
+
+
+def _make_clip(folder: Path, shape: Shape, number: int) -> None:
+    """One face that moves and speaks, under grain that changes with every frame."""
+    take = ravdess.speech_performances(number % ravdess.NUM_ACTORS + 1)[7 * number % 60]
+    config = SyntheticConfig(width=shape.width, height=shape.height, num_frames=shape.num_frames)
+    rng = np.random.default_rng(number)
+    field = rng.normal(0, _GRAIN_SIGMA, (shape.height + _GRAIN_MARGIN, shape.width + _GRAIN_MARGIN))
+    field = np.rint(field).astype(np.int16)
+    pictures = []
+    for frame in render_frames(take, config, noise=False):
+        planes = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
+        top, left = rng.integers(0, _GRAIN_MARGIN + 1, 2)
+        grain = field[top : top + shape.height, left : left + shape.width]
+        planes[: shape.height] = np.clip(planes[: shape.height] + grain, 0, 255).astype(np.uint8)
+        pictures.append(planes)
+    path = folder / f"{take.stem}.mp4"
+    _encode(path, pictures, shape.width, shape.height, bit_rate=shape.bit_rate, sound=True)
+
+
+def _encode(path: Path, pictures: list[np.ndarray], width: int, height: int, *, bit_rate: int, sound: bool) -> None:
+    """RAVDESS's stream structure with all that its own encoder used: CABAC, deblocking, two B-frames, a real bit rate.
+
+    Args:
+        pictures: uint8 [H * 3 / 2, W], the planes of 4:2:0 below each other.
+        sound: Add a silent stereo AAC track, as RAVDESS's video-only files have.
+    """
+    parameters = (
+        f"keyint={KEYFRAME_INTERVAL}:min-keyint={KEYFRAME_INTERVAL}:scenecut=0:open-gop=0:bframes=2:b-adapt=0:"
+        f"b-pyramid=none:threads=1:lookahead-threads=1:vbv-maxrate={bit_rate // 1000}:vbv-bufsize={bit_rate // 1000}"
+    )
+    options = {"preset": "veryfast", "profile": "high", "x264-params": parameters}
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FRAME_RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.bit_rate = bit_rate
+        stream.codec_context.thread_count = 1
+        silence = container.add_stream("aac", rate=48000, layout="stereo") if sound else None
+        for planes in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        container.mux(stream.encode(None))
+        if silence is not None:
+            for start in range(0, round(len(pictures) / FRAME_RATE * 48000), 1024):
+                frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+                frame.sample_rate, frame.pts = 48000, start
+                container.mux(silence.encode(frame))
+            container.mux(silence.encode(None))

@@ -1,0 +1,55 @@
+"""Cold means cold: pages are dropped, and it is looked whether they were."""
+
+import os
+
+import pytest
+
+from benchmarks.corpus import stored_corpus
+from benchmarks.measure import Skipped
+from benchmarks.store_rungs import StoreRungs, cached_share, drop_cached_pages
+from fastemo.video.config import VideoConfig
+
+
+@pytest.fixture
+def stored(tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "frames.bin").write_bytes(os.urandom(1 << 22))
+    (folder / "empty").touch()
+    return folder
+
+
+def test_pages_are_forgotten(stored):
+    file = stored / "frames.bin"
+    file.read_bytes()
+    try:
+        assert cached_share(file) == 1.0
+        drop_cached_pages(stored)
+    except Skipped as reason:
+        pytest.skip(str(reason))
+    assert cached_share(file) <= 0.1
+    file.read_bytes()
+    assert cached_share(file) == 1.0
+
+
+def test_pages_that_stay_are_told(stored, monkeypatch):
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: None)
+    (stored / "frames.bin").read_bytes()
+    with pytest.raises(Skipped, match="TMPDIR"):
+        drop_cached_pages(stored)
+
+
+@pytest.mark.slow
+def test_every_tier_serves_every_clip(tmp_path):
+    manifest = stored_corpus(20, 2, 16, tmp_path / "stored")
+    config = VideoConfig(num_frames=2, size=16)
+    tiers = StoreRungs(manifest, tmp_path / "store", config, batch_size=8, seconds=0.0, device="cpu")
+    with tiers.rungs() as rungs:
+        for rung in rungs:
+            rung.warm()
+            try:
+                found = rung.run()
+            except Skipped:
+                continue
+            assert found.clips == (8 if rung.name.endswith("augmented") else 20), rung.name
+            assert found.seconds > 0

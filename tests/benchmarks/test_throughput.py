@@ -1,0 +1,165 @@
+"""The command itself, small; and what a user can get wrong, in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import throughput
+from benchmarks.measure import Pass, Rung, Skipped, summary
+from fastemo.console import Console
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUNGS = (
+    *("demux", "prune", "decode_full", "decode_pruned", "decode_resize", "loader_cold"),
+    *("disk_read", "loader_disk_cold", "loader_disk_warm", "loader_memory", "loader_memory_augmented"),
+)
+ENTRIES = (
+    *("date", "command", "minutes", "machine", "versions", "settings", "corpus"),
+    *("rungs", "peers", "memory", "ratios", "targets"),
+)
+
+
+def script(name, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, f"benchmarks/{name}", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A run with one peer that cannot run: its output and its JSON."""
+    folder = tmp_path_factory.mktemp("quick")
+    (folder / "hidden").mkdir()
+    (folder / "hidden" / "decord.py").write_text("raise ImportError('no decord here')")
+    path = os.pathsep.join(filter(None, [str(folder / "hidden"), os.environ.get("PYTHONPATH", "")]))
+    out = folder / "out" / "found.json"
+    done = script("throughput.py", "--quick", "--peers", "pyav,jpeg,decord", "--out", out, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(out.read_text()), out
+
+
+@pytest.mark.slow
+def test_the_json_holds_everything(quick):
+    _, found, out = quick
+    assert tuple(found) == ENTRIES
+    assert tuple(found["rungs"]) == RUNGS
+    assert set(found["peers"]) == {"pyav", "jpeg", "decord"}
+    assert "no decord here" in found["peers"]["decord"]["skipped"]
+    assert found["peers"]["decord"]["rounds"] == []
+    assert found["peers"]["jpeg"]["extraction"]["seconds"] > 0
+    assert found["machine"]["processor"]
+    assert found["versions"]["av"]
+    assert found["corpus"]["kind"] == "generated"
+    assert str(out.parent) not in out.read_text()
+
+
+@pytest.mark.slow
+def test_figures_follow_from_the_rounds(quick):
+    _, found, _ = quick
+    entries = {**found["rungs"], **found["peers"]}
+    for name, entry in entries.items():
+        if "skipped" in entry:
+            continue
+        assert [it["round"] for it in entry["rounds"]] == [1, 2], name
+        rates = [it["clips"] / it["seconds"] for it in entry["rounds"]]
+        costs = [it["cpu_seconds"] / it["clips"] for it in entry["rounds"]]
+        assert entry["clips_per_second"] == pytest.approx(summary(rates)), name
+        assert entry["cpu_seconds_per_clip"] == pytest.approx(summary(costs)), name
+
+    def rates_of(name):
+        return [it["clips"] / it["seconds"] for it in entries[name]["rounds"]]
+
+    for name, ratio in found["ratios"].items():
+        if name.startswith("cpu_"):
+            continue
+        above, below = name.split("_over_")
+        expected = [one / other for one, other in zip(rates_of(above), rates_of(below), strict=True)]
+        assert ratio == pytest.approx(summary(expected)), name
+    by_name = {target["name"]: target for target in found["targets"]}
+    assert by_name["cold_over_best_peer"]["value"] == found["ratios"]["loader_cold_over_pyav"]["median"]
+    assert by_name["memory_growth"]["verdict"] == "not measured"
+    assert len(by_name) == 7
+
+
+@pytest.mark.slow
+def test_everybody_reads_the_same_clips(quick):
+    _, found, _ = quick
+    num_clips = found["corpus"]["clips_a_pass"]
+    for name in ("demux", "decode_pruned", "loader_cold"):
+        assert {it["clips"] for it in found["rungs"][name]["rounds"]} == {num_clips}
+    for name in ("pyav", "jpeg"):
+        assert {it["clips"] for it in found["peers"][name]["rounds"]} == {num_clips}
+
+
+@pytest.mark.slow
+def test_tables_and_chart(quick):
+    output, _, out = quick
+    assert "decord skipped: no decord here" in output
+    assert "medians of 2 rounds" in output
+    assert "PyAV + DataLoader" in output
+    assert "targets, stated for" in output
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corpus", "/no/such/folder"], "/no/such/folder"),
+        (["--peers", "somebody"], "--peers takes all, none, or some of decord"),
+        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
+        (["--num_frames", "0"], "--num_frames must be at least 1"),
+        (["--out", "found.txt"], "ends in .json"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        throughput.main(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
+
+
+class NoPeers:
+    def run(self, name):
+        raise Skipped(f"{name} is not here")
+
+
+def test_rounds_begin_elsewhere_and_skips_are_not_tried_again():
+    seen = []
+
+    def rung(name):
+        return Rung(name, name, lambda: seen.append(name) or Pass(1, 1.0, 1.0))
+
+    found, skipped = throughput.measure([rung("a"), rung("b"), rung("c")], NoPeers(), ["d"], 4, Console(show=False))
+    assert "".join(seen) == "abcbcacababc"
+    assert [list(found[name]) for name in "abc"] == [[1, 2, 3, 4]] * 3
+    assert found["d"] == {}
+    assert skipped == {"d": "d is not here"}
+
+
+@pytest.mark.slow
+def test_memory_is_measured_by_a_program_of_its_own(tiny_corpus):
+    done = script("memory.py", "--corpus", tiny_corpus, "--decodes", 200, "--num_frames", 2, "--size", 16)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for part in (found, found["loader"]):
+        assert part["decodes"] >= 200
+        grown = part["resident_mib_after"] - part["resident_mib_before"]
+        assert part["growth_mib"] == pytest.approx(grown, abs=0.02)
+        assert part["resident_mib_highest"] >= part["resident_mib_before"]
+
+
+@pytest.mark.slow
+def test_memory_without_clips_is_one_line(tmp_path):
+    done = script("memory.py", "--corpus", tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
