@@ -24,7 +24,7 @@ SMALL = (
 def checkout(tmp_path_factory):
     """A folder with what a user has in a clone."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("fastemo", "configs"):
+    for name in ("fastemo", "configs", "benchmarks"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
@@ -53,10 +53,13 @@ def test_the_other_commands_run_in_order(checkout, tiny_corpus):
             line += SMALL
         if line.startswith("fastemo synthesize"):
             line += " --clips_per_actor 4 --width 128 --height 72 --num_frames 6"
+        if "benchmarks/" in line:
+            line = line.removeprefix("pip install -e '.[bench]' && ") + " --quick --out figures.json"
         shell(line, checkout)
     assert (checkout / "manifest.csv").is_file()
     assert len(list((checkout / "out").rglob("*.mp4"))) == 96
     assert len(list((checkout / "runs").glob("*/test.json"))) == 3
+    assert (checkout / "figures.json").is_file()
     assert (checkout / "runs" / "r3d18" / "evaluation" / "test" / "test.json").is_file()
 
 
