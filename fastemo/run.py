@@ -109,14 +109,14 @@ def _prepare(
     train = loaders["train"]
     console.say(
         f"{config.model.name}: {sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters, "
-        f"{trainer.precision} on {trainer.device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}"
+        f"{trainer.speed} on {trainer.device}, {trainer.world_size} process{'es' * (trainer.world_size > 1)}"
     )
     console.say(f"decoding by {train.backend} ({train.backend_reason}); {train.kept.description}")
-    if trainer.precision_note:
-        console.say(trainer.precision_note)
     if train.num_padding:
         console.say(f"{train.num_padding} clips are repeated each epoch to even out the processes; they weigh nothing")
-    trainer.prepare(model, len(train))
+    for note in (trainer.speed.note, trainer.prepare(model, len(train))):
+        if note:
+            console.say(note)
     return manifest.root, splits, loaders
 
 

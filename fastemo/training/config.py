@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
+SpeedMode = Literal["auto", "plain"]
+Compile = Literal["auto", "off", "default", "cudagraphs"]
 Schedule = Literal["plateau", "onecycle", "constant"]
 
 
@@ -24,9 +26,12 @@ class TrainConfig:
         plateau_factor, plateau_patience: What the rate is multiplied by after how many epochs without gain.
         early_stop_patience: Stop after so many epochs without a better validation accuracy; `None`: never.
         clip_norm: Largest norm of the gradients; 0 turns clipping off.
-        precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says, fp32
-            without it. A CPU that would only emulate bf16 computes in fp32, and the run says so.
-        channels_last: Memory layout of 2D convolutions (3D ones keep theirs); the same result, faster on a CPU.
+        speed: `auto` picks precision, layout and optimiser's kernel by what was measured on this kind of device,
+            and the run says what; `plain` is fp32 as torch does it by itself.
+        precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says, without it
+            what `speed` picks. A CPU that would only emulate bf16 computes in fp32, and the run says so.
+        channels_last: Memory layout of convolutions, the same result; null: what `speed` picks.
+        compile: torch.compile of the training step: `off` (which is also `auto`), `default`, or `cudagraphs`.
     """
 
     batch_size: int = 8
@@ -39,8 +44,10 @@ class TrainConfig:
     plateau_patience: int = 2
     early_stop_patience: int | None = 5
     clip_norm: float = 5.0
+    speed: SpeedMode = "auto"
     precision: Precision = "auto"
-    channels_last: bool = False
+    channels_last: bool | None = None
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate_steps", "epochs"):
@@ -57,7 +64,9 @@ class TrainConfig:
             raise ValueError(f"train.early_stop_patience must be at least 1 or null, not {self.early_stop_patience}")
         for name, allowed in (
             ("schedule", ("plateau", "onecycle", "constant")),
+            ("speed", ("auto", "plain")),
             ("precision", ("auto", "fp32", "fp16", "bf16")),
+            ("compile", ("auto", "off", "default", "cudagraphs")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'")

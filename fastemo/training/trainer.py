@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.machine import versions, write_text
 from fastemo.training import checkpoint
 from fastemo.training.config import TrainConfig
+from fastemo.training.speed import keep_conv3d_right, pick, to_channels_last
 from fastemo.video.augment import AugmentConfig, augment
 from fastemo.video.loader import ClipBatch, ClipLoader
 from fastemo.video.sampling import keyed_seed
@@ -40,28 +40,24 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, *, seed: int) -> None:
         self.config, self._seed = config, seed
-        chosen = {"auto": None, "fp32": "no"}.get(config.precision, config.precision)
-        wanted = chosen or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        self.precision_note = ""
-        if wanted == "bf16" and not _bf16_is_fast():
-            chosen, self.precision_note = "no", "fp32 in place of bf16, which this processor would only emulate"
-        # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.
+        kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self.speed = pick(config, kind.type if kind else "cpu")
+        self.speed.set_backends()
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         # Accelerate keeps the first precision that a process asked for; a later training may ask for another.
         AcceleratorState._reset_state()
+        # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.
+        mixed_precision = "no" if self.speed.precision == "fp32" else self.speed.precision
         try:
             self.accelerator = Accelerator(
-                mixed_precision=chosen, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp]
+                mixed_precision=mixed_precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp]
             )
         except ValueError as error:
-            raise ValueError(f"train.precision {config.precision} cannot be had here: {error}") from error
+            raise ValueError(f"train.precision {self.speed.precision} cannot be had here: {error}") from error
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.history: list[dict[str, Any]] = []
-
-    @property
-    def precision(self) -> str:
-        return {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+        self._writer = checkpoint.Writer()
 
     def seed_everything(self, *, epoch: int) -> None:
         """Seed torch's own generators (initial weights, dropout) from (seed, epoch, rank)."""
@@ -76,30 +72,45 @@ class Trainer:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._writer.close()
         # Gloo's threads drop the last exchange's tensors some time after it is over, and abort the process if the
         # interpreter is gone by then. They are waited for when the group of processes is deleted, which
         # everything wrapped for it keeps alive.
-        for name in ("model", "optimizer", "_scheduler"):
+        for name in ("model", "optimizer", "_scheduler", "_compiled"):
             self.__dict__.pop(name, None)
         self.accelerator.free_memory()
         self.accelerator.end_training()
         gc.collect()
 
-    def prepare(self, model: nn.Module, steps_per_epoch: int) -> None:
-        """Put the model on the device and make what trains it."""
-        if self.config.channels_last:
-            for parameter in model.parameters():
-                if parameter.dim() == 4:  # the kernels of 2D convolutions; their input follows
-                    # `contiguous` leaves 1x1 kernels in strides that their gradients will not have.
-                    nhwc = torch.empty_like(parameter.data, memory_format=torch.channels_last)
-                    parameter.data = nhwc.copy_(parameter.data)
+    def prepare(self, model: nn.Module, steps_per_epoch: int) -> str:
+        """Put the model on the device and make what trains it.
+
+        Returns:
+            What to tell the user about it; empty where all is as picked.
+        """
+        if self.speed.channels_last:
+            to_channels_last(model)
+        note = keep_conv3d_right(model, self.device, self.speed.precision)
         # Adam with an L2 penalty inside the gradient, as in the report; not AdamW.
         optimizer = torch.optim.Adam(
-            model.parameters(), lr=self.config.lr, betas=(0.9, 0.999), weight_decay=self.config.weight_decay
+            model.parameters(),
+            lr=self.config.lr,
+            betas=(0.9, 0.999),
+            weight_decay=self.config.weight_decay,
+            fused=self.speed.fused_adam or None,
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         updates = -(-steps_per_epoch // self.config.accumulate_steps) * self.config.epochs
         self._scheduler = _make_scheduler(self.config, optimizer, updates)
+        self._compiled = self._compile()
+        return note
+
+    def _compile(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        if self.speed.compile == "off":
+            return None
+        mode = "reduce-overhead" if self.speed.compile == "cudagraphs" else None
+        compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self.model, mode=mode)
+        return compiled
 
     @property
     def bare_model(self) -> nn.Module:
@@ -117,8 +128,11 @@ class Trainer:
     ) -> None:
         """Train until the last epoch or until validation accuracy stops rising.
 
-        Leaves `metrics.jsonl` and `checkpoints/last` and `checkpoints/best` in `run_dir`, complete after every
-        epoch; `history` holds the same rows.
+        Leaves `metrics.jsonl` and `checkpoints/last` and `checkpoints/best` in `run_dir`, each whole at any time and at
+        most one epoch behind; `history` holds the same rows.
+
+        Raises:
+            OSError: They could not be written.
         """
         best_accuracy, epochs_without_gain = -1.0, 0
         with console.track("training", "clips") as advance:
@@ -140,11 +154,12 @@ class Trainer:
                 improved = metrics.accuracy > best_accuracy
                 best_accuracy = max(best_accuracy, metrics.accuracy)
                 epochs_without_gain = 0 if improved else epochs_without_gain + 1
-                self._save(run_dir, ("last", "best") if improved else ("last",))
+                self._save(run_dir, improved=improved)
                 console.say(_epoch_line(row, self.config.epochs, improved))
                 if epochs_without_gain == self.config.early_stop_patience:
                     console.say(f"stopped early: {epochs_without_gain} epochs without a better validation accuracy")
                     break
+        self._writer.wait()
 
     def predict(self, loader: ClipLoader, augment_config: AugmentConfig) -> Predictions:
         """Every clip of a split once, from all ranks, on all ranks."""
@@ -197,7 +212,10 @@ class Trainer:
             frames = augment(batch.frames, augment_config, batch.keys, seed=self._seed, epoch=epoch)
             last = position == len(window) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                logits = self.model(frames).float()
+                # One shape is compiled. A last batch of fewer clips runs as it is: padded, it would change the
+                # statistics of batch normalisation; dropped, the epoch.
+                model = self._compiled if self._compiled and len(frames) == self.config.batch_size else self.model
+                logits = model(frames).float()
                 real = ~batch.is_padding
                 loss = (F.cross_entropy(logits, batch.labels, reduction="none") * real).sum()
                 # Gradients are averaged over the ranks; the factor makes that average a sum.
@@ -211,23 +229,25 @@ class Trainer:
         if self.config.schedule == "onecycle":
             self._scheduler.step()
 
-    def _save(self, run_dir: Path, names: Sequence[str]) -> None:
-        """Write the checkpoints and the metrics so far, on the main process."""
+    def _save(self, run_dir: Path, *, improved: bool) -> None:
+        """Write the checkpoints and the metrics so far, on the main process and beside the training."""
         if not self.is_main:
             return
         state = {"optimizer": self.optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         info = {**self.history[-1], "versions": versions()}
-        for name in names:
-            folder = run_dir / "checkpoints" / name
-            checkpoint.save(folder, model=self.bare_model.state_dict(), state=state, info=info)
-        write_text(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
+        model, state = checkpoint.snapshot(self.bare_model.state_dict()), checkpoint.snapshot(state)
+        metrics = "".join(json.dumps(row) + "\n" for row in self.history)
 
+        def write() -> None:
+            last = run_dir / "checkpoints" / "last"
+            checkpoint.save(last, model=model, state=state, info=info)
+            if improved:
+                checkpoint.copy(last, last.with_name("best"))
+            write_text(run_dir / "metrics.jsonl", metrics)
 
-def _bf16_is_fast() -> bool:
-    """Whether the device computes in bf16; a CPU without AVX-512 or the like is many times slower in it."""
-    return torch.accelerator.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        self._writer.submit(write)
 
 
 def _make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates: int) -> Any:

@@ -46,7 +46,7 @@ def test_bf16_is_held_against_fp32(monkeypatch):
     """On a CPU, which has both."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(gpu_kernels, "_REPEATS", 1)
-    small = ("small", (2, 3, 4, 16, 16), (8, 3, 3, 3, 3), (1, 2, 2), (1, 1, 1))
+    small = ("small", (2, 3, 4, 16, 16), (8, 3, 3, 3, 3), (1, 2, 2))
     monkeypatch.setattr(gpu_kernels, "_LAYERS", (small,))
     found = gpu_kernels.conv3d_in_bf16(torch.device("cpu"))
     assert found["ok"]

@@ -59,3 +59,55 @@ def test_missing_and_damaged_are_named(tmp_path):
     (tmp_path / "last" / checkpoint.INFO_FILE).write_text("{")
     with pytest.raises(ValueError, match="last is damaged"):
         checkpoint.load_model(tmp_path / "last")
+
+
+def test_a_copy_shares_bytes_and_is_replaced_alone(tmp_path):
+    state = {"a": torch.ones(2)}
+    checkpoint.save(tmp_path / "last", model=state, state={}, info={"epoch": 1})
+    checkpoint.copy(tmp_path / "last", tmp_path / "best")
+    assert (tmp_path / "last" / "model.safetensors").samefile(tmp_path / "best" / "model.safetensors")
+    checkpoint.save(tmp_path / "last", model={"a": torch.zeros(2)}, state={}, info={"epoch": 2})
+    weights, info = checkpoint.load_model(tmp_path / "best")
+    assert weights["a"].tolist() == [1, 1]
+    assert info["epoch"] == 1
+    checkpoint.copy(tmp_path / "last", tmp_path / "best")
+    assert checkpoint.load_model(tmp_path / "best")[1]["epoch"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
+
+
+def test_a_disk_without_hard_links_gets_a_copy(tmp_path, monkeypatch):
+    def refuse(*_args):
+        raise PermissionError(1, "Operation not permitted")
+
+    checkpoint.save(tmp_path / "last", model={"a": torch.ones(2)}, state={}, info={})
+    monkeypatch.setattr("os.link", refuse)
+    checkpoint.copy(tmp_path / "last", tmp_path / "best")
+    assert checkpoint.load_model(tmp_path / "best")[0]["a"].tolist() == [1, 1]
+
+
+def test_a_snapshot_does_not_follow_the_training():
+    tensor = torch.ones(2)
+    taken = checkpoint.snapshot({"state": {0: {"step": tensor}}, "groups": [{"lr": 1.0, "betas": (0.9, tensor)}]})
+    tensor.zero_()
+    assert taken["state"][0]["step"].tolist() == [1, 1]
+    assert taken["groups"][0]["betas"][1].tolist() == [1, 1]
+
+
+def test_the_writer_works_in_order_and_tells_what_failed():
+    written, writer = [], checkpoint.Writer()
+    for number in range(5):
+        writer.submit(lambda number=number: written.append(number))
+    writer.wait()
+    assert written == list(range(5))
+
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    writer.submit(fail)
+    with pytest.raises(OSError, match="No space left"):
+        writer.submit(lambda: written.append(5))
+    writer.submit(fail)
+    with pytest.raises(OSError, match="No space left"):
+        writer.wait()
+    writer.wait()
+    writer.close()

@@ -91,7 +91,8 @@ def plain_loop(config, windows, model, epochs):
 @pytest.mark.parametrize("accumulate_steps", [1, 2, 3])
 def test_fit_equals_a_plain_loop(tmp_path, accumulate_steps):
     train = FakeLoader([4, 4, 4, 4, 3])
-    config = TrainConfig(epochs=3, lr=1e-2, clip_norm=0.5, schedule="constant", accumulate_steps=accumulate_steps)
+    recipe = {"epochs": 3, "lr": 1e-2, "clip_norm": 0.5, "schedule": "constant", "precision": "fp32"}
+    config = TrainConfig(**recipe, accumulate_steps=accumulate_steps)
     model, reference = small_model(), small_model()
     trainer = fit(config, train, model, tmp_path)
     windows = [train.batches[i : i + accumulate_steps] for i in range(0, 5, accumulate_steps)]
@@ -112,8 +113,8 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
     )
     whole = FakeLoader([])
     whole.batches = [joined]
-    one = fit(TrainConfig(epochs=2, accumulate_steps=3), parts, small_model(), tmp_path / "parts")
-    other = fit(TrainConfig(epochs=2), whole, small_model(), tmp_path / "whole")
+    one = fit(TrainConfig(epochs=2, accumulate_steps=3, precision="fp32"), parts, small_model(), tmp_path / "parts")
+    other = fit(TrainConfig(epochs=2, precision="fp32"), whole, small_model(), tmp_path / "whole")
     assert one.history[1]["train_loss"] == pytest.approx(other.history[1]["train_loss"], abs=1e-6)
 
 
@@ -137,11 +138,11 @@ def test_precisions_agree_within_their_tolerance(tmp_path, precision):
 
 
 def test_a_processor_that_would_emulate_bf16_computes_in_fp32_and_says_so(monkeypatch):
-    monkeypatch.setattr(trainer_module, "_bf16_is_fast", lambda: False)
+    monkeypatch.setattr("fastemo.training.speed.bf16_is_fast_on_cpu", lambda: False)
     trainer = Trainer(TrainConfig(precision="bf16"), seed=0)
-    assert trainer.precision == "fp32"
-    assert "fp32 in place of bf16" in trainer.precision_note
-    assert not Trainer(TrainConfig(precision="fp32"), seed=0).precision_note
+    assert trainer.speed.precision == "fp32"
+    assert "fp32 in place of bf16" in trainer.speed.note
+    assert not Trainer(TrainConfig(precision="fp32"), seed=0).speed.note
 
 
 def test_channels_last_gives_the_same_losses(tmp_path):
@@ -153,7 +154,9 @@ def test_channels_last_gives_the_same_losses(tmp_path):
 
     train = FakeLoader([4, 4])
     one, other = (
-        fit(TrainConfig(epochs=2, channels_last=flag), train, conv_model(), tmp_path / str(flag)).history
+        fit(
+            TrainConfig(epochs=2, channels_last=flag, precision="fp32"), train, conv_model(), tmp_path / str(flag)
+        ).history
         for flag in (False, True)
     )
     assert [r["train_loss"] for r in one] == pytest.approx([r["train_loss"] for r in other], abs=1e-5)

@@ -18,7 +18,7 @@ from fastemo.video.loader import ClipLoader
 
 
 def main(corpus: Path, out: Path, global_batch: int) -> None:
-    with Trainer(TrainConfig(epochs=2, lr=1e-3, batch_size=1), seed=3) as trainer:
+    with Trainer(TrainConfig(epochs=2, lr=1e-3, batch_size=1, precision="fp32"), seed=3) as trainer:
         train(trainer, corpus, out, global_batch)
 
 

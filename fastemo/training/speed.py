@@ -1,0 +1,169 @@
+"""How the arithmetic of a training runs on a device: picked by device, and only what was measured to win there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastemo.training.config import TrainConfig
+
+# bf16 keeps 8 bits: each factor is off by 0.2 % on average, and sums of products by about as much. Wrong kernels
+# are off by whole multiples, or not a number at all.
+MOST_CONV3D_ERROR = 0.02
+# Input [B, C, T, H, W] and weight of two of R3D-18's convolutions, at a quarter of its width in space.
+_CONV3D = (((2, 64, 4, 28, 28), (64, 64, 3, 3, 3), 1), ((2, 128, 4, 14, 14), (256, 128, 3, 3, 3), 2))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was picked.
+
+    Attributes:
+        precision: Of matrix products and convolutions; weights and their updates are fp32.
+        channels_last: Memory layout of convolutions, 2D and 3D.
+        fused_adam: All weights updated by one kernel.
+        compile: `off`, `default`, or `cudagraphs` for torch.compile.
+        tf32: Whether fp32 products on a GPU may round their factors to 10 bits, and kernels are tried out.
+        note: Why not what was asked for; empty: it is.
+    """
+
+    precision: Literal["fp32", "fp16", "bf16"]
+    channels_last: bool
+    fused_adam: bool
+    compile: Literal["off", "default", "cudagraphs"]
+    tf32: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        parts = {
+            "channels_last": self.channels_last,
+            "fused Adam": self.fused_adam,
+            f"compiled ({self.compile})": self.compile != "off",
+            "TF32": self.tf32,
+        }
+        return ", ".join([self.precision, *(name for name, is_on in parts.items() if is_on)])
+
+    def set_backends(self) -> None:
+        """Tell torch, for this process."""
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = self.tf32
+
+
+def pick(config: TrainConfig, device_type: str) -> Speed:
+    """What `train.speed` means on a kind of device; single keys of the configuration win.
+
+    `auto` on a CPU, ResNet-18 on 8 clips of 10 frames at 112 pixels: channels_last and bf16 2.2 x fp32, fused Adam half
+    the time of an update; torch.compile 0.85 x (benchmarks/LOG.md). Nothing is compiled unless asked for.
+    """
+    is_auto = config.speed == "auto"
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = config.precision
+    if precision == "auto":
+        # The launcher says "no" both when told so and when told nothing.
+        if launched in ("fp16", "bf16"):
+            precision = "fp16" if launched == "fp16" else "bf16"
+        else:
+            precision = _half_precision(device_type) if is_auto else "fp32"
+    note = ""
+    if precision == "bf16" and device_type == "cpu" and not bf16_is_fast_on_cpu():
+        precision, note = "fp32", "fp32 in place of bf16, which this processor would only emulate"
+    return Speed(
+        precision=precision,
+        channels_last=is_auto if config.channels_last is None else config.channels_last,
+        fused_adam=is_auto and device_type in ("cpu", "cuda"),
+        compile="off" if config.compile == "auto" else config.compile,
+        tf32=is_auto and device_type == "cuda",
+        note=note,
+    )
+
+
+def _half_precision(device_type: str) -> Literal["fp32", "fp16", "bf16"]:
+    if device_type == "cpu":
+        return "bf16" if bf16_is_fast_on_cpu() else "fp32"
+    if device_type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def bf16_is_fast_on_cpu() -> bool:
+    """Whether the processor computes in bf16; one without AVX-512 or the like is many times slower in it."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def to_channels_last(model: nn.Module) -> None:
+    """Lay out the kernels of 2D and 3D convolutions with channels last; their input follows."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.dim() in formats:
+            # `contiguous` leaves 1x1 kernels in strides that their gradients will not have.
+            last = torch.empty_like(parameter.data, memory_format=formats[parameter.dim()])
+            parameter.data = last.copy_(parameter.data)
+
+
+def keep_conv3d_right(model: nn.Module, device: torch.device, precision: str) -> str:
+    """Let a model with 3D convolutions compute in fp32 where the device gets them wrong in half precision.
+
+    Some versions of cuDNN were wrong in bf16. On a CPU R3D-18 sees to it itself.
+
+    Returns:
+        What to tell the user; empty where all is well.
+    """
+    if precision == "fp32" or device.type == "cpu" or not any(isinstance(m, nn.Conv3d) for m in model.modules()):
+        return ""
+    error = conv3d_error(device, {"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
+    if error <= MOST_CONV3D_ERROR:
+        return ""
+    compute_in_fp32(model)
+    return f"3D convolutions in {precision} are off by {error:.0%} on this device: the model computes in fp32"
+
+
+def compute_in_fp32(model: nn.Module) -> None:
+    """Turn autocast off inside the model, whatever is on around it."""
+    forward = model.forward
+
+    def in_fp32(frames: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(frames.device.type, enabled=False):
+            result: torch.Tensor = forward(frames.float())
+            return result
+
+    model.forward = in_fp32
+
+
+def conv3d_error(device: torch.device, dtype: torch.dtype) -> float:
+    """The largest relative error of 3D convolutions' results and gradients in `dtype`; NaN counts as 1."""
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        return max(max(conv3d_errors(*layer, device, dtype)) for layer in _CONV3D)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+def conv3d_errors(
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: int | tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[float]:
+    """Relative errors, as norms, of one convolution's result, input gradient and weight gradient."""
+    generator = torch.Generator(device).manual_seed(0)
+    frames = torch.randn(shape, generator=generator, device=device)
+    weight = torch.randn(weight_shape, generator=generator, device=device) / weight_shape[1] ** 0.5
+    padding = tuple(size // 2 for size in weight_shape[2:])
+
+    def step(dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs, kernel = (tensor.to(dtype).requires_grad_() for tensor in (frames, weight))
+        result = F.conv3d(inputs, kernel, stride=stride, padding=padding)
+        # A gradient that no sum cancels.
+        return [result.detach(), *torch.autograd.grad(result, (inputs, kernel), result.detach())]
+
+    return [
+        float(torch.nan_to_num((rough.float() - exact).norm() / exact.norm(), nan=1.0, posinf=1.0))
+        for rough, exact in zip(step(dtype), step(torch.float32), strict=True)
+    ]

@@ -1,0 +1,154 @@
+"""What is picked for a device, and that it changes how fast a training is and nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastemo.models import ModelConfig, build_model
+from fastemo.training import speed
+from fastemo.training.config import TrainConfig
+from fastemo.training.speed import compute_in_fp32, conv3d_error, keep_conv3d_right, pick
+from fastemo.training.trainer import Trainer
+from fastemo.video.augment import AugmentConfig
+from fastemo.video.loader import ClipBatch
+
+CPU = torch.device("cpu")
+MODELS = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+
+def has_bf16(monkeypatch, answer):
+    monkeypatch.setattr(speed, "bf16_is_fast_on_cpu", lambda: answer)
+
+
+def test_auto_on_a_cpu(monkeypatch):
+    has_bf16(monkeypatch, True)
+    assert str(pick(TrainConfig(), "cpu")) == "bf16, channels_last, fused Adam"
+    has_bf16(monkeypatch, False)
+    assert str(pick(TrainConfig(), "cpu")) == "fp32, channels_last, fused Adam"
+    assert pick(TrainConfig(), "cpu").note == ""
+
+
+def test_auto_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert str(pick(TrainConfig(), "cuda")) == "bf16, channels_last, fused Adam, TF32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert pick(TrainConfig(), "cuda").precision == "fp16"
+
+
+def test_plain_is_what_torch_does_by_itself():
+    for device in ("cpu", "cuda", "mps"):
+        assert str(pick(TrainConfig(speed="plain"), device)) == "fp32"
+
+
+def test_single_keys_and_the_launcher_win(monkeypatch):
+    has_bf16(monkeypatch, True)
+    picked = pick(TrainConfig(precision="fp32", channels_last=False, compile="default"), "cpu")
+    assert str(picked) == "fp32, fused Adam, compiled (default)"
+    assert pick(TrainConfig(speed="plain", channels_last=True), "cpu").channels_last
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert pick(TrainConfig(), "cpu").precision == "fp16"
+    assert pick(TrainConfig(speed="plain"), "cpu").precision == "fp16"
+    assert pick(TrainConfig(precision="bf16"), "cpu").precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert pick(TrainConfig(), "cpu").precision == "bf16"
+
+
+def batches(count, size, pixels, num_frames=2):
+    generator = torch.Generator().manual_seed(2)
+    return [
+        ClipBatch(
+            frames=torch.randint(0, 256, (size, num_frames, 3, pixels, pixels), generator=generator, dtype=torch.uint8),
+            labels=torch.randint(0, 8, (size,), generator=generator),
+            keys=[f"{number}-{i}" for i in range(size)],
+            is_padding=torch.zeros(size, dtype=torch.bool),
+            num_global=size,
+        )
+        for number in range(count)
+    ]
+
+
+def losses(config, name, data, crop, model=None):
+    """The loss of every step."""
+    with Trainer(config, seed=1) as trainer:
+        trainer.seed_everything(epoch=0)
+        model = model or build_model(ModelConfig(name=name, pretrained=False, num_frames=2), 8)
+        trainer.prepare(model, len(data))
+        trainer.model.train()
+        found = []
+        for step, batch in enumerate(data):
+            trainer.seed_everything(epoch=step)
+            totals = torch.zeros(3, dtype=torch.float64)
+            trainer.train_step([batch], AugmentConfig(crop_size=crop), 1, totals)
+            found.append(float(totals[0]) / len(batch.keys))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["early_cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "early_cnn")]
+)
+def test_fifty_steps_lose_the_same_as_the_plain_loop(name):
+    """Step by step. Adam divides gradients by their size, so rounding in small ones parts the weights in time."""
+    crop, size = 16 if name in ("early_cnn", "r3d18") else 32, 6
+    data = batches(10, size, crop + 2) * 5
+    recipe = {"lr": 1e-5, "batch_size": size}
+    plain = losses(TrainConfig(speed="plain", **recipe), name, data, crop)
+    exact = losses(TrainConfig(precision="fp32", **recipe), name, data, crop)
+    rough = losses(TrainConfig(precision="bf16", **recipe), name, data, crop)
+    assert plain[-1] < plain[0] - 0.2
+    assert exact[:3] == pytest.approx(plain[:3], abs=2e-3)
+    assert exact == pytest.approx(plain, abs=0.04)
+    assert rough[0] == pytest.approx(plain[0], abs=0.03)
+    assert rough == pytest.approx(plain, abs=0.12)
+
+
+def tiny_conv_model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(1, 2), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "cudagraphs"])
+def test_compiled_steps_lose_the_same_and_one_shape_is_compiled(mode):
+    data = [*batches(3, 4, 18), *batches(1, 3, 18)] * 2  # the last batch of an epoch has fewer clips
+    torch._dynamo.utils.counters.clear()
+    recipe = {"batch_size": 4, "precision": "fp32"}
+    compiled = losses(TrainConfig(compile=mode, **recipe), "", data, 16, tiny_conv_model())
+    assert compiled == pytest.approx(losses(TrainConfig(**recipe), "", data, 16, tiny_conv_model()), abs=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_right_convolutions_are_left_as_they_are():
+    assert conv3d_error(CPU, torch.bfloat16) < speed.MOST_CONV3D_ERROR
+    model = nn.Conv3d(3, 4, 3)
+    assert keep_conv3d_right(model, torch.device("cuda"), "fp32") == ""
+    assert keep_conv3d_right(nn.Conv2d(3, 4, 3), torch.device("cuda"), "bf16") == ""
+
+
+def test_wrong_convolutions_make_the_model_compute_in_fp32(monkeypatch):
+    monkeypatch.setattr(speed, "conv3d_error", lambda device, dtype: 0.5)
+    model, frames = nn.Conv3d(3, 4, 3), torch.randn(1, 3, 4, 8, 8)
+    exact = model(frames)
+    note = keep_conv3d_right(model, torch.device("cuda"), "bf16")
+    assert "off by 50%" in note
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(frames), exact)
+
+
+def test_not_a_number_is_a_whole_error(monkeypatch):
+    monkeypatch.setattr(speed.F, "conv3d", lambda inputs, kernel, **_: (inputs.sum() + kernel.sum()) * float("nan"))
+    assert conv3d_error(CPU, torch.bfloat16) == 1.0
+
+
+def test_autocast_stays_on_outside(monkeypatch):
+    inner, outer = nn.Linear(4, 4), nn.Linear(4, 4)
+    compute_in_fp32(inner)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert inner(torch.randn(2, 4)).dtype == torch.float32
+        assert outer(torch.randn(2, 4)).dtype == torch.bfloat16
