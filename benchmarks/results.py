@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_gpu else [],
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
     }
 
 
@@ -148,17 +148,17 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0%}" if value < 10 else f"{value:,.0f} x"
 
 
-def default_path(found: dict[str, Any], *, quick: bool) -> Path:
-    """`results/throughput-<machine>-<date>.json` beside this file."""
-    name = f"throughput-{'quick-' if quick else ''}{machine_slug(found)}-{time.strftime('%Y-%m-%d')}.json"
+def default_path(found: dict[str, Any], *, quick: bool, program: str = "throughput") -> Path:
+    """`results/<program>-<machine>-<date>.json` beside this file."""
+    name = f"{program}-{'quick-' if quick else ''}{machine_slug(found)}-{time.strftime('%Y-%m-%d')}.json"
     return Path(__file__).resolve().parent / "results" / name
 
 
-def write(path: Path, results: dict[str, Any]) -> None:
-    """Write the JSON at `path` and the chart beside it, each whole or not at all."""
+def write(path: Path, results: dict[str, Any], draw: Callable[[dict[str, Any]], Figure] | None = None) -> None:
+    """Write the JSON at `path` and the chart beside it, each whole or not at all; `draw` makes another chart."""
     write_text(path, without_paths(json.dumps(results, indent=1)) + "\n")
     with replacing(path.with_suffix(".png")) as partial:
-        chart(results).savefig(partial, format="png", dpi=120)
+        (draw or chart)(results).savefig(partial, format="png", dpi=120)
 
 
 def chart(results: dict[str, Any]) -> Figure:

@@ -20,7 +20,7 @@ from torch.optim import lr_scheduler
 
 from fastemo.console import Console
 from fastemo.evaluation.evaluate import Predictions, predict
-from fastemo.machine import versions, write_text
+from fastemo.machine import available_processors, versions, write_text
 from fastemo.training import checkpoint
 from fastemo.training.config import TrainConfig
 from fastemo.training.speed import keep_conv3d_right, pick, to_channels_last
@@ -54,6 +54,9 @@ class Trainer:
             )
         except ValueError as error:
             raise ValueError(f"train.precision {self.speed.precision} cannot be had here: {error}") from error
+        if not torch.accelerator.is_available():
+            # Launchers set OMP_NUM_THREADS=1, whatever processors there are.
+            torch.set_num_threads(available_processors())
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.history: list[dict[str, Any]] = []

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastemo.console import Console
+from fastemo.machine import available_processors
 from fastemo.training import trainer as trainer_module
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
@@ -143,6 +144,12 @@ def test_a_processor_that_would_emulate_bf16_computes_in_fp32_and_says_so(monkey
     assert trainer.speed.precision == "fp32"
     assert "fp32 in place of bf16" in trainer.speed.note
     assert not Trainer(TrainConfig(precision="fp32"), seed=0).speed.note
+
+
+def test_a_cpus_processors_all_compute_whatever_the_launcher_says():
+    torch.set_num_threads(1)
+    Trainer(TrainConfig(), seed=0)
+    assert torch.get_num_threads() == available_processors()
 
 
 def test_channels_last_gives_the_same_losses(tmp_path):

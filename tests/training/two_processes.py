@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from fastemo.console import Console
@@ -51,5 +50,4 @@ def train(trainer: Trainer, corpus: Path, out: Path, global_batch: int) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

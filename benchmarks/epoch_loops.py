@@ -1,0 +1,208 @@
+"""An epoch as `fit` runs it, the bare loop that is its ceiling, and where a step's time goes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import Pass, cpu_seconds, timed
+from fastemo.models import ModelConfig, build_model
+from fastemo.training import trainer as trainer_module
+from fastemo.training.trainer import Trainer
+from fastemo.video.augment import AugmentConfig, augment
+from fastemo.video.loader import ClipBatch, ClipLoader
+
+PARTS = ("data_wait", "augment", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class EpochPass(Pass):
+    """A pass that trained.
+
+    Attributes:
+        steps: Of the optimiser.
+        waited: Seconds that the loop waited for batches; `None` where that was not looked at.
+        loss, accuracy: Means over the clips, as they were trained on.
+    """
+
+    steps: int
+    waited: float | None
+    loss: float
+    accuracy: float
+
+
+def train_epoch(trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epoch: int) -> EpochPass:
+    """One pass over the loader's clips by `Trainer.train_step`; the device is waited for once, at the end."""
+    trainer.model.train()
+    totals = torch.zeros(3, device=trainer.device, dtype=torch.float64)
+    steps, waited, started, cpu_before = 0, 0.0, time.perf_counter(), cpu_seconds()
+    batches = loader.epoch(epoch)
+    while True:
+        before = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - before
+        if batch is None:
+            break
+        trainer.train_step([batch], config, epoch, totals)
+        steps += 1
+    loss, correct, clips = totals.tolist()
+    seconds, spent = time.perf_counter() - started, cpu_seconds() - cpu_before
+    return EpochPass(
+        int(clips), seconds, spent, steps=steps, waited=waited, loss=loss / clips, accuracy=correct / clips
+    )
+
+
+def bare_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int, seed: int) -> Pass:
+    """The ceiling: one batch that is there, the same model, augmentation, arithmetic and optimiser, nothing else."""
+
+    def work() -> int:
+        trainer.model.train()
+        for number in range(steps):
+            frames = augment(batch.frames, config, batch.keys, seed=seed, epoch=number)
+            loss = F.cross_entropy(trainer.model(frames).float(), batch.labels)
+            trainer.accelerator.backward(loss)
+            if trainer.config.clip_norm:
+                trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_norm)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
+        wait_for(trainer.device)
+        return steps * len(batch.keys)
+
+    return timed(work)
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def unlearned(trainer: Trainer) -> Iterator[None]:
+    """What is trained inside is forgotten at the end: weights, statistics and the optimiser's state are put back."""
+    held = [*trainer.model.state_dict().values()]
+    for state in trainer.optimizer.state.values():
+        held += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    before = [value.clone() for value in held]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, was in zip(held, before, strict=True):
+                value.copy_(was)
+
+
+class _Clock:
+    """Spans of a step, by events on a GPU, which is not waited for until they are read, and by the clock otherwise."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+
+    def now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def add(self, part: str, start: Any) -> None:
+        self._spans[part].append((start, self.now()))
+
+    def timing(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_work(*arguments: Any, **options: Any) -> Any:
+            start = self.now()
+            try:
+                return work(*arguments, **options)
+            finally:
+                self.add(part, start)
+
+        return timed_work
+
+    def seconds(self, part: str) -> float:
+        spans = self._spans[part]
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            return sum(start.elapsed_time(end) for start, end in spans) / 1000
+        return sum(end - start for start, end in spans)
+
+
+def breakdown(
+    trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epoch: int, *, most_steps: int
+) -> dict[str, Any]:
+    """Where a warm step's time goes; a pass of its own, because looking costs time.
+
+    On a GPU the spans are those of its own stream, idle time included. A batch's copy to the device runs beside the
+    step before: its time is told, and is part of no share.
+
+    Returns:
+        Steps, seconds a step, the shares of its parts and of the rest, which sum to 1, and what a copy takes.
+    """
+    clock, steps = _Clock(trainer.device), 0
+    totals = torch.zeros(3, device=trainer.device, dtype=torch.float64)
+    begun: list[Any] = []
+    trainer.model.train()
+    with ExitStack() as stack:
+        before = trainer.model.register_forward_pre_hook(lambda *_: begun.append(clock.now()))
+        after = trainer.model.register_forward_hook(lambda *_: clock.add("forward", begun.pop()))
+        stack.callback(before.remove)
+        stack.callback(after.remove)
+        for owner, name, part in (
+            (trainer_module, "augment", "augment"),
+            (trainer.accelerator, "backward", "backward"),
+            (trainer.accelerator, "clip_grad_norm_", "optimizer"),
+            (trainer.optimizer, "step", "optimizer"),
+        ):
+            stack.enter_context(patch.object(owner, name, clock.timing(part, getattr(owner, name))))
+        whole = clock.now()
+        batches = itertools.islice(loader.epoch(epoch), most_steps)
+        take = clock.timing("data_wait", lambda: next(batches, None))
+        while (batch := take()) is not None:
+            trainer.train_step([batch], config, epoch, totals)
+            steps, last = steps + 1, batch
+        clock.add("step", whole)
+    seconds = clock.seconds("step")
+    shares = {part: clock.seconds(part) / seconds for part in PARTS}
+    copy = copy_seconds(last.frames, trainer.device)
+    return {
+        "steps": steps,
+        "step_seconds": seconds / steps,
+        "shares": {**shares, "rest": 1 - sum(shares.values())},
+        "host_to_device_seconds": copy,
+        "host_to_device_share": copy * steps / seconds,
+    }
+
+
+def copy_seconds(frames: torch.Tensor, device: torch.device, repeats: int = 10) -> float:
+    """What a batch's way from pinned memory to the device takes; nothing where it is there already."""
+    if device.type != "cuda":
+        return 0.0
+    host, clock = frames.cpu().pin_memory(), _Clock(device)
+    copy = clock.timing("copy", lambda: host.to(device, non_blocking=True))
+    copy()
+    clock = _Clock(device)
+    copy = clock.timing("copy", lambda: host.to(device, non_blocking=True))
+    for _ in range(repeats):
+        copy()
+    return clock.seconds("copy") / repeats
+
+
+def flops_a_clip(config: ModelConfig, num_classes: int, crop_size: int) -> float:
+    """Floating-point operations of forward and backward, as torch counts them (a multiply-add is two).
+
+    Counted on a model without memory, so that nothing is computed.
+    """
+    model = build_model(config, num_classes).to("meta")
+    frames = torch.empty(2, config.num_frames or 1, 3, crop_size, crop_size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(frames).sum().backward()
+    return counter.get_total_flops() / len(frames)

@@ -1,0 +1,202 @@
+"""The README's tables of results, made from the JSON files in `results/`.
+
+    python benchmarks/readme_results.py             # rewrite what stands between the README's markers
+    python benchmarks/readme_results.py --check     # status 1 if the README is not what this would write
+
+Read are `throughput-*`, `epoch-time-*` and `scaling-*`, of each machine the newest, and `accuracy-*`, of each run on
+each machine the newest. What was measured with --quick is left out: it says whether a benchmark works, nothing more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.results import machine_slug
+from fastemo.errors import one_line_errors
+from fastemo.machine import write_text
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+BENCHMARKS = {
+    "throughput": "The data path, from the file to the batch",
+    "epoch_time": "Whole epochs",
+    "scaling": "Several processes",
+}
+_ACCURACY = "accuracy"
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
+# The headlines of a throughput file, which names them in no list of its own.
+_RUNGS = ("decode_full", "decode_pruned", "loader_cold", "loader_cold_gpu", "loader_device")
+
+Found = dict[str, Any]
+
+
+def read(folder: Path) -> dict[str, list[Found]]:
+    """The files' contents by kind, oldest first.
+
+    Raises:
+        ValueError: A file is no JSON, or lacks what every kind has; the message names it.
+    """
+    found: dict[str, list[Found]] = {}
+    for path in sorted(folder.glob("*.json")):
+        kinds = (*BENCHMARKS, _ACCURACY)
+        kind = next((it for it in kinds if path.name.replace("_", "-").startswith(f"{it.replace('_', '-')}-")), None)
+        if kind is None:
+            raise ValueError(f"{path.name} is none of {', '.join(kinds)}")
+        try:
+            one = json.loads(path.read_text(encoding="utf-8"))
+            needed = ["date", "machine", "versions", "command"]
+            needed += ["model", "epochs", "accuracy", "interval", "seed"] if kind == _ACCURACY else ["targets"]
+            if missing := [name for name in needed if name not in one]:
+                raise ValueError(f"lacks {', '.join(missing)}")
+        except ValueError as error:
+            raise ValueError(f"{path.name} cannot be read: {error}") from error
+        if not one.get("settings", {}).get("quick"):
+            found.setdefault(kind, []).append(one)
+    return {kind: sorted(its, key=lambda it: it["date"]) for kind, its in found.items()}
+
+
+def newest(found: Sequence[Found], keys: Sequence[str] = ()) -> list[Found]:
+    """The last of each machine and of what else `keys` tell apart; `found` is sorted by date."""
+    last = {(_machine_key(it), *(str(it.get(key)) for key in keys)): it for it in found}
+    return [last[key] for key in sorted(last)]
+
+
+def _machine_key(found: Found) -> str:
+    # Hosts that one machine played are no other machine, but another measurement.
+    return f"{machine_slug(found['machine'])} {found.get('settings', {}).get('hosts', 1)}"
+
+
+def text(found: dict[str, list[Found]]) -> str:
+    """All tables, as Markdown."""
+    parts = [
+        f"### {heading} (`benchmarks/{kind}.py`)\n\n{benchmark_table(newest(found[kind]))}"
+        for kind, heading in BENCHMARKS.items()
+        if kind in found
+    ]
+    if _ACCURACY in found:
+        rows = newest(found[_ACCURACY], ("model", "command", "seed"))
+        parts.append(f"### Accuracy on the built-in corpus\n\n{accuracy_table(rows)}")
+    return "\n\n".join(parts) if parts else "No results yet."
+
+
+def benchmark_table(files: Sequence[Found]) -> str:
+    """One column a machine: when and how it was measured, headlines, then targets with what became of them."""
+    columns = [_facts(it) | _headlines(it) | _targets(it) for it in files]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
+    return _markdown([["", *(_machine(it["machine"]) for it in files)], *rows])
+
+
+def accuracy_table(files: Sequence[Found]) -> str:
+    """One row a run."""
+    rows = [["model", "epochs", "test accuracy (95 % interval)", "seed", "", "date", "machine", "versions", "command"]]
+    for it in sorted(files, key=lambda it: -it["accuracy"]):
+        low, high = it["interval"]
+        accuracy = f"{it['accuracy']:.1%} ({low * 100:.1f} to {high * 100:.1f})".replace("%", " %")
+        facts = _facts(it)
+        row = [f"`{it['model']}`", str(it["epochs"]), accuracy, str(it["seed"]), it.get("note", ""), facts["date"]]
+        rows.append([*row, _machine(it["machine"]), facts["versions"], facts["command"]])
+    if not any(row[4] for row in rows):
+        rows = [[*row[:4], *row[5:]] for row in rows]
+    return _markdown(rows)
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    gpus = machine["gpus"]
+    count = f"{len(gpus)} x " if len(gpus) > 1 else ""
+    gpu = f"{count}{gpus[0]}, " if gpus else ""
+    return f"{gpu}{machine['processors_used']} cores of {machine['processor']}{'' if gpus else ', no GPU'}"
+
+
+def _facts(found: Found) -> dict[str, str]:
+    known = found["versions"]
+    return {
+        "date": found["date"][:10],
+        "versions": ", ".join(f"{title} {known[name]}" for name, title in _VERSIONS.items() if name in known),
+        "command": f"`{found['command']}`",
+    }
+
+
+def _headlines(found: Found) -> dict[str, str]:
+    """Figures without a target: a file's own list, or a throughput file's rungs."""
+    rows = found.get("headlines")
+    if rows is None:
+        rungs = found.get("rungs", {})
+        rows = [
+            {"title": rungs[name]["title"], "value": rungs[name]["clips_per_second"]["median"], "unit": "clips/s"}
+            for name in _RUNGS
+            if rungs.get(name, {}).get("rounds")
+        ]
+    return {row["title"]: f"{figure(row['value'])} {row['unit']}".strip() for row in rows}
+
+
+def _targets(found: Found) -> dict[str, str]:
+    cells = {}
+    for it in found["targets"]:
+        sign, bound = ("<=", it["at_most"]) if "at_most" in it else (">=", it["at_least"])
+        limit = f"{sign} {figure(bound)} {it['unit']}".strip()
+        if it["value"] is None:
+            value = it["verdict"]
+        else:
+            verdict = f"**{it['verdict']}**" if it["verdict"] == "not reached" else it["verdict"]
+            value = f"{figure(it['value'])} {it['unit']}".strip() + f", {verdict}"
+        note = f" ({it['note']})" if it.get("note") else ""
+        cells[it["title"]] = f"{value}; target {limit}{note}"
+    return cells
+
+
+def figure(value: float) -> str:
+    """Three digits that matter, as many as a reader needs."""
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [head, ["---"] * len(head), *rest]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rewritten(readme: str, tables: str) -> str:
+    """The README with the tables between its markers.
+
+    Raises:
+        ValueError: It has not one pair of markers.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+        raise ValueError(f"the README needs one {BEGIN} and after it one {END}, where the tables go")
+    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    return between.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", readme)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="readme_results.py"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if it would change the README")
+    parser.add_argument("--readme", type=Path, default=_REPOSITORY / "README.md")
+    parser.add_argument("--results", type=Path, default=_REPOSITORY / "benchmarks" / "results", help="folder of JSONs")
+    with one_line_errors():
+        options = parser.parse_args(arguments)
+        old = options.readme.read_text(encoding="utf-8")
+        new = rewritten(old, text(read(options.results)))
+        if options.check:
+            if new != old:
+                print(f"{options.readme.name} is not what the results say; run python benchmarks/readme_results.py")
+                sys.exit(1)
+        elif new != old:
+            write_text(options.readme, new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""What the rounds of a scaling run say: ratios, targets, tables and a chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.measure import paired_ratio, rates, summary
+from benchmarks.targets import Rounds, Target
+from fastemo.console import Console
+
+# On a CPU they agree to the seventh digit. Where kernels add in another order (a GPU's), a ReLU or a maximum that turns
+# moves the fourth, of a norm the third. A batch dealt wrongly, padding that counts or gradients of a wrong scale change
+# them by far more.
+LOSS_TOLERANCE = 1e-3
+NORM_TOLERANCE = 0.02
+KINDS = {"strong": "same global batch", "weak": "same batch a process"}
+_COLOURS = {"strong": "#1b7837", "weak": "#8da0cb"}
+
+
+def title(name: str) -> str:
+    """`weak_local_2` in words."""
+    *kind, count = name.split("_")
+    processes = "1 process" if count == "1" else f"{count} processes, {KINDS[kind[0]]}"
+    return f"{processes}, no exchange of gradients" if kind[-1] == "local" else processes
+
+
+def compare(rounds: Rounds, processors: Mapping[int, int], steps: int) -> dict[str, dict[str, Any]]:
+    """By number of processes and kind of scaling: speed-up, efficiency and the cost of the exchange.
+
+    Every figure is taken within a round and then summed up over rounds. The speed-up is over one process; efficiency is
+    the speed-up a unit of hardware, in units of what the one process has: a GPU is one, and on a CPU all processors of
+    a host are, which one process and several share.
+
+    Args:
+        processors: By number of processes, the GPUs or the processors that they run on.
+        steps: Steps of each pass.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for count in sorted(processors):
+        for kind in KINDS:
+            with_exchange, local = rounds.get(f"{kind}_{count}"), rounds.get(f"{kind}_local_{count}")
+            if count == 1 or not with_exchange or not local:
+                continue
+            speed_up = paired_ratio(rates(with_exchange), rates(rounds["strong_1"]))
+            shares = {n: 1 - local[n].seconds / with_exchange[n].seconds for n in with_exchange}
+            costs = {n: (with_exchange[n].seconds - local[n].seconds) / steps * 1000 for n in with_exchange}
+            assert speed_up is not None
+            units = processors[count] / processors[1]
+            found.setdefault(str(count), {})[kind] = {
+                "speed_up": speed_up,
+                "efficiency": {k: v if k == "spread" else v / units for k, v in speed_up.items()},
+                "exchange_share_of_step": summary(list(shares.values())),
+                "exchange_ms_a_step": summary(list(costs.values())),
+            }
+    return found
+
+
+def same_training(checks: Mapping[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Hold each check to the one-process one: global batches in their order, losses, norms of the gradients."""
+    one = checks[1]["steps"]
+    found = {}
+    for count, check in sorted(checks.items()):
+        if count == 1:
+            continue
+        steps = check["steps"]
+        different = sum(a["keys"] != b["keys"] for a, b in zip(one, steps, strict=False)) + abs(len(one) - len(steps))
+        pairs = list(zip(one, steps, strict=False))
+        found[str(count)] = {
+            "steps": len(steps),
+            "padding": check["padding"],
+            "different_batches": different,
+            "largest_loss_difference": max(difference(a["loss"], b["loss"]) for a, b in pairs),
+            "largest_norm_difference": max(difference(b["norm"] / a["norm"], 1.0) for a, b in pairs),
+            "losses": [it["loss"] for it in steps],
+            "losses_of_one_process": [it["loss"] for it in one],
+        }
+    return found
+
+
+def difference(one: float, other: float) -> float:
+    """Infinite where there is no loss to compare: what diverged is not the same."""
+    return abs(one - other) if math.isfinite(one) and math.isfinite(other) else math.inf
+
+
+def targets(
+    scaling: Mapping[str, Any], equality: Mapping[str, Any], processors: Mapping[int, int], *, on_gpu: bool
+) -> list[Target]:
+    """The issue's row, and those that say whether it is the same training."""
+    shared = not on_gpu and processors.get(2) == processors[1]
+    two = scaling["2"]["strong"]["speed_up"]["median"] if shared and "2" in scaling else None
+    why = "" if two is not None else "2 processes ran on other hardware than 1" if "2" in scaling else "not run"
+    batches = [it["different_batches"] for it in equality.values()]
+    losses = [it["largest_loss_difference"] for it in equality.values()]
+    norms = [it["largest_norm_difference"] for it in equality.values()]
+    told = f"{', '.join(equality)} processes" if equality else ""
+    return [
+        Target("two_over_one", "2 processes over 1 on the same processors, same global batch", two, 0.9, "x", note=why),
+        Target(
+            "same_batches",
+            "steps whose clips or their order differ from one process's",
+            float(max(batches)) if batches else None,
+            0,
+            "steps",
+            is_upper=True,
+            note=told,
+        ),
+        Target(
+            "same_losses",
+            "largest difference of a step's loss from one process's",
+            max(losses) if losses else None,
+            LOSS_TOLERANCE,
+            "nats",
+            is_upper=True,
+            note=told,
+        ),
+        Target(
+            "same_gradients",
+            "largest difference of a step's gradient norm, as a share",
+            max(norms) if norms else None,
+            NORM_TOLERANCE,
+            "",
+            is_upper=True,
+            note=told,
+        ),
+    ]
+
+
+def headlines(runs: Mapping[str, Any], scaling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the README's table shows besides the targets."""
+    rows = [_headline("1 process", runs["strong_1"]["clips_per_second"]["median"], "clips/s")]
+    for count, kinds in scaling.items():
+        for kind, it in kinds.items():
+            name = f"{count} processes, {KINDS[kind]}"
+            rows.append(_headline(name, runs[f"{kind}_{count}"]["clips_per_second"]["median"], "clips/s"))
+            rows.append(_headline(f"{name}: efficiency", it["efficiency"]["median"], "x"))
+            rows.append(_headline(f"{name}: exchange, share of a step", it["exchange_share_of_step"]["median"], ""))
+    return rows
+
+
+def _headline(text: str, value: float, unit: str) -> dict[str, Any]:
+    return {"title": text, "value": value, "unit": unit}
+
+
+def figure_text(value: float) -> str:
+    """Three digits that matter, whatever the size."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
+
+
+def show(console: Console, found: Mapping[str, Any], reached: Sequence[Target]) -> None:
+    """The tables."""
+    rows: list[dict[str, str | int]] = []
+    for name, run in found["runs"].items():
+        rate = run["clips_per_second"]
+        *kind, count = name.split("_")
+        it = found["scaling"].get(count, {}).get(kind[0], {}) if kind[-1] != "local" else {}
+        row: dict[str, str | int] = {"what": run["title"], "clips/s": figure_text(rate["median"])}
+        row["min-max"] = f"{figure_text(rate['min'])}-{figure_text(rate['max'])}"
+        for column, key, spec in (
+            ("speed-up", "speed_up", ".2f"),
+            ("efficiency", "efficiency", ".2f"),
+            ("exchange", "exchange_share_of_step", ".1%"),
+            ("ms a step", "exchange_ms_a_step", ".1f"),
+        ):
+            row[column] = f"{it[key]['median']:{spec}}" if it else "-"
+        rows.append(row)
+    console.table(f"medians of {found['settings']['rounds']} rounds, {found['settings']['steps']} steps each", rows)
+    console.table(
+        "targets",
+        [
+            {
+                "figure": it.title,
+                "at most" if it.is_upper else "at least": f"{'<=' if it.is_upper else '>='} {it.bound:g} {it.unit}",
+                "measured": "-" if it.value is None else f"{figure_text(it.value)} {it.unit}",
+                "verdict": it.verdict,
+                "note": it.note,
+            }
+            for it in reached
+        ],
+    )
+
+
+def chart(found: Mapping[str, Any]) -> Figure:
+    """Clips a second by number of processes, and what a step's time goes into."""
+    runs, settings = found["runs"], found["settings"]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    speed, step = figure.subplots(1, 2)
+    counts = [1, *(int(count) for count in found["scaling"])]
+    for kind, words in KINDS.items():
+        medians, below, above = [], [], []
+        for count in counts:
+            rate = runs[f"{kind if count > 1 else 'strong'}_{count}"]["clips_per_second"]
+            medians.append(rate["median"])
+            below.append(rate["median"] - rate["min"])
+            above.append(rate["max"] - rate["median"])
+        style = {"color": _COLOURS[kind], "marker": "o", "capsize": 3, "label": words}
+        speed.errorbar(counts, medians, yerr=[below, above], **style)
+    units = [found["processors"][str(count)] / found["processors"]["1"] for count in counts]
+    one = runs["strong_1"]["clips_per_second"]["median"]
+    speed.plot(counts, [one * unit for unit in units], color="#444444", linestyle=":", label="as the hardware grows")
+    speed.set_xticks(counts)
+    speed.set_ylim(bottom=0)
+    speed.set_xlabel("processes")
+    speed.set_ylabel("clips/s, medians and extremes")
+    speed.legend(fontsize=8, frameon=False)
+    labels = [(count, kind) for count in found["scaling"] for kind in KINDS if kind in found["scaling"][count]]
+    for place, (count, kind) in enumerate(labels):
+        cost = found["scaling"][count][kind]["exchange_ms_a_step"]["median"]
+        local = summary([it["seconds"] for it in runs[f"{kind}_local_{count}"]["rounds"]])["median"]
+        compute = local / settings["steps"] * 1000
+        step.barh(place, compute, color=_COLOURS[kind])
+        step.barh(place, max(0.0, cost), left=compute, color="#d95f02")
+    step.set_yticks(range(len(labels)), [f"{count} processes,\n{KINDS[kind]}" for count, kind in labels], fontsize=8)
+    step.set_xlabel("ms a step; orange: the exchange of gradients")
+    for axes in (speed, step):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"{settings['model']}, T = {settings['num_frames']}, {settings['crop_size']}x{settings['crop_size']}, "
+        f"batch {settings['batch_size']}, {found['launches']['1']['arithmetic']}, "
+        f"{found['machine']['processors_used']} cores of {found['machine']['processor']}",
+        fontsize=10,
+    )
+    return figure

@@ -1,0 +1,302 @@
+"""Epochs: the arithmetic on figures that are known, the command itself, small, and what a user can get wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import epoch_time
+from benchmarks.corpus import Corpus
+from benchmarks.epoch_clips import MOST_OF_A_CLASS, labelled
+from benchmarks.epoch_loops import PARTS, EpochPass, flops_a_clip, unlearned
+from benchmarks.epoch_model import train_config
+from benchmarks.epoch_targets import (
+    data_wait,
+    is_decode_bound,
+    joint_limit,
+    joint_rates,
+    peak_flops,
+    r3d18_over_late_fusion,
+    ratios,
+    targets,
+    utilisation,
+)
+from benchmarks.measure import Pass, summary
+from fastemo.corpus import ravdess
+from fastemo.corpus.manifest import scan
+from fastemo.models import ModelConfig, build_model
+from fastemo.training.trainer import Trainer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def rounds(*clips_per_second, waited=None):
+    if waited is None:
+        return {number: Pass(8, 8 / rate, 1.0) for number, rate in enumerate(clips_per_second, start=1)}
+    return {
+        number: EpochPass(8, 8 / rate, 1.0, steps=1, waited=waited * 8 / rate, loss=2.0, accuracy=0.1)
+        for number, rate in enumerate(clips_per_second, start=1)
+    }
+
+
+@pytest.fixture
+def passes():
+    return {
+        "limit": rounds(10, 20),
+        "cold": rounds(6, 12),
+        "warm": rounds(19, 38, waited=0.01),
+        "bare": rounds(20, 40),
+        "report": rounds(4, 8),
+    }
+
+
+def test_what_shares_the_processors_adds_its_seconds(passes):
+    assert joint_limit(10, 10) == 5
+    assert joint_limit(12, 1e12) == pytest.approx(12)
+    assert joint_rates(passes) == pytest.approx({1: 20 / 3, 2: 40 / 3})
+    assert joint_rates({"bare": rounds(3)}) == {}
+
+
+def test_ratios_pair_rounds(passes):
+    found = {name: ratio["median"] for name, ratio in ratios(passes).items()}
+    assert found == pytest.approx(
+        {"warm_over_bare": 0.95, "cold_over_limit": 0.6, "cold_over_joint_limit": 0.9, "warm_over_report": 4.75}
+    )
+    assert ratios({}) == {}
+
+
+def test_decode_bound_is_what_trains_faster_than_it_decodes(passes):
+    assert is_decode_bound(passes) is True
+    assert is_decode_bound({**passes, "bare": rounds(1, 2)}) is False
+    assert is_decode_bound({}) is None
+
+
+def test_data_wait_is_a_share_of_warm_epochs(passes):
+    assert data_wait(passes)["median"] == pytest.approx(0.01)
+    assert data_wait({}) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
+        ("NVIDIA H100 PCIe", "bf16", 756e12),
+        ("NVIDIA A100-SXM4-40GB", "fp16", 312e12),
+        ("Tesla T4", "fp16", 65e12),
+        ("NVIDIA H100 80GB HBM3", "fp32", None),
+        ("Unheard of", "bf16", None),
+        (None, "bf16", None),
+    ],
+)
+def test_peaks_are_known_by_name(gpu, precision, peak):
+    assert peak_flops(gpu, precision) == peak
+
+
+def test_utilisation():
+    assert utilisation(100.0, 2e9, 1e12)["mfu"] == pytest.approx(0.2)
+    assert utilisation(100.0, 2e9, None) == {
+        "flops_per_second": 2e11,
+        "peak_flops_per_second": None,
+        "mfu": None,
+    }
+
+
+def test_operations_of_a_known_network():
+    config = ModelConfig(name="late_fusion", num_frames=10, pretrained=False)
+    # ResNet-18 takes 1.82 GMAC forward at 224 px, a quarter at 112; backward twice that, less the first layer's input.
+    assert flops_a_clip(config, 8, 112) == pytest.approx(10 * 1.82e9 / 4 * 2 * 3, rel=0.07)
+    assert flops_a_clip(config, 8, 112) == pytest.approx(
+        5 * flops_a_clip(ModelConfig(name="late_fusion", num_frames=2, pretrained=False), 8, 112), rel=1e-3
+    )
+
+
+def test_targets_from_passes(passes):
+    slow = {"warm": rounds(1, 2, waited=0.03), "bare": rounds(1, 2), "limit": rounds(10), "cold": rounds(0.9)}
+    measured = {"late_fusion": passes, "r3d18": slow}
+    found = {it.name: it for it in targets(measured, gpu=None, batch_size=8)}
+    values = {
+        name: (it.value if it.value is None else pytest.approx(it.value), it.verdict) for name, it in found.items()
+    }
+    assert values == {
+        "warm_over_bare_late_fusion": (0.95, "reached"),
+        "warm_over_bare_r3d18": (1.0, "reached"),
+        "data_wait": (0.03, "not reached"),
+        "late_fusion_over_report": (4.75, "reached"),
+        "cold_over_limit_late_fusion": (0.9, "reached"),
+        "h100_late_fusion": (None, "not measured"),
+        "h100_r3d18": (None, "not measured"),
+    }
+    assert found["data_wait"].note == "r3d18"
+    assert "0.60 x of the decode alone" in found["cold_over_limit_late_fusion"].note
+    assert r3d18_over_late_fusion(measured) == pytest.approx(28.5 / 1.5)
+    assert r3d18_over_late_fusion({"r3d18": slow}) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "batch_size", "is_judged"),
+    [
+        ("NVIDIA H100 80GB HBM3", 64, True),
+        ("NVIDIA H100 80GB HBM3", 32, False),
+        ("NVIDIA H200", 64, False),
+    ],
+)
+def test_an_h100_is_judged_as_one(passes, gpu, batch_size, is_judged):
+    found = {it.name: it for it in targets({"late_fusion": passes}, gpu=gpu, batch_size=batch_size)}
+    assert (found["h100_late_fusion"].value is not None) == is_judged
+    assert found["h100_r3d18"].verdict == "not measured"
+    assert found["cold_over_limit_late_fusion"].value is None
+
+
+def test_what_was_not_measured_is_said_to_be():
+    assert {it.verdict for it in targets({}, gpu=None, batch_size=8)} == {"not measured"}
+
+
+def test_links_say_what_their_files_show(tiny_corpus, tmp_path):
+    sources = scan(tiny_corpus).clips[:5]
+    manifest = scan(tiny_corpus)
+    links = tmp_path / "links"
+    links.mkdir()
+    for number in range(40):
+        (links / f"{number:03d}.mp4").symlink_to((tiny_corpus / sources[number % 5].key).resolve())
+    clips = tuple(
+        type(sources[0])(**{**vars(sources[number % 5]), "key": f"{number:03d}.mp4", "emotion": "calm"})
+        for number in range(40)
+    )
+    found = labelled(Corpus(type(manifest).of(links, clips), {}), tmp_path / "labelled")
+    assert len({clip.key for clip in found.clips}) == 40
+    for clip in found.clips:
+        source = (found.root / clip.key).resolve()
+        assert clip.emotion == ravdess.parse_stem(source.stem).emotion_name
+        assert clip.emotion == ravdess.parse_stem(Path(clip.key).stem).emotion_name
+
+
+def test_every_name_of_a_class_is_another(tmp_path):
+    from benchmarks.epoch_clips import _nth_name
+
+    for emotion, count in ((1, MOST_OF_A_CLASS // 2), (3, MOST_OF_A_CLASS)):
+        assert len({_nth_name(emotion, number).stem for number in range(count)}) == count
+        with pytest.raises(ValueError, match="choose fewer"):
+            _nth_name(emotion, count)
+
+
+def test_what_is_unlearned_is_as_before():
+    with Trainer(train_config(2, speed="plain"), seed=0) as trainer:
+        trainer.prepare(build_model(ModelConfig(name="early_cnn", num_frames=1, pretrained=False), 8), 1)
+
+        def step():
+            trainer.model(torch.rand(2, 1, 3, 16, 16)).square().mean().backward()
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+
+        def state():
+            moments = trainer.optimizer.state_dict()["state"].values()
+            return [*trainer.model.state_dict().values(), *(value for it in moments for value in it.values())]
+
+        step()
+        before = [value.clone() for value in state()]
+        with unlearned(trainer):
+            step()
+            assert not all(torch.equal(one, other) for one, other in zip(before, state(), strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(before, state(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "resnet"], "--models takes all, or some of early_cnn"),
+        (["--peers", "somebody"], "--peers takes all, none, or some of report, plain"),
+        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
+        (["--clips", "2000"], "--clips and --batch_size must be at most 1440"),
+        (["--clips", "0"], "--clips must be at least 1, not 0"),
+        (["--crop_size", "200"], "--crop_size 200 is larger than --size 128"),
+        (["--out", "found.txt"], "ends in .json"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        epoch_time.main(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
+
+
+def test_an_epoch_is_whole_batches():
+    options = epoch_time.parse(["--batch_size", "32", "--clips", "100"])
+    assert epoch_time.clips_an_epoch("late_fusion", options, has_gpu=False) == 128
+    options = epoch_time.parse(["--batch_size", "512"])
+    assert epoch_time.clips_an_epoch("late_fusion", options, has_gpu=True) == 1024
+    options = epoch_time.parse(["--batch_size", "64"])
+    assert epoch_time.clips_an_epoch("r3d18", options, has_gpu=True) % 64 == 0
+    assert epoch_time.clips_an_epoch("r3d18", options, has_gpu=False) == 64
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A run of one model with both peers: its output and its JSON."""
+    out = tmp_path_factory.mktemp("quick") / "found.json"
+    command = [sys.executable, "benchmarks/epoch_time.py", "--quick", "--out", str(out)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(out.read_text()), out
+
+
+@pytest.mark.slow
+def test_the_json_holds_everything(quick):
+    output, found, out = quick
+    entries = ("date", "command", "minutes", "machine", "versions", "settings", "corpus", "learning_corpus")
+    assert tuple(found) == (*entries, "models", "ratios", "targets")
+    assert list(found["models"]) == ["late_fusion"]
+    (model,) = found["models"].values()
+    assert {"limit", "cold", "warm", "bare", "report"} <= model["passes"].keys()
+    assert "plain" in {**model["passes"], **model["skipped"]}
+    assert model["memory"]["resident_mib"] > 100
+    assert model["utilisation"]["mfu"] is None
+    assert model["flops_a_clip"] > 0
+    assert 0 <= model["learning"]["val_accuracy"] <= 1
+    assert len(model["learning"]["train_loss"]) == model["learning"]["epochs"] == 2
+    assert str(out.parent) not in out.read_text()
+    assert str(Path.home()) not in out.read_text()
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert "where a warm step's time goes" in output
+
+
+@pytest.mark.slow
+def test_figures_follow_from_the_rounds(quick):
+    _, found, _ = quick
+    (model,) = found["models"].values()
+    speed = {}
+    for name, entry in model["passes"].items():
+        assert all(it["clips"] == model["clips"] for it in entry["rounds"]), name
+        speed[name] = {it["round"]: it["clips"] / it["seconds"] for it in entry["rounds"]}
+        assert entry["clips_per_second"] == pytest.approx(summary(list(speed[name].values()))), name
+    both = speed["limit"].keys() & speed["bare"].keys()
+    speed["joint_limit"] = {number: joint_limit(speed["limit"][number], speed["bare"][number]) for number in both}
+    for name, ratio in model["ratios"].items():
+        above, below = name.split("_over_")
+        shared = sorted(speed[above].keys() & speed[below].keys())
+        assert ratio == pytest.approx(summary([speed[above][it] / speed[below][it] for it in shared])), name
+    assert {"warm_over_bare", "warm_over_report", "cold_over_limit", "cold_over_joint_limit"} <= model["ratios"].keys()
+    waits = [it["waited"] / it["seconds"] for it in model["passes"]["warm"]["rounds"]]
+    assert model["data_wait"] == pytest.approx(summary(waits))
+    done = model["flops_a_clip"] * summary(list(speed["warm"].values()))["median"]
+    assert model["utilisation"]["flops_per_second"] == pytest.approx(done)
+    by_name = {target["name"]: target for target in found["targets"]}
+    assert by_name["late_fusion_over_report"]["value"] == model["ratios"]["warm_over_report"]["median"]
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_step_are_the_step(quick):
+    _, found, _ = quick
+    (model,) = found["models"].values()
+    shares = model["breakdown"]["shares"]
+    assert tuple(shares) == (*PARTS, "rest")
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(share >= 0 for share in shares.values())
+    assert min(shares[part] for part in ("forward", "backward", "optimizer", "augment")) > 0
+    assert model["breakdown"]["host_to_device_share"] == 0

@@ -1,0 +1,160 @@
+"""The README's tables: from files that never were, and the README itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import readme_results
+from benchmarks.readme_results import BEGIN, END, figure, newest, read, rewritten, text
+from benchmarks.targets import Target
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MACHINE = {"processor": "AMD EPYC", "processors_used": 2, "gpus": []}
+GPU = {**MACHINE, "processors_used": 16, "gpus": ["NVIDIA H100"] * 8}
+VERSIONS = {"torch": "2.15.0", "av": "18.1.0", "fastemo": "0.1.0", "numpy": "2.4.6"}
+TARGETS = [
+    Target("a", "fast", 2.0345, 1.9, "x", note="it is"),
+    Target("b", "small", 30.0, 20, "MiB", is_upper=True),
+    Target("c", "unknown", None, 1, "x"),
+]
+
+
+def benchmark(**other):
+    found = {"date": "2026-11-23T16:07:07+0000", "command": "python benchmarks/x.py", "machine": MACHINE}
+    return {**found, "versions": VERSIONS, "targets": [it.as_dict() for it in TARGETS], **other}
+
+
+def accuracy(**other):
+    found = {**benchmark(command="accelerate launch x"), "model": "cnn_lstm", "epochs": 12, "seed": 0}
+    del found["targets"]
+    return {**found, "accuracy": 0.808, "interval": [0.741, 0.875], **other}
+
+
+def folder_of(tmp_path, **files):
+    for name, found in files.items():
+        (tmp_path / f"{name.replace('__', '-')}.json").write_text(json.dumps(found))
+    return tmp_path
+
+
+def test_a_table_names_everything(tmp_path):
+    rung = {"title": "loader, no store", "rounds": [1], "clips_per_second": {"median": 12.361}}
+    folder = folder_of(tmp_path, throughput__a=benchmark(rungs={"loader_cold": rung, "other": rung}))
+    assert text(read(folder)) == "\n".join(
+        [
+            "### The data path, from the file to the batch (`benchmarks/throughput.py`)",
+            "",
+            "|  | 2 cores of AMD EPYC, no GPU |",
+            "| --- | --- |",
+            "| date | 2026-11-23 |",
+            "| versions | torch 2.15.0, PyAV 18.1.0, fastemo 0.1.0 |",
+            "| command | `python benchmarks/x.py` |",
+            "| loader, no store | 12.36 clips/s |",
+            "| fast | 2.03 x, reached; target >= 1.90 x (it is) |",
+            "| small | 30 MiB, **not reached**; target <= 20 MiB |",
+            "| unknown | not measured; target >= 1 x |",
+        ]
+    )
+
+
+def test_the_newest_of_each_machine_is_a_column(tmp_path):
+    headlines = [{"title": "1 process", "value": 8.25, "unit": "clips/s"}]
+    folder = folder_of(
+        tmp_path,
+        scaling__a=benchmark(command="old"),
+        scaling__b=benchmark(command="new", date="2026-11-24T00:00:00+0000", headlines=headlines),
+        scaling__c=benchmark(command="quick", date="2026-11-25T00:00:00+0000", settings={"quick": True}),
+        scaling__d=benchmark(command="gpu", machine=GPU),
+        scaling__e=benchmark(command="hosts", settings={"hosts": 2}),
+    )
+    lines = text(read(folder)).splitlines()
+    assert lines[0] == "### Several processes (`benchmarks/scaling.py`)"
+    assert "8 x NVIDIA H100, 16 cores of AMD EPYC |" in lines[2]
+    assert "| command | `new` | `hosts` | `gpu` |" in lines
+    assert "| 1 process | 8.25 clips/s | - | - |" in lines
+
+
+def test_accuracies_are_rows(tmp_path):
+    folder = folder_of(
+        tmp_path,
+        accuracy__a=accuracy(),
+        accuracy__b=accuracy(accuracy=0.9, date="2026-11-24T00:00:00+0000"),
+        accuracy__c=accuracy(model="early_cnn", accuracy=0.85, seed=1, note="blind | deaf"),
+    )
+    lines = text(read(folder)).splitlines()
+    assert lines[0] == "### Accuracy on the built-in corpus"
+    assert len(lines) == 6
+    assert lines[4].startswith("| `cnn_lstm` | 12 | 90.0 % (74.1 to 87.5) | 0 |  | 2026-11-24 | 2 cores of")
+    assert lines[5].startswith("| `early_cnn` | 12 | 85.0 % (74.1 to 87.5) | 1 | blind \\| deaf | 2026-11-23 |")
+
+
+def test_order_of_the_parts_and_nothing_at_all(tmp_path):
+    assert text(read(tmp_path)) == "No results yet."
+    folder = folder_of(tmp_path, accuracy__a=accuracy(), scaling__a=benchmark(), epoch__time__a=benchmark())
+    heads = [line for line in text(read(folder)).splitlines() if line.startswith("###")]
+    assert [head.split("(")[0].strip("# ") for head in heads] == [
+        *("Whole epochs", "Several processes", "Accuracy on the built-in corpus")
+    ]
+
+
+def test_newest_tells_machines_apart():
+    assert [it["command"] for it in newest([benchmark(command="a"), benchmark(command="b")])] == ["b"]
+    assert len(newest([benchmark(), benchmark(machine=GPU)])) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0, "0"), (2.0, "2"), (2.0345, "2.03"), (32463.2, "32,463"), (1.2e-6, "1.2e-06")]
+)
+def test_figures(value, expected):
+    assert figure(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("other-x", "{}", "other-x.json is none of throughput, epoch_time, scaling, accuracy"),
+        ("scaling-x", "{", "scaling-x.json cannot be read"),
+        ("scaling-x", "{}", "lacks date, machine, versions, command, targets"),
+        ("accuracy-x", "{}", "lacks date, machine, versions, command, model, epochs, accuracy, interval, seed"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, name, content, message):
+    (tmp_path / f"{name}.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path)
+
+
+def test_only_what_stands_between_the_markers_changes():
+    old = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    new = rewritten(old, r"| \1 |")
+    assert new == f"before\n{BEGIN}\n\n| \\1 |\n\n{END}\nafter\n"
+    assert rewritten(new, r"| \1 |") == new
+    for wrong in ("no markers", f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"):
+        with pytest.raises(ValueError, match="the README needs one"):
+            rewritten(wrong, "tables")
+
+
+def test_the_command_writes_and_checks(tmp_path, capsys):
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    results.mkdir()
+    folder_of(results, scaling__a=benchmark())
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    arguments = ["--readme", str(readme), "--results", str(results)]
+    with pytest.raises(SystemExit) as ended:
+        readme_results.main([*arguments, "--check"])
+    assert ended.value.code == 1
+    assert "run python benchmarks/readme_results.py" in capsys.readouterr().out
+    assert readme.read_text() == f"{BEGIN}\n{END}\n"
+    readme_results.main(arguments)
+    assert "Several processes" in readme.read_text()
+    readme_results.main([*arguments, "--check"])
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit) as ended:
+        readme_results.main(arguments)
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_readme_is_what_the_results_say():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert readme == rewritten(readme, text(read(REPOSITORY / "benchmarks" / "results")))

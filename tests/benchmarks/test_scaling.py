@@ -1,0 +1,275 @@
+"""Scaling: its arithmetic, the commands it starts, what a user can get wrong; and the command itself, small."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results, scaling, scaling_report
+from benchmarks.measure import Pass, summary
+from benchmarks.scaling_launch import Hosts, Launches, _run_together, command, parse_hosts, reason
+from benchmarks.scaling_worker import dealt
+from fastemo.console import Console
+from fastemo.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROUNDS = {
+    "strong_1": {1: Pass(64, 8.0, 16.0), 2: Pass(64, 16.0, 16.0)},
+    "strong_2": {1: Pass(64, 8.0, 16.0), 2: Pass(64, 20.0, 16.0)},
+    "strong_local_2": {1: Pass(64, 6.0, 16.0), 2: Pass(64, 16.0, 16.0)},
+    "weak_2": {1: Pass(128, 16.0, 16.0), 2: Pass(128, 32.0, 16.0)},
+    "weak_local_2": {1: Pass(128, 14.4, 16.0), 2: Pass(128, 28.8, 16.0)},
+}
+ENTRIES = (
+    *("date", "command", "minutes", "machine", "versions", "settings", "launches", "processors"),
+    *("runs", "scaling", "equality", "headlines", "targets"),
+)
+
+
+def test_ratios_are_taken_within_a_round():
+    found = scaling_report.compare(ROUNDS, {1: 2, 2: 2}, steps=8)
+    assert set(found) == {"2"}
+    strong, weak = found["2"]["strong"], found["2"]["weak"]
+    assert strong["speed_up"] == pytest.approx(summary([1.0, 0.8]))
+    assert strong["efficiency"] == pytest.approx(strong["speed_up"])  # the same processors
+    assert strong["exchange_share_of_step"] == pytest.approx(summary([0.25, 0.2]))
+    assert strong["exchange_ms_a_step"] == pytest.approx(summary([250.0, 500.0]))
+    assert weak["speed_up"] == pytest.approx(summary([1.0, 1.0]))
+    assert weak["exchange_share_of_step"]["median"] == pytest.approx(0.1)
+
+
+def test_efficiency_counts_the_hardware():
+    found = scaling_report.compare(ROUNDS, {1: 1, 2: 2}, steps=8)["2"]["strong"]
+    assert found["efficiency"]["median"] == found["speed_up"]["median"] / 2
+
+
+def training(*steps, padding=0):
+    rows = [{"keys": list(keys), "loss": loss, "norm": norm} for keys, loss, norm in steps]
+    return {"steps": rows, "padding": padding}
+
+
+def test_the_same_training_is_told_from_another():
+    one = training(("ab", 2.0, 4.0), ("cd", 1.5, 3.0))
+    same = scaling_report.same_training({1: one, 2: training(("ab", 2.0, 4.0), ("cd", 1.5001, 3.03), padding=1)})["2"]
+    assert (same["different_batches"], same["padding"]) == (0, 1)
+    assert same["largest_loss_difference"] == pytest.approx(1e-4)
+    assert same["largest_norm_difference"] == pytest.approx(0.01)
+    for other, name, expected in (
+        (training(("ba", 2.0, 4.0), ("cd", 1.5, 3.0)), "different_batches", 1),
+        (training(("ab", 2.0, 4.0)), "different_batches", 1),
+        (training(("ab", 2.0, 4.0), ("cd", 1.7, 3.0)), "largest_loss_difference", pytest.approx(0.2)),
+        (training(("ab", 2.0, 4.0), ("cd", math.nan, 3.0)), "largest_loss_difference", math.inf),
+        (training(("ab", 2.0, 8.0), ("cd", 1.5, 6.0)), "largest_norm_difference", 1.0),
+    ):
+        assert scaling_report.same_training({1: one, 2: other})["2"][name] == expected
+
+
+def verdicts(equality, processors, *, on_gpu=False):
+    compared = scaling_report.compare(ROUNDS, processors, steps=8)
+    found = scaling_report.targets(compared, equality, processors, on_gpu=on_gpu)
+    return {it.name: it.verdict for it in found}
+
+
+def test_targets():
+    fine = {"2": {"different_batches": 0, "largest_loss_difference": 1e-6, "largest_norm_difference": 1e-6}}
+    assert set(verdicts(fine, {1: 2, 2: 2}).values()) == {"reached"}
+    wrong = {"2": {"different_batches": 1, "largest_loss_difference": math.inf, "largest_norm_difference": 1.0}}
+    assert list(verdicts(wrong, {1: 2, 2: 2}).values()) == ["reached", *["not reached"] * 3]
+    # On more hardware than one process has, nine tenths of its speed would be no feat.
+    assert verdicts(fine, {1: 1, 2: 2})["two_over_one"] == "not measured"
+    assert verdicts(fine, {1: 1, 2: 1}, on_gpu=True)["two_over_one"] == "not measured"
+    assert set(verdicts({}, {1: 2}).values()) == {"not measured"}
+
+
+def test_tables_and_chart_of_a_run_that_never_was(tmp_path, capsys):
+    compared = scaling_report.compare(ROUNDS, {1: 2, 2: 2}, steps=8)
+    runs = {name: results.entry(rounds, scaling_report.title(name)) for name, rounds in ROUNDS.items()}
+    settings = {"rounds": 2, "steps": 8, "model": "x", "num_frames": 10, "crop_size": 112, "batch_size": 8}
+    whole = {
+        "runs": runs,
+        "scaling": compared,
+        "settings": settings,
+        "processors": {"1": 2, "2": 2},
+        "launches": {"1": {"arithmetic": "fp32"}},
+        "machine": results.machine(),
+    }
+    scaling_report.show(Console(), whole, scaling_report.targets(compared, {}, {1: 2, 2: 2}, on_gpu=False))
+    shown = capsys.readouterr().out
+    assert "2 processes, same global batch" in shown
+    assert "22.5%" in shown  # the exchange in strong scaling
+    scaling_report.chart(whole).savefig(tmp_path / "chart.png")
+    rows = {row["title"]: row["value"] for row in scaling_report.headlines(runs, compared)}
+    assert rows["1 process"] == 6.0
+    assert rows["2 processes, same batch a process: efficiency"] == 1.0
+
+
+def test_a_global_batch_is_dealt_a_clip_at_a_time():
+    assert dealt([[("a", False), ("c", False)], [("b", False), ("a", True)]]) == ["a", "b", "c"]
+
+
+def test_hosts_are_read():
+    assert parse_hosts(None, None, None).addresses == ("127.0.0.1",)
+    played = parse_hosts("127.0.0.2, 127.0.0.3", None, None)
+    assert played.here == (0, 1)
+    assert played.port is None
+    real = parse_hosts("10.0.0.1,node2", 1, None)
+    assert (real.here, real.is_main, real.port) == ((1,), False, 29500)
+    assert played.used(4) == played.addresses
+    assert played.used(3) == ("127.0.0.2",)
+    assert set(played.processors(0)) | set(played.processors(1)) <= os.sched_getaffinity(0)
+    assert played.num_processors(2) >= played.num_processors(1)
+    assert Hosts().processors(0) is None
+
+
+def test_slurm_says_which_host_this_is(monkeypatch):
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    assert parse_hosts("10.0.0.1,10.0.0.2", None, 4000) == Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=4000)
+
+
+def test_commands():
+    two = Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=29500)
+    assert command(1, Hosts(), 0, 1, on_gpu=False) == [sys.executable]
+    assert command(4, Hosts(), 0, 1, on_gpu=False)[2:] == [
+        *("torch.distributed.run", "--nproc_per_node", "4", "--standalone")
+    ]
+    assert command(4, two, 1, 29501, on_gpu=False)[2:] == [
+        *("torch.distributed.run", "--nproc_per_node", "2", "--nnodes", "2", "--node_rank", "1"),
+        *("--local_addr", "10.0.0.2", "--master_addr", "10.0.0.1", "--master_port", "29501"),
+    ]
+    for processes, hosts, file in ((1, Hosts(), "one_gpu"), (4, Hosts(), "one_node"), (4, two, "several_nodes")):
+        line = command(processes, hosts, 0, 29501, on_gpu=True)
+        assert line[2:4] == ["accelerate.commands.launch", "--config_file"]
+        assert Path(line[4]).stem == file
+        assert Path(line[4]).is_file()
+        assert line[5:7] == ["--num_processes", str(processes)]
+    assert line[7:] == [
+        *("--main_process_port", "29501", "--num_machines", "2", "--machine_rank", "0"),
+        *("--main_process_ip", "10.0.0.1"),
+    ]
+
+
+def test_what_a_launcher_says_is_one_line(tmp_path):
+    assert reason("W1 torch\nfastemo: error: no such clip\nChildFailedError: x\n") == "no such clip"
+    assert reason("Traceback\n  File\nRuntimeError: gloo\nend\n") == "RuntimeError: gloo"
+    assert reason("") == "it said nothing"
+    wait, fail = (
+        [sys.executable, "-c", text] for text in ("import time; time.sleep(600)", "raise ValueError('the reason')")
+    )
+    with pytest.raises(UserError, match="failed: ValueError: the reason"):
+        _run_together([wait, fail], tmp_path, dict(os.environ))
+
+
+def test_a_host_that_is_not_used_starts_nothing(monkeypatch):
+    monkeypatch.setattr("benchmarks.scaling_launch._run_together", lambda starts, *_: calls.append(starts))
+    calls = []
+    hosts = Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=29500)
+    job = scaling.Job(
+        **dict.fromkeys(("task", "corpus", "manifest", "store", "model", "precision"), "x"),
+        **dict.fromkeys(("num_frames", "size", "crop_size", "batch_size", "warm_up", "steps"), 1),
+    )
+    launches = Launches(hosts, on_gpu=False)
+    assert launches.run(job, 1) is None
+    assert launches.run(job, 2) is None
+    assert calls[0] == []
+    assert "29501" in calls[1][0]  # the second launch's own port
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "two"], "--processes takes numbers from 1 with commas between, not 'two'"),
+        (["--processes", "1,3"], "--batch_size 8 cannot be dealt to 3 processes evenly"),
+        (["--processes", "1,1000", "--batch_size", "1000"], "need more than 1440 clips"),
+        (["--model", "vgg"], "--model must be one of early_cnn"),
+        (["--precision", "int8"], "--precision must be one of auto"),
+        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
+        (["--size", "8"], "--size must be at least 36, not 8"),
+        (["--hosts", "10.0.0.1,10.0.0.2"], "--host_rank must say which of --hosts this is, 0 to 1"),
+        (["--hosts", "127.0.0.2,127.0.0.3", "--host_rank", "0"], "--host_rank is for real hosts"),
+        (["--hosts", "127.0.0.2"], "--hosts takes two or more different addresses"),
+        (["--port", "1"], "--host_rank and --port belong to --hosts"),
+        (["--out", "found.txt"], "ends in .json"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        scaling.main(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
+
+
+def quick(tmp_path_factory, *arguments):
+    out = tmp_path_factory.mktemp("scaling") / "found.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/scaling.py", "--quick", "--device", "cpu", "--out", str(out), *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(out.parent) not in out.read_text()
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    return done.stdout, json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def one_host(tmp_path_factory):
+    return quick(tmp_path_factory, "--processes", "1,2")
+
+
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory):
+    return quick(tmp_path_factory, "--hosts", "127.0.0.2,127.0.0.3")
+
+
+@pytest.mark.slow
+def test_the_json_holds_everything_and_ratios_follow_from_the_rounds(one_host):
+    output, found = one_host
+    assert tuple(found) == ENTRIES
+    assert set(found["runs"]) == set(ROUNDS)
+    rates = {}
+    for name, run in found["runs"].items():
+        assert [it["round"] for it in run["rounds"]] == [1]
+        rates[name] = [it["clips"] / it["seconds"] for it in run["rounds"]]
+        assert {it["clips"] for it in run["rounds"]} == {3 * 8 * (2 if name.startswith("weak") else 1)}
+        assert all(it["cpu_seconds"] > 0 for it in run["rounds"])
+    for kind in ("strong", "weak"):
+        expected = [a / b for a, b in zip(rates[f"{kind}_2"], rates["strong_1"], strict=True)]
+        compared = found["scaling"]["2"][kind]
+        assert compared["speed_up"] == pytest.approx(summary(expected))
+        expected = [1 - a / b for a, b in zip(rates[f"{kind}_2"], rates[f"{kind}_local_2"], strict=True)]
+        assert compared["exchange_share_of_step"] == pytest.approx(summary(expected))
+    by_name = {it["name"]: it for it in found["targets"]}
+    assert by_name["two_over_one"]["value"] == found["scaling"]["2"]["strong"]["speed_up"]["median"]
+    assert (by_name["two_over_one"]["at_least"], by_name["two_over_one"]["verdict"] != "not measured") == (0.9, True)
+    assert found["launches"]["2"]["backend"] == "gloo"
+    assert found["launches"]["2"]["exchanged_mib_a_step"] > 40  # ResNet-18's 11.2 M parameters
+    assert "2 processes, same global batch" in output
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(one_host):
+    _, found = one_host
+    check = found["equality"]["2"]
+    assert check["steps"] == 8
+    assert check["padding"] == 1
+    verdict = {it["name"]: it["verdict"] for it in found["targets"]}
+    assert [verdict[name] for name in ("same_batches", "same_losses", "same_gradients")] == ["reached"] * 3
+    assert len(set(check["losses"])) == 8
+
+
+@pytest.mark.slow
+def test_two_hosts_at_loopback_addresses_train_as_one(two_hosts):
+    _, found = two_hosts
+    assert found["settings"]["hosts"] == 2
+    assert found["settings"]["hosts_are"] == "this machine"
+    assert found["launches"]["2"]["processes"] == 2
+    verdict = {it["name"]: it["verdict"] for it in found["targets"]}
+    assert [verdict[name] for name in ("same_batches", "same_losses", "same_gradients")] == ["reached"] * 3
+    assert "2-hosts" in scaling.default_path(found).name
