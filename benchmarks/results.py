@@ -54,14 +54,15 @@ def command(program: str, arguments: Sequence[str]) -> str:
 
 def without_paths(text: str) -> str:
     """A message of an error may name folders of this machine: their names give way to what they are."""
-    for path, name in (
-        (tempfile.gettempdir(), "(temporary folder)"),
-        (Path(__file__).resolve().parent.parent, "."),
-        (sys.prefix, "(environment)"),
-        (cache_folder(), "(cache)"),
-        (Path.home(), "~"),
-    ):
-        text = text.replace(f"{path}{os.sep}", f"{name}/")
+    names = {
+        tempfile.gettempdir(): "(temporary folder)",
+        str(Path(__file__).resolve().parent.parent): ".",
+        sys.prefix: "(environment)",
+        str(cache_folder()): "(cache)",
+        str(Path.home()): "~",
+    }
+    for path in sorted(names, key=len, reverse=True):  # one may lie in another
+        text = text.replace(f"{path}{os.sep}", f"{names[path]}/")
     return text
 
 

@@ -222,11 +222,12 @@ class Assembly:
             frames = torch.from_numpy(np.stack([*self._strays.values()]))
             parts.append(([*self._strays], frames.to(self._decoder.device)))
         if self._sources:
-            frames = self._decoder.decode_on_device([*self._sources.values()])
+            slots = sorted(self._sources)
+            frames = self._decoder.decode_on_device([self._sources.pop(slot) for slot in slots])
             if self._kept.wants_bytes:
-                for slot, clip_frames in zip(self._sources, frames.cpu().numpy(), strict=True):
+                for slot, clip_frames in zip(slots, frames.cpu().numpy(), strict=True):
                     self._kept.keep(self._rows[slot], clip_frames)
-            parts.append(([*self._sources], frames))
+            parts.append((slots, frames))
         for slots, frames in parts:
             self._kept.keep_on_device([self._rows[slot] for slot in slots], frames)
         if self._resident:
