@@ -57,9 +57,9 @@ def choose_backend(backend: Backend, device: torch.device) -> tuple[Literal["dal
     if backend == "auto":
         if device.type != "cuda":
             return "pyav", f"the frames go to the {device.type.upper()}"
-        missing = dali.why_unavailable()
+        missing = dali.why_unavailable(device)
         return ("dali", "decodes on the GPU") if missing is None else ("pyav", missing)
-    if backend == "dali" and (missing := dali.why_unavailable()):
+    if backend == "dali" and (missing := dali.why_unavailable(device)):
         raise ValueError(f"video.backend dali: {missing}")
     if backend == "decord" and find_spec("decord") is None:
         raise ValueError("video.backend decord is not installed: pip install decord (Linux x86-64)")

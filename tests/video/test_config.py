@@ -11,16 +11,16 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 def test_auto_is_pyav_for_a_cpu_and_dali_for_a_gpu(monkeypatch):
     assert choose_backend("auto", CPU) == ("pyav", "the frames go to the CPU")
-    monkeypatch.setattr(dali, "why_unavailable", lambda: None)
+    monkeypatch.setattr(dali, "why_unavailable", lambda device: None)
     assert choose_backend("auto", CUDA)[0] == "dali"
-    monkeypatch.setattr(dali, "why_unavailable", lambda: "DALI is not installed")
+    monkeypatch.setattr(dali, "why_unavailable", lambda device: "DALI is not installed")
     assert choose_backend("auto", CUDA) == ("pyav", "DALI is not installed")
 
 
 def test_what_is_asked_for_is_taken_or_refused(monkeypatch):
     assert choose_backend("decord", CUDA) == ("decord", "as asked")
     assert choose_backend("pyav", CUDA) == ("pyav", "as asked")
-    monkeypatch.setattr(dali, "why_unavailable", lambda: "DALI is not installed")
+    monkeypatch.setattr(dali, "why_unavailable", lambda device: "DALI is not installed")
     with pytest.raises(ValueError, match=r"video\.backend dali: DALI is not installed"):
         choose_backend("dali", CPU)
     monkeypatch.setattr("fastemo.video.config.find_spec", lambda name: None)
