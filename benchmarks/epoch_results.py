@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.epoch_peers import TRAINING_PEERS
+from benchmarks.results import figure_text
 from benchmarks.targets import Target
 from fastemo.console import Console
 
@@ -64,11 +65,7 @@ def show(console: Console, results: dict[str, Any], reached: Sequence[Target]) -
 
 def _rate(found: dict[str, Any], name: str) -> str:
     entry = found["passes"].get(name)
-    return _figure(entry["clips_per_second"]["median"]) if entry else "-"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return figure_text(entry["clips_per_second"]["median"]) if entry else "-"
 
 
 def _epoch_row(model: str, found: dict[str, Any]) -> dict[str, str | int]:
@@ -82,7 +79,7 @@ def _epoch_row(model: str, found: dict[str, Any]) -> dict[str, str | int]:
         "waiting": f"{wait['median']:.2%}" if wait else "-",
         "resident MiB": f"{memory['resident_mib']:,.0f}",
         "GPU MiB": "-" if gpu is None else f"{gpu:,.0f}",
-        "GFLOP/s": _figure(used["flops_per_second"] / 1e9),
+        "GFLOP/s": figure_text(used["flops_per_second"] / 1e9),
         "MFU": "-" if used["mfu"] is None else f"{used['mfu']:.1%}",
     }
 
@@ -113,7 +110,7 @@ def _last_loss(found: dict[str, Any], name: str) -> str:
 def _target_row(it: Target) -> dict[str, str | int]:
     is_share = it.unit == ""
     bound = f"{it.bound:.0%}" if is_share else f"{it.bound:g} {it.unit}"
-    value = "-" if it.value is None else f"{it.value:.2%}" if is_share else f"{_figure(it.value)} {it.unit}"
+    value = "-" if it.value is None else f"{it.value:.2%}" if is_share else f"{figure_text(it.value)} {it.unit}"
     return {
         "figure": it.title,
         "at most" if it.is_upper else "at least": f"{'<=' if it.is_upper else '>='} {bound}",

@@ -110,8 +110,8 @@ def show(console: Console, results: dict[str, Any], reached: Sequence[Target]) -
                 rows.append(
                     {
                         "what": found["title"],
-                        "clips/s": _figure(rate["median"]),
-                        "min-max": f"{_figure(rate['min'])}-{_figure(rate['max'])}",
+                        "clips/s": figure_text(rate["median"]),
+                        "min-max": f"{figure_text(rate['min'])}-{figure_text(rate['max'])}",
                         "CPU-s/clip": f"{cost['median']:.4f}",
                         "of full decode": _share(found.get("share_of_decode_full")),
                         "of pruned decode": _share(found.get("share_of_decode_pruned")),
@@ -128,21 +128,29 @@ def show(console: Console, results: dict[str, Any], reached: Sequence[Target]) -
             console.say(f"{name}: extraction beforehand took {a_clip:.2f} s a clip, not part of its figures")
     console.table(
         "targets, stated for T = 10, 128x128, genuine RAVDESS clips, two cores",
-        [
-            {
-                "figure": it.title,
-                "at most" if it.is_upper else "at least": f"{'<= ' if it.is_upper else '>= '}{it.bound:g} {it.unit}",
-                "measured": "-" if it.value is None else f"{_figure(it.value)} {it.unit}",
-                "verdict": it.verdict,
-                "note": it.note,
-            }
-            for it in reached
-        ],
+        target_rows(reached),
     )
 
 
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+def target_rows(reached: Sequence[Target]) -> list[dict[str, str | int]]:
+    """Targets as rows of a table for the terminal."""
+    return [
+        {
+            "figure": it.title,
+            "at most" if it.is_upper else "at least": f"{'<=' if it.is_upper else '>='} {it.bound:g} {it.unit}",
+            "measured": "-" if it.value is None else f"{figure_text(it.value)} {it.unit}",
+            "verdict": it.verdict,
+            "note": it.note,
+        }
+        for it in reached
+    ]
+
+
+def figure_text(value: float) -> str:
+    """Three digits that matter, whatever the size."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
 
 
 def _share(value: float | None) -> str:
@@ -178,7 +186,12 @@ def chart(results: dict[str, Any]) -> Figure:
         whiskers = [[rate["median"] - rate["min"]], [rate["max"] - rate["median"]]]
         axes.barh(place, rate["median"], color=_GROUPS[group], xerr=whiskers, ecolor="#444444", capsize=2)
         axes.annotate(
-            _figure(rate["median"]), (rate["max"], place), (5, 0), textcoords="offset points", va="center", fontsize=8
+            figure_text(rate["median"]),
+            (rate["max"], place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
         )
     for name, style in (("decode_full", ":"), ("decode_pruned", "--")):
         if (limit := results["rungs"].get(name, {})).get("rounds"):

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.measure import paired_ratio, rates, summary
+from benchmarks.results import figure_text, target_rows
 from benchmarks.targets import Rounds, Target
 from fastemo.console import Console
 
@@ -145,13 +146,6 @@ def _headline(text: str, value: float, unit: str) -> dict[str, Any]:
     return {"title": text, "value": value, "unit": unit}
 
 
-def figure_text(value: float) -> str:
-    """Three digits that matter, whatever the size."""
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
-
-
 def show(console: Console, found: Mapping[str, Any], reached: Sequence[Target]) -> None:
     """The tables."""
     rows: list[dict[str, str | int]] = []
@@ -170,19 +164,7 @@ def show(console: Console, found: Mapping[str, Any], reached: Sequence[Target]) 
             row[column] = f"{it[key]['median']:{spec}}" if it else "-"
         rows.append(row)
     console.table(f"medians of {found['settings']['rounds']} rounds, {found['settings']['steps']} steps each", rows)
-    console.table(
-        "targets",
-        [
-            {
-                "figure": it.title,
-                "at most" if it.is_upper else "at least": f"{'<=' if it.is_upper else '>='} {it.bound:g} {it.unit}",
-                "measured": "-" if it.value is None else f"{figure_text(it.value)} {it.unit}",
-                "verdict": it.verdict,
-                "note": it.note,
-            }
-            for it in reached
-        ],
-    )
+    console.table("targets", target_rows(reached))
 
 
 def chart(found: Mapping[str, Any]) -> Figure:
