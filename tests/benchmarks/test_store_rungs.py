@@ -24,10 +24,10 @@ def test_pages_are_forgotten(stored):
     file.read_bytes()
     try:
         assert cached_share(file) == 1.0
-        drop_cached_pages(stored)
+        # Not asked again afterwards: asking makes the kernel fetch what was asked for.
+        assert drop_cached_pages(stored) <= 0.1
     except Skipped as reason:
         pytest.skip(str(reason))
-    assert cached_share(file) <= 0.1
     file.read_bytes()
     assert cached_share(file) == 1.0
 
