@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,14 @@ def test_available_memory_below_a_limit_of_version_1(pretended: Callable[[dict[s
 
 def test_available_memory_elsewhere(pretended: Callable[[dict[str, str]], int]) -> None:
     assert pretended({}) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc and Linux's niceness of single threads")
+def test_a_thread_steps_back_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = niceness()
+    with ThreadPoolExecutor(1, initializer=machine.let_others_go_first) as pool:
+        assert pool.submit(niceness).result() > before
+    assert niceness() == before

@@ -8,6 +8,7 @@ from typing import Literal
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 SpeedMode = Literal["auto", "plain"]
 Compile = Literal["auto", "off", "default", "cudagraphs"]
+Exchange = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["plateau", "onecycle", "constant"]
 
 
@@ -32,6 +33,8 @@ class TrainConfig:
             what `speed` picks. A CPU that would only emulate bf16 computes in fp32, and the run says so.
         channels_last: Memory layout of convolutions, the same result; null: what `speed` picks.
         compile: torch.compile of the training step: `off` (which is also `auto`), `default`, or `cudagraphs`.
+        exchange: In what several processes add up their gradients; `auto` is what `speed` picks: bf16 where a CPU
+            computes in bf16, fp32 otherwise.
     """
 
     batch_size: int = 8
@@ -48,6 +51,7 @@ class TrainConfig:
     precision: Precision = "auto"
     channels_last: bool | None = None
     compile: Compile = "auto"
+    exchange: Exchange = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate_steps", "epochs"):
@@ -67,6 +71,7 @@ class TrainConfig:
             ("speed", ("auto", "plain")),
             ("precision", ("auto", "fp32", "fp16", "bf16")),
             ("compile", ("auto", "off", "default", "cudagraphs")),
+            ("exchange", ("auto", "fp32", "bf16")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'")

@@ -14,7 +14,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -43,7 +48,14 @@ class Trainer:
         kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.speed = pick(config, kind.type if kind else "cpu")
         self.speed.set_backends()
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        hook = DDPCommunicationHookType.BF16 if self.speed.exchange == "bf16" else DDPCommunicationHookType.NO
+        ddp = DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=self.speed.bucket_mib,
+            comm_hook=hook,
+            # Every step uses every weight. Batches whose gradients wait for others' are not what it is made for.
+            static_graph=config.accumulate_steps == 1,
+        )
         # Accelerate keeps the first precision that a process asked for; a later training may ask for another.
         AcceleratorState._reset_state()
         # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.

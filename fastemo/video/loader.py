@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastemo.corpus.manifest import Clip
-from fastemo.machine import available_processors, give_back_memory
+from fastemo.machine import available_processors, give_back_memory, let_others_go_first
 from fastemo.video.assembly import Assembly, Decoder
 from fastemo.video.config import VideoConfig, choose_backend
 from fastemo.video.decode import FrameSpec
@@ -157,7 +157,9 @@ class ClipLoader:
         self._resume = None
         flying: deque[Assembly] = deque()
         has_decoded = False
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        # A step's threads wait for each other: a decoder that takes the processor of one holds up all of them. One that
+        # steps back has every processor as soon as the step is over and the next batch is waited for.
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode", initializer=let_others_go_first)
         try:
             for number in range(first, len(steps)):
                 # Filled up before the wait, so that the threads have work while this batch is trained on.

@@ -19,6 +19,7 @@ MODELS = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
 def has_bf16(monkeypatch, answer):
@@ -27,9 +28,9 @@ def has_bf16(monkeypatch, answer):
 
 def test_auto_on_a_cpu(monkeypatch):
     has_bf16(monkeypatch, True)
-    assert str(pick(TrainConfig(), "cpu")) == "bf16, channels_last, fused Adam"
+    assert str(pick(TrainConfig(), "cpu")) == "bf16, channels_last, fused Adam, memory kept"
     has_bf16(monkeypatch, False)
-    assert str(pick(TrainConfig(), "cpu")) == "fp32, channels_last, fused Adam"
+    assert str(pick(TrainConfig(), "cpu")) == "fp32, channels_last, fused Adam, memory kept"
     assert pick(TrainConfig(), "cpu").note == ""
 
 
@@ -45,10 +46,23 @@ def test_plain_is_what_torch_does_by_itself():
         assert str(pick(TrainConfig(speed="plain"), device)) == "fp32"
 
 
+def test_gradients_are_exchanged_in_what_they_were_computed_in(monkeypatch):
+    has_bf16(monkeypatch, True)
+    assert pick(TrainConfig(), "cpu").exchange is None, "there is nobody to exchange with"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert pick(TrainConfig(), "cpu").exchange == "bf16"
+    assert pick(TrainConfig(exchange="fp32"), "cpu").exchange == "fp32"
+    assert pick(TrainConfig(precision="fp32"), "cpu").exchange == "fp32"
+    assert pick(TrainConfig(speed="plain"), "cpu").exchange == "fp32"
+    assert pick(TrainConfig(speed="plain", exchange="bf16"), "cpu").exchange == "bf16"
+    has_bf16(monkeypatch, False)
+    assert pick(TrainConfig(), "cpu").exchange == "fp32"
+
+
 def test_single_keys_and_the_launcher_win(monkeypatch):
     has_bf16(monkeypatch, True)
     picked = pick(TrainConfig(precision="fp32", channels_last=False, compile="default"), "cpu")
-    assert str(picked) == "fp32, fused Adam, compiled (default)"
+    assert str(picked) == "fp32, fused Adam, compiled (default), memory kept"
     assert pick(TrainConfig(speed="plain", channels_last=True), "cpu").channels_last
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert pick(TrainConfig(), "cpu").precision == "fp16"
