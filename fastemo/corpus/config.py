@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from fastemo.corpus.manifest import Labels
 from fastemo.corpus.probe import Verify
 from fastemo.corpus.protocol import PROTOCOLS, Protocol
 from fastemo.corpus.synthetic import SyntheticConfig
+
+OnError = Literal["stop", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,9 @@ class CorpusConfig:
         fold: The fold that `kfold5` or `loso` tests on.
         verify: How far a scan decodes each file: its first frame (`quick`) or all (`full`).
         max_rejected: Files that may be rejected before training refuses to start.
+        on_error: What a clip that stops decoding while training does: end the run (`stop`), or leave it out of the step,
+            list it in the run's `dropped.csv` and go on (`drop`).
+        max_dropped: Clips that may be dropped before the run ends all the same.
         synthetic: The built-in corpus.
     """
 
@@ -32,6 +38,8 @@ class CorpusConfig:
     fold: int = 0
     verify: Verify = "quick"
     max_rejected: int = 0
+    on_error: OnError = "stop"
+    max_dropped: int = 10
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
@@ -43,5 +51,8 @@ class CorpusConfig:
             raise ValueError(f"corpus.protocol must be one of {', '.join(PROTOCOLS)}, not '{self.protocol}'")
         if self.fold < 0:
             raise ValueError(f"corpus.fold must be at least 0, not {self.fold}")
-        if self.max_rejected < 0:
-            raise ValueError(f"corpus.max_rejected must be at least 0, not {self.max_rejected}")
+        if self.on_error not in ("stop", "drop"):
+            raise ValueError(f"corpus.on_error must be stop or drop, not '{self.on_error}'")
+        for name in ("max_rejected", "max_dropped"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"corpus.{name} must be at least 0, not {getattr(self, name)}")

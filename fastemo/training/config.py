@@ -35,6 +35,11 @@ class TrainConfig:
         compile: torch.compile of the training step: `off` (which is also `auto`), `default`, or `cudagraphs`.
         exchange: In what several processes add up their gradients; `auto` is what `speed` picks: bf16 where a CPU
             computes in bf16, fp32 otherwise.
+        freeze_batch_norm: Keep batch normalisation's statistics as they are (those of pretrained weights): a clip's
+            result no longer depends on the clips beside it, nor on how a batch is dealt to processes.
+        checkpoint_minutes: Write `checkpoints/last` so often inside an epoch, too; 0: only at the end of each.
+        keep: Checkpoints before `last` that stay on the disk, for when it is damaged.
+        deterministic: Equal bits from equal runs on one machine, by slower kernels where the fast ones are not.
     """
 
     batch_size: int = 8
@@ -52,6 +57,10 @@ class TrainConfig:
     channels_last: bool | None = None
     compile: Compile = "auto"
     exchange: Exchange = "auto"
+    freeze_batch_norm: bool = False
+    checkpoint_minutes: float = 10.0
+    keep: int = 1
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate_steps", "epochs"):
@@ -59,7 +68,7 @@ class TrainConfig:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
         if not self.lr > 0:
             raise ValueError(f"train.lr must be above 0, not {self.lr}")
-        for name in ("weight_decay", "clip_norm", "plateau_patience"):
+        for name in ("weight_decay", "clip_norm", "plateau_patience", "checkpoint_minutes", "keep"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name} must be at least 0, not {getattr(self, name)}")
         if not 0 < self.plateau_factor < 1:
