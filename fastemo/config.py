@@ -28,8 +28,8 @@ class RunConfig:
         name: The run folder's name; `None`: the model's name and the time.
         runs_dir: Folder that holds the run folders.
         seed: Of everything random.
-        resume: Go on with an interrupted run: its folder, its name, or `auto`, which is the run `name` or, without a name,
-            the newest run of the model, and a new run where there is none.
+        resume: Go on with an interrupted run: its folder, its name, or `auto`, which is the run `name` or, without a
+            name, the newest run of the model, and a new run where there is none.
     """
 
     name: str | None = None

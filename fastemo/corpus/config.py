@@ -26,8 +26,8 @@ class CorpusConfig:
         fold: The fold that `kfold5` or `loso` tests on.
         verify: How far a scan decodes each file: its first frame (`quick`) or all (`full`).
         max_rejected: Files that may be rejected before training refuses to start.
-        on_error: What a clip that stops decoding while training does: end the run (`stop`), or leave it out of the step,
-            list it in the run's `dropped.csv` and go on (`drop`).
+        on_error: What happens on a clip that does not decode while training: the run ends (`stop`), or goes on without
+            the clip and lists it in `dropped.csv` (`drop`).
         max_dropped: Clips that may be dropped before the run ends all the same.
         synthetic: The built-in corpus.
     """
