@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,24 @@ class UserError(Exception):
     """Base of the errors of this package that are no ValueError: a user can cause and mend them."""
 
 
+class Stopped(BaseException):
+    """A signal asked to end; everything is saved that was to be. No `Exception`, which much code recovers from.
+
+    Attributes:
+        number: The signal's.
+    """
+
+    def __init__(self, number: int, how_to_go_on: str = "") -> None:
+        self.number, self.how_to_go_on = number, how_to_go_on
+        super().__init__(f"stopped by {signal.Signals(number).name}{'; ' * bool(how_to_go_on)}{how_to_go_on}")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process with one line on standard error, and status 2, on an error that a user can cause.
+    """End the process with one line on standard error on an error that a user can cause, or a signal.
 
-    `FASTEMO_TRACEBACK=1` shows the traceback as well.
+    The status is 2, or 128 and the signal's number, as shells have it. `FASTEMO_TRACEBACK=1` shows the traceback of an
+    error as well.
     """
     try:
         yield
@@ -25,6 +39,9 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(f"fastemo: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(f"fastemo: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.number)
     except KeyboardInterrupt:
         print("fastemo: interrupted", file=sys.stderr)
         sys.exit(130)

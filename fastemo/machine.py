@@ -59,6 +59,14 @@ def available_memory() -> int:
     return max(0, room) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def resident_memory() -> int:
+    """Bytes of this process that lie in memory; 0 where the system does not say."""
+    try:
+        return int((_PROC / "self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def _cgroup_rooms() -> Iterator[int]:
     """Bytes left below the limit of this process's memory cgroup and of each above it."""
     try:
@@ -124,6 +132,49 @@ def cache_folder() -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "fastemo"
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file's bytes, or a folder's names, to the disk before this returns.
+
+    Raises:
+        OSError: The disk does not take them. That a file system cannot flush folders is no error.
+    """
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Refuse where another process holds the same folder; a process that ends, however, lets go of it.
+
+    Where the file system or the operating system has no such locks, nobody is refused.
+
+    Raises:
+        ValueError: Another process holds it; `what` begins the message.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{what} is in use by another process, on this machine or another") from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

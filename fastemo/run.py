@@ -10,7 +10,8 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +19,112 @@ import numpy as np
 
 from fastemo.config import RunConfig, read_config, write_config
 from fastemo.console import Console
-from fastemo.corpus.manifest import Clip, read_manifest
+from fastemo.corpus.manifest import Clip, Manifest, read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.errors import Stopped
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
-from fastemo.machine import versions, write_text
+from fastemo.machine import only_one, versions, write_text
 from fastemo.models import build_model
 from fastemo.report import figures
-from fastemo.training import checkpoint
+from fastemo.resume import check_same_corpus, recover
+from fastemo.training import checkpoint, faults
+from fastemo.training.checkpoint import Checkpoint
+from fastemo.training.stopping import StopSignals
 from fastemo.training.trainer import Trainer
-from fastemo.video.decode import decode_clip
+from fastemo.video.decode import DecodeError, decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
 
 
-def run(config: RunConfig) -> Path:
+def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | None = None) -> Path:
     """Train, test and report; the run folder is returned.
+
+    Args:
+        run_dir: Of an interrupted run, to go on with.
+        signals: That are heeded, where they are installed.
 
     Raises:
         ValueError: The configuration, the corpus or the run folder will not do; nothing was trained.
         DecodeError: A clip stopped decoding since the scan.
         WeightsUnavailable: Pretrained weights cannot be had.
+        UserError: What `Trainer.fit` tells.
+        Stopped: A signal asked to end.
     """
-    with Trainer(config.train, seed=config.seed) as trainer:
+    with Trainer(config.train, seed=config.seed, signals=signals) as trainer, trainer.plain_faults():
         console = Console(show=trainer.is_main)
-        run_dir = trainer.from_main(_make_run_dir(config) if trainer.is_main else None)
-        assert run_dir is not None
-        try:
-            root, splits, loaders = _prepare(config, trainer, run_dir, console)
-        except BaseException:
-            # Nothing was trained yet: the name stays free for the next attempt.
-            if trainer.is_main:
-                shutil.rmtree(run_dir, ignore_errors=True)
-            raise
-        try:
-            trainer.fit(loaders["train"], loaders["val"], config.augment, run_dir, console)
-            _test(config, trainer, run_dir, root, splits, loaders["test"], console)
-        except Exception as error:
-            console.log(f"ended by {type(error).__name__}: {error}")
-            raise
-        finally:
-            for loader in loaders.values():
-                loader.close()
-    return run_dir
+        asked, config = config, trainer.on_main(lambda: config)
+        if (asked.train, asked.seed) != (config.train, config.seed):
+            raise ValueError("this process was started with other options than the first; give all the same")
+        with ExitStack() as stack:
+            found = trainer.on_main(lambda: _open(config, run_dir, stack, console))
+            if found.is_finished:
+                console.say(f"run {found.folder} is finished; nothing is left to do")
+                return found.folder
+            try:
+                _run(config, trainer, found, stack, console)
+            except Stopped as stop:
+                if found.folder.is_dir():
+                    stop = Stopped(stop.number, f"go on by the same command with --resume {found.folder}")
+                console.log(str(stop))
+                raise stop from None
+            except Exception as error:
+                console.log(f"ended by {type(error).__name__}: {error}")
+                raise
+    return found.folder
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run folder, this process's own.
+
+    Attributes:
+        is_new: Whether it was made now.
+        is_finished: Whether the test is done.
+        checkpoint: Where to go on from.
+    """
+
+    folder: Path
+    is_new: bool
+    is_finished: bool = False
+    checkpoint: Checkpoint | None = None
+
+
+def _open(config: RunConfig, run_dir: Path | None, stack: ExitStack, console: Console) -> Opened:
+    """Make a run folder, or take an interrupted run's, and hold it against other processes until the stack ends."""
+    folder = run_dir or _make_run_dir(config)
+    stack.enter_context(only_one(folder, f"run folder {folder}"))
+    if run_dir is None:
+        return Opened(folder, is_new=True)
+    if (folder / "test.json").is_file():
+        return Opened(folder, is_new=False, is_finished=True)
+    return Opened(folder, is_new=False, checkpoint=recover(folder, console))
+
+
+def _run(config: RunConfig, trainer: Trainer, found: Opened, stack: ExitStack, console: Console) -> None:
+    run_dir = found.folder
+    try:
+        root, splits, loaders = _prepare(config, trainer, found, console)
+    except BaseException:
+        # Nothing was trained yet: the name stays free for the next attempt.
+        if trainer.is_main and found.is_new:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+    for loader in loaders.values():
+        stack.callback(loader.close)
+    trainer.fit(
+        loaders["train"],
+        loaders["val"],
+        config.augment,
+        run_dir,
+        console,
+        resume=found.checkpoint,
+        max_dropped=config.corpus.max_dropped if config.corpus.on_error == "drop" else None,
+    )
+    _test(config, trainer, run_dir, root, splits, loaders["test"], console)
+    if count := len(trainer.progress.dropped):
+        console.say(f"{count} clips did not decode and were left out: {run_dir / 'dropped.csv'}")
+    console.say(f"run folder: {run_dir}")
 
 
 def _test(
@@ -74,35 +138,27 @@ def _test(
 ) -> None:
     """Test the best checkpoint on all processes and report on the main one."""
     # The main process alone reads and writes the run folder: other hosts need not see it.
-    best = trainer.from_main(checkpoint.load_model(run_dir / "checkpoints" / "best") if trainer.is_main else None)
-    assert best is not None
-    weights, info = best
+    weights, info = trainer.on_main(lambda: checkpoint.load_model(run_dir / "checkpoints" / "best"))
     trainer.load_weights(weights)
     predictions = trainer.predict(loader, config.augment)
+    trainer.note_dropped({"test": loader}, 0, run_dir)
     if trainer.is_main:
         result = write_report(config, run_dir, root, splits, trainer.history, predictions, epoch=info["epoch"])
         console.say(f"test: {results_line(result, len(splits.class_names))}")
-        console.say(f"run folder: {run_dir}")
 
 
 def _prepare(
-    config: RunConfig, trainer: Trainer, run_dir: Path, console: Console
+    config: RunConfig, trainer: Trainer, found: Opened, console: Console
 ) -> tuple[Path, Splits, dict[str, ClipLoader]]:
     """Everything before the first step: corpus, splits, loaders, and the model on its device."""
-    console.log_to(run_dir / "log.txt")
-    console.log(f"command: {shlex.join(sys.argv)}")
-    manifest = None
-    if trainer.is_main:
-        write_config(config, run_dir / "config.yaml")
-        manifest = prepare_corpus(config.corpus, console)
-        manifest.write_csv(run_dir / "manifest.csv")
-    manifest = trainer.from_main(manifest)
-    assert manifest is not None
+    manifest = trainer.on_main(lambda: _prepare_folder(config, found, console))
     splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
     if trainer.is_main:
-        _show_splits(splits, run_dir, console)
+        _show_splits(splits, found.folder, console)
     trainer.seed_everything(epoch=0)
-    model = build_model(config.model, len(splits.class_names))
+    # A checkpoint holds every weight: nothing is fetched.
+    model_config = replace(config.model, pretrained=False, weights=None) if found.checkpoint else config.model
+    model = build_model(model_config, len(splits.class_names))
     loaders = {
         name: make_loader(config, manifest.root, splits, name, trainer, console) for name in ("train", "val", "test")
     }
@@ -118,6 +174,20 @@ def _prepare(
         if note:
             console.say(note)
     return manifest.root, splits, loaders
+
+
+def _prepare_folder(config: RunConfig, found: Opened, console: Console) -> Manifest:
+    """Scan the corpus, and write down what the run is, or compare with what it was."""
+    run_dir = found.folder
+    console.log_to(run_dir / "log.txt")
+    console.log(f"command: {shlex.join(sys.argv)}")
+    write_config(replace(config, resume=None), run_dir / "config.yaml")
+    manifest = prepare_corpus(config.corpus, console)
+    if found.checkpoint is not None:
+        check_same_corpus(read_manifest(run_dir / "manifest.csv", manifest.root), manifest, run_dir)
+        console.say(f"going on after epoch {found.checkpoint.info['epoch']}, clip {found.checkpoint.info['clips']}")
+    manifest.write_csv(run_dir / "manifest.csv")
+    return manifest
 
 
 def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) -> dict[str, Any]:
@@ -174,6 +244,7 @@ def make_loader(
         world_size=trainer.world_size,
         device=trainer.device,
         store=config.store,
+        on_error=config.corpus.on_error,
         say=console.say,
     )
 
@@ -223,7 +294,12 @@ def misclassified(
     examples = []
     for row in wrong:
         clip = by_key[predictions.keys[row]]
-        frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec)
+        try:
+            frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec)
+        except DecodeError:
+            if config.corpus.on_error == "stop":
+                raise
+            continue  # it was there for the test, and is gone since
         examples.append(
             figures.Misclassified(
                 key=clip.key,
@@ -242,7 +318,12 @@ def _make_run_dir(config: RunConfig) -> Path:
     try:
         run_dir.mkdir(parents=True)
     except FileExistsError as error:
-        raise ValueError(f"run folder {run_dir} exists and is never overwritten; choose another --name") from error
+        raise ValueError(
+            f"run folder {run_dir} exists and is never overwritten; choose another --name, or go on with it by "
+            f"--resume {run_dir}"
+        ) from error
+    except OSError as error:
+        raise faults.not_written(error, run_dir) from error
     return run_dir
 
 

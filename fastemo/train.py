@@ -18,10 +18,13 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
     """Train by the configuration that the arguments give."""
     with one_line_errors():
         # Late: the processes that draw the built-in corpus import this file again and have no use for torch.
-        from fastemo.config import read_config
+        from fastemo.resume import resolve
         from fastemo.run import run
+        from fastemo.training.stopping import StopSignals
 
-        run(read_config(sys.argv[1:] if arguments is None else arguments, prog=prog))
+    # Around what tells of errors: a launcher that sees one process fail sends the others a signal.
+    with StopSignals().installed() as signals, one_line_errors():
+        run(*resolve(sys.argv[1:] if arguments is None else arguments, prog=prog), signals)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,14 @@ RUN_FILES = {
     "splits.csv",
     "metrics.jsonl",
     "checkpoints/last/model.safetensors",
-    "checkpoints/last/state.pt",
+    "checkpoints/last/state.safetensors",
+    "checkpoints/last/state.json",
+    "checkpoints/last/checksums.json",
     "checkpoints/last/info.json",
     "checkpoints/best/model.safetensors",
-    "checkpoints/best/state.pt",
+    "checkpoints/best/state.safetensors",
+    "checkpoints/best/state.json",
+    "checkpoints/best/checksums.json",
     "checkpoints/best/info.json",
     "test.json",
     "predictions.csv",
@@ -54,7 +58,9 @@ def command(*words, cwd, **kwargs):
 
 
 def files_of(run_dir):
-    return {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    """All but the checkpoints that are kept in case the last is damaged."""
+    names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    return {name for name in names if not name.startswith("checkpoints/epoch-")}
 
 
 def run_here(tmp_path, *options):

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,18 @@ class Predictions:
 
     @classmethod
     def joined(cls, parts: Iterable[Predictions]) -> Predictions:
-        """All ranks' rows sorted by key, a clip that several ranks saw only once."""
+        """All ranks' rows sorted by key, a clip that several ranks saw only once.
+
+        Raises:
+            ValueError: There is no row at all.
+        """
         rows = {
             key: (label, logits)
             for part in parts
             for key, label, logits in zip(part.keys, part.labels, part.logits, strict=True)
         }
+        if not rows:
+            raise ValueError("there is nothing to evaluate: no clip of the split could be decoded")
         keys = tuple(sorted(rows))
         return cls(keys, np.array([rows[k][0] for k in keys]), np.stack([rows[k][1] for k in keys]))
 
@@ -70,21 +77,30 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(model: nn.Module, loader: ClipLoader, augment: AugmentConfig) -> Predictions:
-    """Run the clips of one rank through the model, in evaluation mode; its training mode is put back."""
+    """Run the clips of one rank through the model, in evaluation mode; its training mode is put back.
+
+    Padding is left out, and with it clips that the loader dropped.
+    """
     was_training = model.training
     model.eval()
     keys: list[str] = []
-    labels, logits = [], []
+    labels, logits, is_padding = [], [], []
     try:
         for batch in loader.epoch():
             logits.append(model(center_crop(batch.frames, augment)).float())
             labels.append(batch.labels)
+            is_padding.append(batch.is_padding)
             keys += batch.keys
     finally:
         model.train(was_training)
     if not keys:  # more ranks than clips
         return Predictions((), np.empty(0, np.int64), np.empty((0, 0), np.float32))
-    return Predictions(tuple(keys), torch.cat(labels).cpu().numpy(), torch.cat(logits).cpu().numpy())
+    real = ~torch.cat(is_padding).cpu().numpy()
+    return Predictions(
+        tuple(compress(keys, real)),
+        torch.cat(labels).cpu().numpy()[real],
+        torch.cat(logits).cpu().numpy()[real],
+    )
 
 
 def summarise(predictions: Predictions, clips: Sequence[Clip], class_names: Sequence[str]) -> dict[str, Any]:

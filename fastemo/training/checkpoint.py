@@ -1,14 +1,18 @@
-"""A model and the state of its training, saved as a folder, whole or not at all; read without unpickling."""
+"""A model and all that its training needs to go on, as a folder, whole or not at all; read without unpickling."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +20,107 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fastemo.machine import flush
+from fastemo.training import tree
+
 MODEL_FILE = "model.safetensors"
-STATE_FILE = "state.pt"
+TENSORS_FILE = "state.safetensors"  # tensors of the optimiser, generators and sums
+STATE_FILE = "state.json"  # everything else, and where each tensor belongs
 INFO_FILE = "info.json"
+CHECKSUMS_FILE = "checksums.json"  # written last: without it nothing here counts
+_FILES = (MODEL_FILE, TENSORS_FILE, STATE_FILE, INFO_FILE)
+
+_MOST_JSON_BYTES = 256 * 2**20
+_OLDER = re.compile(r"epoch-\d+-clips-\d+")
+_DAMAGED = "damaged-"
 
 
-def save(folder: Path, *, model: dict[str, torch.Tensor], state: dict[str, Any], info: dict[str, Any]) -> None:
-    """Write a checkpoint beside `folder`, then put it in its place.
+class CheckpointError(ValueError):
+    """A checkpoint that is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved, on the CPU.
+
+    Attributes:
+        info: For readers: `epoch`, `clips` of it that were trained on, `is_epoch_end`, metrics, versions.
+    """
+
+    folder: Path
+    model: dict[str, torch.Tensor]
+    state: dict[str, Any]
+    info: dict[str, Any]
+
+
+@dataclass
+class Recovery:
+    """What a run's checkpoints folder holds.
+
+    Attributes:
+        checkpoint: The furthest that is whole; `None`: there is none.
+        notes: What the user should know: what is damaged, and what is gone on with instead.
+    """
+
+    checkpoint: Checkpoint | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def save(
+    folder: Path,
+    *,
+    model: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    info: dict[str, Any],
+    keep: int = 0,
+) -> None:
+    """Write a checkpoint beside `folder`, flush it to the disk, then put it in its place.
 
     Args:
-        folder: The checkpoint; one that is there is replaced.
+        folder: The checkpoint; one that is there is replaced, or kept under a name of its own.
         model: The model's state dict.
-        state: Tensors and plain values of the optimiser and scheduler.
-        info: What a reader wants to know: epoch, metrics, model, versions. JSON.
+        state: Tensors, plain values, and dicts and lists of them.
+        info: What a reader wants to know. JSON.
+        keep: Older checkpoints that stay beside it.
+
+    Raises:
+        OSError: It cannot be written; what was there before is untouched.
     """
-    with _replacing(folder) as partial:
+    plain, tensors = tree.flatten(state)
+    with _replacing(folder, keep) as partial:
         partial.mkdir(parents=True)
-        # Parameters that share memory or a permuted layout are stored as they read.
-        save_file({name: value.detach().cpu().contiguous() for name, value in model.items()}, partial / MODEL_FILE)
-        torch.save(state, partial / STATE_FILE)
+        _save_tensors(model, partial / MODEL_FILE)
+        _save_tensors(tensors, partial / TENSORS_FILE)
+        (partial / STATE_FILE).write_text(json.dumps(plain) + "\n", encoding="utf-8")
         (partial / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        for name in _FILES:
+            flush(partial / name)
+        sums = {name: _checksum(partial / name) for name in _FILES}
+        (partial / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        flush(partial / CHECKSUMS_FILE)
+        flush(partial)
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        # Parameters that share memory or a permuted layout are stored as they read.
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    except SafetensorError as error:
+        # It tells the system's errors in its own words.
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def copy(source: Path, folder: Path) -> None:
-    """Put the checkpoint `source` at `folder` as well; its bytes are shared where the disk has hard links."""
-    with _replacing(folder) as partial:
+    """Put the checkpoint `source` at `folder` as well; its bytes are shared where the disk has hard links.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with _replacing(folder, keep=0) as partial:
         shutil.copytree(source, partial, copy_function=_link)
+        flush(partial)
 
 
 def _link(source: str, target: str) -> None:
@@ -49,22 +128,164 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+        flush(Path(target))
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to fill, put in its place at the end."""
+def _replacing(folder: Path, keep: int) -> Iterator[Path]:
+    """A folder beside `folder` to fill, put in its place at the end.
+
+    Killed at any moment, the old one or the new one is there under one name or the other, which `recover` finds.
+    """
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         yield partial
         replaced = folder.with_name(f".{folder.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
+            replaced = _older_name(folder) if keep else replaced
+            shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
         partial.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        flush(folder.parent)
+        shutil.rmtree(folder.with_name(f".{folder.name}.replaced"), ignore_errors=True)
+        if keep:
+            for old in sorted(it for it in folder.parent.iterdir() if _OLDER.fullmatch(it.name))[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _older_name(folder: Path) -> Path:
+    try:
+        epoch, clips, _ = _position(_read_info(folder))
+    except CheckpointError:
+        epoch = clips = 0
+    return folder.with_name(f"epoch-{epoch:05d}-clips-{clips:07d}")
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint whose checksums are right.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged; the message names the file.
+    """
+    verify(folder)
+    try:
+        model, tensors = load_file(folder / MODEL_FILE), load_file(folder / TENSORS_FILE)
+        state = tree.unflatten(_read_json(folder, STATE_FILE), tensors)
+    except CheckpointError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {folder} is damaged: {STATE_FILE} holds no state")
+    return Checkpoint(folder, model, state, _read_info(folder))
+
+
+def load_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a checkpoint's weights, on the CPU, and its info.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged; the message names the file.
+    """
+    verify(folder)
+    info = _read_info(folder)
+    try:
+        return load_file(folder / MODEL_FILE), info
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+
+
+def verify(folder: Path) -> None:
+    """Compare every file's bytes with the checksums.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged; the message names the file.
+    """
+    for name in (*_FILES, CHECKSUMS_FILE):
+        if not (folder / name).is_file():  # nor a pipe, which would be waited for
+            raise CheckpointError(f"{folder} holds no checkpoint: {name} is missing")
+    sums = _read_json(folder, CHECKSUMS_FILE)
+    for name in _FILES:
+        try:
+            found = _checksum(folder / name)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+        if not isinstance(sums, dict) or sums.get(name) != found:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is not what was written")
+
+
+def recover(checkpoints: Path) -> Recovery:
+    """Find the furthest checkpoint that is whole, of whatever name, and put the folder in order.
+
+    A damaged one is renamed to `damaged-...`; what a killed process left half written is removed.
+    """
+    found = Recovery()
+    if not checkpoints.is_dir():
+        return found
+    folders = [it for it in checkpoints.iterdir() if it.is_dir() and not it.name.startswith(_DAMAGED)]
+    # `last` first of equals, then names that are no leftovers.
+    for folder in sorted(folders, key=lambda it: (_rank(it), it.name == "last", it.name), reverse=True):
+        try:
+            found.checkpoint = load(folder)
+            break
+        except CheckpointError as error:
+            if folder.name.startswith("."):  # a write that never ended
+                continue
+            found.notes.append(str(error))
+            if folder.name != "best":
+                folder.rename(folder.with_name(f"{_DAMAGED}{folder.name}-{uuid.uuid4().hex[:8]}"))
+    chosen = found.checkpoint
+    if chosen is not None and chosen.folder.name.startswith("."):
+        last = checkpoints / "last"
+        if last.exists():  # behind the chosen one
+            last.rename(_older_name(last))
+        found.checkpoint = Checkpoint(chosen.folder.rename(last), chosen.model, chosen.state, chosen.info)
+    if found.checkpoint is not None and found.notes:
+        found.notes.append(f"going on from {found.checkpoint.folder}")
+    for folder in checkpoints.glob(".*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _rank(folder: Path) -> tuple[int, int, bool]:
+    """How far a checkpoint says that it is; one that says nothing comes first, so that it is told of."""
+    try:
+        return _position(_read_info(folder))
+    except CheckpointError:
+        return (2**63, 0, False)
+
+
+def _position(info: dict[str, Any]) -> tuple[int, int, bool]:
+    epoch, clips = info.get("epoch", 0), info.get("clips", 0)
+    if not isinstance(epoch, int) or not isinstance(clips, int):
+        raise CheckpointError("its epoch is no number")
+    return epoch, clips, bool(info.get("is_epoch_end", False))
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    info = _read_json(folder, INFO_FILE)
+    if not isinstance(info, dict):
+        raise CheckpointError(f"checkpoint {folder} is damaged: {INFO_FILE} holds no keys")
+    return info
+
+
+def _read_json(folder: Path, name: str) -> Any:
+    path = folder / name
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError(f"{name} is missing or too large")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
 
 
 def snapshot(value: Any) -> Any:
@@ -105,19 +326,3 @@ class Writer:
     def close(self) -> None:
         """Finish what was begun; whether it could be written is no longer told."""
         self._pool.shutdown(wait=True)
-
-
-def load_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a checkpoint's weights, on the CPU, and its info.
-
-    Raises:
-        ValueError: There is no checkpoint, or it is damaged; the message names the file.
-    """
-    if not (folder / MODEL_FILE).is_file():
-        raise ValueError(f"{folder} holds no checkpoint: {MODEL_FILE} is missing")
-    try:
-        weights = load_file(folder / MODEL_FILE)
-        info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {folder} is damaged: {error}") from error
-    return weights, info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -114,6 +115,29 @@ def _half_precision(device_type: str) -> Literal["fp32", "fp16", "bf16"]:
 def bf16_is_fast_on_cpu() -> bool:
     """Whether the processor computes in bf16; one without AVX-512 or the like is many times slower in it."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def set_determinism(is_on: bool) -> None:
+    """Have torch, for this process, use only kernels that give equal bits each time, or any again.
+
+    Source: PyTorch's notes on reproducibility.
+    """
+    if is_on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(is_on)
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Have every batch normalisation use its running statistics in training too, and leave them as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.train = functools.partial(_stay, module)  # type: ignore[assignment,method-assign]
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def to_channels_last(model: nn.Module) -> None:

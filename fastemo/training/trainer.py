@@ -1,12 +1,12 @@
-"""The loop: fit, train_step, early stopping. The only module that knows Accelerate."""
+"""The loop: fit, train_step, stopping and going on. The only module that knows Accelerate."""
 
 from __future__ import annotations
 
 import gc
-import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,14 +21,19 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import nn
-from torch.optim import lr_scheduler
 
 from fastemo.console import Console
+from fastemo.errors import Stopped, UserError
 from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.machine import available_processors, versions, write_text
-from fastemo.training import checkpoint
+from fastemo.training import checkpoint, dropped, faults
+from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.config import TrainConfig
-from fastemo.training.speed import keep_conv3d_right, pick, to_channels_last
+from fastemo.training.progress import Progress, epoch_line, json_lines, last_losses
+from fastemo.training.resume import generators, load_optimizer, set_generators
+from fastemo.training.schedule import make_scheduler, timed, windows
+from fastemo.training.speed import keep_conv3d_right, keep_statistics, pick, set_determinism, to_channels_last
+from fastemo.training.stopping import FAIL, GO_ON, SAVE, STOP, Agreement, FiniteWatch, StopSignals
 from fastemo.video.augment import AugmentConfig, augment
 from fastemo.video.loader import ClipBatch, ClipLoader
 from fastemo.video.sampling import keyed_seed
@@ -41,13 +46,17 @@ class Trainer:
 
     Made before the model and the loaders, because they need its `rank`, `world_size` and `device`. A context
     manager: its end is the end of the group of processes.
+
+    Args:
+        signals: Asked at each step whether to stop.
     """
 
-    def __init__(self, config: TrainConfig, *, seed: int) -> None:
-        self.config, self._seed = config, seed
+    def __init__(self, config: TrainConfig, *, seed: int, signals: StopSignals | None = None) -> None:
+        self.config, self._seed, self.signals = config, seed, signals or StopSignals()
         kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.speed = pick(config, kind.type if kind else "cpu")
         self.speed.set_backends()
+        set_determinism(config.deterministic)
         hook = DDPCommunicationHookType.BF16 if self.speed.exchange == "bf16" else DDPCommunicationHookType.NO
         ddp = DistributedDataParallelKwargs(
             gradient_as_bucket_view=True,
@@ -71,23 +80,54 @@ class Trainer:
             torch.set_num_threads(available_processors())
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.history: list[dict[str, Any]] = []
-        self._writer = checkpoint.Writer()
+        self.progress = Progress()
+        self._writer, self._agreement = checkpoint.Writer(), Agreement(self.world_size)
+        self._watch, self._memory = FiniteWatch(self.device), faults.MemoryUse(self.device)
+        self._max_dropped: int | None = None
+        self._unfinished: dict[str, Any] | None = None
+        self._last_saved = time.monotonic()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row for each finished epoch, as `metrics.jsonl` has them."""
+        return self.progress.history
 
     def seed_everything(self, *, epoch: int) -> None:
         """Seed torch's own generators (initial weights, dropout) from (seed, epoch, rank)."""
         rank = 0 if epoch == 0 else self.rank
         torch.manual_seed(keyed_seed(self._seed, epoch, f"torch on rank {rank}") % 2**63)
 
-    def from_main(self, value: T) -> T:
-        """The main process's value, on every process; the others wait for it."""
-        return broadcast_object_list([value])[0]
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What the main process makes, on every process; the others wait for it.
+
+        Raises:
+            ValueError, OSError, UserError: It failed; on the others, too.
+        """
+        if self.world_size == 1:
+            return work()
+        made: list[Any] = [None, None]
+        failed: Exception | None = None
+        if self.is_main:
+            try:
+                made[0] = work()
+            except (ValueError, OSError, UserError) as error:
+                failed, made[1] = error, str(error)
+        value, trouble = broadcast_object_list(made)
+        if failed is not None:
+            raise failed
+        if trouble is not None:
+            raise UserError(f"process {self.rank}: the first process ended: {trouble}")
+        result: T = value
+        return result
 
     def __enter__(self) -> Trainer:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.signals.end()
         self._writer.close()
+        self._agreement.close()
         # Gloo's threads drop the last exchange's tensors some time after it is over, and abort the process if the
         # interpreter is gone by then. They are waited for when the group of processes is deleted, which
         # everything wrapped for it keeps alive.
@@ -105,6 +145,8 @@ class Trainer:
         """
         if self.speed.channels_last:
             to_channels_last(model)
+        if self.config.freeze_batch_norm:
+            keep_statistics(model)
         note = keep_conv3d_right(model, self.device, self.speed.precision)
         # Adam with an L2 penalty inside the gradient, as in the report; not AdamW.
         optimizer = torch.optim.Adam(
@@ -116,8 +158,9 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         updates = -(-steps_per_epoch // self.config.accumulate_steps) * self.config.epochs
-        self._scheduler = _make_scheduler(self.config, optimizer, updates)
+        self._scheduler = make_scheduler(self.config, optimizer, updates)
         self._compiled = self._compile()
+        self._memory.start()
         return note
 
     def _compile(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -140,41 +183,63 @@ class Trainer:
         augment_config: AugmentConfig,
         run_dir: Path,
         console: Console,
+        *,
+        resume: Checkpoint | None = None,
+        max_dropped: int | None = None,
     ) -> None:
         """Train until the last epoch or until validation accuracy stops rising.
 
-        Leaves `metrics.jsonl` and `checkpoints/last` and `checkpoints/best` in `run_dir`, each whole at any time and at
-        most one epoch behind; `history` holds the same rows.
+        Leaves `metrics.jsonl`, `checkpoints/last` and `checkpoints/best` in `run_dir`, each whole at any time, and
+        `dropped.csv` where clips were dropped; `history` holds the rows of the first.
+
+        Args:
+            resume: Where to go on from.
+            max_dropped: Clips that loaders may drop; `None`: any number.
 
         Raises:
-            OSError: They could not be written.
+            UserError: Something could not be written, memory ran out, a loss was not finite, too many clips were
+                dropped, another process is gone.
+            Stopped: A signal asked to end; a checkpoint of that step is written.
         """
-        best_accuracy, epochs_without_gain = -1.0, 0
-        with console.track("training", "clips") as advance:
-            for epoch in range(1, self.config.epochs + 1):
-                scores, speed = self._train_epoch(train, augment_config, epoch, advance)
-                predictions = self.predict(val, augment_config)
-                metrics = predictions.metrics(range(predictions.logits.shape[1]))  # type: ignore[arg-type]
-                row = {
-                    "epoch": epoch,
-                    **scores,
-                    "val_loss": predictions.loss,
-                    "val_accuracy": metrics.accuracy,
-                    "val_uar": metrics.uar,
-                    **speed,
-                }
-                self.history.append(row)
-                if self.config.schedule == "plateau":
-                    self._scheduler.step(metrics.accuracy)
-                improved = metrics.accuracy > best_accuracy
-                best_accuracy = max(best_accuracy, metrics.accuracy)
-                epochs_without_gain = 0 if improved else epochs_without_gain + 1
-                self._save(run_dir, improved=improved)
-                console.say(_epoch_line(row, self.config.epochs, improved))
-                if epochs_without_gain == self.config.early_stop_patience:
-                    console.say(f"stopped early: {epochs_without_gain} epochs without a better validation accuracy")
-                    break
-        self._writer.wait()
+        self._max_dropped, self._last_saved = max_dropped, time.monotonic()
+        with self.signals.deferred(), console.track("training", "clips") as advance:
+            if resume is not None:
+                self._restore(resume, train, run_dir)
+            while not self.progress.is_over(self.config):
+                epoch = self.progress.epoch
+                scores, speed = self._train_epoch(train, augment_config, epoch, advance, run_dir)
+                row, improved = self._end_epoch(val, augment_config, {"epoch": epoch, **scores}, speed)
+                self.note_dropped({"train": train, "val": val}, epoch, run_dir)
+                self._save(run_dir, epoch, len(train.clips), improved=improved)
+                console.say(epoch_line(row, self.config.epochs, improved))
+                self._agree_to_go_on()
+            self._writer.wait()
+        if self.progress.stopped_early(self.config):
+            console.say(f"stopped early: {self.config.early_stop_patience} epochs without a better validation accuracy")
+
+    def _end_epoch(
+        self, val: ClipLoader, augment_config: AugmentConfig, scores: dict[str, Any], speed: dict[str, Any]
+    ) -> tuple[dict[str, Any], bool]:
+        """Validate; the epoch's row, and whether it is the best so far."""
+        predictions = self.predict(val, augment_config)
+        metrics = predictions.metrics(range(predictions.logits.shape[1]))  # type: ignore[arg-type]
+        validated = {"val_loss": predictions.loss, "val_accuracy": metrics.accuracy, "val_uar": metrics.uar}
+        row = {**scores, **validated, **speed}
+        if self.config.schedule == "plateau":
+            self._scheduler.step(metrics.accuracy)
+        return row, self.progress.end_epoch(row)
+
+    @contextmanager
+    def plain_faults(self) -> Iterator[None]:
+        """What a machine or another process did, told in plain words."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if plain := faults.out_of_memory(error, self.config.batch_size, self._memory):
+                raise plain from error
+            if lost := faults.process_lost(error, self.world_size):
+                raise lost from error
+            raise
 
     def predict(self, loader: ClipLoader, augment_config: AugmentConfig) -> Predictions:
         """Every clip of a split once, from all ranks, on all ranks."""
@@ -185,31 +250,105 @@ class Trainer:
         self.bare_model.load_state_dict(weights)
 
     def _train_epoch(
-        self, loader: ClipLoader, augment_config: AugmentConfig, epoch: int, advance: Any
+        self, loader: ClipLoader, augment_config: AugmentConfig, epoch: int, advance: Any, run_dir: Path
     ) -> tuple[dict[str, float], dict[str, float]]:
         """One pass over the training clips: what it scored and how fast it was, as the metrics name them."""
-        self.seed_everything(epoch=epoch)
-        self.model.train()
-        totals = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, clips
-        started, waited, done = time.perf_counter(), 0.0, (epoch - 1) * len(loader.clips)
-        lr = self.optimizer.param_groups[0]["lr"]
-        batches = _timed(loader.epoch(epoch))
-        note = f"epoch {epoch}/{self.config.epochs}{_last_losses(self.history)}"
-        for window, seconds in _windows(batches, self.config.accumulate_steps):
-            waited += seconds
+        totals, progress = self._begin_epoch(epoch), self.progress
+        started = time.perf_counter() - progress.seconds
+        note = f"epoch {epoch}/{self.config.epochs}{last_losses(self.history)}"
+        for window, seconds in windows(timed(loader.epoch(epoch)), self.config.accumulate_steps):
             self.train_step(window, augment_config, epoch, totals)
-            done += sum(batch.num_global for batch in window)
+            progress.waited, progress.seconds = progress.waited + seconds, time.perf_counter() - started
+            wish = self._agreement.vote(self._wish(loader))
+            if wish != GO_ON:
+                self._heed(wish, loader, epoch, totals, run_dir)
+            done = (epoch - 1) * len(loader.clips) + loader.state_dict()["clips"]
             advance(done, self.config.epochs * len(loader.clips), note=note)
+        wish = max(self._agreement.settle(), FAIL if self._watch.found(wait=True) else GO_ON)
+        if (wish := self._agreement.now(wish)) >= STOP:
+            self._heed(wish, loader, epoch, totals, run_dir)
         # The one place where the device is waited for: what it added up is read once an epoch.
         loss, correct, clips = self.accelerator.reduce(totals, "sum").tolist()
         seconds = time.perf_counter() - started
         speed = {
-            "lr": lr,
+            "lr": progress.lr,
             "epoch_seconds": seconds,
             "clips_per_second": clips / seconds,
-            "data_wait_fraction": waited / seconds,
+            "data_wait_fraction": progress.waited / seconds,
         }
-        return {"train_loss": loss / clips, "train_accuracy": correct / clips}, speed
+        # Without a clip that decodes there is nothing to divide by.
+        return {"train_loss": loss / max(clips, 1), "train_accuracy": correct / max(clips, 1)}, speed
+
+    def _begin_epoch(self, epoch: int) -> torch.Tensor:
+        """Seed the generators, or go on with those of an unfinished epoch; returns its sums so far, float64 [3]."""
+        self.model.train()
+        self._watch = FiniteWatch(self.device)
+        totals = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, clips
+        unfinished, self._unfinished = self._unfinished, None
+        self.seed_everything(epoch=epoch)
+        if unfinished is None:
+            self.progress.lr = self.optimizer.param_groups[0]["lr"]
+            return totals
+        ranks = unfinished["ranks"]
+        if len(ranks) == self.world_size:
+            set_generators(ranks[self.rank]["generators"], self.device)
+            return totals.copy_(ranks[self.rank]["totals"])
+        # Other processes than before: the sums lie with the first, and dropout draws anew.
+        if self.rank == 0:
+            totals.copy_(torch.stack([it["totals"] for it in ranks]).sum(0))
+        return totals
+
+    def _wish(self, loader: ClipLoader) -> int:
+        """What this process asks of all of them."""
+        if self._watch.found() or self._too_many_dropped(len(loader.dropped)):
+            return FAIL
+        if self.signals.received:
+            return STOP
+        minutes = self.config.checkpoint_minutes
+        is_due = minutes and time.monotonic() - self._last_saved > minutes * 60
+        return SAVE if self.is_main and is_due else GO_ON
+
+    def _heed(self, wish: int, loader: ClipLoader, epoch: int, totals: torch.Tensor, run_dir: Path) -> None:
+        """Do what was agreed, on every process at the same step."""
+        wish = max(wish, self._agreement.settle())
+        wish = self._agreement.now(FAIL if self._watch.found(wait=True) else wish)
+        if wish == FAIL:
+            self._writer.wait()
+            self.note_dropped({"train": loader}, epoch, run_dir)
+            clips = [key for part in gather_object([self._watch.clips]) for key in part]
+            raise faults.not_finite(clips, epoch, loader.state_dict()["clips"])
+        self._save(run_dir, epoch, loader.state_dict()["clips"], loader=loader, totals=totals)
+        if wish == STOP:
+            self._stop()
+
+    def _agree_to_go_on(self) -> None:
+        """Between epochs, where all is saved."""
+        if self._agreement.now(STOP if self.signals.received else GO_ON) == STOP:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._writer.wait()
+        # Another process may have been asked, and this one not.
+        raise Stopped(self.signals.received or signal.SIGTERM)
+
+    def note_dropped(self, loaders: dict[str, ClipLoader], epoch: int, run_dir: Path) -> None:
+        """Gather from all processes which clips their loaders dropped, and list them in `dropped.csv`.
+
+        Raises:
+            UserError: They are more than may be dropped.
+        """
+        mine = {key: (split, reason) for split, it in loaders.items() for key, reason in it.dropped.items()}
+        for part in gather_object([mine]):
+            for key, (split, reason) in part.items():
+                self.progress.dropped.setdefault(key, {"split": split, "epoch": epoch, "reason": reason})
+        if self.is_main and self.progress.dropped:
+            dropped.write(run_dir / "dropped.csv", self.progress.dropped)
+        if self._too_many_dropped(len(self.progress.dropped)):
+            assert self._max_dropped is not None
+            raise dropped.too_many(self.progress.dropped, self._max_dropped, run_dir / "dropped.csv")
+
+    def _too_many_dropped(self, count: int) -> bool:
+        return self._max_dropped is not None and count > self._max_dropped
 
     def train_step(
         self, window: Sequence[ClipBatch], augment_config: AugmentConfig, epoch: int, totals: torch.Tensor
@@ -232,7 +371,9 @@ class Trainer:
                 model = self._compiled if self._compiled and len(frames) == self.config.batch_size else self.model
                 logits = model(frames).float()
                 real = ~batch.is_padding
-                loss = (F.cross_entropy(logits, batch.labels, reduction="none") * real).sum()
+                losses = F.cross_entropy(logits, batch.labels, reduction="none") * real
+                self._watch.add(batch.keys, losses)
+                loss = losses.sum()
                 # Gradients are averaged over the ranks; the factor makes that average a sum.
                 self.accelerator.backward(loss * (self.world_size / num_clips))
             correct = ((logits.argmax(1) == batch.labels) & real).sum()
@@ -244,75 +385,73 @@ class Trainer:
         if self.config.schedule == "onecycle":
             self._scheduler.step()
 
-    def _save(self, run_dir: Path, *, improved: bool) -> None:
-        """Write the checkpoints and the metrics so far, on the main process and beside the training."""
+    def _save(
+        self,
+        run_dir: Path,
+        epoch: int,
+        clips: int,
+        *,
+        improved: bool = False,
+        loader: ClipLoader | None = None,
+        totals: torch.Tensor | None = None,
+    ) -> None:
+        """Write a checkpoint and the metrics so far, on the main process and beside the training.
+
+        Args:
+            loader, totals: Of an epoch that is not at its end; every process has its own sums and generators.
+        """
+        self._last_saved = time.monotonic()
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
+        if loader is not None and totals is not None:
+            mine = {"generators": generators(self.device), "totals": totals.cpu()}
+            state |= {"loader": loader.state_dict(), "ranks": gather_object([mine])}
         if not self.is_main:
             return
-        state = {"optimizer": self.optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
-        info = {**self.history[-1], "versions": versions()}
+        state["progress"] = self.progress.as_dict()
+        info: dict[str, Any] = {"epoch": epoch, "clips": clips, "is_epoch_end": loader is None}
+        info |= {**(self.history[-1] if loader is None else {}), "versions": versions()}
         model, state = checkpoint.snapshot(self.bare_model.state_dict()), checkpoint.snapshot(state)
-        metrics = "".join(json.dumps(row) + "\n" for row in self.history)
+        metrics = json_lines(self.history)
 
         def write() -> None:
             last = run_dir / "checkpoints" / "last"
-            checkpoint.save(last, model=model, state=state, info=info)
-            if improved:
-                checkpoint.copy(last, last.with_name("best"))
-            write_text(run_dir / "metrics.jsonl", metrics)
+            faults.check_weights(model, epoch)
+            try:
+                checkpoint.save(last, model=model, state=state, info=info, keep=self.config.keep)
+                if improved:
+                    checkpoint.copy(last, last.with_name("best"))
+                if loader is None:
+                    write_text(run_dir / "metrics.jsonl", metrics)
+            except OSError as error:
+                raise faults.not_written(error, last) from error
 
         self._writer.submit(write)
 
+    def _restore(self, resume: Checkpoint, train: ClipLoader, run_dir: Path) -> None:
+        """Be where the checkpoint was.
 
-def _make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates: int) -> Any:
-    """Steps once an epoch with `plateau`, once an update with `onecycle`; the trainer steps it, not Accelerate."""
-    if config.schedule == "plateau":
-        return lr_scheduler.ReduceLROnPlateau(
-            optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience
-        )
-    if config.schedule == "onecycle":
-        return lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=updates + 1)
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-def _timed(batches: Iterator[ClipBatch]) -> Iterator[tuple[ClipBatch, float]]:
-    """Each batch with the seconds it was waited for."""
-    while True:
-        started = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
+        Raises:
+            ValueError: It is of another model, or of clips or processes that do not fit its position.
+        """
+        state = resume.state
+        try:
+            self.load_weights(resume.model)
+            load_optimizer(self.optimizer, state["optimizer"])
+            self._scheduler.load_state_dict(state["scheduler"])
+            self.progress = Progress.restored(state["progress"])
+            if "scaler" in state and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"checkpoint {resume.folder} does not fit this run: {error}") from error
+        if not resume.info["is_epoch_end"]:
+            train.load_state_dict(state["loader"])
+            self._unfinished = {"ranks": state["ranks"]}
+        if not self.is_main:
             return
-        yield batch, time.perf_counter() - started
-
-
-def _windows(batches: Iterator[tuple[ClipBatch, float]], size: int) -> Iterator[tuple[list[ClipBatch], float]]:
-    """`size` batches at a time, with the seconds they were waited for; the last window may be shorter."""
-    window: list[ClipBatch] = []
-    waited = 0.0
-    for batch, seconds in batches:
-        window.append(batch)
-        waited += seconds
-        if len(window) == size:
-            yield window, waited
-            window, waited = [], 0.0
-    if window:
-        yield window, waited
-
-
-def _last_losses(history: Sequence[dict[str, Any]]) -> str:
-    """The newest losses that can be shown without waiting for the device: those of the last epoch."""
-    if not history:
-        return ""
-    row = history[-1]
-    return f", loss {row['train_loss']:.3f}, val {row['val_loss']:.3f} {row['val_accuracy']:.1%}"
-
-
-def _epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-        f"train {row['train_loss']:.3f} {row['train_accuracy']:6.1%}  "
-        f"val {row['val_loss']:.3f} {row['val_accuracy']:6.1%}  lr {row['lr']:.1e}  "
-        f"{row['epoch_seconds']:.1f} s  {row['clips_per_second']:.1f} clips/s  "
-        f"waiting {row['data_wait_fraction']:.0%}{'  best' if improved else ''}"
-    )
+        # A process killed between two writes left these behind the checkpoint.
+        best = resume.folder.with_name("best")
+        if resume.info["is_epoch_end"] and self.progress.best_epoch == resume.info["epoch"]:
+            checkpoint.copy(resume.folder, best)
+        write_text(run_dir / "metrics.jsonl", json_lines(self.history))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Literal
@@ -11,11 +13,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.manifest import Clip, fingerprint
 from fastemo.video.dali import DaliDecoder, Source, decodes, version
 from fastemo.video.decode import DecodeError, FrameSpec, decode_clip, decoder_name, pruned_clip
 from fastemo.video.sampling import RankStep, frame_indices
 from fastemo.video.tiers import KeptClips
+
+_CHANGED = (
+    "the file changed after the scan; start again, which scans it again (copies on several machines need the same "
+    "modification time: copy with rsync -a or cp -p)"
+)
 
 
 class Decoder:
@@ -55,11 +62,12 @@ class Decoder:
         """uint8 [T, 3, h, w], decoded on the calling thread.
 
         Raises:
-            DecodeError: It does not decode, or no longer has the size that the manifest says.
+            DecodeError: It cannot be read or does not decode, or the file is not the one that was scanned.
         """
         clip, path = self.clips[row], self._root / self.clips[row].key
         indices = frame_indices(clip.num_frames, self.spec.num_frames)
-        frames = decode_clip(path, indices, self.spec, backend=self._library)
+        with _as_scanned(clip, path, int(indices[0])):
+            frames = decode_clip(path, indices, self.spec, backend=self._library)
         width, height = self.frame_size
         if frames.shape[2:] != (height, width):
             raise DecodeError(
@@ -74,29 +82,23 @@ class Decoder:
         """What DALI needs of a clip; `None` for a clip whose frames DALI may count in another order.
 
         Raises:
-            DecodeError: The file cannot be read, or no longer has the size that the manifest says.
+            DecodeError: The file cannot be read, or is not the one that was scanned.
         """
         clip, path = self.clips[row], self._root / self.clips[row].key
         indices = tuple(frame_indices(clip.num_frames, self.spec.num_frames).tolist())
-        pruned = pruned_clip(path, indices)
+        with _as_scanned(clip, path, indices[0]):
+            pruned = pruned_clip(path, indices)
         # DALI goes by timestamps, which pruning found wanting in what it left whole; VP8 is only unknown to it.
         if pruned.is_whole and clip.codec != "vp8":
             return None
         return Source(path, indices, pruned, clip.width, clip.height)
 
-    def decode_on_device(self, sources: Sequence[Source]) -> torch.Tensor:
-        """uint8 [B, T, 3, h, w] on the device, by DALI.
-
-        Raises:
-            DecodeError: The first that does not decode.
-        """
+    def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
+        """uint8 [B, T, 3, h, w] on the device, by DALI; and, by place in `sources`, what does not decode."""
         with self._lock:
             if self._dali is None:
                 self._dali = DaliDecoder(self.spec, self.device, frame_size=self.frame_size)
-        frames, errors = self._dali.decode(sources)
-        if errors:
-            raise errors[min(errors)]
-        return frames
+        return self._dali.decode(sources)
 
     def close(self) -> None:
         """Give back what DALI holds."""
@@ -105,12 +107,53 @@ class Decoder:
             self._dali = None
 
 
+@contextmanager
+def _as_scanned(clip: Clip, path: Path, frame: int) -> Iterator[None]:
+    """What is read within is the file that was scanned.
+
+    Raises:
+        DecodeError: It is another one, or cannot be read; `frame` is the first wanted of it.
+    """
+    try:
+        _check_unchanged(clip, path, frame)
+        yield
+        # Looked at again: a file may be replaced while it is read.
+        _check_unchanged(clip, path, frame)
+    except OSError as error:
+        raise DecodeError(path, frame, f"cannot be read: {error.strerror or error}") from error
+
+
+def _check_unchanged(clip: Clip, path: Path, frame: int) -> None:
+    if not clip.size_bytes and not clip.mtime_ns:
+        return  # this row was not made by a scan
+    try:
+        is_unchanged = fingerprint(path) == (clip.size_bytes, clip.mtime_ns)
+    except ValueError:  # a folder without images
+        is_unchanged = False
+    if not is_unchanged:
+        raise DecodeError(path, frame, _CHANGED)
+
+
+def _is_the_clips(error: Exception) -> bool:
+    """Whether an error says that a clip does not decode, and not that this process has no file handle left."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            return False
+        cause = cause.__cause__
+    return isinstance(error, DecodeError)
+
+
 class Assembly:
     """One step's frames on their way to the device.
 
     Args:
         pool: Its threads read and decode.
         stream: Of CUDA, on which the device is filled while another computes; `None` on a CPU.
+        drops: Go on without clips that do not decode.
+
+    Attributes:
+        dropped: By place in the batch, why a clip did not decode; complete once `frames` has returned.
     """
 
     def __init__(
@@ -120,8 +163,12 @@ class Assembly:
         kept: KeptClips,
         pool: ThreadPoolExecutor,
         stream: torch.cuda.Stream | None,
+        *,
+        drops: bool = False,
     ) -> None:
         self.step = step
+        self.dropped: dict[int, str] = {}
+        self._drops = drops
         self._decoder, self._kept, self._pool, self._stream = decoder, kept, pool, stream
         self._rows: list[int] = step.indices.tolist()
         self._errors: dict[int, Exception] = {}
@@ -158,10 +205,10 @@ class Assembly:
         return bool(missing)
 
     def frames(self) -> torch.Tensor:
-        """Wait for uint8 [B, T, 3, h, w] on the device.
+        """Wait for uint8 [B, T, 3, h, w] on the device. Dropped clips hold the frames of `stand_in`, or zeros.
 
         Raises:
-            DecodeError: A clip does not decode.
+            DecodeError: A clip does not decode, and none is to be dropped.
         """
         frames = self._done.result()
         if self._stream is not None:
@@ -169,6 +216,11 @@ class Assembly:
             current.wait_event(self._filled)
             frames.record_stream(current)
         return frames
+
+    @property
+    def stand_in(self) -> int | None:
+        """The place in the batch whose clip stands for the dropped ones; `None` where no clip decoded."""
+        return next((slot for slot in range(len(self._rows)) if slot not in self.dropped), None)
 
     def _run(self, work: Callable[[int], None], slots: list[int]) -> None:
         for slot in slots:
@@ -202,8 +254,8 @@ class Assembly:
 
     def _finish(self) -> None:
         try:
-            if self._errors:
-                raise self._errors[min(self._errors)]
+            self._drop(self._errors)
+            self._errors.clear()
             with torch.cuda.stream(self._stream):
                 frames = self._put_together()
                 if self._stream is not None:
@@ -213,32 +265,61 @@ class Assembly:
         except Exception as error:
             self._done.set_exception(error)
 
+    def _drop(self, errors: Mapping[int, Exception]) -> None:
+        """Note what did not decode, by place in the batch, or raise the first error that is not to be passed over."""
+        for slot in sorted(errors):
+            if not self._drops or not _is_the_clips(errors[slot]):
+                raise errors[slot]
+            # Its text alone: its traceback holds on to this batch.
+            self.dropped[slot] = str(errors[slot])
+
     def _put_together(self) -> torch.Tensor:
-        """The batch from its parts: from the host's memory, from DALI, from the device's own memory."""
+        """The batch from its parts, each clip at its place."""
+        parts, num_clips = self._parts(), len(self._rows)
+        if len(parts) == 1 and parts[0][0] == [*range(num_clips)]:
+            return parts[0][1]
+        width, height = self._decoder.frame_size
+        shape = (num_clips, self._decoder.spec.num_frames, 3, height, width)
+        make = torch.zeros if self.dropped else torch.empty
+        batch = make(shape, dtype=torch.uint8, device=self._decoder.device)
+        for slots, frames in parts:
+            batch.index_copy_(0, self._index(slots), frames)
+        if self.dropped and self.stand_in is not None:
+            frames = batch[self.stand_in].expand(len(self.dropped), *shape[1:])
+            batch.index_copy_(0, self._index([*self.dropped]), frames.clone())
+        return batch
+
+    def _parts(self) -> list[tuple[list[int], torch.Tensor]]:
+        """What there is: from the host's memory, from DALI, from the device's own memory."""
         parts: list[tuple[list[int], torch.Tensor]] = []
-        if self._by_host:
-            parts.append((self._by_host, self._host.to(self._decoder.device, non_blocking=True)))
+        whole = [slot for slot in self._by_host if slot not in self.dropped]
+        if whole:
+            places = [place for place, slot in enumerate(self._by_host) if slot not in self.dropped]
+            host = self._host if len(whole) == len(self._by_host) else self._host[places]
+            parts.append((whole, host.to(self._decoder.device, non_blocking=True)))
         if self._strays:
             frames = torch.from_numpy(np.stack([*self._strays.values()]))
             parts.append(([*self._strays], frames.to(self._decoder.device)))
         if self._sources:
-            slots = sorted(self._sources)
-            frames = self._decoder.decode_on_device([self._sources.pop(slot) for slot in slots])
-            if self._kept.wants_bytes:
-                for slot, clip_frames in zip(slots, frames.cpu().numpy(), strict=True):
-                    self._kept.keep(self._rows[slot], clip_frames)
-            parts.append((slots, frames))
+            parts.append(self._decoded_on_device())
         for slots, frames in parts:
             self._kept.keep_on_device([self._rows[slot] for slot in slots], frames)
         if self._resident:
             rows = self._index([self._rows[slot] for slot in self._resident])
             parts.append((self._resident, self._kept.from_device(rows)))
-        if len(parts) == 1 and parts[0][0] == [*range(len(self._rows))]:
-            return parts[0][1]
-        batch = torch.empty((len(self._rows), *parts[0][1].shape[1:]), dtype=torch.uint8, device=self._decoder.device)
-        for slots, frames in parts:
-            batch.index_copy_(0, self._index(slots), frames)
-        return batch
+        return parts
+
+    def _decoded_on_device(self) -> tuple[list[int], torch.Tensor]:
+        slots = sorted(self._sources)
+        frames, errors = self._decoder.decode_on_device([self._sources.pop(slot) for slot in slots])
+        self._drop({slots[place]: error for place, error in errors.items()})
+        if errors:
+            slots = [slot for slot in slots if slot not in self.dropped]
+            frames = frames[self._index([place for place in range(len(frames)) if place not in errors])]
+        if self._kept.wants_bytes:
+            for slot, clip_frames in zip(slots, frames.cpu().numpy(), strict=True):
+                self._kept.keep(self._rows[slot], clip_frames)
+        return slots, frames
 
     def _index(self, numbers: list[int]) -> torch.Tensor:
         host = torch.tensor(numbers, dtype=torch.int64, pin_memory=self._stream is not None)

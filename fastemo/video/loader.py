@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,8 +31,10 @@ class ClipBatch:
         frames: uint8 [B, T, 3, h, w], RGB, on the device.
         labels: int64 [B], on the device.
         keys: B clip keys.
-        is_padding: bool [B], on the device: True for a clip repeated only to even out the ranks.
-        num_global: Clips of this step over all ranks, without padding.
+        is_padding: bool [B], on the device: True for a clip repeated only to even out the ranks, or in the place of one
+            that was dropped.
+        num_global: Clips of this step over all ranks, without padding. Dropped ones count: no clip weighs more because
+            another was dropped.
     """
 
     frames: torch.Tensor
@@ -52,10 +56,14 @@ class ClipLoader:
         even: Pad so that all ranks take equally many steps of equal size (training); off, no clip comes
             twice (evaluation).
         store: Where decoded clips are kept; nowhere by default.
+        on_error: What becomes of a clip that cannot be read or does not decode. `stop`: its error is raised. `drop`: it
+            is left out of the step, and tried again in the next epoch; its row repeats another clip of the batch and
+            is padding. Where no clip of the batch decoded, frames and labels are zeros and the keys those planned.
         say: Told what a user should know, such as a full disk, in one line.
 
     Raises:
-        ValueError: No clips; with crop `full`, clips of several frame shapes; a backend or a tier that cannot be had.
+        ValueError: No clips; with crop `full`, clips of several frame shapes; a backend or a tier that cannot be had;
+            an unknown `on_error`.
     """
 
     def __init__(
@@ -73,10 +81,13 @@ class ClipLoader:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         store: StoreConfig | None = None,
+        on_error: Literal["stop", "drop"] = "stop",
         say: Callable[[str], None] = print,
     ) -> None:
         if not clips:
             raise ValueError("there are no clips to load")
+        if on_error not in ("stop", "drop"):
+            raise ValueError(f"on_error must be stop or drop, not '{on_error}'")
         self.clips, self.config, self._device = tuple(clips), config, torch.device(device)
         self.backend, self.backend_reason = choose_backend(config.backend, self._device)
         size = _common_frame_size(self.clips, config.spec)
@@ -90,8 +101,19 @@ class ClipLoader:
         self._threads = config.decode_threads or available_processors()
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self.num_padding = -len(clips) % world_size if even else 0
+        self._drops = on_error == "drop"
+        self._dropped: dict[str, str] = {}
+        self._lock = Lock()
+        self._pools: set[ThreadPoolExecutor] = set()
+        self._is_closed = False
         self._state = {"epoch": 0, "clips": 0}
         self._resume: dict[str, int] | None = None
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Key -> the first error of every clip that was left out of a batch handed out so far."""
+        with self._lock:
+            return dict(self._dropped)
 
     def steps(self, epoch: int) -> list[RankStep]:
         """This rank's steps of an epoch: integers only, nothing is decoded."""
@@ -114,7 +136,11 @@ class ClipLoader:
         self.close()
 
     def close(self) -> None:
-        """Let go of decoders, files and memory; the loader is of no use afterwards."""
+        """End running epochs and let go of decoders, files and memory; the loader is of no use afterwards."""
+        self._is_closed = True
+        # An error's traceback may hold on to an epoch: its threads must not write to files that are closed.
+        for pool in [*self._pools]:
+            pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
         self.kept.close()
 
@@ -149,7 +175,7 @@ class ClipLoader:
         """The batches of an epoch, in the planned order.
 
         Raises:
-            DecodeError: A clip does not decode; raised where its batch would have come.
+            DecodeError: A clip does not decode, and `on_error` is `stop`; raised where its batch would have come.
         """
         steps, first = self.steps(epoch), 0
         if self._resume and self._resume["epoch"] == epoch:
@@ -160,11 +186,13 @@ class ClipLoader:
         # A step's threads wait for each other: a decoder that takes the processor of one holds up all of them. One that
         # steps back has every processor as soon as the step is over and the next batch is waited for.
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode", initializer=let_others_go_first)
+        self._pools.add(pool)
         try:
             for number in range(first, len(steps)):
+                assert not self._is_closed, "the loader was closed"
                 # Filled up before the wait, so that the threads have work while this batch is trained on.
                 for step in steps[number + len(flying) : number + 1 + self.config.prefetch_batches]:
-                    flying.append(Assembly(step, self._decoder, self.kept, pool, self._stream))
+                    flying.append(Assembly(step, self._decoder, self.kept, pool, self._stream, drops=self._drops))
                     has_decoded |= flying[-1].start()
                 batch = self._batch(flying.popleft())
                 num_clips = min((number + 1) * self._batch_size * self._world_size, len(self.clips))
@@ -172,16 +200,31 @@ class ClipLoader:
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            self._pools.discard(pool)
             if has_decoded:
                 give_back_memory()
 
     def _batch(self, assembly: Assembly) -> ClipBatch:
         frames, step = assembly.frames(), assembly.step
+        indices, labels, is_padding = step.indices, self._labels[step.indices], step.is_padding
+        if assembly.dropped:
+            with self._lock:
+                for slot, reason in assembly.dropped.items():
+                    self._dropped.setdefault(self.clips[indices[slot]].key, reason)
+            slots, stand_in = [*assembly.dropped], assembly.stand_in
+            is_padding = is_padding.copy()
+            is_padding[slots] = True
+            if stand_in is None:
+                labels = np.zeros_like(labels)
+            else:
+                indices = indices.copy()
+                indices[slots] = indices[stand_in]
+                labels = self._labels[indices]
         return ClipBatch(
             frames=frames,
-            labels=self._to_device(self._labels[step.indices]),
-            keys=[self.clips[i].key for i in step.indices],
-            is_padding=self._to_device(step.is_padding),
+            labels=self._to_device(labels),
+            keys=[self.clips[i].key for i in indices],
+            is_padding=self._to_device(is_padding),
             num_global=step.num_global,
         )
 

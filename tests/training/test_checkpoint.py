@@ -1,10 +1,17 @@
 """A checkpoint is whole or not there, and is read without unpickling."""
 
+import hashlib
+import json
+import math
+import os
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fastemo.training import checkpoint
+from fastemo.training import checkpoint, tree
+from fastemo.training.checkpoint import CheckpointError
 
 
 def save(folder, value=1.0, **state):
@@ -34,31 +41,144 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         save(folder, 2.0)
     assert checkpoint.load_model(folder)[0]["w"][0, 0] == 1.0
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
-def test_the_state_is_read_with_weights_only(tmp_path):
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
-    checkpoint.save(tmp_path / "c", model={}, state={"optimizer": optimizer.state_dict()}, info={})
-    state = torch.load(tmp_path / "c" / checkpoint.STATE_FILE, weights_only=True)
-    assert state["optimizer"]["param_groups"][0]["lr"] == 1e-3
+def test_the_state_comes_back_as_it_was(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weight])
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "best": -math.inf, "rows": [{"a": 1.5, "b": None}], "pair": (1, "x")}
+    checkpoint.save(tmp_path / "c", model={}, state=state, info={})
+    found = checkpoint.load(tmp_path / "c").state
+    before, after = optimizer.state_dict()["state"][0], found["optimizer"]["state"][0]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert found["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert (found["best"], found["rows"], found["pair"]) == (-math.inf, [{"a": 1.5, "b": None}], (1, "x"))
+
+
+def test_nothing_is_unpickled(tmp_path):
+    save(tmp_path / "c", step=torch.tensor(3))
+    assert sorted(it.name for it in (tmp_path / "c").iterdir()) == sorted(
+        ["model.safetensors", "state.safetensors", "state.json", "info.json", "checksums.json"]
+    )
+    with pytest.raises(TypeError, match="function cannot be saved"):
+        save(tmp_path / "d", code=test_nothing_is_unpickled)
 
 
 def test_missing_and_damaged_are_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="nothing holds no checkpoint"):
         checkpoint.load_model(tmp_path / "nothing")
-    save(tmp_path / "last")
-    (tmp_path / "last" / checkpoint.MODEL_FILE).write_bytes(b"\x08\0\0\0\0\0\0\0damaged!")
-    with pytest.raises(ValueError, match="last is damaged"):
-        checkpoint.load_model(tmp_path / "last")
-    save_file({"w": torch.ones(1)}, tmp_path / "last" / checkpoint.MODEL_FILE)
-    (tmp_path / "last" / checkpoint.INFO_FILE).write_text("{")
-    with pytest.raises(ValueError, match="last is damaged"):
-        checkpoint.load_model(tmp_path / "last")
+    for name in ("model.safetensors", "state.safetensors", "state.json", "info.json", "checksums.json"):
+        for damage in (b"", b"\x08\0\0\0\0\0\0\0damaged!", b"[" * 100_000):
+            folder = tmp_path / "c"
+            save(folder, step=torch.tensor(3))
+            (folder / name).write_bytes(damage)
+            with pytest.raises(CheckpointError, match=f"{folder} is damaged"):
+                checkpoint.load(folder)
+        (folder / name).unlink()
+        with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint: {name} is missing"):
+            checkpoint.load_model(folder)
+        os.mkfifo(folder / name)
+        with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint: {name} is missing"):
+            checkpoint.load_model(folder)
+
+
+def resum(folder):
+    """Checksums that fit whatever the files hold now."""
+    names = ("model.safetensors", "state.safetensors", "state.json", "info.json")
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "checksums.json").write_text(json.dumps(sums))
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_hostile_files_with_checksums_that_fit(tmp_path, data, fault_log):
+    """A checkpoint from elsewhere may hold anything: it is read or refused, and nothing runs."""
+    folder = tmp_path / "c"
+    save(folder, step=torch.tensor(3), rows=[{"a": 1}])
+    name = data.draw(st.sampled_from(["model.safetensors", "state.safetensors", "state.json", "info.json"]))
+    held = bytearray((folder / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        kind, at = data.draw(st.sampled_from("fic")), data.draw(st.integers(0, max(0, len(held) - 1)))
+        if kind == "f" and held:
+            held[at] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "i":
+            held[at:at] = data.draw(st.binary(max_size=12))
+        else:
+            del held[at:]
+    (folder / name).write_bytes(held)
+    resum(folder)
+    trouble = ""
+    try:
+        found = checkpoint.load(folder)
+    except CheckpointError as error:
+        trouble = str(error)
+    assert str(folder) in trouble if trouble else isinstance(found.state, dict) and isinstance(found.info, dict)
+    outcome = "refused by name" if trouble else "read as what they say"
+    fault_log("mutated checkpoint files whose checksums fit", {outcome: 1})
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        [],
+        {"tensor": "9"},
+        {"tensor": {}},
+        {"dict": [["a"]]},
+        {"dict": [[{}, 1]]},
+        {"dict": 3},
+        {"list": {}},
+        {"code": []},
+        {"a": 1, "b": 2},
+    ],
+)
+def test_a_tree_that_is_none(plain):
+    with pytest.raises(ValueError, match=r".+"):
+        tree.unflatten(plain, {})
+
+
+def test_older_ones_are_kept_and_the_oldest_go(tmp_path):
+    for epoch in range(1, 6):
+        checkpoint.save(tmp_path / "last", model={}, state={}, info={"epoch": epoch, "clips": 8}, keep=2)
+    names = sorted(it.name for it in tmp_path.iterdir())
+    assert names == ["epoch-00003-clips-0000008", "epoch-00004-clips-0000008", "last"]
+
+
+def test_the_furthest_whole_one_is_found(tmp_path):
+    assert checkpoint.recover(tmp_path / "nothing").checkpoint is None
+    for epoch in range(1, 5):
+        info = {"epoch": epoch, "clips": 8, "is_epoch_end": True}
+        checkpoint.save(tmp_path / "last", model={}, state={}, info=info, keep=3)
+    (tmp_path / ".last.0123").mkdir()  # a write that was killed
+    (tmp_path / ".last.0123" / "info.json").write_text('{"epoch": 9}')
+    assert checkpoint.recover(tmp_path).checkpoint.info["epoch"] == 4
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "last" / "state.json").write_text("{}")
+    found = checkpoint.recover(tmp_path)
+    assert found.checkpoint.info["epoch"] == 3
+    assert [note.split(" ", 1)[0] for note in found.notes] == ["checkpoint", "going"]
+    assert "state.json is not what was written" in found.notes[0]
+    assert checkpoint.recover(tmp_path).notes == [], "the damaged one is out of the way"
+    assert len(list(tmp_path.glob("damaged-last-*"))) == 1
+
+
+@pytest.mark.parametrize("name", [".last.replaced", ".last.0123"])
+def test_killed_between_two_renames(tmp_path, name):
+    """The new one is whole, under a name for the time being, or the old one is."""
+    info = {"epoch": 3, "clips": 8, "is_epoch_end": True}
+    checkpoint.save(tmp_path / name, model={}, state={}, info=info)
+    found = checkpoint.recover(tmp_path).checkpoint
+    assert (found.folder, found.info["epoch"]) == (tmp_path / "last", 3)
+    assert [it.name for it in tmp_path.iterdir()] == ["last"]
 
 
 def test_a_copy_shares_bytes_and_is_replaced_alone(tmp_path):

@@ -45,15 +45,28 @@ class FakeLoader:
                 )
             )
 
+        self.dropped, self._handed_out, self._first = {}, 0, 0
+
     @property
     def clips(self):
         return [key for batch in self.batches for key in batch.keys]
+
+    def state_dict(self):
+        return {"clips": self._handed_out}
+
+    def load_state_dict(self, state):
+        ends = np.cumsum([len(batch.keys) for batch in self.batches]).tolist()
+        self._first = ends.index(state["clips"]) + 1
 
     def __len__(self):
         return len(self.batches)
 
     def epoch(self, epoch=0):
-        return iter(self.batches)
+        first, self._first = self._first, 0
+        self._handed_out = sum(len(batch.keys) for batch in self.batches[:first])
+        for batch in self.batches[first:]:
+            self._handed_out += len(batch.keys)
+            yield batch
 
 
 def small_model(seed=0):
@@ -267,7 +280,7 @@ def test_the_loop_never_reads_the_device_inside_a_step(tmp_path, monkeypatch):
         trainer = Trainer(TrainConfig(), seed=0)
         trainer.prepare(small_model(), steps)
         calls.clear()
-        trainer._train_epoch(FakeLoader([4] * steps), AUGMENT, 1, lambda *args, **kwargs: None)
+        trainer._train_epoch(FakeLoader([4] * steps), AUGMENT, 1, lambda *args, **kwargs: None, tmp_path)
         counts.append(sorted(calls))
     assert counts[0] == counts[1] == ["tolist"]
 

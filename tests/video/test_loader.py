@@ -79,8 +79,13 @@ def test_batch_types(manifest):
     assert batch.num_global == 4
 
 
+def without_fingerprints(clips):
+    """Rows that no scan made: that a file is another one is left to the decoder to find."""
+    return [replace(clip, size_bytes=0, mtime_ns=0) for clip in clips]
+
+
 def test_a_bad_clip_stops_the_epoch_by_name_and_threads_end(manifest, tmp_path):
-    clips = list(manifest.clips[:6])
+    clips = without_fingerprints(manifest.clips[:6])
     (tmp_path / clips[3].key).parent.mkdir(parents=True)
     for clip in clips:
         data = (manifest.root / clip.key).read_bytes()
@@ -96,7 +101,16 @@ def test_a_bad_clip_stops_the_epoch_by_name_and_threads_end(manifest, tmp_path):
 def test_a_file_that_changed_since_the_scan_is_named(manifest):
     clips = [replace(clip, width=200, height=72) for clip in manifest.clips[:2]]
     loader = make_loader(manifest, VideoConfig(num_frames=2, size=24, crop="full"), clips)
-    with pytest.raises(DecodeError, match="changed after the scan"):
+    with pytest.raises(DecodeError, match="where the manifest promises"):
+        list(loader.epoch())
+
+
+@pytest.mark.parametrize("field", ["size_bytes", "mtime_ns"])
+def test_the_file_is_looked_at_before_it_is_decoded(manifest, monkeypatch, field):
+    clip = manifest.clips[0]
+    without_decoding(monkeypatch)
+    loader = make_loader(manifest, clips=[replace(clip, **{field: getattr(clip, field) + 1})])
+    with pytest.raises(DecodeError, match="the file changed after the scan; start again, which scans it again"):
         list(loader.epoch())
 
 
@@ -105,6 +119,17 @@ def test_leaving_an_epoch_early_ends_its_threads(manifest):
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.parametrize("tier", ["none", "disk", "memory"])
+def test_closing_ends_an_epoch_that_something_holds_on_to(manifest, tmp_path, tier):
+    loader = make_loader(manifest, store=StoreConfig(tier=tier, root=tmp_path))
+    batches = loader.epoch()
+    next(batches)
+    loader.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    with pytest.raises(AssertionError, match="the loader was closed"):
+        next(batches)
 
 
 def test_crop_full_needs_one_frame_shape(manifest):
@@ -320,7 +345,8 @@ def test_a_clip_that_dali_cannot_decode_is_named_and_the_next_epoch_works(mixed_
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 4])
     config = VideoConfig(num_frames=4, size=32, backend="dali")
-    with ClipLoader(mixed_corpus.clips, tmp_path, EMOTIONS, config, batch_size=2) as loader:
+    clips = without_fingerprints(mixed_corpus.clips)
+    with ClipLoader(clips, tmp_path, EMOTIONS, config, batch_size=2) as loader:
         batches = loader.epoch()
         next(batches)
         with pytest.raises(DecodeError, match=bad.name):

@@ -1,0 +1,148 @@
+"""Which run a command line goes on with, whether it may, and from where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastemo.config import RunConfig, read_config
+from fastemo.console import Console
+from fastemo.corpus.manifest import Manifest
+from fastemo.training import checkpoint
+from fastemo.training.checkpoint import Checkpoint, CheckpointError
+from fastemo.training.progress import Progress
+
+_TIME = r"\d{8}-\d{6}"  # of a run without a name
+_MOST_NAMES = 5
+# What may differ from the run's own configuration: where things lie and how they are fetched, when to save and to end.
+_MAY_CHANGE = re.compile(
+    r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|"
+    r"corpus\.(root|verify|on_error|max_dropped|max_rejected)|"
+    r"train\.(checkpoint_minutes|keep|epochs|early_stop_patience|batch_size|accumulate_steps)"
+)
+# Of a clip, what another file of its name would change; copying a corpus changes times.
+_CLIP_FIELDS = ("emotion", "num_frames", "width", "height", "codec", "size_bytes")
+
+
+def resolve(arguments: Sequence[str], *, prog: str | None = None) -> tuple[RunConfig, Path | None]:
+    """What a command line asks for: a configuration, and the folder of the run to go on with.
+
+    With `--resume` the run's own configuration comes first and the command line over it.
+
+    Raises:
+        ValueError: There is no such run, or the command line differs from it; the message names the keys.
+    """
+    config = read_config(arguments, prog=prog)
+    if config.resume is None:
+        return config, None
+    run_dir = find_run(config)
+    if run_dir is None:
+        return config, None
+    saved = run_dir / "config.yaml"
+    if saved.is_file():
+        own = read_config(["--config", str(saved)])
+        config = read_config(["--config", str(saved), *arguments], prog=prog)
+        check_same(own, config, run_dir)
+    return replace(config, name=run_dir.name, runs_dir=run_dir.parent), run_dir
+
+
+def find_run(config: RunConfig) -> Path | None:
+    """The folder that `resume` means; `None`: `auto` found none.
+
+    Raises:
+        ValueError: A run that is named is not there.
+    """
+    if config.resume != "auto":
+        asked = str(config.resume)
+        for folder in (Path(asked), config.runs_dir / asked):
+            if folder.is_dir():
+                return folder
+        raise ValueError(f"--resume {asked}: there is no such run folder, nor {config.runs_dir / asked}")
+    if config.name is not None:
+        folder = config.runs_dir / config.name
+        return folder if folder.is_dir() else None
+    pattern = re.compile(re.escape(config.model.name) + "-" + _TIME)
+    if not config.runs_dir.is_dir():
+        return None
+    return max((it for it in config.runs_dir.iterdir() if it.is_dir() and pattern.fullmatch(it.name)), default=None)
+
+
+def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:
+    """Refuse to go on with other settings than a run was begun with.
+
+    Raises:
+        ValueError: They differ; the message names the keys and both values.
+    """
+    before, now = dict(_leaves(own)), dict(_leaves(asked))
+    changed = [key for key in before if before[key] != now[key] and not _MAY_CHANGE.fullmatch(key)]
+    if own.train.schedule == "onecycle" and own.train.epochs != asked.train.epochs:
+        changed.append("train.epochs")  # the rate's whole course hangs on it
+    if changed:
+        listed = "; ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
+        raise ValueError(f"run {run_dir} cannot be gone on with by another configuration: {listed}. Start a new run")
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for it in fields(value):
+        held = getattr(value, it.name)
+        if is_dataclass(held):
+            yield from _leaves(held, f"{prefix}{it.name}.")
+        else:
+            yield f"{prefix}{it.name}", held
+
+
+def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:
+    """Refuse to go on with other clips than a run was begun with.
+
+    Raises:
+        ValueError: They differ; the message names some of them.
+    """
+    before, now = ({clip.key: clip for clip in manifest.clips} for manifest in (own, found))
+    troubles = [f"{key} is gone" for key in before if key not in now]
+    troubles += [f"{key} is new" for key in now if key not in before]
+    for key in sorted(before.keys() & now.keys()):
+        one, other = before[key], now[key]
+        changed = [name for name in _CLIP_FIELDS if getattr(one, name) != getattr(other, name)]
+        if changed:
+            values = ", ".join(f"{name} {getattr(one, name)} -> {getattr(other, name)}" for name in changed)
+            troubles.append(f"{key} changed ({values})")
+    if troubles:
+        more = f" and {len(troubles) - _MOST_NAMES} more" if len(troubles) > _MOST_NAMES else ""
+        raise ValueError(
+            f"run {run_dir} was begun with another corpus: {'; '.join(troubles[:_MOST_NAMES])}{more}. Put the clips "
+            f"back as they were, or start a new run"
+        )
+
+
+def recover(run_dir: Path, console: Console) -> Checkpoint | None:
+    """Where to go on from, and `checkpoints/best` in order; `None`: nothing was saved yet.
+
+    Raises:
+        ValueError: There are checkpoints, and none is whole.
+    """
+    found = checkpoint.recover(run_dir / "checkpoints")
+    for note in found.notes:
+        console.say(note)
+    chosen = found.checkpoint
+    if chosen is None:
+        if found.notes:
+            raise ValueError(f"{run_dir}: no checkpoint is whole; start a new run")
+        return None
+    try:
+        progress = Progress.restored(chosen.state["progress"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint {chosen.folder} does not fit this version of fastemo: {error}") from error
+    is_at_end = chosen.info.get("is_epoch_end", False)
+    best = run_dir / "checkpoints" / "best"
+    if progress.best_epoch and not (is_at_end and chosen.info["epoch"] == progress.best_epoch):
+        try:
+            checkpoint.verify(best)
+        except CheckpointError as error:
+            console.say(f"{error}; the one of epoch {chosen.info['epoch']} stands in for it until a better one")
+            checkpoint.copy(chosen.folder, best)
+            progress.forget_best()
+            chosen.state["progress"] = progress.as_dict()
+    return chosen

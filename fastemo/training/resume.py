@@ -1,0 +1,46 @@
+"""State of optimisers and generators, taken and put back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# How an update is computed, which is this run's choice; the rest of a group is what was trained with.
+_KERNEL_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
+
+
+def generators(device: torch.device) -> dict[str, torch.Tensor]:
+    """The state of every generator that training draws from: uint8 tensors."""
+    found = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def set_generators(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `generators` gave; a device that was not there before keeps its own."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put back a state dict that was saved, whatever device and memory layout the weights have now.
+
+    Raises:
+        KeyError, ValueError, TypeError: It is of another model.
+    """
+    options = [{name: group[name] for name in _KERNEL_OPTIONS if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, options, strict=True):
+        group.update(kept)
+        for parameter in group["params"]:
+            held = optimizer.state.get(parameter, {})
+            for name, value in held.items():
+                if not isinstance(value, torch.Tensor) or value.dim() == 0:
+                    continue
+                if value.shape != parameter.shape:
+                    raise ValueError(f"{name} is {list(value.shape)} where a weight is {list(parameter.shape)}")
+                # One kernel walks through weight and state together: both need the same order in memory.
+                held[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)

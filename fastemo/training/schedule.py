@@ -1,0 +1,48 @@
+"""What comes when: the learning rate over the updates, batches in the windows that make an update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler
+
+from fastemo.training.config import TrainConfig
+from fastemo.video.loader import ClipBatch
+
+
+def make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates: int) -> Any:
+    """Steps once an epoch with `plateau`, once an update with `onecycle`; the trainer steps it, not Accelerate."""
+    if config.schedule == "plateau":
+        return lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience
+        )
+    if config.schedule == "onecycle":
+        return lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=updates + 1)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def timed(batches: Iterator[ClipBatch]) -> Iterator[tuple[ClipBatch, float]]:
+    """Each batch with the seconds it was waited for."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started
+
+
+def windows(batches: Iterator[tuple[ClipBatch, float]], size: int) -> Iterator[tuple[list[ClipBatch], float]]:
+    """`size` batches at a time, with the seconds they were waited for; the last window may be shorter."""
+    window: list[ClipBatch] = []
+    waited = 0.0
+    for batch, seconds in batches:
+        window.append(batch)
+        waited += seconds
+        if len(window) == size:
+            yield window, waited
+            window, waited = [], 0.0
+    if window:
+        yield window, waited

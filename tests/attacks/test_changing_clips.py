@@ -1,0 +1,367 @@
+"""Clips that change under a running training: what was scanned, or an error by name, never other frames unnoticed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import noise_frame, write_images, write_video
+
+from fastemo.corpus.manifest import Manifest, fingerprint, scan
+from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.video import assembly
+from fastemo.video.config import VideoConfig
+from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.video.loader import ClipLoader
+from fastemo.video.sampling import frame_indices
+from fastemo.video.store import StoreConfig
+
+CONFIG = VideoConfig(num_frames=3, size=24, prefetch_batches=1, decode_threads=2)
+NUM_CLIPS, NUM_FRAMES, SIZE = 6, 8, (48, 32)
+VICTIM = NUM_CLIPS - 1  # the last of an epoch
+TIERS = ("none", "disk", "memory")
+
+
+def write_clip(path: Path, number: int, num_frames: int = NUM_FRAMES, size: tuple[int, int] = SIZE, **options) -> Path:
+    """Pictures that no other number has."""
+
+    def draw(frame: int, width: int, height: int) -> np.ndarray:
+        return np.roll(noise_frame(number, width, height) // 2, 2 * frame, axis=1)
+
+    return write_video(path, num_frames, *size, draw=draw, **options)
+
+
+@dataclass(frozen=True)
+class Template:
+    """Clips, what decoding gives of them by key, and videos to put in a clip's place."""
+
+    folder: Path
+    pixels: dict[str, np.ndarray]
+    spare: Path
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Template:
+    folder, spare = tmp_path_factory.mktemp("clips"), tmp_path_factory.mktemp("spare")
+    for number in range(NUM_CLIPS):
+        write_clip(folder / f"02-01-0{number + 1}-01-01-01-01.mp4", number)
+    pixels = {}
+    for clip in scan(folder).clips:
+        pixels[clip.key] = decode_clip(folder / clip.key, frame_indices(NUM_FRAMES, 3), CONFIG.spec)
+    assert len({frames.tobytes() for frames in pixels.values()}) == NUM_CLIPS
+    write_clip(spare / "alike.mp4", 77)
+    write_clip(spare / "wider.mp4", 78, size=(96, 32))
+    write_clip(spare / "longer.mp4", 79, num_frames=20)
+    write_clip(spare / "shorter.mp4", 80, num_frames=2)
+    write_clip(spare / "other codec.mp4", 81, codec="mpeg4")
+    return Template(folder, pixels, spare)
+
+
+@pytest.fixture
+def manifest(template, tmp_path) -> Manifest:
+    return scan(shutil.copytree(template.folder, tmp_path / "corpus"))
+
+
+def moved_in(name: str) -> Callable[[Path, Template], None]:
+    """Another file takes the clip's name, as a download that is renamed at its end."""
+
+    def replace_it(path: Path, template: Template) -> None:
+        new = path.with_name("new")
+        shutil.copyfile(template.spare / name, new)
+        new.replace(path)
+
+    return replace_it
+
+
+def written_over(path: Path, template: Template) -> None:
+    shutil.copyfile(template.spare / "alike.mp4", path)
+
+
+def another_clip_of_the_corpus(path: Path, template: Template) -> None:
+    shutil.copyfile(template.folder / sorted(template.pixels)[0], path)
+
+
+def garbage(num_bytes: int | None) -> Callable[[Path, Template], None]:
+    def write(path: Path, _: Template) -> None:
+        count = path.stat().st_size if num_bytes is None else num_bytes
+        path.write_bytes(np.random.default_rng(5).bytes(count))
+
+    return write
+
+
+def cut(share: float, at_least: int = 1) -> Callable[[Path, Template], None]:
+    def shorten(path: Path, _: Template) -> None:
+        size = path.stat().st_size
+        os.truncate(path, min(size - at_least, int(size * share)))
+
+    return shorten
+
+
+def unreadable(path: Path, _: Template) -> None:
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("permissions do not bind this user")
+
+
+def folder_instead(path: Path, _: Template) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def images_instead(path: Path, _: Template) -> None:
+    path.unlink()
+    write_images(path, NUM_FRAMES, *SIZE)
+
+
+def dangling_link(path: Path, _: Template) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.mp4")
+
+
+def link_to_itself(path: Path, _: Template) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def pipe_instead(path: Path, _: Template) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def clock_moved(seconds: int) -> Callable[[Path, Template], None]:
+    def touch(path: Path, _: Template) -> None:
+        stamp = path.stat().st_mtime_ns + seconds * 10**9
+        os.utime(path, ns=(stamp, stamp))
+
+    return touch
+
+
+FAULTS: dict[str, Callable[[Path, Template], None]] = {
+    "clip deleted": lambda path, _: path.unlink(),
+    "clip replaced by a video of the same size and length": moved_in("alike.mp4"),
+    "clip overwritten by a video of the same size and length": written_over,
+    "clip replaced by another clip of the corpus": another_clip_of_the_corpus,
+    "clip replaced by a wider video": moved_in("wider.mp4"),
+    "clip replaced by a longer video": moved_in("longer.mp4"),
+    "clip replaced by a shorter video": moved_in("shorter.mp4"),
+    "clip replaced by a video of another codec": moved_in("other codec.mp4"),
+    "clip cut in half": cut(0.5),
+    "clip cut by one byte": cut(1.0),
+    "clip overwritten by garbage": garbage(500),
+    "clip overwritten by garbage of its length": garbage(None),
+    "clip emptied": garbage(0),
+    "clip made unreadable": unreadable,
+    "clip turned into an empty folder": folder_instead,
+    "clip turned into a folder of images": images_instead,
+    "clip turned into a dangling link": dangling_link,
+    "clip turned into a link to itself": link_to_itself,
+    "clip turned into a pipe": pipe_instead,
+    "modification time moved a second back": clock_moved(-1),
+    "modification time moved ten years ahead": clock_moved(10 * 365 * 86400),
+}
+QUICK = ("clip overwritten by a video of the same size and length",)
+
+
+def make_loader(manifest: Manifest, store: StoreConfig, on_error: str) -> ClipLoader:
+    return ClipLoader(manifest.clips, manifest.root, EMOTIONS, CONFIG, batch_size=1, store=store, on_error=on_error)
+
+
+def keep_to(template: Template, loader: ClipLoader, batches: Iterator, victim: str) -> str:
+    """Take the rest of an epoch; every frame must be as scanned, and the altered clip alone may be missing.
+
+    Returns:
+        What became of that clip.
+    """
+    shown = set()
+    try:
+        for batch in batches:
+            for key, frames, padding in zip(batch.keys, batch.frames.numpy(), batch.is_padding, strict=True):
+                if not padding:
+                    shown.add(key)
+                    np.testing.assert_array_equal(frames, template.pixels[key])
+    except DecodeError as error:
+        return "stopped by name" if Path(victim).name in str(error) else "stopped without a name"
+    if victim in shown:
+        return "as scanned, from what was kept"
+    assert set(loader.dropped) == {victim}
+    assert Path(victim).name in loader.dropped[victim]
+    return "dropped by name"
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAULTS]
+)
+def test_a_clip_that_changes_after_the_scan(template, manifest, tmp_path, fault_log, fault):
+    """Before the first epoch, within it, and after it; every tier; told to stop or to drop."""
+    clip = manifest.clips[VICTIM]
+    path, outcomes = manifest.root / clip.key, Counter()
+    for tier in TIERS:
+        for on_error in ("stop", "drop"):
+            for when in ("before", "within", "after"):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                shutil.copy2(template.folder / clip.key, path)
+                assert fingerprint(path) == (clip.size_bytes, clip.mtime_ns)
+                store = StoreConfig(tier=tier, root=tmp_path / f"{tier} {on_error} {when}")
+                with make_loader(manifest, store, on_error) as loader:
+                    batches = loader.epoch(1)
+                    if when == "within":
+                        next(batches)
+                    if when == "after":
+                        assert keep_to(template, loader, batches, clip.key) == "as scanned, from what was kept"
+                        batches = loader.epoch(2)
+                    FAULTS[fault](path, template)
+                    outcome = keep_to(template, loader, batches, clip.key)
+                kept = when == "after" and tier != "none"
+                failed = "stopped by name" if on_error == "stop" else "dropped by name"
+                assert outcome == ("as scanned, from what was kept" if kept else failed), (tier, on_error, when)
+                outcomes[outcome] += 1
+                if on_error == "stop" and when == "after":
+                    outcomes[f"next start: {scanned_anew(template, manifest, store, clip.key)}"] += 1
+    fault_log(fault, outcomes)
+
+
+def scanned_anew(template: Template, manifest: Manifest, store: StoreConfig, victim: str) -> str:
+    """The next start: what stands under the clip's name now is rejected, or decoded as it is now.
+
+    Returns:
+        What became of it.
+    """
+    again = scan(manifest.root)
+    with make_loader(again, store, "stop") as loader:
+        for batch in loader.epoch(1):
+            (key,) = batch.keys
+            if key == victim:
+                num_frames = next(clip.num_frames for clip in again.clips if clip.key == key)
+                expected = decode_clip(again.root / key, frame_indices(num_frames, 3), CONFIG.spec)
+            else:
+                expected = template.pixels[key]
+            np.testing.assert_array_equal(batch.frames.numpy()[0], expected)
+    names = {clip.key for clip in again.clips}
+    assert names >= set(template.pixels) - {victim}
+    if victim in names:
+        return "decoded anew"
+    if victim in {clip.key for clip in again.rejected}:
+        return "rejected by name"
+    return "unlabelled" if victim in {clip.key for clip in again.unlabelled} else "not found"
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_clip_replaced_while_it_is_read(template, manifest, tmp_path, monkeypatch, fault_log, tier):
+    """Between the look at the file and its bytes: noticed by a second look, and nothing is kept."""
+    clip, outcomes = manifest.clips[VICTIM], Counter()
+    path = manifest.root / clip.key
+    for on_error in ("stop", "drop"):
+        shutil.copy2(template.folder / clip.key, path)
+
+        def read(name: Path, *arguments, **options) -> np.ndarray:
+            if name == path:
+                moved_in("alike.mp4")(path, template)
+            return decode_clip(name, *arguments, **options)
+
+        monkeypatch.setattr(assembly, "decode_clip", read)
+        store = StoreConfig(tier=tier, root=tmp_path / on_error)
+        with make_loader(manifest, store, on_error) as loader:
+            outcomes[keep_to(template, loader, loader.epoch(1), clip.key)] += 1
+            assert not loader.kept.has(VICTIM)
+        monkeypatch.undo()
+    assert outcomes == {"stopped by name": 1, "dropped by name": 1}
+    fault_log(f"clip replaced while it is read, tier {tier}", outcomes)
+
+
+@pytest.mark.parametrize("change", ["deleted", "added"])
+def test_a_folder_of_images_that_changes(tmp_path, fault_log, change):
+    for name in ("happy/one", "sad/two"):
+        write_images(tmp_path / "train" / name, NUM_FRAMES, *SIZE)
+    folder, last = tmp_path / "train" / "happy" / "one", f"frame{NUM_FRAMES:04d}.jpg"
+    outcomes = Counter()
+    for tier in TIERS:
+        manifest = scan(tmp_path)
+        store = StoreConfig(tier=tier, root=tmp_path / tier)
+        with ClipLoader(
+            manifest.clips, tmp_path, EMOTIONS, CONFIG, batch_size=2, store=store, on_error="drop"
+        ) as loader:
+            if change == "deleted":
+                (folder / last).unlink()
+            else:
+                shutil.copy2(folder / last, folder / f"frame{NUM_FRAMES + 1:04d}.jpg")
+            (batch,) = loader.epoch(1)
+            assert batch.is_padding.tolist() == [True, False]
+            assert "changed after the scan" in loader.dropped["train/happy/one"]
+            outcomes["dropped by name"] += 1
+        shutil.copytree(tmp_path / "train" / "sad" / "two", folder, dirs_exist_ok=True)
+        (folder / f"frame{NUM_FRAMES + 1:04d}.jpg").unlink(missing_ok=True)
+    fault_log(f"folder of images: one {change}", outcomes)
+
+
+YEAR_NS = 365 * 86400 * 10**9
+CLOCKS = {
+    "1902": -68 * YEAR_NS,
+    "1970": 0,
+    "now": None,
+    "2100": 130 * YEAR_NS,
+    "2400": 430 * YEAR_NS,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", ["disk", "memory"])
+def test_the_store_goes_by_equal_times_not_by_later_ones(template, manifest, tmp_path, monkeypatch, fault_log, tier):
+    """The clock jumps to and fro between scans: the store serves a clip as scanned, and never an older one's frames."""
+    clip, outcomes = manifest.clips[VICTIM], Counter()
+    path, store = manifest.root / clip.key, StoreConfig(tier=tier, root=tmp_path / "store")
+    for year, stamp in CLOCKS.items():
+        for name in ("alike.mp4", "longer.mp4"):
+            shutil.copyfile(template.spare / name, path)
+            if stamp is not None:
+                os.utime(path, ns=(stamp, stamp))
+            if stamp is not None and path.stat().st_mtime_ns != stamp:
+                outcomes[f"this file system has no {year}"] += 1
+                continue
+            again = scan(manifest.root)
+            row = again.clips[VICTIM]
+            expected = decode_clip(path, frame_indices(row.num_frames, 3), CONFIG.spec)
+            for is_stored in (False, True):
+                with make_loader(again, store, "stop") as loader, monkeypatch.context() as patch:
+                    if is_stored:
+                        patch.setattr(assembly, "decode_clip", lambda *_, **__: pytest.fail("decoded again"))
+                    else:
+                        assert not loader.kept.has(VICTIM)
+                    rows = [batch.frames.numpy()[0] for batch in loader.epoch(1)]
+                np.testing.assert_array_equal(rows[VICTIM], expected)
+            outcomes["decoded anew, then served from the store"] += 1
+    fault_log(f"modification times from 1902 to 2400, tier {tier}", outcomes)
+
+
+def padded(data: bytes, length: int) -> bytes:
+    """An MP4 made longer by a box that says nothing."""
+    box = length - len(data)
+    return data + box.to_bytes(4, "big") + b"free" + bytes(box - 8)
+
+
+def test_an_equal_size_and_time_cannot_be_told(template, manifest, fault_log):
+    """The limit of a fingerprint: the clip is taken for the scanned one, whether it was kept or not."""
+    clip = manifest.clips[VICTIM]
+    path = manifest.root / clip.key
+    one, other = path.read_bytes(), (template.spare / "alike.mp4").read_bytes()
+    length = max(len(one), len(other)) + 8
+    path.write_bytes(padded(one, length))
+    again = scan(manifest.root)
+    row = again.clips[VICTIM]
+    path.write_bytes(padded(other, length))
+    os.utime(path, ns=(row.mtime_ns, row.mtime_ns))
+    assert fingerprint(path) == (row.size_bytes, row.mtime_ns)
+    with make_loader(again, StoreConfig(tier="none"), "stop") as loader:
+        rows = [batch.frames.numpy()[0] for batch in loader.epoch(1)]
+    expected = decode_clip(path, frame_indices(NUM_FRAMES, 3), CONFIG.spec)
+    assert not np.array_equal(expected, template.pixels[clip.key])
+    np.testing.assert_array_equal(rows[VICTIM], expected)
+    fault_log("clip replaced by one of equal size and modification time", {"cannot be told from the scanned one": 1})

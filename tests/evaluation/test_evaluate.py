@@ -1,0 +1,76 @@
+"""A model and batches -> predictions: padding and dropped clips are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastemo.evaluation.evaluate import Predictions, predict
+from fastemo.video.augment import AugmentConfig
+from fastemo.video.loader import ClipBatch
+
+AUGMENT = AugmentConfig(crop_size=8)
+
+
+class Brightness(nn.Module):
+    """Logits that tell a clip's mean apart."""
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        mean = frames.mean(dim=(1, 2, 3, 4))
+        return torch.stack([mean, -mean], dim=1)
+
+
+class Batches:
+    """A loader as far as `predict` asks for one."""
+
+    def __init__(self, *batches: ClipBatch) -> None:
+        self._batches = batches
+
+    def epoch(self):
+        return iter(self._batches)
+
+
+def batch(*rows: tuple[str, int, bool]) -> ClipBatch:
+    """Rows of key, label and padding; a row's pixels follow from its key."""
+    pixels = [torch.full((2, 3, 8, 8), sum(key.encode()) % 256, dtype=torch.uint8) for key, _, _ in rows]
+    return ClipBatch(
+        frames=torch.stack(pixels),
+        labels=torch.tensor([label for _, label, _ in rows]),
+        keys=[key for key, _, _ in rows],
+        is_padding=torch.tensor([padding for _, _, padding in rows]),
+        num_global=len(rows),
+    )
+
+
+def test_padding_is_not_predicted():
+    whole = predict(Brightness(), Batches(batch(("a", 0, False), ("b", 1, False)), batch(("c", 1, False))), AUGMENT)
+    found = predict(
+        Brightness(),
+        Batches(
+            batch(("a", 0, False), ("a", 0, True)),
+            batch(("x", 0, True), ("y", 0, True)),
+            batch(("c", 1, True), ("c", 1, False)),
+        ),
+        AUGMENT,
+    )
+    assert found.keys == ("a", "c")
+    assert found.labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(found.logits, whole.logits[[0, 2]])
+    assert len(set(found.logits[:, 0].tolist())) == 2
+
+
+def test_a_rank_without_a_clip_adds_nothing():
+    some = predict(Brightness(), Batches(batch(("a", 0, False), ("b", 1, True))), AUGMENT)
+    none = predict(Brightness(), Batches(batch(("x", 0, True), ("y", 0, True))), AUGMENT)
+    never = predict(Brightness(), Batches(), AUGMENT)
+    assert none.keys == never.keys == ()
+    assert Predictions.joined([never, some, none]).keys == ("a",)
+
+
+def test_nothing_at_all_is_an_error():
+    none = predict(Brightness(), Batches(batch(("x", 0, True))), AUGMENT)
+    for parts in ([], [none], [none, none]):
+        with pytest.raises(ValueError, match="no clip of the split could be decoded"):
+            Predictions.joined(parts)

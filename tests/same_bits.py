@@ -1,0 +1,41 @@
+"""Two runs that have to end in the same bits: how they are trained, and how they are compared."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+TIMES = ("epoch_seconds", "clips_per_second", "data_wait_fraction")
+SMALL = [
+    *("--model.name", "early_cnn", "--model.pretrained", "false", "--seed", "3"),
+    *("--video.size", "20", "--augment.crop_size", "16", "--video.num_frames", "2", "--store.tier", "disk"),
+    *("--train.batch_size", "4", "--train.lr", "1e-3", "--train.deterministic", "true"),
+    *("--train.early_stop_patience", "null"),
+]
+
+
+def bits(run_dir):
+    """All that must be equal: weights, the whole training state, metrics, predictions."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    result = json.loads((run_dir / "test.json").read_text())
+    return {
+        "weights": {name: load_file(run_dir / "checkpoints" / name / "model.safetensors") for name in ("last", "best")},
+        "state": load_file(run_dir / "checkpoints" / "last" / "state.safetensors"),
+        "lines": [{name: value for name, value in line.items() if name not in TIMES} for line in lines],
+        "result": result,
+        "predictions": (run_dir / "predictions.csv").read_text(),
+    }
+
+
+def assert_same_bits(one, other):
+    for name in ("lines", "result", "predictions"):
+        assert one[name] == other[name], name
+    for tensors, others in (
+        (one["weights"]["last"], other["weights"]["last"]),
+        (one["weights"]["best"], other["weights"]["best"]),
+        (one["state"], other["state"]),
+    ):
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[key], others[key]) for key in tensors)

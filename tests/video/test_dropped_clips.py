@@ -1,0 +1,324 @@
+"""Going on without clips that do not decode: what the batches hold then, and what is never passed over."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import noise_frame, write_images, write_video
+
+from fastemo.corpus.manifest import scan
+from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.video import assembly, tiers
+from fastemo.video.bitstream import PrunedClip, prune
+from fastemo.video.config import VideoConfig
+from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.video.loader import ClipLoader
+from fastemo.video.sampling import frame_indices
+from fastemo.video.store import StoreConfig
+
+SMALL = VideoConfig(num_frames=3, size=24)
+BAD = (1, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """Eight clips of eight emotions, each with pictures of its own."""
+    folder = tmp_path_factory.mktemp("whole")
+    for number in range(8):
+        write_clip(folder / f"02-01-0{number + 1}-01-01-01-01.mp4", number)
+    return folder
+
+
+def write_clip(path, number, **options):
+    def draw(frame, width, height):
+        return np.roll(noise_frame(number, width, height) // 2, frame, axis=1)
+
+    return write_video(path, 6, 32, 32, draw=draw, **options)
+
+
+@pytest.fixture
+def corpus(template, tmp_path):
+    """The clips as scanned, three of them cut since."""
+    manifest = scan(shutil.copytree(template, tmp_path / "corpus"))
+    for number in BAD:
+        cut(manifest.root / manifest.clips[number].key)
+    return manifest
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def make_loader(manifest, *, config=SMALL, **options):
+    options = {"batch_size": 4, "on_error": "drop", **options}
+    return ClipLoader(manifest.clips, manifest.root, EMOTIONS, config, **options)
+
+
+def real_rows(batches):
+    """Of the rows that weigh something: key -> label and pixels."""
+    return {
+        key: (int(label), frames.numpy())
+        for batch in batches
+        for key, label, frames, padding in zip(batch.keys, batch.labels, batch.frames, batch.is_padding, strict=True)
+        if not padding
+    }
+
+
+def decoded(template, clip, config=SMALL, backend="pyav"):
+    indices = frame_indices(clip.num_frames, config.num_frames)
+    return decode_clip(template / clip.key, indices, config.spec, backend=backend)
+
+
+def assert_all_but_the_bad(manifest, template, loader, epoch=1, bad=BAD):
+    rows = real_rows(loader.epoch(epoch))
+    assert set(rows) == {clip.key for number, clip in enumerate(manifest.clips) if number not in bad}
+    for clip in manifest.clips:
+        if clip.key in rows:
+            label, frames = rows[clip.key]
+            assert EMOTIONS[label] == clip.emotion
+            assert np.array_equal(frames, decoded(template, clip))
+
+
+def test_a_dropped_clip_leaves_a_row_of_padding(corpus, template):
+    with make_loader(corpus) as loader:
+        first, second = loader.epoch()
+        keys = [clip.key for clip in corpus.clips]
+        assert first.keys == [keys[0], keys[0], keys[2], keys[3]]
+        assert first.is_padding.tolist() == [False, True, False, False]
+        assert second.keys == [keys[6], keys[6], keys[6], keys[7]]
+        assert second.is_padding.tolist() == [True, True, False, False]
+        for batch in (first, second):
+            assert batch.num_global == 4
+            assert tuple(batch.frames.shape) == (4, 3, 3, 24, 24)
+            for key, label, frames in zip(batch.keys, batch.labels, batch.frames, strict=True):
+                clip = corpus.clips[keys.index(key)]
+                assert EMOTIONS[label] == clip.emotion
+                assert np.array_equal(frames, decoded(template, clip))
+        assert list(loader.dropped) == [keys[number] for number in BAD]
+        assert all(key in reason and "changed after the scan" in reason for key, reason in loader.dropped.items())
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8, "threads": 1}])
+def test_what_is_dropped_depends_on_the_files_alone(corpus, template, options):
+    threads = options.pop("threads", 4)
+    with make_loader(corpus, config=replace(SMALL, decode_threads=threads), shuffle=True, **options) as loader:
+        assert_all_but_the_bad(corpus, template, loader)
+        assert set(loader.dropped) == {corpus.clips[number].key for number in BAD}
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_a_batch_of_which_nothing_decodes_is_zeros(corpus, backend):
+    for number in (0, 2, 3):
+        cut(corpus.root / corpus.clips[number].key)
+    with make_loader(corpus, config=replace(SMALL, backend=backend), batch_size=3) as loader:
+        empty, rest, _ = loader.epoch()
+    assert not empty.frames.any()
+    assert not empty.labels.any()
+    assert empty.is_padding.all()
+    assert empty.keys == [clip.key for clip in corpus.clips[:3]]
+    assert empty.num_global == 3
+    assert tuple(empty.frames.shape) == tuple(rest.frames.shape)
+
+
+def test_ranks_keep_their_steps(corpus, template):
+    ranks = [make_loader(corpus, batch_size=2, even=True, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
+    batches = [list(loader.epoch(1)) for loader in ranks]
+    assert {len(of_rank) for of_rank in batches} == {2}
+    assert [b.num_global for b in batches[0]] == [6, 2]
+    rows = [real_rows(of_rank) for of_rank in batches]
+    assert sorted(key for of_rank in rows for key in of_rank) == sorted(
+        clip.key for number, clip in enumerate(corpus.clips) if number not in BAD
+    )
+    dropped = {key for loader in ranks for key in loader.dropped}
+    assert dropped == {corpus.clips[number].key for number in BAD}
+
+
+@pytest.mark.parametrize("tier", ["none", "disk", "memory", "device"])
+def test_nothing_of_a_dropped_clip_is_kept_and_it_is_tried_again(corpus, template, tmp_path, monkeypatch, tier):
+    if tier == "device":  # where there is no GPU: kept in a tensor all the same
+        monkeypatch.setattr(tiers, "choose_tier", lambda *_: ("device", "a test"))
+    store = StoreConfig(tier="disk" if tier == "device" else tier, root=tmp_path / "store")
+    with make_loader(corpus, store=store) as loader:
+        assert loader.kept.tier == tier
+        for epoch in (1, 2):
+            assert_all_but_the_bad(corpus, template, loader, epoch)
+            if tier != "none":
+                held = [loader.kept.has(row) or loader.kept.on_device(row) for row in range(8)]
+                assert held == [row not in BAD for row in range(8)]
+        first = loader.dropped
+        # The disk comes back: one clip is as it was.
+        shutil.copy2(template / corpus.clips[4].key, corpus.root / corpus.clips[4].key)
+        (corpus.root / corpus.clips[5].key).unlink()
+        assert_all_but_the_bad(corpus, template, loader, 3, bad=(1, 5))
+        assert loader.dropped == first  # the first failure is the one told
+    with make_loader(corpus, store=store) as loader:  # a later run reads what was stored
+        assert_all_but_the_bad(corpus, template, loader, bad=(1, 5))
+
+
+def test_an_epoch_goes_on_after_a_dropped_clip(corpus):
+    with make_loader(corpus, batch_size=2, shuffle=True) as loader:
+        expected = [batch.keys for batch in loader.epoch(1)]
+        batches = loader.epoch(1)
+        assert [next(batches).keys, next(batches).keys] == expected[:2]
+        state = loader.state_dict()
+        batches.close()
+    assert state["clips"] == 4
+    with make_loader(corpus, batch_size=2, shuffle=True) as loader:
+        loader.load_state_dict(state)
+        assert [batch.keys for batch in loader.epoch(1)] == expected[2:]
+
+
+def test_only_batches_handed_out_count(corpus):
+    with make_loader(corpus, batch_size=1) as loader:
+        batches = loader.epoch()
+        assert loader.dropped == {}
+        next(batches)
+        assert loader.dropped == {}
+        next(batches)
+        assert list(loader.dropped) == [corpus.clips[1].key]
+        batches.close()
+
+
+def test_epochs_on_several_threads_at_once(corpus, template):
+    with make_loader(corpus, batch_size=2) as loader, ThreadPoolExecutor(4) as pool:
+        for rows in pool.map(lambda epoch: real_rows(loader.epoch(epoch)), range(8)):
+            assert len(rows) == 5
+        assert set(loader.dropped) == {corpus.clips[number].key for number in BAD}
+
+
+def failing(monkeypatch, error):
+    """Decoding raises for every second clip."""
+
+    def fail(path, indices, spec, backend="pyav"):
+        if path.stem[7] in "1357":
+            raise error
+        return decode_clip(path, indices, spec, backend=backend)
+
+    monkeypatch.setattr(assembly, "decode_clip", fail)
+
+
+NOT_OF_THE_CLIP = [
+    AssertionError("a programmer's"),
+    TypeError("a programmer's"),
+    ValueError("a programmer's"),
+    MemoryError(),
+    OSError(errno.EMFILE, "Too many open files"),
+]
+
+
+@pytest.mark.parametrize("error", NOT_OF_THE_CLIP, ids=lambda error: type(error).__name__)
+def test_what_is_not_the_clips_fault_is_not_passed_over(template, monkeypatch, error):
+    failing(monkeypatch, error)
+    with make_loader(scan(template)) as loader:
+        with pytest.raises(DecodeError if isinstance(error, OSError) else type(error)):
+            list(loader.epoch())
+        assert not loader.dropped
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT])
+def test_a_disks_error_is_the_clips(template, monkeypatch, code):
+    failing(monkeypatch, OSError(code, "the disk says no"))
+    manifest = scan(template)
+    with make_loader(manifest) as loader:
+        assert len(real_rows(loader.epoch())) == 4
+        assert sum("cannot be read: the disk says no" in reason for reason in loader.dropped.values()) == 4
+    with make_loader(manifest, on_error="stop") as loader, pytest.raises(DecodeError, match="the disk says no"):
+        list(loader.epoch())
+
+
+def test_stop_is_what_happens_unless_told_otherwise(corpus):
+    loader = ClipLoader(corpus.clips, corpus.root, EMOTIONS, SMALL, batch_size=4)
+    with pytest.raises(DecodeError, match=corpus.clips[1].key):
+        list(loader.epoch())
+    assert loader.dropped == {}
+    with pytest.raises(ValueError, match="stop or drop, not 'skip'"):
+        make_loader(corpus, on_error="skip")
+
+
+def test_a_folder_of_images_that_lost_one(tmp_path):
+    folder = write_images(tmp_path / "train" / "happy" / "one", 5)
+    write_images(tmp_path / "train" / "sad" / "two", 5)
+    manifest = scan(tmp_path)
+    with make_loader(manifest) as loader:
+        assert set(real_rows(loader.epoch())) == {"train/happy/one", "train/sad/two"}
+        (folder / "frame0005.jpg").unlink()
+        assert set(real_rows(loader.epoch())) == {"train/sad/two"}
+        assert "changed after the scan" in loader.dropped["train/happy/one"]
+
+
+@pytest.fixture(scope="module")
+def vp9_template(tmp_path_factory):
+    """Seven clips that DALI decodes on a CPU and one that it does not."""
+    pytest.importorskip("nvidia.dali", reason="DALI is a dependency on Linux x86-64 only")
+    folder = tmp_path_factory.mktemp("vp9")
+    for number in range(8):
+        options = {"codec": "libvpx-vp9", "options": {"g": "8", "cpu-used": "8"}} if number != 3 else {}
+        write_clip(folder / f"02-01-0{number + 1}-01-01-01-01.mp4", number, **options)
+    return folder
+
+
+@pytest.mark.parametrize("tier", ["none", "disk", "memory", "device"])
+@pytest.mark.parametrize("bad", [(2,), (1, 4, 5), (0, 1, 2, 3), (0, 1, 2, 4, 5, 6, 7)])
+def test_dali_goes_on_without_every_clip_that_fails(vp9_template, tmp_path, monkeypatch, tier, bad):
+    """The file is as scanned, and DALI fails on what it holds: found on the device, several in one call."""
+    manifest, config = scan(vp9_template), replace(SMALL, backend="dali")
+    names = {manifest.clips[number].key for number in bad}
+    with make_loader(manifest, config=config) as loader:
+        expected = real_rows(loader.epoch())
+    if tier == "device":
+        monkeypatch.setattr(tiers, "choose_tier", lambda *_: ("device", "a test"))
+
+    def damaged(path, indices):
+        clip = prune(path, indices)
+        if path.name not in names:
+            return clip
+        if path.name == manifest.clips[3].key:
+            raise DecodeError(path, 0, "a test says so")
+        return PrunedClip(clip.data, clip.positions + 100)
+
+    def decode(path, *arguments, **options):
+        damaged(path, arguments[0])
+        return decode_clip(path, *arguments, **options)
+
+    monkeypatch.setattr(assembly, "pruned_clip", damaged)
+    monkeypatch.setattr(assembly, "decode_clip", decode)
+    store = StoreConfig(tier="disk" if tier == "device" else tier, root=tmp_path)
+    with make_loader(manifest, config=config, store=store) as loader:
+        for epoch in (1, 2):
+            rows = real_rows(loader.epoch(epoch))
+            assert set(rows) == set(expected) - names
+            for key, (label, frames) in rows.items():
+                assert label == expected[key][0]
+                assert np.array_equal(frames, expected[key][1])
+        assert set(loader.dropped) == names
+        if tier != "none":
+            held = [loader.kept.has(row) or loader.kept.on_device(row) for row in range(8)]
+            assert held == [row not in bad for row in range(8)]
+    with (
+        make_loader(manifest, config=config, on_error="stop") as loader,
+        pytest.raises(DecodeError, match="|".join(names)),
+    ):
+        list(loader.epoch())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("tier", ["none", "memory", "device"])
+def test_on_a_gpu_the_same_clips_are_dropped(corpus, template, tmp_path, tier):
+    store = StoreConfig(tier=tier, root=tmp_path / "store")
+    with make_loader(scan(template), device="cuda") as loader:
+        expected = real_rows(map(on_the_host, loader.epoch()))
+    with make_loader(corpus, device="cuda", store=store) as loader:
+        for epoch in (1, 2):
+            rows = real_rows(map(on_the_host, loader.epoch(epoch)))
+            assert set(rows) == {clip.key for number, clip in enumerate(corpus.clips) if number not in BAD}
+            assert all(np.array_equal(frames, expected[key][1]) for key, (_, frames) in rows.items())
+        assert set(loader.dropped) == {corpus.clips[number].key for number in BAD}
+
+
+def on_the_host(batch):
+    return replace(batch, frames=batch.frames.cpu(), labels=batch.labels.cpu(), is_padding=batch.is_padding.cpu())
