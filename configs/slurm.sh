@@ -13,8 +13,10 @@
 #SBATCH --mem=0
 #SBATCH --time=04:00:00
 #SBATCH --output=slurm-%j.log
-# A job that lost a node, or was preempted, is started again, and its log goes on.
+# A job that lost a node, or was preempted, is started again, and its log and its training go on.
 #SBATCH --requeue
+# Two minutes before the time is up the training is asked to end: it writes a checkpoint first.
+#SBATCH --signal=TERM@120
 #SBATCH --open-mode=append
 set -euo pipefail
 
@@ -36,8 +38,8 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # export NCCL_SOCKET_IFNAME=ib0
 # export NCCL_IB_HCA=mlx5
 
-# A run folder is never overwritten: a job that is started again begins a new one. --name among the arguments wins.
-export RUN_NAME=slurm-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+# A job that is started again goes on with its run; a new job does so by the first one's name: --name slurm-12345.
+export RUN_NAME=slurm-$SLURM_JOB_ID
 
 # What differs between nodes, SLURM_NODEID, is known only inside the task: hence a shell of its own, which gets the
 # arguments untouched. When one task fails, the others must not wait for it.
@@ -50,5 +52,5 @@ srun --kill-on-bad-exit=1 bash -c '
     --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$MAIN_IP" \
     --main_process_port "$MAIN_PORT" \
-    fastemo/train.py --name "$RUN_NAME" "$@"
+    fastemo/train.py --name "$RUN_NAME" --resume auto "$@"
 ' fastemo "$@"

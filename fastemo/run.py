@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,18 @@ def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | N
             except Stopped as stop:
                 if found.folder.is_dir():
                     stop = Stopped(stop.number, f"go on by the same command with --resume {found.folder}")
-                console.log(str(stop))
+                _log_end(console, str(stop))
                 raise stop from None
             except Exception as error:
-                console.log(f"ended by {type(error).__name__}: {error}")
+                _log_end(console, f"ended by {type(error).__name__}: {error}")
                 raise
     return found.folder
+
+
+def _log_end(console: Console, text: str) -> None:
+    """The last line of the log, which a full disk may not take, nor a folder that was given up."""
+    with suppress(OSError):
+        console.log(text)
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,8 @@ def _prepare(
 ) -> tuple[Path, Splits, dict[str, ClipLoader]]:
     """Everything before the first step: corpus, splits, loaders, and the model on its device."""
     manifest = trainer.on_main(lambda: _prepare_folder(config, found, console))
+    if trainer.rank != trainer.local_rank:  # another host, whose files may be copies
+        manifest = manifest.at_home(manifest.root)
     splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
     if trainer.is_main:
         _show_splits(splits, found.folder, console)
@@ -205,7 +213,8 @@ def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) 
         raise ValueError(f"{run_dir} is no run folder: it holds no config.yaml")
     config = read_config(["--config", str(config_file)])
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
-    manifest = read_manifest(run_dir / "manifest.csv", corpus_root(config.corpus, console))
+    root = corpus_root(config.corpus, console)
+    manifest = read_manifest(run_dir / "manifest.csv", root).at_home(root)
     splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
     with Trainer(config.train, seed=config.seed) as trainer:
         # The checkpoint holds every weight: nothing is fetched.

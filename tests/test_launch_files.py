@@ -150,5 +150,5 @@ def test_the_slurm_script_trains_on_two_nodes(tiny_corpus, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 processes" in done.stdout
-    assert [path.name for path in runs.iterdir()] == [f"slurm-{os.getpid()}-1"]
+    assert [path.name for path in runs.iterdir()] == [f"slurm-{os.getpid()}"]
     assert_one_run(runs)

@@ -59,7 +59,7 @@ def test_the_other_commands_run_in_order(checkout, tiny_corpus):
         shell(line, checkout)
     assert (checkout / "manifest.csv").is_file()
     assert len(list((checkout / "out").rglob("*.mp4"))) == 96
-    assert len(list((checkout / "runs").glob("*/test.json"))) == 3
+    assert len(list((checkout / "runs").glob("*/test.json"))) == 4
     assert {path.name for path in checkout.glob("*.json")} == {"throughput.json", "scaling.json"}
     assert (checkout / "runs" / "r3d18" / "evaluation" / "test" / "test.json").is_file()
 

@@ -101,7 +101,7 @@ def test_another_configuration_is_refused_by_key(tiny_corpus, tmp_path, monkeypa
         (["--model.name", "early_resnet18"], "model.name was early_cnn and is early_resnet18"),
         (["--seed", "4"], "seed was 3 and is 4"),
         (["--video.num_frames", "3", "--model.num_frames", "3"], r"video\.num_frames was 2 and is 3"),
-        (["--augment.flip", "0", "--train.clip_norm", "1"], r"augment\.flip was 0\.5 and is 0\.0; train\.clip_norm was"),
+        (["--augment.flip", "0", "--train.clip_norm", "1"], r"augment\.flip was .*; train\.clip_norm was"),
     ):
         with pytest.raises(ValueError, match=message):
             resolve([*extra, "--resume", folder])

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
@@ -13,16 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastemo.corpus import ravdess
-from fastemo.corpus.probe import (
-    IMAGE_NAME,
-    VIDEO_SUFFIXES,
-    BadFile,
-    Probe,
-    Verify,
-    image_files,
-    probe_images,
-    probe_video,
-)
+from fastemo.corpus.isolation import Examiner, Limits, Unsettled
+from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES, BadFile, Probe, Verify, image_files
 from fastemo.machine import available_processors, write_text
 
 Labels = Literal["ravdess", "folder"]
@@ -31,8 +24,9 @@ SPLITS = ("train", "val", "test")
 
 # RAVDESS's own papers and the report use both forms for these folders; other names stay as they are.
 _EMOTION_ALIASES = {"surprise": "surprised", "fear": "fearful", "anger": "angry", "sadness": "sad"}
-_ACTOR_IN_NAME = re.compile(r"actor[_-]?(\d+)", re.IGNORECASE | re.ASCII)
+_ACTOR_IN_NAME = re.compile(r"actor[_-]?(\d{1,9})(?!\d)", re.IGNORECASE | re.ASCII)
 _AUDIO_SUFFIXES = frozenset({".wav"})
+_DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +41,7 @@ class Clip:
         split: `train`, `val` or `test` where the corpus's own folders say so; empty otherwise.
         num_frames: Frames that really decode.
         size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
+        verified: How far it was decoded, `quick` or `full`; empty where that was not brought to an end.
     """
 
     key: str
@@ -110,6 +105,22 @@ class Manifest:
         names = {clip.emotion for clip in self.clips}
         return ravdess.EMOTIONS if names <= set(ravdess.EMOTIONS) else tuple(sorted(names))
 
+    def at_home(self, root: Path) -> Manifest:
+        """The same clips below `root`, on this host: files of the size that was scanned count as those scanned.
+
+        Copies of a corpus differ in their times. A file that is absent or of another size stays as it is listed, and
+        is told of where it is decoded.
+        """
+
+        def here(clip: Clip) -> Clip:
+            try:
+                size_bytes, mtime_ns = fingerprint(root / clip.key)
+            except (OSError, ValueError):
+                return clip
+            return replace(clip, mtime_ns=mtime_ns) if size_bytes == clip.size_bytes else clip
+
+        return replace(self, root=root, clips=tuple(here(clip) for clip in self.clips))
+
     def write_csv(self, path: Path) -> None:
         """Write all rows, whole or not at all."""
         text = io.StringIO(newline="")
@@ -124,7 +135,8 @@ def read_manifest(path: Path, root: Path) -> Manifest:
     """Read what `Manifest.write_csv` wrote.
 
     Raises:
-        ValueError: The file is not a manifest; the message names the file and the line.
+        ValueError: The file is not a manifest, a key leads out of the corpus, or a number makes no sense; the message
+            names the file and the line.
     """
     types = {f.name: type(f.default) if isinstance(f.default, (int, float)) else str for f in fields(Clip)}
     rows = []
@@ -137,10 +149,29 @@ def read_manifest(path: Path, root: Path) -> Manifest:
                 if None in row or None in row.values() or row["status"] not in get_args(Status):
                     raise ValueError("columns are missing or too many, or the status is unknown")
                 values: dict[str, Any] = {name: kind(row[name]) for name, kind in types.items()}
+                _check_key(values["key"])
+                _check_numbers(values)
                 rows.append(Clip(**values))
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, line {reader.line_num}: not a manifest ({error})") from error
     return Manifest.of(root, rows)
+
+
+def _check_key(key: str) -> None:
+    """Raises `ValueError` unless a key is a path below the corpus root, on every operating system."""
+    parts = re.split(r"[\\/]" if os.name == "nt" else "/", key)
+    if "\0" in key or _DRIVE_OR_SHARE.match(key) or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"the key {key!r} is no path below the corpus root")
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    """Raises `ValueError` for what no scan writes."""
+    for name, value in values.items():
+        if name == "mtime_ns" or isinstance(value, str):  # a time before 1970 is a time
+            continue
+        largest = sys.float_info.max if isinstance(value, float) else 2 ** (63 if name == "size_bytes" else 31) - 1
+        if not 0 <= value <= largest:  # nor is "not a number" among them
+            raise ValueError(f"{name} is {value}")
 
 
 def scan(
@@ -150,11 +181,13 @@ def scan(
     verify: Verify = "quick",
     threads: int | None = None,
     known: Path | None = None,
+    limits: Limits | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Find every video below `root`, at any depth, and probe each once.
+    """Find every video below `root`, at any depth, and probe each once, in processes of their own.
 
-    Folders of images named `frame0001.jpg` and so on (the report's layout) count as clips too.
+    Folders of images named `frame0001.jpg` and so on (the report's layout) count as clips too. A file that ends its
+    process, or takes too long or too much memory, is rejected like any other that does not decode.
 
     Args:
         root: The corpus.
@@ -163,10 +196,13 @@ def scan(
         threads: Files probed at once; one for each processor by default.
         known: A manifest of an earlier scan: rows whose size and modification time still fit are reused.
             A file that is absent or unreadable is as good as none.
+        limits: What examining one file may take.
         on_progress: Called with (files done, files in all).
 
     Raises:
-        ValueError: `root` is no folder, or an option is not one of those allowed.
+        ValueError: `root` is no folder or cannot be listed, an option is not one of those allowed, or a file's name
+            would lead out of the corpus on another operating system.
+        WorkerError: The processes that examine files cannot be started.
     """
     root = Path(root)
     if not root.is_dir():
@@ -181,12 +217,16 @@ def scan(
     rows: list[Clip] = []
 
     def closed(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise ValueError(f"corpus root {root} cannot be read: {error.strerror}") from error
         key = Path(error.filename).relative_to(root).as_posix()
         rows.append(Clip(key=key, status="rejected", reason=f"unreadable folder: {error.strerror}"))
 
     paths = sorted(_find(root, closed))
-    with ThreadPoolExecutor(threads or available_processors()) as pool:
-        jobs = [pool.submit(_examine, path, root, verify, reusable) for path in paths]
+    for path in paths:
+        _check_key(path.relative_to(root).as_posix())
+    with Examiner(limits or Limits()) as examiner, ThreadPoolExecutor(threads or available_processors()) as pool:
+        jobs = [pool.submit(_examine, path, root, verify, reusable, examiner) for path in paths]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
                 rows.append(_label(job.result(), labels))
@@ -194,6 +234,7 @@ def scan(
                     on_progress(done, len(paths))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            examiner.close()
             raise
     return Manifest.of(root, _reject_duplicates(rows))
 
@@ -225,7 +266,7 @@ def _reusable_rows(known: Path | None, root: Path, verify: Verify) -> dict[str, 
     return {row.key: row for row in rows if row.verified == "full" or row.verified == verify}
 
 
-def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip]) -> Clip:
+def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip], examiner: Examiner) -> Clip:
     """Probe one path, or reuse what an earlier scan found: everything but the label."""
     key = path.relative_to(root).as_posix()
     if ravdess_says_audio_only(path.stem):
@@ -239,7 +280,9 @@ def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip]) 
             return Clip(key=key, **_kept(row))
         clip = Clip(key=key, size_bytes=size_bytes, mtime_ns=mtime_ns, verified=verify)
         try:
-            probe = probe_images(path, verify=verify) if path.is_dir() else probe_video(path, verify=verify)
+            probe = examiner.probe(path, verify=verify, size_bytes=size_bytes)
+        except Unsettled as error:
+            return replace(clip, status="rejected", reason=str(error), verified="")
         except BadFile as error:
             return replace(clip, status="rejected", reason=str(error))
         return replace(clip, **{field.name: getattr(probe, field.name) for field in fields(Probe)})

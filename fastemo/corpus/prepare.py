@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.synthetic import GENERATOR_VERSION, synthesize
-from fastemo.machine import available_processors, cache_folder
+from fastemo.machine import available_processors, cache_folder, locked
 
 
 def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
@@ -39,14 +40,30 @@ def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
 
 
 def corpus_root(config: CorpusConfig, console: Console) -> Path:
-    """The corpus's folder; the built-in one is made first where it is not there yet."""
+    """The corpus's folder; the built-in one is made first where it is not there yet.
+
+    Processes that want the same one at once make it one after the other: the first makes it, the others use it.
+
+    Raises:
+        ValueError: The built-in corpus cannot be written, or its folder holds something else.
+    """
     if config.root is not None:
         return config.root
     # A changed default makes another corpus beside the old one, never a mixture.
     digest = hashlib.blake2b(f"{GENERATOR_VERSION} {config.synthetic}".encode(), digest_size=6).hexdigest()
     root = cache_folder() / "synthetic" / digest
-    with console.track("making the built-in corpus", "files") as advance:
-        synthesize(root, config.synthetic, workers=available_processors(), on_progress=advance)
+    with console.track("making the built-in corpus", "files") as advance, ExitStack() as stack:
+        # Without a lock (a cache that is read-only, a file system that has none) a whole corpus can still be used.
+        with suppress(OSError):
+            root.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(root.with_suffix(".lock")))
+        try:
+            synthesize(root, config.synthetic, workers=available_processors(), on_progress=advance)
+        except OSError as error:
+            raise ValueError(
+                f"the built-in corpus cannot be made in {root}: {error.strerror or error}; choose another cache "
+                f"folder by the environment variable FASTEMO_CACHE, or a corpus by --corpus.root"
+            ) from error
     console.say(f"built-in corpus of generated faces: {root}")
     return root
 

@@ -15,6 +15,17 @@ IMAGE_NAME = re.compile(r"frame(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE | re.ASCI
 
 Verify = Literal["quick", "full"]
 
+# How to open what somebody else made. Playlists and lists of files (HLS, DASH, concat) name other files, anywhere, and
+# FFmpeg would open them: only containers that hold their own frames are read, whatever the file is called.
+CONTAINERS_ONLY = {
+    "format_whitelist": "mov,mp4,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg",
+    "protocol_whitelist": "file",
+}
+IMAGES_ONLY = {
+    "format_whitelist": "image2,jpeg_pipe,png_pipe,bmp_pipe,gif,tiff_pipe,webp_pipe",
+    "protocol_whitelist": "file",
+    "pattern_type": "none",
+}
 _TOP_LEVEL_BOXES = frozenset(b"ftyp styp moov moof mdat mfra sidx free skip wide pnot uuid meta udta".split())
 _EBML_HEADER, _EBML_SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 
@@ -47,17 +58,17 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     """Demux a file once and decode its first frame (`quick`) or every frame (`full`).
 
     Raises:
-        BadFile: The file is empty, unreadable or truncated, has no video stream, or does not decode.
+        BadFile: The file is empty, unreadable or truncated, has no video stream, does not decode, or (seen in `full`)
+            has frames of several sizes.
     """
     size = path.stat().st_size
     if size == 0:
         raise BadFile("zero length")
     try:
-        with av.open(str(path.absolute())) as container:
+        with _open(path) as container:
             stream = _video_stream(container)
             num_frames, starts_whole = _count_frames(container, stream)
-            fps = float(stream.average_rate or stream.guessed_rate or 0)
-            width, height = stream.codec_context.width, stream.codec_context.height
+            fps = max(0.0, float(stream.average_rate or stream.guessed_rate or 0))
             codec = stream.codec_context.name
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         cut = _cut_off(path, size)
@@ -69,7 +80,7 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
         raise BadFile("no frame decodes: the video stream holds no packets")
     # Frames before the first keyframe are stored, and may or may not decode.
     in_full = verify == "full" or not starts_whole
-    decoded = _decode_count(path, None if in_full else 1, strict=verify == "full")
+    decoded, width, height = _decode(path, None if in_full else 1, strict=verify == "full")
     if decoded == 0:
         raise BadFile("no frame decodes")
     if in_full and decoded != num_frames:
@@ -106,7 +117,8 @@ def probe_images(folder: Path, *, verify: Verify = "quick") -> Probe:
     shape: tuple[int, int] | None = None
     for path in files if verify == "full" else files[:1]:
         try:
-            with av.open(str(path.absolute())) as container:
+            with av.open(str(path.absolute()), options=IMAGES_ONLY) as container:
+                container.streams.video[0].codec_context.thread_count = 1
                 frame = next(container.decode(video=0))
         except (av.error.FFmpegError, StopIteration, IndexError) as error:
             raise BadFile(f"image {path.name} does not decode") from error
@@ -142,11 +154,18 @@ def _count_frames(container: av.container.InputContainer, stream: av.VideoStream
     return num_frames, bool(starts_whole)
 
 
-def _decode_count(path: Path, limit: int | None, *, strict: bool) -> int:
-    """Frames that decode, up to `limit`; if `strict`, damage that the decoder would conceal is an error."""
-    count = 0
+def _open(path: Path) -> av.container.InputContainer:
+    return av.open(str(path.absolute()), options=CONTAINERS_ONLY)
+
+
+def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, int, int]:
+    """Frames that decode, up to `limit`, and their width and height.
+
+    If `strict`, damage that the decoder would conceal is an error.
+    """
+    count, size = 0, (0, 0)
     try:
-        with av.open(str(path.absolute())) as container:
+        with _open(path) as container:
             stream = _video_stream(container)
             stream.codec_context.thread_count = 1
             if strict:
@@ -154,13 +173,15 @@ def _decode_count(path: Path, limit: int | None, *, strict: bool) -> int:
             for frame in container.decode(stream):
                 if strict and frame.is_corrupt:
                     raise BadFile(f"frame {count} is damaged")
-                count += 1
+                if count and size != (frame.width, frame.height):
+                    raise BadFile(f"frame {count} is {frame.width}x{frame.height}, those before {size[0]}x{size[1]}")
+                count, size = count + 1, (frame.width, frame.height)
                 if count == limit:
                     break
     except av.error.FFmpegError as error:
         where = f"frame {count} does not decode" if count else "no frame decodes"
         raise BadFile(f"{where}: {_reason(error)}") from error
-    return count
+    return count, *size
 
 
 def _cut_off(path: Path, size: int) -> str:
@@ -241,4 +262,6 @@ def _cut_box(path: Path, size: int) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, av.error.ArgumentError):  # FFmpeg's "invalid argument" for a format that is not on the list
+        return "it is damaged, or another kind of file than MP4, MOV, MKV, WebM, AVI or FLV, whatever its name"
     return str(getattr(error, "strerror", "") or error)

@@ -80,6 +80,7 @@ class Trainer:
             torch.set_num_threads(available_processors())
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.local_rank = self.accelerator.local_process_index
         self.progress = Progress()
         self._writer, self._agreement = checkpoint.Writer(), Agreement(self.world_size)
         self._watch, self._memory = FiniteWatch(self.device), faults.MemoryUse(self.device)

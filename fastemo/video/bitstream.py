@@ -13,6 +13,7 @@ import av
 import av.error
 import numpy as np
 
+from fastemo.corpus.probe import CONTAINERS_ONLY
 from fastemo.errors import UserError
 from fastemo.video import frame_headers, nal
 from fastemo.video.frame_headers import NotUnderstood
@@ -30,7 +31,7 @@ _NO_COLOURS = (0, 2, 2, 2)
 # streams.
 UNPROBED: dict[str, Any] = {
     "stream_options": [{"skip_frame": "all"}] * 4,
-    "options": {"probesize": "5000", "analyzeduration": "0"},
+    "options": {"probesize": "5000", "analyzeduration": "0", **CONTAINERS_ONLY},
 }
 # Any would do: frames are counted, not timed. 90 kHz divides by the usual rates.
 _TICKS, _TICKS_A_FRAME = 90_000, 3_000
@@ -122,7 +123,7 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
     name = "(bytes in memory)" if isinstance(source, bytes) else source
     try:
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
-        with av.open(file, **(UNPROBED if _is_mp4(source) else {})) as container:
+        with av.open(file, **(UNPROBED if _is_mp4(source) else {"options": CONTAINERS_ONLY})) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise BitstreamError(name, "the file has no video stream")

@@ -15,7 +15,7 @@ import av.error
 import numpy as np
 from av.filter import Graph
 
-from fastemo.corpus.probe import image_files
+from fastemo.corpus.probe import CONTAINERS_ONLY, IMAGES_ONLY, image_files
 from fastemo.errors import UserError
 from fastemo.video.bitstream import UNPROBED, BitstreamError, PrunedClip, prune
 
@@ -207,7 +207,8 @@ def _pyav(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
     try:
-        with av.open(io.BytesIO(clip.data), **({} if clip.is_whole else UNPROBED)) as container:
+        how = {"options": CONTAINERS_ONLY} if clip.is_whole else UNPROBED
+        with av.open(io.BytesIO(clip.data), **how) as container:
             stream = container.streams.best("video")
             assert isinstance(stream, av.VideoStream), "pruning refuses files without video"
             stream.codec_context.thread_count = 1
@@ -254,7 +255,7 @@ def _images(folder: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
         if index >= len(files):
             raise DecodeError(folder, index, f"the folder holds {len(files)} images")
         try:
-            with av.open(str(files[index].absolute())) as container:
+            with av.open(str(files[index].absolute()), options=IMAGES_ONLY) as container:
                 yield next(container.decode(video=0))
         except (av.error.FFmpegError, StopIteration, IndexError) as error:
             raise DecodeError(folder, index, f"image {files[index].name}: {error}") from error

@@ -271,7 +271,8 @@ def _take_sets(extradata: bytes, offset: int, count: int, sets: list[bytes]) -> 
     for _ in range(count):
         start = offset + 2
         offset = start + int.from_bytes(extradata[offset:start], "big")
-        sets.append(_trimmed(extradata[start:offset]))
+        if unit := _trimmed(extradata[start:offset]):
+            sets.append(unit)
     return offset
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers import count_decoded, frame_number, noise_frame, write_images, write_sound, write_video
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastemo.corpus import manifest as manifest_module
-from fastemo.corpus.manifest import Clip, Manifest, read_manifest, scan
+from fastemo.corpus.isolation import Examiner
+from fastemo.corpus.manifest import Clip, Manifest, Status, fingerprint, read_manifest, scan
+from fastemo.corpus.probe import Probe
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.video.decode import decode_clip
 
 HAPPY, HAPPY_TWIN = "02-01-03-01-01-01-01", "01-01-03-01-01-01-01"
 SAD = "02-01-04-01-01-01-02"
+AWKWARD_NAMES = ["a\r\nb", "a\nb", "a\rb", '"', 'a"b', ",", ",,", "'", "a\tb", "\udce9", " a ", "a:b", "..a"]
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +50,13 @@ def put(tmp_path: Path, master: Path) -> Callable[..., Path]:
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are probed while the test runs."""
     names: list[str] = []
-    genuine = manifest_module.probe_video
+    genuine = Examiner.probe
 
-    def counting(path: Path, **options: object) -> object:
+    def counting(self: Examiner, path: Path, **options: Any) -> Probe:
         names.append(path.name)
-        return genuine(path, **options)
+        return genuine(self, path, **options)
 
-    monkeypatch.setattr(manifest_module, "probe_video", counting)
+    monkeypatch.setattr(Examiner, "probe", counting)
     return names
 
 
@@ -148,10 +154,10 @@ class TestFinding:
     ) -> None:
         put(f"{HAPPY}.mp4")
 
-        def forbidden(path: Path, **_: object) -> None:
+        def forbidden(self: Examiner, path: Path, **_: object) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(manifest_module, "probe_video", forbidden)
+        monkeypatch.setattr(Examiner, "probe", forbidden)
         assert reasons(scan(tmp_path)) == {f"{HAPPY}.mp4": "unreadable: Permission denied"}
 
     def test_a_folder_without_permission_is_named(
@@ -421,6 +427,90 @@ class TestCsv:
             read_manifest(path, tmp_path)
 
 
+class TestUntrustedManifests:
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "/etc/passwd",
+            "//host/share/a.mp4",
+            "../a.mp4",
+            "a/../../b.mp4",
+            "a/..",
+            "..",
+            ".",
+            "./a.mp4",
+            "a/./b.mp4",
+            "a//b.mp4",
+            "a/",
+            "",
+            "C:\\a.mp4",
+            "c:/a.mp4",
+            "\\\\host\\share\\a.mp4",
+            "\\a.mp4",
+            "a\0b.mp4",
+        ],
+    )
+    @pytest.mark.parametrize("status", ["clip", "rejected"])
+    def test_a_key_that_leads_out_of_the_corpus(self, tmp_path: Path, key: str, status: Status) -> None:
+        rows = [Clip(key="a.mp4"), Clip(key=key, status=status)]
+        Manifest(tmp_path, (rows[0],), rejected=(rows[1],)).write_csv(tmp_path / "m.csv")
+        with pytest.raises(ValueError, match=r"m\.csv, line 3: not a manifest"):
+            read_manifest(tmp_path / "m.csv", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("num_frames", -1),
+            ("num_frames", 2**31),
+            ("width", -64),
+            ("height", -1),
+            ("actor", -1),
+            ("size_bytes", -5),
+            ("size_bytes", 10**400),
+            ("fps", float("nan")),
+            ("fps", float("inf")),
+            ("fps", -25.0),
+            ("duration_seconds", float("nan")),
+        ],
+    )
+    def test_a_number_that_makes_no_sense(self, tmp_path: Path, field: str, value: float) -> None:
+        Manifest.of(tmp_path, [replace(Clip(key="a.mp4"), **{field: value})]).write_csv(tmp_path / "m.csv")
+        with pytest.raises(ValueError, match=rf"m\.csv, line 2: not a manifest \({field} is "):
+            read_manifest(tmp_path / "m.csv", tmp_path)
+
+    @given(
+        st.text(st.characters(exclude_characters="/\\\0:", exclude_categories=["Cs"]), min_size=1),
+        st.binary(max_size=8).filter(lambda it: not set(it) & set(b"/\\\0:")),
+    )
+    @settings(max_examples=200, deadline=None)
+    def test_any_name_comes_back(self, name: str, some_bytes: bytes) -> None:
+        clip = Clip(key=f"folder/{name}{os.fsdecode(some_bytes)}x.mp4")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "m.csv")
+            Manifest(Path(folder), (clip,)).write_csv(path)
+            assert read_manifest(path, Path(folder)).clips == (clip,)
+
+    @pytest.mark.parametrize(
+        "name", ["a\r\nb", "a\nb", "a\rb", '"', 'a"b', ",", ",,", "'", "a\tb", "\udce9", " a ", "a:b", "..a"]
+    )
+    def test_awkward_names_come_back(self, tmp_path: Path, name: str) -> None:
+        clip = Clip(key=f"{name}/{name}.mp4", reason=name)
+        Manifest(tmp_path, (clip,)).write_csv(tmp_path / "m.csv")
+        assert read_manifest(tmp_path / "m.csv", tmp_path).clips == (clip,)
+
+    def test_a_scan_refuses_names_that_its_manifest_would(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put("C:\\a.mp4")
+        with pytest.raises(ValueError, match=r"the key 'C:.*a\.mp4' is no path below the corpus root"):
+            scan(tmp_path)
+
+    def test_an_actor_of_twenty_digits_is_none(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+        put(f"happy/actor{'9' * 20}_a.mp4", "happy/actor07_b.mp4")
+        found = scan(tmp_path, labels="folder")
+        assert [clip.actor for clip in found.clips] == [7, 0]
+        found.write_csv(tmp_path / "m.csv")
+        assert read_manifest(tmp_path / "m.csv", tmp_path) == found
+
+
 class TestReuse:
     def test_unchanged_files_are_not_probed_again(
         self, tmp_path: Path, put: Callable[..., Path], probed: list[str]
@@ -533,3 +623,17 @@ class TestScan:
             scan(tmp_path, labels="names")
         with pytest.raises(ValueError, match=r"^verify must be one of quick, full, not 'slow'$"):
             scan(tmp_path, verify="slow")
+
+
+def test_copies_of_a_corpus_count_as_what_was_scanned(tmp_path):
+    names = [f"0{emotion}.mp4" for emotion in (1, 2, 3)]
+    for name in names:
+        write_video(tmp_path / "one" / "happy" / name)
+    scanned = scan(tmp_path / "one", labels="folder")
+    copy = shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
+    (copy / "happy" / names[1]).write_bytes(b"another file")
+    (copy / "happy" / names[2]).unlink()
+    same, other, absent = scanned.at_home(copy).clips
+    assert (same.size_bytes, same.mtime_ns) == fingerprint(copy / same.key)
+    assert (other, absent) == scanned.clips[1:]
+    assert scanned.at_home(copy).root == copy

@@ -77,7 +77,7 @@ def test_the_second_scan_probes_nothing(
     first = scan_cached(root, CorpusConfig(root=root), console)
     (remembered,) = (cache / "manifests").iterdir()
     assert read_manifest(remembered, root) == first
-    monkeypatch.setattr(manifest_module, "probe_video", lambda *_, **__: pytest.fail("probed again"))
+    monkeypatch.setattr(manifest_module.Examiner, "probe", lambda *_, **__: pytest.fail("probed again"))
     assert scan_cached(root, CorpusConfig(root=root), console) == first
     monkeypatch.chdir(root.parent)
     assert scan_cached(Path("root"), CorpusConfig(root=Path("root")), console).clips == first.clips
@@ -111,6 +111,15 @@ def test_without_a_root_the_built_in_corpus_is_made_once(
     assert {root / clip.key for clip in manifest.clips} == set(files)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.mp4")} == files
     assert f"built-in corpus of generated faces: {root}" in capsys.readouterr().out
+
+
+def test_a_built_in_corpus_that_cannot_be_written(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTEMO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"cannot be made in .*file/synthetic/.*: Not a directory; .*FASTEMO_CACHE"):
+        corpus_root(CorpusConfig(synthetic=TINY), console)
 
 
 def test_describe() -> None:

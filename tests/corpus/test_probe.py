@@ -149,6 +149,20 @@ class TestBadFiles:
             container.start_encoding()
         assert reason(path).startswith(("no frame decodes", "unreadable: "))
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "ffconcat version 1.0\nfile other.mp4\n",
+            "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.mp4\n#EXT-X-ENDLIST\n",
+            "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=video 9 RTP/AVP 96\r\n",
+        ],
+        ids=["concat", "HLS", "SDP"],
+    )
+    def test_a_list_of_other_files_is_not_followed(self, tmp_path: Path, content: str) -> None:
+        write_video(tmp_path / "other.mp4")
+        (tmp_path / "a.mp4").write_text(content)
+        assert reason(tmp_path / "a.mp4").startswith("unreadable: ")
+
     def test_a_file_that_is_gone_is_an_os_error(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             probe_video(tmp_path / "a.mp4")
@@ -272,6 +286,9 @@ class TestFoldersOfImages:
         folder = write_images(tmp_path / "clip", 7, 64, 48, suffix)
         expected = Probe(num_frames=7, fps=0.0, width=64, height=48, codec="images", duration_seconds=0.0)
         assert probe_images(folder) == probe_images(folder, verify="full") == expected
+
+    def test_a_folder_named_as_a_pattern(self, tmp_path: Path) -> None:
+        assert probe_images(write_images(tmp_path / "50%d", 3), verify="full").num_frames == 3
 
     def test_order_is_that_of_the_numbers(self, tmp_path: Path) -> None:
         for number in (1, 2, 10, 9):

@@ -1,0 +1,318 @@
+"""Files are examined in processes of their own: one that crashes, stalls or swells costs that file alone.
+
+A process serves one question after the other, a line of JSON each way, and ends when its standard input does: with
+the process that asks, however that one ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from fastemo.corpus.probe import BadFile, Probe, Verify, probe_images, probe_video
+from fastemo.errors import UserError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+# Starting takes a tenth of a second; a machine that takes longer than this has other troubles.
+START_SECONDS = 120.0
+_END_SECONDS = 5.0
+_MAX_REPLY_BYTES = 1 << 20
+_EXAMINE = "fastemo.corpus.isolation:examine"
+# Isolated (-I): a file in the working folder named as a module would run else. The asking process's own path finds the
+# packages wherever it found them.
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from fastemo.corpus.isolation import serve; serve(sys.argv[2], int(sys.argv[3]))"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What examining one file may take.
+
+    Attributes:
+        seconds: Time that every file gets.
+        seconds_per_mib: Time that a large file gets for each MiB, where that is more. RAVDESS's clips take 0.12.
+        memory_bytes: What a process may take beyond what it starts with, on Linux.
+    """
+
+    seconds: float = 60.0
+    seconds_per_mib: float = 2.0
+    memory_bytes: int = 2 << 30
+
+    def seconds_for(self, size_bytes: int) -> float:
+        return max(self.seconds, round(self.seconds_per_mib * size_bytes / 2**20))
+
+
+class Unsettled(BadFile):
+    """A file whose examination was ended; another try, with more time or memory, may end otherwise."""
+
+
+class WorkerError(UserError):
+    """A process for examining files cannot be started."""
+
+
+class Workers:
+    """Processes that call one function for the threads of this one, as many at a time as there are threads that ask.
+
+    Args:
+        task: "module:function"; the function takes and returns what JSON can hold.
+        limits: What one call may take.
+    """
+
+    def __init__(self, task: str, limits: Limits) -> None:
+        self._task, self._limits = task, limits
+        self._idle: list[_Worker] = []
+        self._running: set[_Worker] = set()
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def ask(self, request: Mapping[str, Any], *, size_bytes: int = 0) -> dict[str, Any]:
+        """Call the function in a process, and wait.
+
+        Args:
+            request: What it is called with.
+            size_bytes: Of the file that it is about, which may extend the time.
+
+        Raises:
+            Unsettled: The process ended, or ran out of time or memory.
+            WorkerError: No process can be started.
+        """
+        while True:
+            worker = self._take()
+            is_new = not worker.has_worked
+            try:
+                reply = worker.ask(request, self._limits.seconds_for(size_bytes))
+            except Unsettled:
+                self._end(worker)
+                # A file before it may have left the process damaged: it gets another to itself.
+                if is_new or worker.is_late or self._is_closed:
+                    raise
+            except BaseException:
+                self._end(worker)
+                raise
+            else:
+                with self._lock:
+                    self._idle.append(worker)
+                return reply
+
+    def _take(self) -> _Worker:
+        with self._lock:
+            if self._idle and not self._is_closed:
+                return self._idle.pop()
+        worker = None if self._is_closed else _Worker(self._task, self._limits)
+        with self._lock:
+            if worker and not self._is_closed:
+                self._running.add(worker)
+                return worker
+        if worker:
+            worker.end()
+        raise WorkerError("the processes that examine files are closed")
+
+    def _end(self, worker: _Worker) -> None:
+        with self._lock:
+            self._running.discard(worker)
+        worker.end()
+
+    def close(self) -> None:
+        """End the processes, those at work too: who waits for one of them gets an `Unsettled`."""
+        with self._lock:
+            self._is_closed = True
+            running = [*self._running]
+        for worker in running:
+            worker.end()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Worker:
+    """One process, asked by one thread at a time."""
+
+    def __init__(self, task: str, limits: Limits) -> None:
+        path = [*map(str, sys.path), str(Path(__file__).resolve().parents[2])]
+        self.has_worked = self.is_late = False
+        self._limits = limits
+        try:
+            # A terminal's Ctrl-C is not to reach it: the asking process ends it.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _PROGRAM, json.dumps(path), task, str(limits.memory_bytes)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise WorkerError(f"no process for examining files can be started: {error.strerror}") from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        if not self._read(START_SECONDS):
+            raise WorkerError(
+                f"a process for examining files did not start ({self._how_it_ended()}); what it printed stands above"
+            )
+
+    def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        self.has_worked = True
+        line = b""
+        with suppress(OSError, ValueError):  # it ended while idle, or was closed
+            self._requests.write(json.dumps(request).encode("ascii") + b"\n")
+            self._requests.flush()
+            line = self._read(seconds)
+        if self.is_late:
+            raise Unsettled(f"decoding took longer than {seconds:g} s")
+        if not line.endswith(b"\n"):
+            raise Unsettled(f"its decoding ended the decoder's process ({self._how_it_ended()})")
+        reply = json.loads(line)
+        if reply is None:
+            raise Unsettled(f"decoding needs more than {_in_words(self._limits.memory_bytes)}")
+        return reply
+
+    def _read(self, seconds: float) -> bytes:
+        timer = threading.Timer(seconds, self._stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._replies.readline(_MAX_REPLY_BYTES)
+        finally:
+            timer.cancel()
+
+    def _stop(self) -> None:
+        self.is_late = True
+        self._process.kill()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._requests, self._replies):
+            with suppress(OSError):
+                pipe.close()
+
+    def _how_it_ended(self) -> str:
+        with suppress(subprocess.TimeoutExpired):  # by itself, or else what follows would be told
+            self._process.wait(_END_SECONDS)
+        self.end()
+        code = self._process.returncode
+        return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+
+class Examiner:
+    """Probes files in processes of their own, for any number of threads."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._workers = Workers(_EXAMINE, limits)
+
+    def probe(self, path: Path, *, verify: Verify, size_bytes: int) -> Probe:
+        """`probe_video` of a file, or `probe_images` of a folder.
+
+        Raises:
+            BadFile: The file cannot be used.
+            Unsettled: The process ended, or ran out of time or memory.
+            OSError: The file cannot be read.
+            WorkerError: No process can be started.
+        """
+        # Bytes as characters: names need not be text.
+        name = os.fsencode(path.absolute()).decode("latin-1")
+        reply = self._workers.ask({"path": name, "verify": verify}, size_bytes=size_bytes)
+        if "unreadable" in reply:
+            raise OSError(*reply["unreadable"])
+        if "bad" in reply:
+            raise BadFile(reply["bad"])
+        return Probe(**reply["probe"])
+
+    def close(self) -> None:
+        self._workers.close()
+
+    def __enter__(self) -> Examiner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def examine(request: dict[str, Any]) -> dict[str, Any]:
+    """What an `Examiner` asks its processes."""
+    path = Path(os.fsdecode(request["path"].encode("latin-1")))
+    probe = probe_images if path.is_dir() else probe_video
+    try:
+        return {"probe": asdict(probe(path, verify=request["verify"]))}
+    except BadFile as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise error.__cause__ from None
+        return {"bad": str(error)}
+    except OSError as error:
+        return {"unreadable": [error.errno, error.strerror]}
+    except MemoryError:
+        raise
+    except Exception as error:  # a fault of ours, which costs this file and not the others
+        return {"bad": f"its examination failed: {type(error).__name__}: {error}"}
+
+
+def serve(task: str, memory_bytes: int) -> None:
+    """Be such a process: answer each line of standard input by a line of standard output, `null` for want of memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    module, _, name = task.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    _limit(memory_bytes)
+    replies = os.fdopen(os.dup(1), "w", encoding="ascii")
+    replies.write("ready\n")
+    replies.flush()
+    # What libraries print, and the C library on an abort, is neither a reply nor for the user's eyes.
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    requests: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_receive, args=(requests,), daemon=True).start()
+    while True:
+        try:
+            reply = function(json.loads(requests.get()))
+        except MemoryError:
+            reply = None
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def _receive(requests: SimpleQueue[bytes]) -> None:
+    """Pass lines on; at their end the asking process is gone, and so is this one, whatever it is at."""
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    os._exit(0)
+
+
+def _limit(memory_bytes: int) -> None:
+    if sys.platform != "linux" or resource is None:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = taken + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+    # Where the machine itself runs out of memory, this process is to end and not the one that asks.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _in_words(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:g} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:g} MiB"

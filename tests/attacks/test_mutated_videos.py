@@ -1,0 +1,227 @@
+"""Videos that somebody made wrong on purpose: each is rejected by name, decoded exactly, or an error by name.
+
+What a full scan accepts decodes to exactly the frames of a full sequential decode. What only a quick scan accepts may
+be damaged inside, where decoders paint over what they cannot read, with or without the frames that pruning drops: of
+these, frames of the right shape are asked for, or an error by name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import av
+import numpy as np
+import pytest
+from helpers import noise_frame, numbered_frame, write_video
+from mutations import MUTATIONS, checked, mixed_sizes, packed, parameter_sets, with_frames, with_parameters
+
+from fastemo.corpus.isolation import Limits, Unsettled, Workers
+from fastemo.corpus.manifest import Clip, scan
+from fastemo.corpus.probe import BadFile, Verify, probe_video
+from fastemo.video.decode import DecodeError, decode_clip
+
+Log = Callable[[str, Mapping[str, int]], None]
+LIMITS = Limits(seconds=20, memory_bytes=1 << 30)
+
+
+def grainy_frame(number: int, width: int, height: int) -> np.ndarray:
+    """A numbered frame with grain, so that a flipped bit shows."""
+    return np.clip(numbered_frame(number, width, height) + (noise_frame(number, width, height) >> 3), 0, 255)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Good MP4s of 24 small frames with B-frames: the index behind the frames and before them, with sound."""
+    folder = tmp_path_factory.mktemp("sources")
+    options = {"g": "12", "bf": "2", "x264-params": "scenecut=0:threads=1"}
+    videos = [
+        write_video(folder / "a.mp4", 24, options=options, draw=grainy_frame),
+        write_video(folder / "b.mp4", 24, options=options, draw=grainy_frame, faststart=True),
+        write_video(folder / "c.mp4", 24, options=options, draw=grainy_frame, silence=True),
+    ]
+    return [video.read_bytes() for video in videos]
+
+
+@dataclass
+class Attack:
+    """Mutated files below a folder, one folder for each kind of mutation."""
+
+    root: Path
+    limits: Limits
+
+    def put(self, fault: str, count: int, sources: Sequence[bytes], seed: str) -> None:
+        folder = self.root / fault
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            # Each file from a generator of its own: one kind more leaves the others as they are.
+            rng = Random(f"{seed} {fault} {number}")
+            mutated = MUTATIONS[fault](sources[number % len(sources)], rng)
+            (folder / f"{seed}-{number:04d}.mp4").write_bytes(mutated)
+
+    def run(self, log: Log) -> dict[str, Counter[str]]:
+        """Scan quickly and in full, decode what is accepted, and hold it to the rule."""
+        rows: dict[Verify, dict[str, Clip]] = {}
+        for verify in ("quick", "full"):
+            found = scan(self.root, labels="folder", verify=verify, limits=self.limits)
+            rows[verify] = {row.key: row for row in found.rows}
+        assert rows["quick"].keys() == rows["full"].keys()
+        jobs = [
+            (verify, row)
+            for verify in rows
+            for row in rows[verify].values()
+            if row.status != "rejected" and not (verify == "quick" and same(row, rows["full"][row.key]))
+        ]
+        with Workers("mutations:checked", self.limits) as workers, ThreadPoolExecutor(2) as pool:
+            results = [*pool.map(lambda job: self._check(workers, job[1]), jobs)]
+        checked = {(verify, row.key): result for (verify, row), result in zip(jobs, results, strict=True)}
+        outcomes: dict[str, Counter[str]] = {}
+        defects: list[str] = []
+        for verify in rows:
+            for key, row in rows[verify].items():
+                settled = checked.get((verify, key)) or checked.get(("full", key))
+                outcome = rejection(row) if row.status == "rejected" else self._judge(verify, settled)
+                name = f"{key.split('/')[0]}, {'every' if verify == 'full' else 'the first'} frame decoded by the scan"
+                outcomes.setdefault(name, Counter())[outcome] += 1
+                if outcome.startswith("DEFECT"):
+                    defects.append(f"{verify} {key}: {outcome} {settled or row.reason}")
+        assert defects == [], "\n".join(defects)
+        for name, counts in outcomes.items():
+            log(f"MP4: {name}", counts)
+        return outcomes
+
+    def _check(self, workers: Workers, row: Clip) -> dict[str, str]:
+        path = self.root / row.key
+        try:
+            return workers.ask({"path": str(path), "num_frames": row.num_frames})
+        except Unsettled as error:
+            return {"outcome": str(error)}
+
+    @staticmethod
+    def _judge(verify: Verify, result: dict[str, str] | None) -> str:
+        assert result is not None
+        outcome = result["outcome"]
+        if outcome == "decoded exactly" and not result["trouble"]:
+            return outcome
+        if verify == "quick" and outcome in ("decoded exactly", "other frames"):
+            return "damage painted over, frames of the right shape"
+        if verify == "quick" and outcome == "decode error by name":
+            return outcome
+        return f"DEFECT: {outcome}"
+
+
+def same(one: Clip, other: Clip) -> bool:
+    return other.status != "rejected" and one.num_frames == other.num_frames
+
+
+def rejection(row: Clip) -> str:
+    assert row.reason
+    if "examination failed" in row.reason:
+        return "DEFECT: an exception of ours"
+    for words, outcome in (
+        ("ended the decoder's process", "rejected by name: it crashed the decoder"),
+        ("took longer", "rejected by name: it took too long"),
+        ("needs more than", "rejected by name: it took too much memory"),
+    ):
+        if words in row.reason:
+            return outcome
+    return "rejected by name"
+
+
+def test_sixty_mutations(tmp_path: Path, sources: list[bytes], fault_log: Log) -> None:
+    attack = Attack(tmp_path, LIMITS)
+    faults = [fault for fault in MUTATIONS if "millions" not in fault]
+    for fault in faults:
+        attack.put(fault, 4, sources, "fast")
+    outcomes = attack.run(fault_log)
+    total = sum(outcomes.values(), Counter())
+    assert total.total() == 2 * 4 * len(faults)
+    assert total["decoded exactly"] > 10
+    assert total["rejected by name"] > 30
+
+
+@pytest.mark.slow
+def test_eighteen_hundred_mutations(tmp_path: Path, sources: list[bytes], fault_log: Log) -> None:
+    attack = Attack(tmp_path, LIMITS)
+    for fault in MUTATIONS:
+        attack.put(fault, 8 if "millions" in fault else 111, sources, "slow")
+    outcomes = attack.run(fault_log)
+    total = sum(outcomes.values(), Counter())
+    assert total.total() == 2 * (111 * (len(MUTATIONS) - 1) + 8)
+    assert total["decoded exactly"] > 500
+    assert total["rejected by name"] > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("ravdess/Actor_01/02-01-01-01-01-01-01.mp4", 2),
+        ("awkward/header_157_decodes_110.mp4", 4),
+        ("awkward/negative_pts_header_98_decodes_95.mp4", 6),
+        ("awkward/hevc_variable_frame_rate.mov", 2),
+    ],
+)
+def test_mutations_of_real_clips(tmp_path: Path, clips_folder: Path, fault_log: Log, name: str, count: int) -> None:
+    """With the eighteen hundred: two thousand."""
+    attack = Attack(tmp_path, LIMITS)
+    data = (clips_folder / name).read_bytes()
+    for fault in MUTATIONS:
+        if "millions" not in fault:
+            attack.put(fault, count, [data], Path(name).stem)
+    outcomes = attack.run(fault_log)
+    assert sum(outcomes.values(), Counter()).total() == 2 * count * (len(MUTATIONS) - 1)
+
+
+@pytest.mark.parametrize("all_in_header", [False, True])
+def test_several_frame_sizes_in_one_stream(tmp_path: Path, all_in_header: bool, fault_log: Log) -> None:
+    """FFmpeg changes size on the way; a sample of it would have frames of two sizes."""
+    clips = [write_video(tmp_path / f"{width}.mp4", 12, width, 48, draw=grainy_frame) for width in (64, 96)]
+    root = tmp_path / "several frame sizes in one stream"
+    root.mkdir()
+    for number, keep in enumerate(([12, 12], [1, 12], [12, 1])):
+        mixed_sizes(root / f"{number}.mp4", clips, keep, all_in_header=all_in_header)
+    (tmp_path / "all").mkdir()
+    root.rename(tmp_path / "all" / root.name)
+    Attack(tmp_path / "all", LIMITS).run(fault_log)
+    full = scan(tmp_path / "all", verify="full")
+    assert [row.status for row in full.rows] == ["rejected"] * 3
+    assert {row.reason for row in full.rejected} <= {f"frame {n} is 96x48, those before 64x48" for n in (1, 12)}
+
+
+class TestFoundByAttacks:
+    """What earlier versions did wrong."""
+
+    def test_a_list_of_files_is_no_video(self, tmp_path: Path, sources: list[bytes]) -> None:
+        """FFmpeg went by its content, opened the files that it names, and called their frames its own."""
+        (tmp_path / "other.mp4").write_bytes(sources[0])
+        path = tmp_path / "list.mp4"
+        path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+        with av.open(str(path)) as container:
+            assert container.format.name == "concat"
+        with pytest.raises(BadFile, match="another kind of file"):
+            probe_video(path)
+        with pytest.raises(DecodeError, match=r"list\.mp4"):
+            decode_clip(path, [0], None)
+
+    @pytest.mark.parametrize("verify", ["quick", "full"])
+    def test_twenty_kilobytes_that_say_millions_of_frames(
+        self, tmp_path: Path, sources: list[bytes], verify: Verify
+    ) -> None:
+        """Counting 16 million took over a minute and a gigabyte of the process that trains."""
+        (tmp_path / "bomb.mp4").write_bytes(with_frames(sources[0], 2**22))
+        limits = Limits(seconds=1, memory_bytes=1 << 30)
+        (row,) = scan(tmp_path, verify=verify, limits=limits).rejected
+        assert row.reason == "decoding took longer than 1 s"
+
+    @pytest.mark.parametrize("empty", [b"", b"\x67"])
+    def test_a_parameter_set_without_content(self, tmp_path: Path, sources: list[bytes], empty: bytes) -> None:
+        """Pruning read its first byte: an IndexError, which names no file."""
+        path = tmp_path / "a.mp4"
+        path.write_bytes(with_parameters(sources[0], lambda it: packed(it, [*parameter_sets(it), empty])))
+        result = checked({"path": str(path), "num_frames": 24})
+        assert result["outcome"] in ("decoded exactly", "decode error by name")
