@@ -4,7 +4,8 @@
     python benchmarks/readme_results.py --check     # status 1 if the README is not what this would write
 
 Read are `throughput-*`, `epoch-time-*` and `scaling-*`, of each machine the newest, and `accuracy-*`, of each run on
-each machine the newest. What was measured with --quick is left out: it says whether a benchmark works, nothing more.
+each machine the newest. The table of faults, from the newest `reliability-*` of each machine, stands between markers
+of its own. What was measured with --quick is left out: it says whether a benchmark works, nothing more.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from typing import Any
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.reliability import outcome_text
 from benchmarks.results import machine_slug
 from fastemo.errors import one_line_errors
 from fastemo.machine import write_text
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+FAULTS_BEGIN, FAULTS_END = "<!-- reliability: begin -->", "<!-- reliability: end -->"
 BENCHMARKS = {
     "throughput": "The data path, from the file to the batch",
     "epoch_time": "Whole epochs",
     "scaling": "Several processes",
 }
 _ACCURACY = "accuracy"
+_RELIABILITY = "reliability"
+_NEEDED = {_ACCURACY: ["model", "epochs", "accuracy", "interval", "seed"], _RELIABILITY: ["faults"]}
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
 # The headlines of a throughput file, which names them in no list of its own.
@@ -47,14 +52,14 @@ def read(folder: Path) -> dict[str, list[Found]]:
     """
     found: dict[str, list[Found]] = {}
     for path in sorted(folder.glob("*.json")):
-        kinds = (*BENCHMARKS, _ACCURACY)
+        kinds = (*BENCHMARKS, _ACCURACY, _RELIABILITY)
         kind = next((it for it in kinds if path.name.replace("_", "-").startswith(f"{it.replace('_', '-')}-")), None)
         if kind is None:
             raise ValueError(f"{path.name} is none of {', '.join(kinds)}")
         try:
             one = json.loads(path.read_text(encoding="utf-8"))
             needed = ["date", "machine", "versions", "command"]
-            needed += ["model", "epochs", "accuracy", "interval", "seed"] if kind == _ACCURACY else ["targets"]
+            needed += _NEEDED.get(kind, ["targets"])
             if missing := [name for name in needed if name not in one]:
                 raise ValueError(f"lacks {', '.join(missing)}")
         except ValueError as error:
@@ -108,6 +113,17 @@ def accuracy_table(files: Sequence[Found]) -> str:
     if not any(row[4] for row in rows):
         rows = [[*row[:4], *row[5:]] for row in rows]
     return _markdown(rows)
+
+
+def faults_text(found: dict[str, list[Found]]) -> str:
+    """Of each machine when, where and with what, and below it one row a kind of fault."""
+    parts = []
+    for it in newest(found.get(_RELIABILITY, [])):
+        facts = _facts(it)
+        head = f"{facts['date']}, {_machine(it['machine'])}, {facts['versions']}, {facts['command']}:"
+        rows = [[fault["fault"], f"{fault['tried']:,}", outcome_text(fault["outcomes"])] for fault in it["faults"]]
+        parts.append(f"{head}\n\n{_markdown([['fault', 'tried', 'outcome'], *rows])}")
+    return "\n\n".join(parts) if parts else "No results yet."
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -167,16 +183,28 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def rewritten(readme: str, tables: str) -> str:
+def rewritten(readme: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
     """The README with the tables between its markers.
 
     Raises:
         ValueError: It has not one pair of markers.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"the README needs one {BEGIN} and after it one {END}, where the tables go")
-    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    return between.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", readme)
+    if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
+        raise ValueError(f"the README needs one {begin} and after it one {end}, where the tables go")
+    between = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
+    return between.sub(lambda _: f"{begin}\n\n{tables}\n\n{end}", readme)
+
+
+def with_results(readme: str, found: dict[str, list[Found]]) -> str:
+    """The README with all tables; one without markers for the faults stays without their table.
+
+    Raises:
+        ValueError: It has not one pair of markers of a kind.
+    """
+    readme = rewritten(readme, text(found))
+    if FAULTS_BEGIN not in readme and FAULTS_END not in readme:
+        return readme
+    return rewritten(readme, faults_text(found), FAULTS_BEGIN, FAULTS_END)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -189,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options = parser.parse_args(arguments)
         old = options.readme.read_text(encoding="utf-8")
-        new = rewritten(old, text(read(options.results)))
+        new = with_results(old, read(options.results))
         if options.check:
             if new != old:
                 print(f"{options.readme.name} is not what the results say; run python benchmarks/readme_results.py")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import jsonargparse
+import yaml  # type: ignore[import-untyped]
 
 from fastemo.corpus.config import CorpusConfig
 from fastemo.machine import write_text
@@ -18,6 +23,13 @@ from fastemo.training.config import TrainConfig
 from fastemo.video.augment import AugmentConfig
 from fastemo.video.config import VideoConfig
 from fastemo.video.store import StoreConfig
+
+# What is larger, or nested deeper, is no configuration: it would only cost memory, or the process its stack.
+_MOST_BYTES, _DEEPEST, _MOST_DIGITS = 2**16, 16, 100
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LONGEST_MESSAGE = 1000
+# What YAML does not take as it is between quotes, and JSON does.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +72,16 @@ class RunConfig:
             )
 
 
+class _ConfigFile(jsonargparse.ActionConfigFile):
+    """`--config PATH`, looked at before jsonargparse reads it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        _check_file(Path(values).expanduser())
+        super().__call__(parser, cfg, values, option_string)
+
+
 def parser(prog: str | None = None) -> jsonargparse.ArgumentParser:
     result = jsonargparse.ArgumentParser(
         prog=prog,
@@ -68,7 +90,7 @@ def parser(prog: str | None = None) -> jsonargparse.ArgumentParser:
         default_env=False,
         allow_abbrev=False,  # `--train.l` is a mistyped key, not a short form of one
     )
-    result.add_argument("--config", action="config", help="YAML file; options after it win")
+    result.add_argument("--config", action=_ConfigFile, help="YAML file; options after it win")
     result.add_class_arguments(RunConfig, sub_configs=False)
     return result
 
@@ -81,10 +103,12 @@ def read_config(arguments: Sequence[str], *, prog: str | None = None) -> RunConf
     """
     made = parser(prog)
     try:
+        for before, argument in zip(["", *arguments], arguments, strict=False):
+            _check_option(before, argument)
         parsed = made.parse_args(list(arguments))
         _check_shape(RunConfig, parsed)
         chosen = made.instantiate(parsed)
-    except jsonargparse.ArgumentError as error:
+    except (jsonargparse.ArgumentError, ValueError) as error:
         raise ValueError(_one_line(error)) from error
     return RunConfig(**{field.name: chosen[field.name] for field in fields(RunConfig)})
 
@@ -108,7 +132,8 @@ def _yaml_lines(values: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{name}:\n"
             yield from _yaml_lines(value, indent + "  ")
         else:
-            yield f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}\n"
+            text = _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+            yield f"{indent}{name}: {text}\n"
 
 
 def _check_shape(kind: type, values: jsonargparse.Namespace, prefix: str = "") -> None:
@@ -122,6 +147,111 @@ def _check_shape(kind: type, values: jsonargparse.Namespace, prefix: str = "") -
             _check_shape(hint, value, f"{prefix}{name}.")
         elif value is None and type(None) not in get_args(hint):
             raise ValueError(f"{prefix}{name} must not be null")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{prefix}{name} must be a finite number, not {value}")
+        elif isinstance(value, (str, Path)) and re.search("[\0\ud800-\udfff]", str(value)):
+            # Neither a file's name nor the run's config.yaml could hold it.
+            raise ValueError(f"{prefix}{name} must be text in UTF-8 without NUL, not {str(value)!a}")
+
+
+def _check_option(before: str, argument: str) -> None:
+    """Refuse a value on the command line that would grow, or sink, without bound when it is read as YAML."""
+    name, is_given, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
+    if len(argument) > _MOST_BYTES:
+        raise ValueError(f"{name[:99]} is longer than the {_MOST_BYTES} characters that a value may have")
+    try:
+        node = _parse(value, name)
+    except (yaml.YAMLError, UnicodeEncodeError):
+        node = None  # plain text
+    if is_given:
+        key = name.removeprefix("--")
+        _check_value(node, value, key)
+        _check_keys(node, f"{key}.", name)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a configuration that is no file of keys and values, before anything is made of it."""
+    if not path.exists():
+        raise ValueError(f"the configuration file {path} does not exist")
+    if not path.is_file():
+        raise ValueError(f"the configuration {path} is no file")
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{path} is larger than the {_MOST_BYTES // 1024} KiB that a configuration may have")
+    try:
+        root = _parse(content.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    _check_keys(root, "", str(path))
+
+
+def _check_keys(root: yaml.Node | None, prefix: str, where: str) -> None:
+    """Refuse keys that there are not, and those given twice.
+
+    jsonargparse would take the last of two, and some for its own: `class_path` imports a module.
+    """
+    waiting = [(prefix, root)]
+    while waiting:
+        prefix, node = waiting.pop()
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        names = [str(key.value) for key, _ in node.value]
+        for name, count in Counter(names).items():
+            if not name.strip():
+                raise ValueError(f"{where} has a key without a name")
+            if f"{prefix}{name}" not in _known_keys():
+                raise ValueError(f"unknown key {prefix}{name}")
+            if count > 1:
+                raise ValueError(f"{where} gives {prefix}{name} twice; leave one of them")
+        for name, (_, value) in zip(names, node.value, strict=True):
+            _check_value(value, str(value.value), f"{prefix}{name}")
+            waiting.append((f"{prefix}{name}.", value))
+
+
+def _check_value(node: yaml.Node | None, text: str, key: str) -> None:
+    """Refuse what jsonargparse or Python would stumble over: a file's name for a part's keys, and endless numbers."""
+    if _known_keys().get(key) and not isinstance(node, yaml.CollectionNode):
+        raise ValueError(f"{key} must hold keys of its own, not {text or 'null'}")
+    if node is not None and node.tag == "tag:yaml.org,2002:int" and len(text) > _MOST_DIGITS:
+        raise ValueError(f"{key} is a number of more than {_MOST_DIGITS} digits")
+
+
+@cache
+def _known_keys() -> dict[str, bool]:
+    """Every key, and whether it holds keys of its own, such as `corpus.synthetic`."""
+    return dict(_keys(RunConfig))
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    for name, hint in get_type_hints(kind).items():
+        yield f"{prefix}{name}", is_dataclass(hint)
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _keys(hint, f"{prefix}{name}.")
+
+
+def _parse(text: str, what: str) -> yaml.Node | None:
+    """The tree of a YAML text, which holds no alias and no tag and is not deep.
+
+    Raises:
+        ValueError: It does, or is.
+        yaml.YAMLError: It is no YAML.
+    """
+    depth, has_alias = 0, False
+    for event in yaml.parse(text, Loader=_YAML):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"{what} is nested deeper than {_DEEPEST} levels, which no configuration is")
+        has_alias |= isinstance(event, yaml.AliasEvent)
+        if tag := getattr(event, "tag", None):
+            raise ValueError(f"{what} holds the YAML tag {tag}; write the value without one")
+    root = yaml.compose(text, Loader=_YAML)
+    if has_alias:
+        raise ValueError(f"{what} refers to a value by an alias (*name); write the value out")
+    return root
 
 
 def _one_line(error: Exception) -> str:
@@ -135,8 +265,8 @@ def _one_line(error: Exception) -> str:
         kinds = re.findall(r"(?:Expected an?|Not of type) (?:<class '(\w+)'>|.*?Literal\[(.*?)\]|(Path))", wrong[2])
         wanted = ["null" if kind == ("NoneType", "", "") else "".join(kind) for kind in kinds]
         if wanted:
-            return f"{wrong[1]} must be {' or '.join(wanted)}, not {wrong[3]}"
-    return text
+            text = f"{wrong[1]} must be {' or '.join(wanted)}, not {wrong[3]}"
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - 3]}..."
 
 
 def _as_yaml(value: object) -> str:

@@ -8,9 +8,11 @@ import math
 import os
 import re
 import shutil
+import stat
 import struct
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
@@ -35,9 +37,13 @@ FRAMES, RECORDS, HEADER, LOCK = "frames.bin", "records.bin", "header.json", "loc
 _GIB = 2**30
 _OR_NONE = "or go on without by --store.tier none"
 # A record: a mark that an unwritten record has not, the clip's size, modification time and frame count, a SHA-256.
-_STAMP = struct.Struct("<8s3q")
+_STAMP = struct.Struct("<8sqQq")
 _MARK = b"fastemo\x01"
 _RECORD_BYTES = _STAMP.size + hashlib.sha256().digest_size
+# A header of more bytes is none that was written here: millions of clips need less.
+_MOST_HEADER_BYTES = 2**28
+# File systems tell times apart that are a clock tick from each other, 10 ms at most, and some to spare.
+_SETTLED_NS = 100_000_000
 # Left free on the disk: this share of it, or this many bytes where that is less.
 _FREE_SHARE, _FREE_BYTES = 0.01, 256 * 2**20
 
@@ -154,10 +160,10 @@ class ClipStore:
         self._row_bytes = math.prod(self._shape)
         self.num_bytes = len(clips) * self._row_bytes
         self.trouble: str | None = None
-        self._verified: dict[int, bytes] = {}
+        self._verified: dict[int, tuple[bytes, int]] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with locked(self.folder / LOCK):
+            with self._alone():
                 self._open([clip.key for clip in clips])
         except OSError as error:
             raise StoreUnavailable(
@@ -165,10 +171,17 @@ class ClipStore:
                 f"--store.root, {_OR_NONE}"
             ) from error
 
+    def _alone(self) -> AbstractContextManager[None]:
+        """The folder's lock, against every other process and thread."""
+        _remove_unless_file(self.folder / LOCK)
+        return locked(self.folder / LOCK)
+
     def _open(self, keys: list[str]) -> None:
         """Open the folder's files, with a row for each key, under its lock."""
-        stored_keys = self._read_header()
         frames, records, header = (self.folder / name for name in (FRAMES, RECORDS, HEADER))
+        for path in (header, records, frames):
+            _remove_unless_file(path)
+        stored_keys = self._read_header()
         if stored_keys is None:
             # The header goes first: killed from here on, the next process begins anew as well. Other processes keep
             # the old files that they have open.
@@ -196,9 +209,14 @@ class ClipStore:
 
     def _read_header(self) -> list[str] | None:
         """Whose the rows are; `None` where there is no store or it is damaged."""
+        path = self.folder / HEADER
         try:
-            text = (self.folder / HEADER).read_text(encoding="ascii")
+            if path.stat().st_size > _MOST_HEADER_BYTES:
+                return None
+            text = path.read_text(encoding="ascii")
             keys = json.loads(text)["keys"]
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                return None
             # A file that became shorter is not made longer again: a process that has it open and has verified its
             # rows would take the zeros for them.
             short = any(
@@ -211,8 +229,9 @@ class ClipStore:
 
     def _check_room(self, rows: list[int]) -> None:
         """See that those of the rows that were never written fit on the disk and below the limit."""
-        path, size = self.folder / RECORDS, _RECORD_BYTES
-        records = path.read_bytes() if path.exists() else b""
+        size, records = _RECORD_BYTES, b""
+        with suppress(FileNotFoundError), (self.folder / RECORDS).open("rb") as file:
+            records = file.read(len(self._rows) * size)
         needed = sum(not any(records[row * size : (row + 1) * size]) for row in set(rows)) * self._row_bytes
         disk = shutil.disk_usage(self.folder)
         free = max(0, disk.free - int(min(_FREE_SHARE * disk.total, _FREE_BYTES)))
@@ -241,7 +260,8 @@ class ClipStore:
     def read(self, clip: Clip, slot: np.ndarray) -> bool:
         """Copy a clip's frames into `slot`, uint8 [T, 3, h, w] and contiguous.
 
-        The first read of a row checks its bytes against their checksum, later ones that the record is still the same.
+        A row's bytes are checked against their checksum at its first read, and again where its record changed or the
+        file was written to since.
 
         Returns:
             False where the clip is not stored, or what is stored does not fit; what `slot` holds is then undefined.
@@ -254,18 +274,20 @@ class ClipStore:
             return False
         flat = slot.reshape(-1).data
         try:
-            record = self._read_record(row)
+            record, changed_ns = self._read_record(row), self._changed_ns()
             # pread, not a mapping: a disk's error is then an exception and not the end of the process, and
             # cold reads, which the disk bounds, take as long.
             if not record.startswith(_stamp(clip)) or not read_at(self._frames.fileno(), flat, row * self._row_bytes):
                 return False
-            if self._verified.get(row) != record:
-                if self._record(clip, flat) != record:
-                    return False
-                self._verified[row] = record
+            verified = self._verified.get(row) == (record, changed_ns)
+            if verified and (self._read_record(row), self._changed_ns()) == (record, changed_ns):
                 return True
-            # The row may have been rewritten while it was copied.
-            return self._read_record(row) == record
+            if self._record(clip, flat) != record:
+                return False
+            # A file that was only just written to could be written to again at what is the same time to it.
+            if time.time_ns() - changed_ns > _SETTLED_NS:
+                self._verified[row] = record, changed_ns
+            return True
         except OSError:
             return False
 
@@ -283,7 +305,7 @@ class ClipStore:
         record = self._record(clip, pixels)
         try:
             if self._is_unchanged(clip):
-                with locked(self.folder / LOCK):
+                with self._alone():
                     self._write_row(row, pixels, record)
         except OSError as error:
             self.trouble = f"storing decoded clips in {self.folder} stopped: {error.strerror or error}"
@@ -309,6 +331,9 @@ class ClipStore:
         except (OSError, ValueError):
             return False
 
+    def _changed_ns(self) -> int:
+        return os.fstat(self._frames.fileno()).st_mtime_ns
+
     def _read_record(self, row: int) -> bytes:
         return os.pread(self._records.fileno(), _RECORD_BYTES, row * _RECORD_BYTES)
 
@@ -333,7 +358,19 @@ class ClipStore:
 
 
 def _stamp(clip: Clip) -> bytes:
-    return _STAMP.pack(_MARK, clip.size_bytes, clip.mtime_ns, clip.num_frames)
+    # File systems keep times past 2262, which 63 bits of nanoseconds do not hold.
+    return _STAMP.pack(_MARK, clip.size_bytes, clip.mtime_ns % 2**64, clip.num_frames)
+
+
+def _remove_unless_file(path: Path) -> None:
+    """Remove what no store puts there: a pipe would be waited on for ever, a link written through to its target.
+
+    Raises:
+        OSError: A folder lies there.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
 
 
 def _taken_bytes(paths: Iterable[Path]) -> int:

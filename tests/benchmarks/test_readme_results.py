@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme_results
-from benchmarks.readme_results import BEGIN, END, figure, newest, read, rewritten, text
+from benchmarks.readme_results import (
+    BEGIN,
+    END,
+    FAULTS_BEGIN,
+    FAULTS_END,
+    faults_text,
+    figure,
+    newest,
+    read,
+    rewritten,
+    text,
+    with_results,
+)
 from benchmarks.targets import Target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,6 +41,16 @@ def accuracy(**other):
     found = {**benchmark(command="accelerate launch x"), "model": "cnn_lstm", "epochs": 12, "seed": 0}
     del found["targets"]
     return {**found, "accuracy": 0.808, "interval": [0.741, 0.875], **other}
+
+
+def reliability(**other):
+    found = benchmark(command="python benchmarks/reliability.py")
+    del found["targets"]
+    faults = [
+        {"fault": "bit flips in an MP4", "tried": 1500, "outcomes": {"decoded exactly": 300, "rejected by name": 1200}},
+        {"fault": "a | b", "tried": 1, "outcomes": {"told, in one line": 1}},
+    ]
+    return {**found, "faults": faults, **other}
 
 
 def folder_of(tmp_path, **files):
@@ -88,6 +110,46 @@ def test_accuracies_are_rows(tmp_path):
     assert lines[5].startswith("| `early_cnn` | 12 | 85.0 % (74.1 to 87.5) | 1 | blind \\| deaf | 2026-11-23 |")
 
 
+def test_faults_are_rows_below_when_and_where(tmp_path):
+    folder = folder_of(
+        tmp_path,
+        reliability__a=reliability(faults=[]),
+        reliability__b=reliability(date="2026-11-24T00:00:00+0000"),
+        reliability__c=reliability(settings={"quick": True}, date="2026-11-25T00:00:00+0000"),
+    )
+    assert text(read(folder)) == "No results yet."
+    assert faults_text(read(folder)) == "\n".join(
+        [
+            "2026-11-24, 2 cores of AMD EPYC, no GPU, torch 2.15.0, PyAV 18.1.0, fastemo 0.1.0, "
+            "`python benchmarks/reliability.py`:",
+            "",
+            "| fault | tried | outcome |",
+            "| --- | --- | --- |",
+            "| bit flips in an MP4 | 1,500 | 1,200 rejected by name; 300 decoded exactly |",
+            "| a \\| b | 1 | 1 told, in one line |",
+        ]
+    )
+    folder_of(tmp_path, reliability__d=reliability(machine=GPU))
+    assert [line[:10] for line in faults_text(read(folder)).splitlines() if line.endswith(":")] == [
+        *("2026-11-24", "2026-11-23")
+    ]
+
+
+def test_the_table_of_faults_has_its_own_place_or_none(tmp_path):
+    found = read(folder_of(tmp_path, reliability__a=reliability()))
+    plain = f"{BEGIN}\n{END}\n"
+    assert "bit flips" not in with_results(plain, found)
+    assert faults_text({}) == "No results yet."
+    both = with_results(f"{plain}between\n{FAULTS_BEGIN}\nold\n{FAULTS_END}\nafter\n", found)
+    assert both == (
+        f"{BEGIN}\n\nNo results yet.\n\n{END}\nbetween\n{FAULTS_BEGIN}\n\n{faults_text(found)}\n\n{FAULTS_END}\nafter\n"
+    )
+    assert with_results(both, found) == both
+    for wrong in (FAULTS_BEGIN, FAULTS_END, f"{FAULTS_END}{FAULTS_BEGIN}"):
+        with pytest.raises(ValueError, match="the README needs one <!-- reliability: begin -->"):
+            with_results(plain + wrong, found)
+
+
 def test_order_of_the_parts_and_nothing_at_all(tmp_path):
     assert text(read(tmp_path)) == "No results yet."
     folder = folder_of(tmp_path, accuracy__a=accuracy(), scaling__a=benchmark(), epoch__time__a=benchmark())
@@ -112,9 +174,10 @@ def test_figures(value, expected):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("other-x", "{}", "other-x.json is none of throughput, epoch_time, scaling, accuracy"),
+        ("other-x", "{}", "other-x.json is none of throughput, epoch_time, scaling, accuracy, reliability"),
         ("scaling-x", "{", "scaling-x.json cannot be read"),
         ("scaling-x", "{}", "lacks date, machine, versions, command, targets"),
+        ("reliability-x", "{}", "lacks date, machine, versions, command, faults"),
         ("accuracy-x", "{}", "lacks date, machine, versions, command, model, epochs, accuracy, interval, seed"),
     ],
 )
@@ -157,4 +220,4 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
 
 def test_the_readme_is_what_the_results_say():
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert readme == rewritten(readme, text(read(REPOSITORY / "benchmarks" / "results")))
+    assert readme == with_results(readme, read(REPOSITORY / "benchmarks" / "results"))

@@ -1,0 +1,153 @@
+"""What becomes of broken files, stores, configurations, disks and processes: every attack of tests/attacks, counted.
+
+    python benchmarks/reliability.py                        # all of them, minutes
+    python benchmarks/reliability.py --quick                # only those that take seconds
+    python benchmarks/reliability.py --from faults.jsonl    # what `pytest tests/attacks --faults faults.jsonl` wrote
+
+Each attack is a test: it tries a kind of fault many times, checks each outcome and counts it. A test that fails ends
+this with status 1, and no results are written. The tests come with the repository, not with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks import results
+from fastemo.console import Console
+from fastemo.errors import one_line_errors
+from fastemo.machine import write_text
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_TESTS_FAILED = 1  # pytest's status
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="reliability.py"
+    )
+    parser.add_argument("--from", type=Path, dest="lines", metavar="FILE", help="run no test; sum up these lines")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--quick", action="store_true", help="the attacks that take seconds: does it work at all?")
+    options = parser.parse_args(arguments)
+    if options.out and options.out.suffix != ".json":
+        raise ValueError(f"--out names the JSON file, which ends in .json, not '{options.out.name}'")
+    return options
+
+
+def attack(folder: Path, *, quick: bool) -> tuple[Path, dict[str, int]]:
+    """Run the attacks: the file of what they tried, and how many tests ran and how many were skipped.
+
+    Raises:
+        SystemExit: A test failed; status 1.
+        ValueError: The tests are not there, or could not be run.
+    """
+    if not (_REPOSITORY / "tests" / "attacks").is_dir():
+        raise ValueError(f"{_REPOSITORY} holds no tests/attacks; run this in a clone of the repository")
+    lines, report = folder / "faults.jsonl", folder / "report.xml"
+    lines.touch()
+    command = [
+        *(sys.executable, "-m", "pytest", "tests/attacks", "-m", "not slow" if quick else "slow or not slow"),
+        *("--faults", str(lines), "--junitxml", str(report), "-p", "no:cacheprovider"),
+    ]
+    status = subprocess.run(command, cwd=_REPOSITORY).returncode
+    if status == _TESTS_FAILED:
+        print("reliability.py: a test failed, so there are no results", file=sys.stderr)
+        sys.exit(1)
+    if status:
+        raise ValueError(f"the tests could not be run: pytest ended with status {status}")
+    return lines, counts(report)
+
+
+def counts(report: Path) -> dict[str, int]:
+    """Of pytest's report."""
+    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
+    tests, skipped = (sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "skipped"))
+    return {"run": tests - skipped, "skipped": skipped}
+
+
+def summed(path: Path) -> list[dict[str, Any]]:
+    """Each fault once, in the order of the lines: how often it was tried and how often it ended how.
+
+    Raises:
+        ValueError: A line is not what `--faults` writes; the message names the file and the line.
+    """
+    outcomes: dict[str, Counter[str]] = {}
+    tests: dict[str, set[str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            found = json.loads(line)
+            fault, ended, test = found["fault"], found["outcomes"], found["test"]
+            if not all(isinstance(it, str) for it in (fault, test, *ended)):
+                raise TypeError("names are text")
+            if not all(isinstance(count, int) and count >= 0 for count in ended.values()):
+                raise TypeError("counts are whole numbers")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path.name}, line {number}: no fault of a test ({error!r})") from error
+        outcomes.setdefault(fault, Counter()).update(ended)
+        tests.setdefault(fault, set()).add(test)
+    return [
+        {"fault": fault, "tried": ended.total(), "outcomes": dict(ended), "tests": sorted(tests[fault])}
+        for fault, ended in outcomes.items()
+    ]
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+    """Everything; returns what goes into the JSON file."""
+    started = time.monotonic()
+    tests = None
+    with tempfile.TemporaryDirectory(prefix="fastemo-reliability-") as folder:
+        if options.lines:
+            faults = summed(options.lines)
+        else:
+            lines, tests = attack(Path(folder), quick=options.quick)
+            faults = summed(lines)
+    if not faults:
+        raise ValueError("no attack told what it tried")
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": results.command("benchmarks/reliability.py", arguments),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "machine": results.machine(),
+        "versions": results.collect_versions(),
+        "settings": {"quick": options.quick},
+        "tests": tests,
+        "tried": sum(it["tried"] for it in faults),
+        "faults": faults,
+    }
+
+
+def outcome_text(outcomes: dict[str, int]) -> str:
+    """Such as `380 rejected by name; 120 decoded exactly`, the most frequent first."""
+    return "; ".join(f"{count:,} {phrase}" for phrase, count in sorted(outcomes.items(), key=lambda it: -it[1]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with one_line_errors():
+        options, console = parse(arguments), Console()
+        found = run(options, arguments)
+        rows: list[dict[str, str | int]] = [
+            {"fault": it["fault"], "tried": it["tried"], "outcome": outcome_text(it["outcomes"])}
+            for it in found["faults"]
+        ]
+        console.table(f"{found['tried']:,} faults of {len(rows)} kinds", rows)
+        path = options.out or results.default_path(found["machine"], quick=options.quick, program="reliability")
+        write_text(path, results.without_paths(json.dumps(found, indent=1)) + "\n")
+        console.say(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

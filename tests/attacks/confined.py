@@ -1,0 +1,54 @@
+"""Processes of their own for attacks: what would end or hang the tests ends or hangs there."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def forked(work: Callable[[], None], *, seconds: int = 60) -> int:
+    """Start a process that does some work and ends: with 0, with 1 where it raised, by a signal after `seconds`."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def exit_code(process: int) -> int:
+    """Of a process that has ended or will; -9 where it was ended by signal 9."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def exit_codes(processes: list[int]) -> list[int]:
+    return [exit_code(process) for process in processes]
+
+
+def killed(process: int, after_seconds: float) -> None:
+    """End a process at once, by the signal that nothing can catch."""
+    time.sleep(after_seconds)
+    os.kill(process, signal.SIGKILL)
+    assert exit_code(process) == -signal.SIGKILL
+
+
+def be_nobody_special() -> None:
+    """Give up what root may do beyond others, in a process of its own on Linux: permissions of files then bind."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    if os.geteuid() == 0 and ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()) != 0:
+        raise OSError("root cannot give up its powers")

@@ -1,0 +1,355 @@
+"""Disks that are full, fill up or may not be written: one line says so, and nothing half written reads as whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attacks.confined import be_nobody_special, exit_code, forked
+
+from fastemo.console import Console
+from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.manifest import Manifest, read_manifest, scan
+from fastemo.corpus.prepare import corpus_root, scan_cached
+from fastemo.corpus.synthetic import SyntheticConfig, synthesize
+from fastemo.video.config import VideoConfig
+from fastemo.video.decode import decode_clip
+from fastemo.video.loader import ClipLoader
+from fastemo.video.sampling import frame_indices
+from fastemo.video.store import StoreConfig, Tier
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="small file systems and file limits are Linux's")
+
+FaultLog = Callable[[str, Mapping[str, int]], None]
+REPOSITORY = Path(__file__).resolve().parents[2]
+VIDEO = VideoConfig(num_frames=3, size=36)
+ROW_BYTES = 3 * 3 * 36 * 36
+CORPUS = SyntheticConfig(actors=2, clips_per_actor=6, width=64, height=64, num_frames=6)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return scan(synthesize(tmp_path_factory.mktemp("full") / "corpus", CORPUS, workers=1))
+
+
+@pytest.fixture(scope="module")
+def expected(manifest: Manifest) -> dict[str, np.ndarray]:
+    return {
+        clip.key: decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, 3), VIDEO.spec)
+        for clip in manifest.clips
+    }
+
+
+@contextmanager
+def disk_of(folder: Path, kib: int) -> Iterator[Path]:
+    """A file system of its own, gone at the end with what it holds."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small file system takes root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill_up(disk: Path, free_bytes: int) -> Path:
+    """A file that leaves so much free on the disk."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "other").write_bytes(bytes(max(0, free - free_bytes)))
+    return disk / "other"
+
+
+def epoch_of(
+    manifest: Manifest, root: Path, tier: Tier, expected: Mapping[str, np.ndarray]
+) -> tuple[int, list[str], int]:
+    """Two epochs, every frame right: how many clips were stored before, what was said, and how many are now."""
+    said: list[str] = []
+    store = StoreConfig(tier=tier, root=root)
+    with ClipLoader(
+        manifest.clips, manifest.root, manifest.class_names, VIDEO, batch_size=3, store=store, say=said.append
+    ) as loader:
+        rows = range(len(manifest.clips))
+        before = sum(loader.kept.has(row) for row in rows)
+        for epoch in range(2):
+            for batch in loader.epoch(epoch):
+                for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
+                    np.testing.assert_array_equal(frames, expected[key], err_msg=key)
+        return before, said, sum(loader.kept.has(row) for row in rows)
+
+
+def the_line(said: list[str], folder: Path, *words: str) -> None:
+    (line,) = said
+    assert "\n" not in line
+    assert str(folder) in line
+    assert "training goes on without" in line
+    assert any(word in line for word in words), line
+
+
+# ---- stores
+
+
+@pytest.mark.parametrize("tier", ["disk", "memory"])
+def test_a_disk_too_full_for_a_store(
+    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, tier: Tier, fault_log: FaultLog
+) -> None:
+    needed = len(manifest.clips) * ROW_BYTES
+    outcomes: Counter[str] = Counter()
+    with disk_of(tmp_path / "disk", 1024) as disk:
+        for free in (0, 4096, 16_384, needed // 2, needed, needed + 8192):
+            other = fill_up(disk, free)
+            _, said, _ = epoch_of(manifest, disk / "stores", tier, expected)
+            the_line(said, disk / "stores", "the disk has", "No space left on device")
+            outcomes["told in one line, trained without a store"] += 1
+            other.unlink()
+        _, said, now = epoch_of(manifest, disk / "stores", tier, expected)
+        assert (said, now) == ([], len(manifest.clips))
+        assert epoch_of(manifest, disk / "stores", tier, expected)[0] == now
+    fault_log("a disk too full for the store of decoded clips", outcomes)
+
+
+def test_a_disk_that_fills_up_while_clips_are_stored(
+    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
+) -> None:
+    """Files may not grow past a limit, which takes no powers to set up; what was stored before stays good."""
+
+    for limit in (0, 100, 4096, 3 * ROW_BYTES + 50, 7 * ROW_BYTES):
+        root = tmp_path / str(limit)
+
+        def attack(limit: int = limit, root: Path = root) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            _, said, _ = epoch_of(manifest, root, "disk", expected)
+            the_line(said, root, "File too large")
+
+        assert exit_code(forked(attack)) == 0
+        before, said, now = epoch_of(manifest, root, "disk", expected)
+        assert said == []
+        assert before <= now == len(manifest.clips)
+    fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 5})
+
+
+def test_a_disk_that_fills_up_between_opening_and_storing(
+    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
+) -> None:
+    with disk_of(tmp_path / "disk", 1024) as disk:
+        for free in (0, 4096, 2 * ROW_BYTES, 6 * ROW_BYTES):
+            said: list[str] = []
+            store = StoreConfig(tier="disk", root=disk / str(free))
+            with ClipLoader(
+                manifest.clips, manifest.root, manifest.class_names, VIDEO, batch_size=3, store=store, say=said.append
+            ) as loader:
+                other = fill_up(disk, free)
+                for batch in loader.epoch(0):
+                    for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
+                        np.testing.assert_array_equal(frames, expected[key])
+            the_line(said, disk, "No space left on device")
+            other.unlink()
+            before, said, now = epoch_of(manifest, disk / str(free), "disk", expected)
+            assert (said, now) == ([], len(manifest.clips))
+            assert before < now
+            shutil.rmtree(disk / str(free))
+    fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 4})
+
+
+# ---- the remembered scan
+
+
+def test_a_scan_that_cannot_be_remembered(
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault_log: FaultLog,
+) -> None:
+    config = CorpusConfig(root=manifest.root)
+    with disk_of(tmp_path / "disk", 64) as disk:
+        monkeypatch.setenv("FASTEMO_CACHE", str(disk / "cache"))
+        for free in (0, 4096, 8192):
+            # A whole one is there of the second time on: it must stay.
+            other = fill_up(disk, free)
+            assert scan_cached(manifest.root, config, Console()) == manifest
+            said = capsys.readouterr().out
+            remembered = list((disk / "cache").rglob("*.csv"))
+            assert remembered or "the scan could not be remembered in" in said
+            assert remembered or "No space left on device" in said
+            other.unlink()
+            for path in remembered:
+                assert read_manifest(path, manifest.root) == manifest
+            assert not [path for path in (disk / "cache").rglob(".*") if path.is_file()]
+            assert scan_cached(manifest.root, config, Console()) == manifest
+    fault_log("a full disk for the remembered scan", {"told in one line, scanned anew": 3})
+
+
+# ---- the built-in corpus
+
+
+def make_corpus_here() -> str:
+    """What making the built-in corpus says, where it fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastemo.corpus.prepare.available_processors", lambda: 1)
+        try:
+            corpus_root(CorpusConfig(synthetic=CORPUS), Console(show=False))
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def whole_clips(folder: Path, whole: Path) -> int:
+    """Every clip there is equals the one that was made with room enough."""
+    paths = list(folder.rglob("*.mp4"))
+    for path in paths:
+        assert path.read_bytes() == (whole / path.parent.name / path.name).read_bytes(), path
+    return len(paths)
+
+
+def test_a_disk_too_full_for_the_built_in_corpus(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_log: FaultLog
+) -> None:
+    outcomes: Counter[str] = Counter()
+    total = sum(clip.size_bytes for clip in manifest.clips)
+    with disk_of(tmp_path / "disk", 1024) as disk:
+        monkeypatch.setenv("FASTEMO_CACHE", str(disk / "cache"))
+        for free in (0, 4096, 8192, 20_000, *range(total // 5, total, total // 7)):
+            other = fill_up(disk, free)
+            message = make_corpus_here()
+            whole = whole_clips(disk, manifest.root)
+            if message:
+                assert "\n" not in message
+                assert re.search(
+                    r"cannot be made in .*/cache/synthetic/.*: No space left on device; .*FASTEMO_CACHE", message
+                )
+                outcomes["told in one line, no half clip left"] += 1
+            else:
+                assert whole == len(manifest.clips)
+            other.unlink()
+            shutil.rmtree(disk / "cache", ignore_errors=True)
+        assert outcomes.total() > 4
+        other = fill_up(disk, total // 2)
+        assert make_corpus_here()
+        other.unlink()
+        assert make_corpus_here() == ""
+        assert whole_clips(disk, manifest.root) == len(manifest.clips)
+    fault_log("a disk too full for the built-in corpus", outcomes)
+
+
+def test_workers_that_find_the_disk_full(tmp_path: Path, fault_log: FaultLog) -> None:
+    """The error of a worker process arrives as the same line."""
+    with disk_of(tmp_path / "disk", 64) as disk:
+        code = (
+            "from fastemo.console import Console; from fastemo.corpus.config import CorpusConfig; "
+            "from fastemo.corpus import prepare; from fastemo.corpus.synthetic import SyntheticConfig; "
+            "from fastemo.errors import one_line_errors; prepare.available_processors = lambda: 2\n"
+            "with one_line_errors(): prepare.corpus_root("
+            "CorpusConfig(synthetic=SyntheticConfig(actors=2, clips_per_actor=8, num_frames=9)), Console(show=False))"
+        )
+        env = {**os.environ, "FASTEMO_CACHE": str(disk / "cache")}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert "No space left on device" in done.stderr
+        assert str(disk / "cache") in done.stderr
+    fault_log("a disk too full for the built-in corpus", {"told in one line, no half clip left": 1})
+
+
+# ---- read-only folders
+
+
+def test_folders_that_may_not_be_written(
+    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+
+    def attack() -> None:
+        be_nobody_special()
+        os.environ["FASTEMO_CACHE"] = str(closed / "cache")
+        for tier in ("disk", "memory"):
+            _, said, _ = epoch_of(manifest, closed / "stores", tier, expected)
+            the_line(said, closed, "Permission denied")
+        assert scan_cached(manifest.root, CorpusConfig(root=manifest.root), Console(show=False)) == manifest
+        message = make_corpus_here()
+        assert "Permission denied" in message
+        assert str(closed) in message
+        assert "FASTEMO_CACHE" in message
+
+    assert exit_code(forked(attack)) == 0
+    assert not list(closed.iterdir())
+    fault_log("a folder that may not be written, for store, scan and corpus", {"told in one line": 4})
+
+
+def test_a_file_system_that_became_read_only(
+    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole built-in corpus there is used as it is; the rest goes on without."""
+    with disk_of(tmp_path / "disk", 1024) as disk:
+        monkeypatch.setenv("FASTEMO_CACHE", str(disk))
+        assert make_corpus_here() == ""
+        assert epoch_of(manifest, disk / "stores", "disk", expected)[1] == []
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert make_corpus_here() == ""
+        assert whole_clips(disk, manifest.root) == len(manifest.clips)
+        assert scan_cached(manifest.root, CorpusConfig(root=manifest.root), Console(show=False)) == manifest
+        _, said, _ = epoch_of(manifest, disk / "stores", "disk", expected)
+        the_line(said, disk, os.strerror(errno.EROFS))
+
+
+# ---- run folders, by the real command
+
+
+def train(runs_dir: Path, corpus: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    words = [
+        *(sys.executable, str(REPOSITORY / "fastemo" / "train.py")),
+        *("--config", str(REPOSITORY / "configs" / "quick.yaml"), "--corpus.root", str(corpus)),
+        *("--video.size", "36", "--augment.crop_size", "32", "--video.num_frames", "2", "--train.epochs", "1"),
+        *("--train.batch_size", "16", "--store.tier", "memory", "--runs_dir", str(runs_dir), "--name", "run"),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*words, *options], env=env, capture_output=True, text=True, timeout=120)
+
+
+def the_end(done: subprocess.CompletedProcess[str], runs_dir: Path, *words: str) -> None:
+    assert done.returncode not in (0, 1), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("fastemo: ")]
+    assert len(errors) == 1, done.stderr
+    assert str(runs_dir) in errors[0]
+    assert any(word in errors[0] for word in words), errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kib", [0, 500, 30_000, 100_000])
+def test_a_disk_too_full_for_a_run(tiny_corpus: Path, tmp_path: Path, kib: int, fault_log: FaultLog) -> None:
+    """quick.yaml's model takes 45 MB, and as much twice again for the optimiser: it fails at another file each time."""
+    with disk_of(tmp_path / "disk", 200_000) as disk:
+        other = fill_up(disk, kib * 1024)
+        done = train(disk / "runs", tiny_corpus)
+        the_end(done, disk / "runs", "the disk is full", "No space left on device")
+        other.unlink()
+        again = train(disk / "runs", tiny_corpus, "--resume", "auto")
+        assert again.returncode == 0, again.stderr
+        assert (disk / "runs" / "run" / "test.json").is_file()
+    fault_log("a disk too full for a run's folder", {"told in one line, resumed with more room": 1})
+
+
+@pytest.mark.slow
+def test_run_folders_that_may_not_be_written(tiny_corpus: Path, tmp_path: Path, fault_log: FaultLog) -> None:
+    with disk_of(tmp_path / "disk", 64) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        the_end(train(disk / "runs", tiny_corpus), disk / "runs", "read-only", "Read-only")
+    (tmp_path / "file").touch()
+    the_end(train(tmp_path / "file", tiny_corpus), tmp_path / "file", "Not a directory", "File exists")
+    fault_log("a runs_dir that is read-only or no folder", {"told in one line": 2})

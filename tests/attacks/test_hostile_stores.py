@@ -1,0 +1,415 @@
+"""Stores that were damaged, swapped or booby-trapped: what a loader gives is what decoding gives, or it says why not.
+
+Everything runs in processes of its own: what would end, hang or fill one must not do so to the tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import stat
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attacks.confined import be_nobody_special, exit_code, exit_codes, forked
+from helpers import write_video
+
+from fastemo.corpus.manifest import Manifest, scan
+from fastemo.video.assembly import Decoder
+from fastemo.video.config import VideoConfig
+from fastemo.video.decode import decode_clip
+from fastemo.video.loader import ClipLoader
+from fastemo.video.sampling import frame_indices
+from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, StoreConfig, Tier
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stores need Linux's positioned reads and file locks")
+
+FaultLog = Callable[[str, Mapping[str, int]], None]
+Attack = Callable[[Path, random.Random], None]
+CONFIG = VideoConfig(num_frames=3, size=20)
+FILES = (FRAMES, RECORDS, HEADER)
+ROW_BYTES = 3 * 3 * 20 * 20
+NUM_CLIPS = 6
+
+
+def make_corpus(root: Path, brighter: int = 0) -> Manifest:
+    def draw(number: int, width: int, height: int) -> np.ndarray:
+        return np.random.default_rng(number + brighter).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+    for actor in range(1, NUM_CLIPS + 1):
+        name = f"02-01-03-01-01-01-{actor:02d}.mp4"
+        write_video(root / name, 5, 32, 32, draw=lambda k, w, h, actor=actor: draw(10 * actor + k, w, h))
+    return scan(root)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return make_corpus(tmp_path_factory.mktemp("one") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def expected(manifest: Manifest) -> dict[str, np.ndarray]:
+    return {
+        clip.key: decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, 3), CONFIG.spec)
+        for clip in manifest.clips
+    }
+
+
+@pytest.fixture(scope="module")
+def filled(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("filled")
+    with open_loader(manifest, root) as loader:
+        assert len(list(loader.epoch())) == NUM_CLIPS // 2
+    return root
+
+
+@pytest.fixture(scope="module")
+def of_another_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole store of the same keys and shape with other pixels."""
+    root = tmp_path_factory.mktemp("foreign")
+    with open_loader(make_corpus(tmp_path_factory.mktemp("two") / "corpus", brighter=1000), root) as loader:
+        list(loader.epoch())
+    return next(root.iterdir())
+
+
+def open_loader(manifest: Manifest, root: Path, tier: Tier = "disk", say: Callable[[str], None] = print) -> ClipLoader:
+    store = StoreConfig(tier=tier, root=root)
+    return ClipLoader(manifest.clips, manifest.root, ("happy",), CONFIG, batch_size=2, store=store, say=say)
+
+
+def read_and_compare(loader: ClipLoader, expected: Mapping[str, np.ndarray], epoch: int = 0) -> int:
+    """An epoch; every frame must be what decoding gives. Returns how many clips it served."""
+    count = 0
+    for batch in loader.epoch(epoch):
+        for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
+            np.testing.assert_array_equal(frames, expected[key], err_msg=key)
+            count += 1
+    return count
+
+
+# ---- what is done to a store
+
+
+def flip_bits(name: str, folder: Path, rng: random.Random) -> None:
+    data = bytearray((folder / name).read_bytes())
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    (folder / name).write_bytes(data)
+
+
+def overwrite(name: str, folder: Path, rng: random.Random) -> None:
+    with (folder / name).open("r+b") as file:
+        file.seek(rng.randrange((folder / name).stat().st_size))
+        file.write(rng.choice((bytes(rng.randrange(1, 900)), rng.randbytes(300))))
+
+
+def truncate(name: str, folder: Path, rng: random.Random) -> None:
+    size = (folder / name).stat().st_size
+    os.truncate(folder / name, rng.choice((0, 1, size // 2, size - 1, rng.randrange(size))))
+
+
+def grow(name: str, folder: Path, rng: random.Random) -> None:
+    size = (folder / name).stat().st_size
+    os.truncate(folder / name, rng.choice((size + 1, 2 * size, 2**31, 2**36, 2**40)))
+
+
+def append(name: str, folder: Path, rng: random.Random) -> None:
+    with (folder / name).open("ab") as file:
+        file.write(rng.randbytes(rng.randrange(1, 5000)))
+
+
+def delete(name: str, folder: Path, rng: random.Random) -> None:
+    (folder / name).unlink()
+
+
+def make_folder(name: str, folder: Path, rng: random.Random) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    if rng.random() < 0.5:
+        (folder / name / "inside").touch()
+
+
+def make_pipe(name: str, folder: Path, rng: random.Random) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+
+def make_link(name: str, folder: Path, rng: random.Random) -> None:
+    """To a user's file, to itself, to nothing, to an endless device, to another file of the store."""
+    (folder / name).unlink(missing_ok=True)
+    targets = (folder.parent / "victim", folder / name, folder / "nothing", "/dev/zero", "/dev/full", folder / RECORDS)
+    (folder / name).symlink_to(rng.choice(targets))
+
+
+def empty(name: str, folder: Path, rng: random.Random) -> None:
+    (folder / name).write_bytes(b"")
+
+
+def signed(content: dict[str, object]) -> str:
+    """A header's text as the store writes it, its checksum right."""
+    plain = {name: value for name, value in content.items() if name != "sha256"}
+    return json.dumps({**plain, "sha256": hashlib.sha256(json.dumps(plain).encode()).hexdigest()}, indent=1)
+
+
+STRANGE = [None, True, -1, 0, 2**31, 2**63, 10**30, 1e308, "", "x", [], {}, [[1]], [None] * 9, ["a"] * 9, [{}], "\0"]
+
+
+def rewrite_header(folder: Path, rng: random.Random) -> None:
+    """Other types and numbers in the header, with a checksum that is right or one that is not."""
+    content = json.loads((folder / HEADER).read_text())
+    for _ in range(rng.choice((1, 1, 3))):
+        key = rng.choice([*content, "keys", "keys"])
+        if key == "keys" and rng.random() < 0.5:
+            keys = list(content["keys"]) if isinstance(content["keys"], list) else []
+            rng.shuffle(keys)
+            content["keys"] = rng.choice((keys, keys[1:], keys * 2, keys + keys[:1], keys * 500, ["../../x", *keys]))
+        else:
+            content[key] = rng.choice(STRANGE)
+    (folder / HEADER).write_text(signed(content) if rng.random() < 0.7 else json.dumps(content, indent=1))
+
+
+def no_header(folder: Path, rng: random.Random) -> None:
+    texts = ("[" * 100_000, "{}", "null", "[]", '{"keys": ' + "9" * 5000 + "}", '{"a": 1, "a": 2}', "\ufeff{}", "NaN")
+    (folder / HEADER).write_text(rng.choice(texts))
+
+
+def swap_rows(folder: Path, rng: random.Random) -> None:
+    one, other = rng.sample(range(NUM_CLIPS), 2)
+    for name, size in rng.choice((((FRAMES, ROW_BYTES),), ((RECORDS, 64),), ((FRAMES, ROW_BYTES), (RECORDS, 64)))):
+        rows = np.fromfile(folder / name, np.uint8).reshape(NUM_CLIPS, size)
+        rows[[one, other]] = rows[[other, one]]
+        rows.tofile(folder / name)
+
+
+def swap_in(foreign: Path, folder: Path, rng: random.Random) -> None:
+    """Files of another corpus's store in place of some of its own."""
+    for name in rng.choice(((FRAMES,), (RECORDS,), (HEADER,), (FRAMES, RECORDS), FILES)):
+        shutil.copy(foreign / name, folder / name)
+
+
+def attacks(foreign: Path) -> dict[str, list[Attack]]:
+    def each(*works: Callable[[str, Path, random.Random], None], names: tuple[str, ...] = FILES) -> list[Attack]:
+        return [partial(work, name) for work in works for name in names]
+
+    return {
+        "bit flips in a store's frames, checksums or header": each(flip_bits, overwrite),
+        "a store's file cut off, emptied or deleted": each(truncate, delete, empty),
+        "a store's file grown, up to a terabyte": each(grow, append),
+        "a store's file or lock replaced by a folder, pipe or link": each(
+            make_folder, make_pipe, make_link, names=(*FILES, LOCK)
+        ),
+        "a header with wrong types, huge numbers, other clips": [rewrite_header, rewrite_header, no_header],
+        "rows swapped, or files of another corpus's store": [swap_rows, partial(swap_in, foreign)],
+    }
+
+
+def try_one(
+    attack: Attack, seed: int, work: Path, filled: Path, manifest: Manifest, expected: Mapping[str, np.ndarray]
+) -> str:
+    """Damage a copy of a store and train on it twice. Returns how it ended, in words."""
+    rng = random.Random(seed)
+    root = Path(shutil.copytree(filled, work / "stores"))
+    (root / "victim").write_text("precious")
+    attack(next(it for it in root.iterdir() if it.is_dir()), rng)
+    said: list[str] = []
+    decoded = first_decoded = 0
+    decode = Decoder.decode
+
+    def count(self: Decoder, row: int) -> np.ndarray:
+        nonlocal decoded
+        decoded += 1
+        return decode(self, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "decode", count)
+        for number, tier in enumerate(rng.sample(("disk", "memory"), 2)):
+            with open_loader(manifest, root, tier, said.append) as loader:  # type: ignore[arg-type]
+                assert read_and_compare(loader, expected) == NUM_CLIPS
+                first_decoded = first_decoded if number else decoded
+                assert read_and_compare(loader, expected, epoch=1) == NUM_CLIPS
+    assert (root / "victim").read_text() == "precious"
+    assert all("\n" not in line and str(root) in line and "; training goes on without" in line for line in said), said
+    shutil.rmtree(root)
+    if said:
+        return "store given up in a plain sentence, clips decoded"
+    assert decoded == first_decoded, "what was decoded once was stored and served"
+    return "damaged clips decoded again, the rest read" if decoded else "all clips read, none was damaged"
+
+
+def run_attacks(
+    kinds: Mapping[str, list[Attack]],
+    each: int,
+    work: Path,
+    filled: Path,
+    manifest: Manifest,
+    expected: Mapping[str, np.ndarray],
+) -> dict[str, Counter[str]]:
+    """Every kind of attack `each` times, in a process with little memory to spare; a hang ends it."""
+    results = work / "results.json"
+
+    def all_of_them() -> None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**31, taken + 2**31))
+        found: dict[str, dict[str, int]] = {}
+        for kind, works in kinds.items():
+            outcomes: Counter[str] = Counter()
+            for number in range(each):
+                outcomes[try_one(works[number % len(works)], number, work, filled, manifest, expected)] += 1
+            found[kind] = dict(outcomes)
+        results.write_text(json.dumps(found))
+
+    assert exit_code(forked(all_of_them, seconds=240)) == 0
+    return {kind: Counter(outcomes) for kind, outcomes in json.loads(results.read_text()).items()}
+
+
+def test_damaged_stores(
+    filled: Path, of_another_corpus: Path, manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    kinds = attacks(of_another_corpus)
+    outcomes = run_attacks(kinds, 12, tmp_path, filled, manifest, expected)
+    assert all(sum(counts.values()) == 12 for counts in outcomes.values())
+    assert set(outcomes) == set(kinds)
+
+
+@pytest.mark.slow
+def test_damaged_stores_at_length(
+    filled: Path,
+    of_another_corpus: Path,
+    manifest: Manifest,
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
+    fault_log: FaultLog,
+) -> None:
+    outcomes = run_attacks(attacks(of_another_corpus), 100, tmp_path, filled, manifest, expected)
+    for kind, counts in outcomes.items():
+        assert sum(counts.values()) == 100
+        fault_log(kind, counts)
+
+
+def test_a_store_that_may_not_be_read_or_written(
+    filled: Path, manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
+) -> None:
+    for number, (name, mode) in enumerate((name, mode) for name in (*FILES, LOCK, ".") for mode in (0o000, 0o444)):
+        root = Path(shutil.copytree(filled, tmp_path / str(number)))
+        folder = next(root.iterdir())
+        (folder / name).chmod(mode)
+
+        def attack(root: Path = root) -> None:
+            be_nobody_special()
+            for tier in ("disk", "memory"):
+                said: list[str] = []
+                with open_loader(manifest, root, tier, said.append) as loader:  # type: ignore[arg-type]
+                    assert read_and_compare(loader, expected) == NUM_CLIPS
+                (line,) = said or ["Permission denied, or only the header, which is not written to;"]
+                assert "Permission denied" in line
+                assert "\n" not in line
+
+        assert exit_code(forked(attack)) == 0, (name, oct(mode))
+        folder.chmod(0o755)
+    fault_log("a store without permission to read or write", {"given up in a plain sentence, clips decoded": 10})
+
+
+@pytest.mark.slow
+def test_a_store_that_is_damaged_while_two_processes_train_on_it(
+    filled: Path,
+    of_another_corpus: Path,
+    manifest: Manifest,
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
+    fault_log: FaultLog,
+) -> None:
+    """Reads and writes go by system calls: a file that shrinks under a reader ends no process, as a mapping would."""
+    root = Path(shutil.copytree(filled, tmp_path / "stores"))
+    (root / "victim").write_text("precious")
+    folder = next(it for it in root.iterdir() if it.is_dir())
+    every = [attack for works in attacks(of_another_corpus).values() for attack in works]
+    until = time.monotonic() + 15
+
+    def train(tier: Tier) -> None:
+        while time.monotonic() < until:
+            with open_loader(manifest, root, tier, lambda line: None) as loader:
+                for epoch in range(20):
+                    assert read_and_compare(loader, expected, epoch) == NUM_CLIPS
+
+    trainings = [forked(partial(train, tier)) for tier in ("disk", "disk", "memory")]
+    rng, tried = random.Random(0), 0
+    while time.monotonic() < until:
+        if is_harmless(folder):
+            with suppress(OSError, ValueError, KeyError):  # what it left does not suit this attack
+                rng.choice(every)(folder, rng)
+                tried += 1
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(next(filled.iterdir()), folder, dirs_exist_ok=True)
+        time.sleep(rng.choice((0, 0.005, 0.05)))
+    assert exit_codes(trainings) == [0, 0, 0]
+    assert (root / "victim").read_text() == "precious"
+    assert tried > 100
+    fault_log("a store damaged while three processes train on it", {"every frame right, no process ended": tried})
+
+
+def test_damage_after_a_row_was_checked_is_noticed(
+    filled: Path, manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
+) -> None:
+    """A checked row is not checked at every read: but at the first after anybody wrote to the file."""
+    root = Path(shutil.copytree(filled, tmp_path / "stores"))
+    folder = next(root.iterdir())
+
+    def cut_off() -> None:
+        os.truncate(folder / FRAMES, ROW_BYTES)
+
+    def attack() -> None:
+        with open_loader(manifest, root) as loader:
+            for damage in (partial(flip_bits_in_place, folder), cut_off):
+                for epoch in range(3):
+                    assert read_and_compare(loader, expected, epoch) == NUM_CLIPS
+                    time.sleep(0.12)
+                damage()
+                assert read_and_compare(loader, expected, 3) == NUM_CLIPS
+
+    assert exit_code(forked(attack)) == 0
+    fault_log("frames damaged after they were checked", {"noticed, clips decoded again": 2})
+
+
+def is_harmless(folder: Path) -> bool:
+    """Whether an attack can read what the last one left: a pipe would hang it, a terabyte take its memory."""
+    try:
+        found = [(folder / name).lstat() for name in (*FILES, LOCK)]
+    except OSError:
+        return False
+    return all(stat.S_ISREG(it.st_mode) and it.st_size < 2**24 for it in found)
+
+
+def flip_bits_in_place(folder: Path) -> None:
+    with (folder / FRAMES).open("r+b") as file:
+        for row in range(NUM_CLIPS):
+            file.seek(row * ROW_BYTES + 17)
+            (value,) = file.read(1)
+            file.seek(row * ROW_BYTES + 17)
+            file.write(bytes([value ^ 1]))
+
+
+def test_an_ended_process_is_told_from_a_clean_one() -> None:
+    """Of the harness itself: a crash, a hang and an error of a process are seen."""
+
+    def hang() -> None:
+        time.sleep(60)
+
+    def fail() -> None:
+        raise SystemExit(3)
+
+    assert exit_code(forked(hang, seconds=1)) == -signal.SIGALRM
+    assert exit_code(forked(fail)) == 1
+    assert exit_code(forked(lambda: os.kill(os.getpid(), signal.SIGBUS))) == -signal.SIGBUS

@@ -1,0 +1,156 @@
+"""Attacks summed up: what the tests told, and what it takes to be believed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import readme_results, reliability
+from benchmarks.reliability import counts, main, outcome_text, summed
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PASSING = """
+def test_one(fault_log):
+    fault_log("bit flips", {"rejected by name": 3})
+
+import pytest
+
+@pytest.mark.slow
+def test_slow(fault_log):
+    fault_log("bit flips", {"decoded exactly": 4})
+
+@pytest.mark.skip
+def test_skipped():
+    pass
+"""
+
+
+def line(fault, outcomes, test="tests/attacks/test_x.py::test_y"):
+    return json.dumps({"fault": fault, "outcomes": outcomes, "test": test})
+
+
+def lines_file(folder, *lines):
+    path = folder / "faults.jsonl"
+    path.write_text("".join(f"{it}\n" for it in lines))
+    return path
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with attacks that a test writes, and the real conftest."""
+    root = tmp_path / "clone"
+    (root / "tests" / "attacks").mkdir(parents=True)
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        (root / name).write_text((REPOSITORY / name).read_text())
+    monkeypatch.setattr(reliability, "_REPOSITORY", root)
+    return root
+
+
+def test_faults_of_one_name_are_added_up(tmp_path):
+    path = lines_file(
+        tmp_path,
+        line("bit flips", {"rejected": 3, "decoded exactly": 1}),
+        line("a full disk", {"told in one line": 1}, "tests/attacks/test_z.py::test_z"),
+        line("bit flips", {"rejected": 2}, "tests/attacks/test_a.py::test_a"),
+    )
+    assert summed(path) == [
+        {
+            "fault": "bit flips",
+            "tried": 6,
+            "outcomes": {"rejected": 5, "decoded exactly": 1},
+            "tests": ["tests/attacks/test_a.py::test_a", "tests/attacks/test_x.py::test_y"],
+        },
+        {
+            "fault": "a full disk",
+            "tried": 1,
+            "outcomes": {"told in one line": 1},
+            "tests": ["tests/attacks/test_z.py::test_z"],
+        },
+    ]
+    assert outcome_text({"a": 1, "b, c": 2000}) == "2,000 b, c; 1 a"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["{", "3", "{}", line(1, {}), line("a", {"b": "c"}), line("a", {"b": -1}), line("a", [1]), line("a", None)]
+)
+def test_a_wrong_line_is_named(tmp_path, wrong):
+    path = lines_file(tmp_path, line("a", {"b": 1}), wrong)
+    with pytest.raises(ValueError, match=r"faults.jsonl, line 2: no fault of a test"):
+        summed(path)
+
+
+def test_results_from_lines_are_what_the_readme_reads(tmp_path, capsys):
+    path = lines_file(tmp_path, line("bit flips", {"rejected": 3}))
+    (tmp_path / "results").mkdir()
+    out = tmp_path / "results" / "reliability-x.json"
+    main(["--from", str(path), "--out", str(out)])
+    assert "bit flips" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert (found["tried"], found["tests"], found["settings"]) == (3, None, {"quick": False})
+    assert found["command"] == "python benchmarks/reliability.py --from .../faults.jsonl --out .../reliability-x.json"
+    assert str(tmp_path) not in out.read_text()
+    assert "| bit flips | 3 | 3 rejected |" in readme_results.faults_text(readme_results.read(tmp_path / "results"))
+
+
+@pytest.mark.parametrize(("options", "tried", "ran"), [([], 7, 2), (["--quick"], 3, 1)])
+def test_attacks_are_run_and_counted(repository, tmp_path, options, tried, ran):
+    (repository / "tests" / "attacks" / "test_a.py").write_text(PASSING)
+    main([*options, "--out", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["tried"] == tried
+    assert found["tests"] == {"run": ran, "skipped": 1}
+    assert found["settings"]["quick"] == bool(options)
+
+
+def test_a_failed_test_leaves_no_results(repository, tmp_path, capsys):
+    (repository / "tests" / "attacks" / "test_a.py").write_text(PASSING + "\ndef test_wrong():\n    assert False\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["--out", str(tmp_path / "out.json")])
+    assert ended.value.code == 1
+    assert "a test failed" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("def test_a(): pass", "no attack told what it tried"), ("", "pytest ended with status 5")],
+)
+def test_attacks_that_tell_nothing(repository, tmp_path, capsys, content, message):
+    (repository / "tests" / "attacks" / "test_a.py").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["--out", str(tmp_path / "out.json")])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_without_the_tests_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reliability, "_REPOSITORY", tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "run this in a clone of the repository" in capsys.readouterr().err
+
+
+def test_wrong_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--out", "x.txt"])
+    assert ended.value.code == 2
+    assert "--out names the JSON file" in capsys.readouterr().err
+
+
+def test_counts_of_a_report(tmp_path):
+    (tmp_path / "report.xml").write_text('<testsuites><testsuite tests="7" skipped="2" failures="0"/></testsuites>')
+    assert counts(tmp_path / "report.xml") == {"run": 5, "skipped": 2}
+
+
+@pytest.mark.slow
+def test_it_is_a_script(tmp_path):
+    path = lines_file(tmp_path, line("bit flips", {"rejected": 3}))
+    script = REPOSITORY / "benchmarks" / "reliability.py"
+    command = [sys.executable, str(script), "--from", str(path), "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["tried"] == 3
