@@ -1,8 +1,8 @@
-"""What becomes of broken files, stores, configurations, disks and processes: every attack of tests/attacks, counted.
+"""What becomes of broken files, stores, configurations, disks and processes: every attack of the tests, counted.
 
     python benchmarks/reliability.py                        # all of them, minutes
     python benchmarks/reliability.py --quick                # only those that take seconds
-    python benchmarks/reliability.py --from faults.jsonl    # what `pytest tests/attacks --faults faults.jsonl` wrote
+    python benchmarks/reliability.py --from faults.jsonl    # what `pytest --faults faults.jsonl` wrote
 
 Each attack is a test: it tries a kind of fault many times, checks each outcome and counts it. A test that fails ends
 this with status 1, and no results are written. The tests come with the repository, not with the package.
@@ -32,6 +32,8 @@ from fastemo.machine import write_text
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _TESTS_FAILED = 1  # pytest's status
+# Where attacks are, besides tests/attacks.
+_MORE = ("test_resume.py", "test_processes.py", "training/test_checkpoint.py", "training/test_faults.py")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,8 +60,9 @@ def attack(folder: Path, *, quick: bool) -> tuple[Path, dict[str, int]]:
         raise ValueError(f"{_REPOSITORY} holds no tests/attacks; run this in a clone of the repository")
     lines, report = folder / "faults.jsonl", folder / "report.xml"
     lines.touch()
+    more = [f"tests/{name}" for name in _MORE if (_REPOSITORY / "tests" / name).is_file()]
     command = [
-        *(sys.executable, "-m", "pytest", "tests/attacks", "-m", "not slow" if quick else "slow or not slow"),
+        *(sys.executable, "-m", "pytest", "tests/attacks", *more, "-m", "not slow" if quick else "slow or not slow"),
         *("--faults", str(lines), "--junitxml", str(report), "-p", "no:cacheprovider"),
     ]
     status = subprocess.run(command, cwd=_REPOSITORY).returncode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from fastemo.video.store import StoreConfig
 _MOST_BYTES, _DEEPEST, _MOST_DIGITS = 2**16, 16, 100
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LONGEST_MESSAGE = 1000
+_LONGEST_NAME = 200  # file systems take 255 bytes, and some names are made from it
 # What YAML does not take as it is between quotes, and JSON does.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
@@ -58,6 +60,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise ValueError(f"name must be a plain folder name, not '{self.name}'")
+        if self.name is not None and (len(os.fsencode(self.name)) > _LONGEST_NAME or not self.name.isprintable()):
+            raise ValueError(f"name must be printable and of at most {_LONGEST_NAME} bytes, not {self.name!a}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if self.model.num_frames is None:
             object.__setattr__(self, "model", replace(self.model, num_frames=self.video.num_frames))
         elif self.model.num_frames != self.video.num_frames:

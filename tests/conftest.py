@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", type=Path, help="append what the attacks of tests/attacks tried to this file")
+    parser.addoption("--faults", type=Path, help="append what attacks tried, and how it ended, to this file")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -178,7 +178,7 @@ class TestRefusing:
             ("corpus: {synthetic: [1]}", "corpus.synthetic must hold keys of its own, not [1]"),
             ("corpus: {root: 5}", "corpus.root must be Path or null, not 5"),
             ("name: 2024", "name must be str or null, not 2024"),
-            ("train: {lr: -1}", "train.lr must be above 0, not -1.0"),
+            ("train: {lr: -1}", "train.lr must be above 0 and finite, not -1.0"),
         ],
     )
     def test_a_value_in_a_wrong_place(self, write: Callable[..., str], text: str, message: str) -> None:

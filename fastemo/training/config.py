@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,11 +67,11 @@ class TrainConfig:
         for name in ("batch_size", "accumulate_steps", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"train.lr must be above 0, not {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"train.lr must be above 0 and finite, not {self.lr}")
         for name in ("weight_decay", "clip_norm", "plateau_patience", "checkpoint_minutes", "keep"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"train.{name} must be at least 0, not {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"train.{name} must be at least 0 and finite, not {getattr(self, name)}")
         if not 0 < self.plateau_factor < 1:
             raise ValueError(f"train.plateau_factor must lie between 0 and 1, not {self.plateau_factor}")
         if self.early_stop_patience is not None and self.early_stop_patience < 1:
