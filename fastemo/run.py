@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import shlex
@@ -70,6 +71,9 @@ def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | N
                 raise stop from None
             except Exception as error:
                 _log_end(console, f"ended by {type(error).__name__}: {error}")
+                # Only opening a file tells its name; what is written here goes to the run folder.
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+                    raise faults.not_written(error, found.folder) from error
                 raise
     return found.folder
 

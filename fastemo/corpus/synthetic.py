@@ -252,7 +252,7 @@ def _write_clips(
 ) -> Iterable[int]:
     """Write the clips and yield how many more are done, several processes at a time where it pays."""
     tasks = _split(performances, config, workers)
-    if workers == 1 or len(tasks) == 1:
+    if workers == 1 or len(tasks) <= 1:  # none: whoever wrote the last file was killed before saying so
         for performance in performances:
             yield _write_task(root, config, [performance])
         return

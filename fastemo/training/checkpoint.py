@@ -239,7 +239,9 @@ def recover(checkpoints: Path) -> Recovery:
     if chosen is not None and chosen.folder.name.startswith("."):
         last = checkpoints / "last"
         if last.exists():  # behind the chosen one
-            last.rename(_older_name(last))
+            older = _older_name(last)
+            shutil.rmtree(older, ignore_errors=True)  # of the same clips: one is the end of their epoch
+            last.rename(older)
         found.checkpoint = Checkpoint(chosen.folder.rename(last), chosen.model, chosen.state, chosen.info)
     if found.checkpoint is not None and found.notes:
         found.notes.append(f"going on from {found.checkpoint.folder}")

@@ -1,10 +1,12 @@
-"""State of optimisers and generators, taken and put back."""
+"""State of optimisers and generators, taken and put back; processes that were started again, joined anew."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 # How an update is computed, which is this run's choice; the rest of a group is what was trained with.
 _KERNEL_OPTIONS = ("fused", "foreach", "capturable", "differentiable")
@@ -44,3 +46,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                     raise ValueError(f"{name} is {list(value.shape)} where a weight is {list(parameter.shape)}")
                 # One kernel walks through weight and state together: both need the same order in memory.
                 held[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def join_after_restart() -> None:
+    """Join processes that torchrun started again, past what those before them left in its store.
+
+    All attempts share one store, in which a process that asks too early finds the address of one that is dead.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(f"attempt {attempt}", dist.TCPStore(host, port, world_size, is_master=False))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)

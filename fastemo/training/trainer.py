@@ -30,7 +30,7 @@ from fastemo.training import checkpoint, dropped, faults
 from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.config import TrainConfig
 from fastemo.training.progress import Progress, epoch_line, json_lines, last_losses
-from fastemo.training.resume import generators, load_optimizer, set_generators
+from fastemo.training.resume import generators, join_after_restart, load_optimizer, set_generators
 from fastemo.training.schedule import make_scheduler, timed, windows
 from fastemo.training.speed import keep_conv3d_right, keep_statistics, pick, set_determinism, to_channels_last
 from fastemo.training.stopping import FAIL, GO_ON, SAVE, STOP, Agreement, FiniteWatch, StopSignals
@@ -65,6 +65,7 @@ class Trainer:
             # Every step uses every weight. Batches whose gradients wait for others' are not what it is made for.
             static_graph=config.accumulate_steps == 1,
         )
+        join_after_restart()
         # Accelerate keeps the first precision that a process asked for; a later training may ask for another.
         AcceleratorState._reset_state()
         # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.

@@ -62,7 +62,7 @@ def main(out, kills, arguments):
         if len(killed) % 2:
             where, status = "inside a checkpoint's writing", attempt(arguments, flushes=chance.randint(1, 60))
         else:
-            where, status = "at any moment", attempt(arguments, seconds=chance.uniform(0.2, 6))
+            where, status = "at any moment", attempt(arguments, seconds=chance.uniform(0.2, 2.5))
         if status != -signal.SIGKILL:
             raise SystemExit(f"ended with status {status} after {len(killed)} kills")
         killed.append(where)

@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).with_name("killed.py")
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(tiny_corpus, tmp_path, fault_log):
-    options = [*SMALL, "--corpus.root", str(tiny_corpus), "--train.epochs", "5"]
+    options = [*SMALL, "--corpus.root", str(tiny_corpus), "--train.epochs", "8"]
     options += ["--train.checkpoint_minutes", "1e-6", "--train.keep", "2"]
     whole = run(*resolve([*options, "--runs_dir", str(tmp_path / "whole"), "--name", "run"]))
     out = tmp_path / "out.json"

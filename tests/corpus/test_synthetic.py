@@ -279,3 +279,11 @@ def test_bad_difficulty_and_workers_are_named(tmp_path: Path) -> None:
         Difficulty(noise=2.5)
     with pytest.raises(ValueError, match="workers is 0"):
         synthesize(tmp_path, SMALL, workers=0)
+
+
+def test_killed_between_the_last_file_and_saying_so(tmp_path):
+    config = SyntheticConfig(actors=1, clips_per_actor=4, width=96, height=64, num_frames=12)
+    root = synthesize(tmp_path / "corpus", config, workers=2)
+    (root / "synthetic.json").rename(root / "synthetic.partial.json")
+    assert synthesize(root, config, workers=2) == root
+    assert (root / "synthetic.json").is_file()

@@ -231,3 +231,14 @@ def test_the_writer_works_in_order_and_tells_what_failed():
         writer.wait()
     writer.wait()
     writer.close()
+
+
+def test_a_killed_write_beside_two_of_the_same_clips(tmp_path):
+    """The last step of an epoch, its end, and what was written next and never renamed."""
+    for is_epoch_end in (False, True):
+        info = {"epoch": 2, "clips": 8, "is_epoch_end": is_epoch_end}
+        checkpoint.save(tmp_path / "last", model={}, state={}, info=info, keep=1)
+    checkpoint.save(tmp_path / ".last.0123", model={}, state={}, info={"epoch": 3, "clips": 4})
+    found = checkpoint.recover(tmp_path).checkpoint
+    assert (found.folder.name, found.info["epoch"]) == ("last", 3)
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["epoch-00002-clips-0000008", "last"]
