@@ -125,6 +125,8 @@ def set_determinism(is_on: bool) -> None:
     if is_on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
+    # Else every new tensor is filled first, lest somebody reads what was never written: a cost at each step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(is_on)
 
 

@@ -163,8 +163,10 @@ class TestEnds:
     """A scan that stalls in two processes, ended from outside."""
 
     PROGRAM = (
-        "import sys; from fastemo.corpus import isolation; from fastemo.corpus.manifest import scan; "
+        "import signal, sys; from fastemo.corpus import isolation; from fastemo.corpus.manifest import scan; "
         "from fastemo.errors import one_line_errors\n"
+        # A shell's background jobs ignore it, and so do their children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "isolation._EXAMINE = 'worker_tasks:examine'\n"
         "with one_line_errors(): scan(sys.argv[1], threads=2)"
     )
