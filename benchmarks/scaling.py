@@ -140,7 +140,7 @@ def make_job(options: argparse.Namespace, folder: Path) -> Job:
         size=options.size,
         crop_size=crop_size,
         batch_size=options.batch_size,
-        warm_up=1 if options.quick else 3,
+        warm_up=1 if options.quick else 8,
         steps=options.steps,
         precision=options.precision,
     )
