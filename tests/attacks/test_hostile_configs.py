@@ -168,7 +168,8 @@ def test_what_would_take_memory_stack_or_time(file: Path, fault_log: FaultLog) -
                 assert "run.yaml" in message or any(key in message for key in ("seed", "name", "k0", "bogus")), what
                 value = text.partition(": ")[2]
                 if len(value) < 130_000 and "lists" in what:
-                    assert "--train.lr" in refusal(f"--train.lr={value}")
+                    # Nested too deep, or, by a libyaml that parses no such thing, no number.
+                    assert "train.lr" in refusal(f"--train.lr={value}")
                     refusal("--train.lr", value)
 
     assert exit_code(forked(attack, seconds=60)) == 0
