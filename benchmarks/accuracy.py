@@ -18,11 +18,11 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.results import collect_versions, machine, machine_slug
+from fastemo.corpus.action_units import PAIRS
 from fastemo.errors import one_line_errors
+from fastemo.evaluation.compare import order_counts
 from fastemo.machine import write_text
 
-# Classes of the built-in corpus that show the same in opposite order: a model blind to order guesses within a pair.
-_PAIRS = (("surprised", "fearful"), ("sad", "disgust"))
 _OWN_OPTIONS = r" --(?:name|runs_dir)[ =]\S+"
 
 
@@ -63,12 +63,11 @@ def command(line: str) -> str:
 
 
 def paired(names: list[str], confusion: list[list[int]]) -> str:
-    """How many clips of the paired classes were told apart, and how many taken for their pair."""
-    right = swapped = 0
-    for one, other in _PAIRS:
-        i, j = names.index(one), names.index(other)
-        right += confusion[i][i] + confusion[j][j]
-        swapped += confusion[i][j] + confusion[j][i]
+    """How many clips of the paired classes were told apart, and how many taken for their pair.
+
+    The classes of a pair show the same in opposite order: a model blind to order guesses within it.
+    """
+    right, swapped, _ = order_counts(confusion, names, PAIRS)
     return f"paired classes: {right} right, {swapped} swapped"
 
 

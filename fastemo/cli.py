@@ -96,7 +96,7 @@ def _index(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from fastemo.console import Console
-    from fastemo.run import evaluate_run
+    from fastemo.retest import evaluate_run
 
     evaluate_run(options.run, options.split, options.out, Console())
 

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import platform
+import stat
 import sys
 import threading
 import uuid
@@ -205,12 +206,29 @@ def locked(path: Path) -> Iterator[None]:
     if fcntl is None:
         raise OSError(errno.ENOSYS, "this operating system has no file locks", str(path))
     # Opened anew each time: a lock belongs to the open file, which threads and forked processes would share.
-    with path.open("ab") as file:
+    with os.fdopen(open_plain(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY), "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def open_plain(path: Path | str, flags: int) -> int:
+    """Open a file that is one, and return its descriptor: links, pipes and devices are refused, in the same moment.
+
+    Looked at beforehand, a file could be replaced before it is opened; a pipe would then be waited on for ever, and a
+    device read without end.
+
+    Raises:
+        OSError: The file cannot be opened, or is none.
+    """
+    # Both flags are unknown to some operating systems.
+    file = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "this is no plain file", str(path))
+    return file
 
 
 def read_at(file: int, view: memoryview, offset: int) -> bool:

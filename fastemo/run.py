@@ -5,37 +5,29 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from fastemo.config import RunConfig, read_config, write_config
+from fastemo.config import RunConfig, write_config
 from fastemo.console import Console
-from fastemo.corpus.manifest import Clip, Manifest, read_manifest
-from fastemo.corpus.prepare import corpus_root, prepare_corpus
+from fastemo.corpus.manifest import Manifest, read_manifest
+from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.errors import Stopped
-from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
-from fastemo.machine import only_one, versions, write_text
+from fastemo.machine import only_one, write_text
 from fastemo.models import build_model
-from fastemo.report import figures
+from fastemo.results import results_line, write_report
 from fastemo.resume import check_same_corpus, recover
 from fastemo.training import checkpoint, faults
 from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.stopping import StopSignals
 from fastemo.training.trainer import Trainer
-from fastemo.video.decode import DecodeError, decode_clip
 from fastemo.video.loader import ClipLoader
-from fastemo.video.sampling import frame_indices
 
 
 def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | None = None) -> Path:
@@ -150,10 +142,10 @@ def _test(
     # The main process alone reads and writes the run folder: other hosts need not see it.
     weights, info = trainer.on_main(lambda: checkpoint.load_model(run_dir / "checkpoints" / "best"))
     trainer.load_weights(weights)
-    predictions = trainer.predict(loader, config.augment)
+    predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
     trainer.note_dropped({"test": loader}, 0, run_dir)
     if trainer.is_main:
-        result = write_report(config, run_dir, root, splits, trainer.history, predictions, epoch=info["epoch"])
+        result = write_report(config, run_dir, root, splits, trainer.history, predictions, probes, epoch=info["epoch"])
         console.say(f"test: {results_line(result, len(splits.class_names))}")
 
 
@@ -202,44 +194,6 @@ def _prepare_folder(config: RunConfig, found: Opened, console: Console) -> Manif
     return manifest
 
 
-def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) -> dict[str, Any]:
-    """Test the best checkpoint of a run on one of its splits, in one process.
-
-    Writes `SPLIT.json` and `predictions.csv` to `out`, by default `RUN/evaluation/SPLIT`; results of an earlier
-    evaluation there are replaced. The clips are those of the run's own manifest.
-
-    Raises:
-        ValueError: `run_dir` is no run folder, or its checkpoint is damaged.
-        DecodeError: A clip no longer decodes as it did in the run.
-    """
-    config_file = run_dir / "config.yaml"
-    if not config_file.is_file():
-        raise ValueError(f"{run_dir} is no run folder: it holds no config.yaml")
-    config = read_config(["--config", str(config_file)])
-    weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
-    root = corpus_root(config.corpus, console)
-    manifest = read_manifest(run_dir / "manifest.csv", root).at_home(root)
-    splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
-    with Trainer(config.train, seed=config.seed) as trainer:
-        # The checkpoint holds every weight: nothing is fetched.
-        model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))
-        trainer.prepare(model, 1)
-        trainer.load_weights(weights)
-        with make_loader(config, manifest.root, splits, split, trainer, console) as loader:
-            predictions = trainer.predict(loader, config.augment)
-    out = out or run_dir / "evaluation" / split
-    result = {
-        "split": split,
-        "epoch": info["epoch"],
-        **summarise(predictions, splits[split], splits.class_names),
-    }
-    write_text(out / f"{split}.json", json.dumps(result, indent=2) + "\n")
-    write_predictions(out / "predictions.csv", predictions, splits[split], splits.class_names)
-    console.say(f"{split}: {results_line(result, len(splits.class_names))}")
-    console.say(f"written to {out}")
-    return result
-
-
 def make_loader(
     config: RunConfig, root: Path, splits: Splits, name: str, trainer: Trainer, console: Console
 ) -> ClipLoader:
@@ -260,69 +214,6 @@ def make_loader(
         on_error=config.corpus.on_error,
         say=console.say,
     )
-
-
-def write_report(
-    config: RunConfig,
-    run_dir: Path,
-    root: Path,
-    splits: Splits,
-    history: Sequence[dict[str, object]],
-    predictions: Predictions,
-    *,
-    epoch: int,
-) -> dict[str, Any]:
-    """Write what the test says, `test.json`, `predictions.csv` and the figures; the first is returned."""
-    names = splits.class_names
-    result = {
-        "model": config.model.name,
-        "corpus": "built-in (generated faces)" if config.corpus.root is None else str(config.corpus.root),
-        "protocol": splits.protocol,
-        "fold": config.corpus.fold,
-        "seed": config.seed,
-        "versions": versions(),
-        "epoch": epoch,
-        **summarise(predictions, splits.test, names),
-    }
-    write_text(run_dir / "test.json", json.dumps(result, indent=2) + "\n")
-    write_predictions(run_dir / "predictions.csv", predictions, splits.test, names)
-    title = f"{config.model.name}, {len(predictions.keys)} test clips, accuracy {result['accuracy']:.1%}"
-    figures.save_curves(history, run_dir / "curves.png")
-    figures.save_confusion(result["confusion"], names, run_dir / "confusion_matrix.png", title)
-    figures.save_per_class(result["per_class"], run_dir / "per_class_accuracy.png", title)
-    examples = misclassified(config, root, splits.test, predictions, names)
-    figures.save_misclassified(examples, run_dir / "misclassified.png")
-    return result
-
-
-def misclassified(
-    config: RunConfig, root: Path, clips: Sequence[Clip], predictions: Predictions, class_names: Sequence[str]
-) -> list[figures.Misclassified]:
-    """The clips that the model was surest of and wrong about, six frames each."""
-    by_key = {clip.key: clip for clip in clips}
-    confidence = predictions.probabilities.max(1)
-    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: figures.MAX_MISCLASSIFIED]
-    spec = replace(config.video.spec, num_frames=6, size=max(128, config.video.size))
-    examples = []
-    for row in wrong:
-        clip = by_key[predictions.keys[row]]
-        try:
-            frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec)
-        except DecodeError:
-            if config.corpus.on_error == "stop":
-                raise
-            continue  # it was there for the test, and is gone since
-        examples.append(
-            figures.Misclassified(
-                key=clip.key,
-                frames=frames,
-                true_name=class_names[predictions.labels[row]],
-                predicted_name=class_names[predictions.predicted[row]],
-                probability=float(confidence[row]),
-            )
-        )
-    return examples
 
 
 def _make_run_dir(config: RunConfig) -> Path:
@@ -350,12 +241,3 @@ def _show_splits(splits: Splits, run_dir: Path, console: Console) -> None:
     writer.writeheader()
     writer.writerows(table)
     write_text(run_dir / "splits.csv", text.getvalue())
-
-
-def results_line(result: dict[str, Any], num_classes: int) -> str:
-    low, high = result["intervals"]["accuracy"]
-    return (
-        f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), UAR {result['uar']:.1%}, "
-        f"macro-F1 {result['macro_f1']:.3f} on {result['num_clips']} clips of {result['num_takes']} takes; "
-        f"chance {1 / num_classes:.1%}"
-    )

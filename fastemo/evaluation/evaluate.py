@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -15,12 +15,20 @@ import torch
 from torch import nn
 
 from fastemo.corpus.manifest import Clip
-from fastemo.evaluation.metrics import Metrics, accuracy_interval, compute_metrics
+from fastemo.evaluation.calibration import calibration
+from fastemo.evaluation.groups import gaps, group_metrics
+from fastemo.evaluation.metrics import Metrics, compute_metrics
+from fastemo.evaluation.probes import Order, check_order, reorder
+from fastemo.evaluation.tables import CLIP_COLUMNS
+from fastemo.evaluation.uncertainty import (
+    LEVEL,
+    interval_of_mean,
+    one_file_a_take,
+    score_intervals,
+)
 from fastemo.machine import write_text
 from fastemo.video.augment import AugmentConfig, center_crop
 from fastemo.video.loader import ClipLoader
-
-_CLIP_COLUMNS = ("actor", "modality", "channel", "intensity", "statement", "repetition")
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class Predictions:
         return shifted / shifted.sum(1, keepdims=True)
 
     @property
+    def correct(self) -> np.ndarray:
+        """Boolean [N]."""
+        return self.labels == self.predicted
+
+    @property
     def loss(self) -> float:
         """Mean cross entropy, in nats."""
         shown = self.probabilities[np.arange(len(self.labels)), self.labels]
@@ -74,20 +87,35 @@ class Predictions:
     def metrics(self, class_names: Sequence[str]) -> Metrics:
         return compute_metrics(self.labels, self.predicted, class_names)
 
+    def at(self, rows: np.ndarray) -> Predictions:
+        """Those of some rows, int64 [M], in their order."""
+        return Predictions(tuple(self.keys[row] for row in rows), self.labels[rows], self.logits[rows])
+
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: ClipLoader, augment: AugmentConfig) -> Predictions:
+def predict(
+    model: nn.Module, loader: ClipLoader, augment: AugmentConfig, *, order: Order = "recorded", seed: int = 0
+) -> Predictions:
     """Run the clips of one rank through the model, in evaluation mode; its training mode is put back.
 
     Padding is left out, and with it clips that the loader dropped.
+
+    Args:
+        order: The order in which the model sees each clip's frames: `probes.reorder`.
+        seed: Of the order `shuffled`.
+
+    Raises:
+        ValueError: An unknown order.
     """
+    check_order(order)
     was_training = model.training
     model.eval()
     keys: list[str] = []
     labels, logits, is_padding = [], [], []
     try:
         for batch in loader.epoch():
-            logits.append(model(center_crop(batch.frames, augment)).float())
+            frames = reorder(batch.frames, batch.keys, order, seed=seed)
+            logits.append(model(center_crop(frames, augment)).float())
             labels.append(batch.labels)
             is_padding.append(batch.is_padding)
             keys += batch.keys
@@ -103,17 +131,100 @@ def predict(model: nn.Module, loader: ClipLoader, augment: AugmentConfig) -> Pre
     )
 
 
-def summarise(predictions: Predictions, clips: Sequence[Clip], class_names: Sequence[str]) -> dict[str, Any]:
-    """Metrics with a 95 % interval of the accuracy, and how many takes the clips are."""
-    takes_by_key = {clip.key: clip.take for clip in clips}
-    takes = [takes_by_key[key] for key in predictions.keys]
-    low, high = accuracy_interval(predictions.labels == predictions.predicted, takes)
+def summarise(
+    predictions: Predictions,
+    clips: Sequence[Clip],
+    class_names: Sequence[str],
+    probes: Mapping[str, Predictions] | None = None,
+) -> dict[str, Any]:
+    """All that is told of a test: metrics, how sure they are, calibration, results by group, and probes of time.
+
+    The metrics, calibration and groups count clips, as the report does. Where a take's two files are both among them,
+    every interval draws the two together, and `one_file_a_take` tells the honest count beside.
+
+    Args:
+        predictions: Of the model, frames in the order recorded.
+        clips: The split's, in any order, at least those predicted.
+        class_names: Class k's name at position k.
+        probes: Predictions by the same model with frames in another order, by the order's name.
+
+    Returns:
+        What JSON can hold; without `probes`, no key of that name.
+    """
+    by_key = {clip.key: clip for clip in clips}
+    shown = [by_key[key] for key in predictions.keys]
+    takes = [clip.take for clip in shown]
+    num_takes = len(set(takes))
+    groups = group_metrics(predictions.labels, predictions.predicted, shown, len(class_names))
     return {
         **predictions.metrics(class_names).to_json(),
         "loss": predictions.loss,
-        "intervals": {"accuracy": [low, high], "level": 0.95, "resampled": "takes"},
-        "num_takes": len(set(takes)),
+        "num_takes": num_takes,
+        "intervals": _intervals(predictions, shown, len(class_names)),
+        "one_file_a_take": None if num_takes == len(takes) else _one_file_a_take(predictions, shown, class_names),
+        "calibration": calibration(predictions.correct, predictions.probabilities.max(1)),
+        "groups": groups,
+        "gaps": gaps(groups, predictions.correct, shown),
+        **({} if probes is None else {"probes": _probed(predictions, probes, by_key)}),
     }
+
+
+def _intervals(predictions: Predictions, shown: Sequence[Clip], num_classes: int) -> dict[str, Any]:
+    """By takes, and by actors where each clip's is known and there are two to draw."""
+
+    def over(groups: Sequence[str]) -> dict[str, Any]:
+        found = score_intervals(predictions.labels, predictions.predicted, groups, num_classes)
+        return {"num_groups": len(set(groups)), **{name: list(interval) for name, interval in found.items()}}
+
+    takes = over([clip.take for clip in shown])
+    actors = [str(clip.actor) for clip in shown if clip.actor]
+    enough = len(actors) == len(shown) and len(set(actors)) > 1
+    return {
+        "level": LEVEL,
+        "accuracy": takes["accuracy"],
+        "resampled": "takes",
+        "takes": takes,
+        "actors": over(actors) if enough else None,
+    }
+
+
+def _one_file_a_take(predictions: Predictions, shown: Sequence[Clip], class_names: Sequence[str]) -> dict[str, Any]:
+    rows = one_file_a_take([clip.take for clip in shown], [clip.modality for clip in shown])
+    chosen = predictions.at(rows)
+    metrics = chosen.metrics(class_names)
+    interval = interval_of_mean(chosen.correct, [shown[row].take for row in rows])
+    return {
+        "accuracy": metrics.accuracy,
+        "uar": metrics.uar,
+        "macro_f1": metrics.macro_f1,
+        "num_clips": metrics.num_clips,
+        "intervals": {"accuracy": list(interval)},
+    }
+
+
+def _probed(
+    recorded: Predictions, probes: Mapping[str, Predictions], by_key: Mapping[str, Clip]
+) -> dict[str, dict[str, Any]]:
+    """Each probe's accuracy, and how it differs from the order recorded, on the clips that both have.
+
+    A clip may be missing from one of the two where the loader may drop what it cannot read.
+    """
+    row_of = {key: row for row, key in enumerate(recorded.keys)}
+    found = {}
+    for name, probe in probes.items():
+        rows = np.array([row for row, key in enumerate(probe.keys) if key in row_of], dtype=np.int64)
+        probe = probe.at(rows)
+        same = recorded.at(np.array([row_of[key] for key in probe.keys], dtype=np.int64))
+        takes = [by_key[key].take for key in probe.keys]
+        change = probe.correct.astype(np.int64) - same.correct
+        found[name] = {
+            "accuracy": float(probe.correct.mean()),
+            "interval": list(interval_of_mean(probe.correct, takes)),
+            "agreement": float((probe.predicted == same.predicted).mean()),
+            "difference": float(change.mean()),
+            "difference_interval": list(interval_of_mean(change, takes)),
+        }
+    return found
 
 
 def write_predictions(path: Path, predictions: Predictions, clips: Sequence[Clip], class_names: Sequence[str]) -> None:
@@ -122,12 +233,12 @@ def write_predictions(path: Path, predictions: Predictions, clips: Sequence[Clip
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     probability_columns = [f"probability_{name}" for name in class_names]
-    writer.writerow(["key", "label", "prediction", *probability_columns, *_CLIP_COLUMNS])
+    writer.writerow(["key", "label", "prediction", *probability_columns, *CLIP_COLUMNS])
     for key, label, predicted, probabilities in zip(
         predictions.keys, predictions.labels, predictions.predicted, predictions.probabilities, strict=True
     ):
         clip = by_key[key]
         shares = [f"{share:.6f}" for share in probabilities]
-        fields = [getattr(clip, name) or "" for name in _CLIP_COLUMNS]
+        fields = [getattr(clip, name) or "" for name in CLIP_COLUMNS]
         writer.writerow([key, class_names[label], class_names[predicted], *shares, *fields])
     write_text(path, text.getvalue())

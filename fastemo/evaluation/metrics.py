@@ -1,4 +1,4 @@
-"""What a set of predictions got right: accuracy, UAR, macro F1, per class, confusion, an interval.
+"""What a set of predictions got right: accuracy, UAR, macro F1, per class, confusion.
 
 Clips are N pairs of class indices 0 .. K-1: what was shown, what was predicted.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import confusion_matrix
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,28 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> ND
     return confusion_matrix(shown, predicted, labels=np.arange(num_classes)).astype(np.int64)
 
 
+class Scores(NamedTuple):
+    """Accuracy, UAR and macro F1 as `Metrics` defines them, float64 [...]: one of each a confusion matrix."""
+
+    accuracy: NDArray[np.float64]
+    uar: NDArray[np.float64]
+    macro_f1: NDArray[np.float64]
+
+
+def scores(counts: ArrayLike) -> Scores:
+    """Measure confusion matrices [..., K, K], rows what was shown, none of them empty; whole numbers of any type."""
+    counts = np.asarray(counts, dtype=np.float64)
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    shown, predicted = counts.sum(-1), counts.sum(-2)
+    # F1 = 2 TP / (shown + predicted); a class that is in neither has no F1, one never shown has no recall.
+    met = shown + predicted
+    return Scores(
+        accuracy=right.sum(-1) / shown.sum(-1),
+        uar=(right / np.maximum(shown, 1)).sum(-1) / (shown > 0).sum(-1),
+        macro_f1=(2 * right / np.maximum(met, 1)).sum(-1) / (met > 0).sum(-1),
+    )
+
+
 def compute_metrics(labels: ArrayLike, predictions: ArrayLike, class_names: Sequence[str]) -> Metrics:
     """Measure predictions against labels, both integer [N], N > 0; class k is called `class_names[k]`.
 
@@ -66,63 +88,13 @@ def compute_metrics(labels: ArrayLike, predictions: ArrayLike, class_names: Sequ
         ValueError: As for `confusion`.
     """
     counts = confusion(labels, predictions, len(class_names))
-    clips, right = counts.sum(axis=1), counts.diagonal()
-    shown = clips > 0
-    met = shown | (counts.sum(axis=0) > 0)
-    f1 = f1_score(labels, predictions, labels=np.flatnonzero(met), average="macro", zero_division=0.0)
+    measured = scores(counts)
     return Metrics(
-        accuracy=float(right.sum() / counts.sum()),
-        uar=float(np.mean(right[shown] / clips[shown])),
-        macro_f1=float(f1),
+        **{name: float(value) for name, value in measured._asdict().items()},
         per_class={
             name: int(hits) / int(total) if total else None
-            for name, hits, total in zip(class_names, right, clips, strict=True)
+            for name, hits, total in zip(class_names, counts.diagonal(), counts.sum(axis=1), strict=True)
         },
         confusion=counts,
         num_clips=int(counts.sum()),
     )
-
-
-def accuracy_interval(
-    correct: ArrayLike,
-    groups: Sequence[str],
-    *,
-    level: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Bootstrap percentile interval of the accuracy, whole groups drawn with replacement.
-
-    With takes as groups, the two files of one take are drawn together and do not pass for two witnesses.
-    The interval tells how much the choice of takes matters, not that of the actors. Source: Efron &
-    Tibshirani (1993), "An Introduction to the Bootstrap", section 13.3.
-
-    Args:
-        correct: Boolean [N], whether each clip was predicted right.
-        groups: The group of each clip.
-        level: Coverage, between 0 and 1.
-        num_resamples: Samples drawn.
-        seed: Of the draws; the same arguments give the same interval.
-
-    Raises:
-        ValueError: No clips, unequal lengths, a level outside 0 .. 1 or no resamples.
-    """
-    right = np.asarray(correct, dtype=bool)
-    if right.shape != (len(groups),):
-        raise ValueError(f"correct is {right.shape} for {len(groups)} groups, must be one a clip")
-    if not right.size:
-        raise ValueError("there are no clips to measure")
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}, must be between 0 and 1")
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples is {num_resamples}, must be at least 1")
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    sizes = np.bincount(member)
-    hits = np.bincount(member[right], minlength=len(names))
-    # How often each group is drawn is all that a resample is.
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=num_resamples)
-    accuracies = (draws @ hits) / (draws @ sizes)
-    tail = (1 - level) / 2
-    low, high = np.quantile(accuracies, [tail, 1 - tail])
-    return float(low), float(high)

@@ -25,6 +25,7 @@ from torch import nn
 from fastemo.console import Console
 from fastemo.errors import Stopped, UserError
 from fastemo.evaluation.evaluate import Predictions, predict
+from fastemo.evaluation.probes import PROBES, Order
 from fastemo.machine import available_processors, versions, write_text
 from fastemo.training import checkpoint, dropped, faults
 from fastemo.training.checkpoint import Checkpoint
@@ -243,10 +244,14 @@ class Trainer:
                 raise lost from error
             raise
 
-    def predict(self, loader: ClipLoader, augment_config: AugmentConfig) -> Predictions:
-        """Every clip of a split once, from all ranks, on all ranks."""
-        local = predict(self.bare_model, loader, augment_config)
+    def predict(self, loader: ClipLoader, augment_config: AugmentConfig, order: Order = "recorded") -> Predictions:
+        """Every clip of a split once, its frames in that order, from all ranks, on all ranks."""
+        local = predict(self.bare_model, loader, augment_config, order=order, seed=self._seed)
         return Predictions.joined(gather_object([local]))
+
+    def probe(self, loader: ClipLoader, augment_config: AugmentConfig) -> dict[str, Predictions]:
+        """What is said of the same clips with their frames in other orders, by the order's name."""
+        return {order: self.predict(loader, augment_config, order) for order in PROBES}
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         self.bare_model.load_state_dict(weights)

@@ -24,7 +24,7 @@ import torch
 
 from fastemo.corpus.manifest import Clip, fingerprint
 from fastemo.errors import UserError
-from fastemo.machine import available_memory, cache_folder, locked, read_at, write_at, write_text
+from fastemo.machine import available_memory, cache_folder, locked, open_plain, read_at, write_at, write_text
 from fastemo.video.decode import FrameSpec
 
 Tier = Literal["auto", "none", "disk", "memory", "device"]
@@ -194,7 +194,7 @@ class ClipStore:
         self._check_room([self._rows[key] for key in keys])
         for path in (frames, records):
             path.touch()
-        self._frames, self._records = FileIO(frames, "r+"), FileIO(records, "r+")
+        self._frames, self._records = (FileIO(it, "r+", opener=open_plain) for it in (frames, records))
         # Longer files with the old header are as good as before, a new header with the old files would not be.
         for file, row_bytes in ((self._frames, self._row_bytes), (self._records, _RECORD_BYTES)):
             if os.fstat(file.fileno()).st_size < len(self._rows) * row_bytes:
@@ -211,9 +211,11 @@ class ClipStore:
         """Whose the rows are; `None` where there is no store or it is damaged."""
         path = self.folder / HEADER
         try:
-            if path.stat().st_size > _MOST_HEADER_BYTES:
+            with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+                content = file.read(_MOST_HEADER_BYTES + 1)
+            if len(content) > _MOST_HEADER_BYTES:
                 return None
-            text = path.read_text(encoding="ascii")
+            text = content.decode("ascii")
             keys = json.loads(text)["keys"]
             if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
                 return None
@@ -230,7 +232,7 @@ class ClipStore:
     def _check_room(self, rows: list[int]) -> None:
         """See that those of the rows that were never written fit on the disk and below the limit."""
         size, records = _RECORD_BYTES, b""
-        with suppress(FileNotFoundError), (self.folder / RECORDS).open("rb") as file:
+        with suppress(FileNotFoundError), FileIO(self.folder / RECORDS, opener=open_plain) as file:
             records = file.read(len(self._rows) * size)
         needed = sum(not any(records[row * size : (row + 1) * size]) for row in set(rows)) * self._row_bytes
         disk = shutil.disk_usage(self.folder)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
-from fastemo.evaluation.metrics import accuracy_interval, compute_metrics, confusion
+from fastemo.evaluation.metrics import compute_metrics, confusion, scores
 
 NAMES = ("neutral", "calm", "happy", "sad")
 CLIPS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
@@ -60,6 +60,25 @@ def test_agrees_with_scikit_learn(clips: list[tuple[int, int]]) -> None:
         assert metrics.per_class[name] == (sum(of_class) / len(of_class) if of_class else None)
 
 
+@given(st.lists(CLIPS, min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_many_confusion_matrices_are_measured_as_one_by_one(sets: list[list[tuple[int, int]]]) -> None:
+    tables = [tuple(map(list, zip(*clips, strict=True))) for clips in sets]
+    found = scores(np.stack([confusion(labels, predictions, 4) for labels, predictions in tables]))
+    for position, (labels, predictions) in enumerate(tables):
+        assert found.accuracy[position] == accuracy_score(labels, predictions)
+        f1 = f1_score(labels, predictions, average="macro", zero_division=0)
+        assert found.macro_f1[position] == pytest.approx(f1)
+        recalls = recall_score(labels, predictions, labels=sorted(set(labels)), average="macro", zero_division=0)
+        assert found.uar[position] == pytest.approx(recalls)
+
+
+def test_the_confusion_is_scikit_learns() -> None:
+    labels, predictions = np.random.default_rng(3).integers(0, 4, size=(2, 200))
+    expected = confusion_matrix(labels, predictions, labels=range(4))
+    np.testing.assert_array_equal(confusion(labels, predictions, 4), expected)
+
+
 def test_json_is_plain() -> None:
     written = json.loads(json.dumps(compute_metrics([0, 1], [0, 0], ("a", "b")).to_json(), allow_nan=False))
     assert written == {
@@ -86,50 +105,3 @@ def test_json_is_plain() -> None:
 def test_what_cannot_be_measured_is_an_error(labels: list, predictions: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compute_metrics(labels, predictions, NAMES)
-
-
-def test_interval_holds_the_accuracy_and_narrows_with_clips() -> None:
-    few = accuracy_interval(np.arange(40) % 4 > 0, [f"take{i}" for i in range(40)])
-    many = accuracy_interval(np.arange(1000) % 4 > 0, [f"take{i}" for i in range(1000)])
-    assert 0 <= few[0] < many[0] < 0.75 < many[1] < few[1] <= 1
-    # The normal approximation, good at 1000: 0.75 +- 1.96 sqrt(0.75 * 0.25 / 1000).
-    assert many == pytest.approx((0.7232, 0.7768), abs=0.004)
-
-
-def test_the_two_files_of_a_take_are_no_second_witness() -> None:
-    correct = np.arange(100) % 3 > 0
-    takes = [f"take{i}" for i in range(100)]
-    once = accuracy_interval(correct, takes)
-    assert accuracy_interval(np.repeat(correct, 2), list(np.repeat(takes, 2))) == once
-    alone = accuracy_interval(np.repeat(correct, 2), [f"clip{i}" for i in range(200)])
-    assert alone[1] - alone[0] < 0.85 * (once[1] - once[0])
-
-
-def test_interval_is_repeatable_and_follows_its_level_and_seed() -> None:
-    correct, takes = np.arange(50) % 2 == 0, [f"take{i // 2}" for i in range(50)]
-    assert accuracy_interval(correct, takes) == (0.5, 0.5)
-    takes = [f"take{i}" for i in range(50)]
-    wide, narrow = accuracy_interval(correct, takes, level=0.99), accuracy_interval(correct, takes, level=0.5)
-    assert wide[0] < narrow[0] < narrow[1] < wide[1]
-    assert accuracy_interval(correct, takes, seed=3) == accuracy_interval(correct, takes, seed=3)
-    drawn = {accuracy_interval(correct, takes, seed=seed, num_resamples=7) for seed in range(5)}
-    assert len(drawn) > 1
-
-
-def test_interval_is_a_point_where_nothing_varies() -> None:
-    assert accuracy_interval([True] * 5, list("abcde")) == (1.0, 1.0)
-    assert accuracy_interval([True, False], ["one", "one"]) == (0.5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("correct", "groups", "options", "message"),
-    [
-        ([], [], {}, "no clips"),
-        ([True], ["a", "b"], {}, "one a clip"),
-        ([True], ["a"], {"level": 1.0}, "between 0 and 1"),
-        ([True], ["a"], {"num_resamples": 0}, "at least 1"),
-    ],
-)
-def test_interval_errors(correct: list, groups: list, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        accuracy_interval(correct, groups, **options)

@@ -1,0 +1,234 @@
+"""Models compared on the same clips: paired tests, corrected for the number of pairs, takes as witnesses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest, chi2
+
+from fastemo.evaluation.metrics import confusion
+from fastemo.evaluation.tables import PredictionTable, read_predictions
+from fastemo.evaluation.uncertainty import (
+    group_members,
+    group_sums,
+    interval_of_mean,
+    one_file_a_take,
+    percentile_interval,
+    resample,
+)
+
+__all__ = [
+    "PredictionTable",
+    "compare",
+    "holm",
+    "mcnemar",
+    "mean_interval",
+    "order_accuracy",
+    "order_counts",
+    "read_predictions",
+]
+
+# As many as make the smallest p, 2 / (R + 1), survive the correction for a table of ten models.
+NUM_RESAMPLES = 10_000
+_EXACT_BELOW = 25
+
+
+def compare(tables: Mapping[str, Sequence[PredictionTable]]) -> list[dict[str, Any]]:
+    """Compare every two models on the same clips.
+
+    McNemar's test takes the first seed of each model and one file a take, since it holds each row for a witness of its
+    own. The bootstrap takes all seeds and all clips: it draws takes, twins together, and asks how the difference of
+    the two mean accuracies over the seeds varies. Its interval and its p speak of other takes, not of other seeds or
+    actors. Each kind of p is corrected by Holm's method over all pairs.
+
+    Args:
+        tables: By the model's name, a table for each of its seeds; a table is `read_predictions`'s.
+
+    Returns:
+        A row for each pair, in the order of the names: `a`, `b`, `num_clips`, `num_takes`; `only_a` and `only_b`, the
+        takes that one of them alone had right, with `p_mcnemar` and `p_mcnemar_holm`; `difference`, the accuracy of
+        `a` less that of `b`, with its 95 % `interval`, `p_bootstrap` and `p_bootstrap_holm` (two-sided).
+
+    Raises:
+        ValueError: A model without a table, or tables of different clips, labels or classes; the message names one.
+    """
+    everything = [(name, table) for name, of_model in tables.items() for table in of_model]
+    for name, of_model in tables.items():
+        if not of_model:
+            raise ValueError(f"there are no predictions of {name} to compare")
+    for _, table in everything[1:]:
+        _check_same(everything[0][1], table)
+    if len(tables) < 2:
+        return []
+    first = everything[0][1]
+    rows = one_file_a_take(first.takes, first.modalities.tolist())
+    clips, hits = _resampled(tables, first.takes)
+    found = [
+        {
+            "a": a,
+            "b": b,
+            "num_clips": len(first.keys),
+            "num_takes": len(rows),
+            **_only_one_right(tables[a][0].correct[rows], tables[b][0].correct[rows]),
+            **_difference(tables[a], tables[b], hits[a], hits[b], clips),
+        }
+        for a, b in combinations(tables, 2)
+    ]
+    for kind in ("p_mcnemar", "p_bootstrap"):
+        for row, corrected in zip(found, holm([row[kind] for row in found]), strict=True):
+            row[f"{kind}_holm"] = corrected
+    return found
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p that two models which differ on `only_a + only_b` takes are right equally often.
+
+    Exact below 25 such takes, above by chi-square with the continuity correction. Sources: McNemar (1947), "Note on the
+    sampling error of the difference between correlated proportions or percentages"; Edwards (1948).
+    """
+    differing = only_a + only_b
+    if differing == 0:
+        return 1.0
+    if differing < _EXACT_BELOW:
+        return float(binomtest(only_a, differing, 0.5).pvalue)
+    return float(chi2.sf(max(abs(only_a - only_b) - 1, 0) ** 2 / differing, 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values of a family of tests, corrected for their number, in the order given.
+
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, position in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+        corrected[position] = largest
+    return corrected
+
+
+def mean_interval(tables: Sequence[PredictionTable]) -> tuple[float, float, float]:
+    """The accuracy of one model, mean over its seeds, with its 95 % interval by bootstrap over takes.
+
+    Raises:
+        ValueError: No tables, or tables of different clips, labels or classes.
+    """
+    if not tables:
+        raise ValueError("there are no predictions to measure")
+    for table in tables[1:]:
+        _check_same(tables[0], table)
+    hits = _hits(tables)
+    low, high = interval_of_mean(hits, tables[0].takes, num_resamples=NUM_RESAMPLES)
+    return float(hits.mean()) / len(tables), low / len(tables), high / len(tables)
+
+
+def order_counts(counts: ArrayLike, class_names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """How many clips of paired classes were predicted right, as the other of their pair, and as anything else.
+
+    Args:
+        counts: Integer [K, K], rows what was shown, columns what was predicted.
+        pairs: Classes that show the same in opposite order; a pair that is not among the classes counts nothing.
+    """
+    counts = np.asarray(counts)
+    right = swapped = elsewhere = 0
+    for i, j in _positions(class_names, pairs):
+        right += int(counts[i, i] + counts[j, j])
+        swapped += int(counts[i, j] + counts[j, i])
+        elsewhere += int(counts[[i, j]].sum() - counts[np.ix_([i, j], [i, j])].sum())
+    return right, swapped, elsewhere
+
+
+def order_accuracy(table: PredictionTable, pairs: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
+    """How well a model tells apart classes that differ in the order of their frames alone; chance is one half.
+
+    Args:
+        table: What the model said.
+        pairs: Such classes, as `corpus.action_units.PAIRS` has them for the built-in corpus.
+
+    Returns:
+        `right`, `swapped` and `elsewhere` as `order_counts`; `accuracy`, the share of the right among those right or
+        swapped; and its 95 % `interval` by bootstrap over takes. None where no clip was either.
+    """
+    counts = confusion(table.labels, table.predicted, len(table.class_names))
+    right, swapped, elsewhere = order_counts(counts, table.class_names, pairs)
+    if right + swapped == 0:
+        return None
+    pair_of = np.full(len(table.class_names), -1)
+    for number, positions in enumerate(_positions(table.class_names, pairs)):
+        pair_of[list(positions)] = number
+    rows = np.flatnonzero((pair_of[table.labels] >= 0) & (pair_of[table.labels] == pair_of[table.predicted]))
+    interval = interval_of_mean(table.correct[rows], [table.takes[row] for row in rows])
+    return {
+        "right": right,
+        "swapped": swapped,
+        "elsewhere": elsewhere,
+        "accuracy": right / (right + swapped),
+        "interval": list(interval),
+    }
+
+
+def _positions(class_names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+    names = list(class_names)
+    return [(names.index(a), names.index(b)) for a, b in pairs if a in names and b in names]
+
+
+def _check_same(one: PredictionTable, other: PredictionTable) -> None:
+    """Raises `ValueError` unless two tables tell of the same clips."""
+    where = f"{one.source} and {other.source}"
+    if one.class_names != other.class_names:
+        raise ValueError(f"{where} have different classes: compare runs on one corpus")
+    if one.keys != other.keys:
+        key = min(set(one.keys) ^ set(other.keys))
+        raise ValueError(f"{where} tell of different clips, only one of them of {key!r}: compare runs on the same test")
+    for name, values, others in (
+        ("labels", one.labels, other.labels),
+        ("modalities", one.modalities, other.modalities),
+        ("actors", one.actors, other.actors),
+    ):
+        differing = np.flatnonzero(values != others)
+        if len(differing):
+            raise ValueError(
+                f"{where} have different {name} for {one.keys[differing[0]]!r}: compare runs on one corpus"
+            )
+
+
+def _hits(of_model: Sequence[PredictionTable]) -> NDArray[np.int64]:
+    """In how many of its seeds a model had each clip right, [N]."""
+    return np.sum([table.correct for table in of_model], axis=0)
+
+
+def _resampled(
+    tables: Mapping[str, Sequence[PredictionTable]], takes: Sequence[str]
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """The clips [R] of each resample, and each model's hits [R] in these same resamples, summed over its seeds."""
+    member, num_groups = group_members(takes)
+    columns = np.stack([np.ones(len(takes)), *(_hits(of_model) for of_model in tables.values())], axis=1)
+    clips, *hits = resample(group_sums(member, num_groups, columns), num_resamples=NUM_RESAMPLES).T
+    return clips, dict(zip(tables, hits, strict=True))
+
+
+def _only_one_right(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> dict[str, Any]:
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return {"only_a": only_a, "only_b": only_b, "p_mcnemar": mcnemar(only_a, only_b)}
+
+
+def _difference(
+    a: Sequence[PredictionTable],
+    b: Sequence[PredictionTable],
+    hits_a: NDArray[np.float64],
+    hits_b: NDArray[np.float64],
+    clips: NDArray[np.float64],
+) -> dict[str, Any]:
+    """How far two models' mean accuracies lie apart, from each one's seeds and its hits in the same resamples [R]."""
+    # Whole numbers, so that a draw is told from a win by the last digit.
+    ahead = hits_a * len(b) - hits_b * len(a)
+    beyond = min((ahead <= 0).sum(), (ahead >= 0).sum())
+    found = _hits(a).mean() / len(a) - _hits(b).mean() / len(b)
+    return {
+        "difference": float(found),
+        "interval": list(percentile_interval(ahead / (clips * len(a) * len(b)))),
+        "p_bootstrap": min(1.0, float(2 * (1 + beyond) / (1 + len(clips)))),
+    }

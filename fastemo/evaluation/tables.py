@@ -1,0 +1,138 @@
+"""A run's predictions.csv, read back: as untrusted as any file that was given by somebody."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fastemo.corpus.manifest import Clip
+
+CLIP_COLUMNS = ("actor", "modality", "channel", "intensity", "statement", "repetition")
+_CLASSES = ("key", "label", "prediction")
+_PROBABILITY = "probability_"
+_NUMBER = re.compile(r"\d{0,9}", re.ASCII)
+_SHARE = re.compile(r"[01](\.\d{1,17})?", re.ASCII)
+_ROUNDING = 1e-6  # probabilities are written with six digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionTable:
+    """What one model said of a set of clips, one row a clip, sorted by key.
+
+    Attributes:
+        source: Where it was read, for messages.
+        keys: N clip keys.
+        class_names: K of them.
+        labels, predicted: int64 [N], positions in `class_names`.
+        probabilities: float64 [N, K], rounded to six digits.
+        takes: What the files of one performance share: RAVDESS's name without the modality, else the key.
+        actors, modalities: int64 [N], 0 where unknown.
+    """
+
+    source: str
+    keys: tuple[str, ...]
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    takes: tuple[str, ...]
+    actors: np.ndarray
+    modalities: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Boolean [N]."""
+        return self.labels == self.predicted
+
+
+def read_predictions(path: Path) -> PredictionTable:
+    """Read what `evaluate.write_predictions` wrote.
+
+    Raises:
+        ValueError: The file is no such table; the message names the file and the line.
+        OSError: The file is absent or unreadable.
+    """
+    rows: dict[str, _Row] = {}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            class_names = _class_names(next(reader, []))
+            for cells in reader:
+                row = _read_row(cells, class_names)
+                if row.key in rows:
+                    raise ValueError(f"the key {row.key!r} comes twice")
+                rows[row.key] = row
+            if not rows:
+                raise ValueError("it holds no clip")
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {max(reader.line_num, 1)}: not a table of predictions ({error})") from error
+    ordered = [rows[key] for key in sorted(rows)]
+    return PredictionTable(
+        source=str(path),
+        keys=tuple(row.key for row in ordered),
+        class_names=class_names,
+        labels=np.array([row.label for row in ordered]),
+        predicted=np.array([row.predicted for row in ordered]),
+        probabilities=np.array([row.probabilities for row in ordered]),
+        takes=tuple(row.take for row in ordered),
+        actors=np.array([row.actor for row in ordered]),
+        modalities=np.array([row.modality for row in ordered]),
+    )
+
+
+class _Row(NamedTuple):
+    key: str
+    label: int
+    predicted: int
+    probabilities: list[float]
+    take: str
+    actor: int
+    modality: int
+
+
+def _class_names(header: list[str]) -> tuple[str, ...]:
+    columns = header[len(_CLASSES) : len(header) - len(CLIP_COLUMNS)]
+    names = tuple(column.removeprefix(_PROBABILITY) for column in columns)
+    wanted = [*_CLASSES, *(_PROBABILITY + name for name in names), *CLIP_COLUMNS]
+    if header != wanted or not names or "" in names or len(set(names)) < len(names):
+        raise ValueError("its first line is not the header of predictions")
+    return names
+
+
+def _read_row(cells: list[str], class_names: tuple[str, ...]) -> _Row:
+    """One line's clip. Raises `ValueError` for what no run writes."""
+    if len(cells) != len(_CLASSES) + len(class_names) + len(CLIP_COLUMNS):
+        raise ValueError(f"{len(cells)} cells, and the header has another number")
+    key, label, prediction = cells[: len(_CLASSES)]
+    if not key:
+        raise ValueError("the key is empty")
+    for name in (label, prediction):
+        if name not in class_names:
+            raise ValueError(f"{name!r} is none of the classes")
+    shares = cells[len(_CLASSES) : -len(CLIP_COLUMNS)]
+    if not all(map(_SHARE.fullmatch, shares)):
+        raise ValueError("a probability is no number from 0 to 1")
+    probabilities = [float(share) for share in shares]
+    if max(probabilities) > 1 or not math.isclose(sum(probabilities), 1, abs_tol=_ROUNDING * (1 + len(shares))):
+        raise ValueError("the probabilities do not sum to 1")
+    if probabilities[class_names.index(prediction)] < max(probabilities) - _ROUNDING:
+        raise ValueError(f"{prediction!r} is predicted and not the most probable")
+    numbers = cells[-len(CLIP_COLUMNS) :]
+    if not all(map(_NUMBER.fullmatch, numbers)):
+        raise ValueError(f"a field among {', '.join(CLIP_COLUMNS)} is no number")
+    actor, modality = (int(numbers[CLIP_COLUMNS.index(name)] or 0) for name in ("actor", "modality"))
+    return _Row(
+        key=key,
+        label=class_names.index(label),
+        predicted=class_names.index(prediction),
+        probabilities=probabilities,
+        take=Clip(key=key, modality=modality).take,
+        actor=actor,
+        modality=modality,
+    )

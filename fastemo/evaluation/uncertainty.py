@@ -1,0 +1,144 @@
+"""How sure a result is: intervals by bootstrap over whole groups of clips that are no independent witnesses.
+
+A group is a take (its audio-video and its video-only file are one performance encoded twice) or an actor. Whole groups
+are drawn with replacement, so what a resample says is a sum over groups weighted by how often each was drawn. Source:
+Efron & Tibshirani (1993), "An Introduction to the Bootstrap", sections 8.5 and 13.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastemo.evaluation.metrics import Scores, scores
+
+LEVEL = 0.95
+NUM_RESAMPLES = 2000
+_DRAWS_AT_ONCE = 2**22  # numbers of a block of resamples in memory
+
+
+def group_members(groups: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+    """Number the groups in sorted order: the number of each clip's group, int64 [N], and how many there are."""
+    numbers = {name: number for number, name in enumerate(sorted(set(groups)))}
+    return np.array([numbers[name] for name in groups], dtype=np.int64), len(numbers)
+
+
+def group_sums(member: NDArray[np.int64], num_groups: int, values: ArrayLike) -> NDArray[np.float64]:
+    """Sum what is known of each clip, [N, ...], over the clips of each group: float64 [num_groups, ...]."""
+    values = np.asarray(values, dtype=np.float64)
+    sums = np.zeros((num_groups, *values.shape[1:]))
+    np.add.at(sums, member, values)
+    return sums
+
+
+def resample(sums: ArrayLike, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """Draw as many groups as there are, with replacement, again and again, and add up what each brings.
+
+    Args:
+        sums: [G, ...], what each group brings: `group_sums`.
+        num_resamples: Samples drawn, R.
+        seed: Of the draws; the same arguments give the same resamples.
+
+    Returns:
+        float64 [R, ...]; exact where `sums` holds whole numbers.
+
+    Raises:
+        ValueError: No groups or no resamples.
+    """
+    sums = np.asarray(sums, dtype=np.float64)
+    if not len(sums):
+        raise ValueError("there are no clips to measure")
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples is {num_resamples}, must be at least 1")
+    num_groups, flat = len(sums), sums.reshape(len(sums), -1)
+    rng = np.random.default_rng(seed)
+    shares = np.full(num_groups, 1 / num_groups)
+    block = max(1, _DRAWS_AT_ONCE // num_groups)
+    drawn = [
+        rng.multinomial(num_groups, shares, size=min(block, num_resamples - start)).astype(np.float64) @ flat
+        for start in range(0, num_resamples, block)
+    ]
+    return np.concatenate(drawn).reshape(num_resamples, *sums.shape[1:])
+
+
+def percentile_interval(values: NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
+    """The middle `level` of resampled values [R].
+
+    Raises:
+        ValueError: A level outside 0 .. 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}, must be between 0 and 1")
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def interval_of_mean(
+    values: ArrayLike,
+    groups: Sequence[str],
+    *,
+    level: float = LEVEL,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap percentile interval of a mean over clips, whole groups drawn with replacement.
+
+    With takes as groups, the two files of one take are drawn together and do not pass for two witnesses.
+    The interval tells how much the choice of takes matters, not that of the actors.
+
+    Args:
+        values: A number [N] of each clip, such as whether it was predicted right.
+        groups: The group of each clip.
+        level: Coverage, between 0 and 1.
+        num_resamples: Samples drawn.
+        seed: Of the draws; the same arguments give the same interval.
+
+    Raises:
+        ValueError: No clips, unequal lengths, a level outside 0 .. 1 or no resamples.
+    """
+    values = np.asarray(values)
+    if values.shape != (len(groups),):
+        raise ValueError(f"the values are {values.shape} for {len(groups)} groups, must be one a clip")
+    member, num_groups = group_members(groups)
+    sums = group_sums(member, num_groups, np.stack([values, np.ones(len(values))], axis=1))
+    totals, clips = resample(sums, num_resamples=num_resamples, seed=seed).T
+    return percentile_interval(totals / clips, level)
+
+
+def score_intervals(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    groups: Sequence[str],
+    num_classes: int,
+    *,
+    level: float = LEVEL,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap percentile intervals of accuracy, UAR and macro F1, by name; arguments as of `interval_of_mean`.
+
+    UAR and macro F1 of a resample are over the classes that it holds.
+
+    Raises:
+        ValueError: As `interval_of_mean`.
+    """
+    shown, said = np.asarray(labels), np.asarray(predicted)
+    if not shown.shape == said.shape == (len(groups),):
+        raise ValueError(f"labels {shown.shape} and predictions {said.shape} must be one for each of {len(groups)}")
+    member, num_groups = group_members(groups)
+    cells = np.zeros((num_groups, num_classes, num_classes))
+    np.add.at(cells, (member, shown, said), 1)
+    measured: Scores = scores(resample(cells, num_resamples=num_resamples, seed=seed))
+    return {name: percentile_interval(values, level) for name, values in measured._asdict().items()}
+
+
+def one_file_a_take(takes: Sequence[str], modalities: Sequence[int]) -> NDArray[np.int64]:
+    """The positions of the clips that protocol `speech` would take, ascending: of twins the video-only file."""
+    best: dict[str, int] = {}
+    for position, (take, modality) in enumerate(zip(takes, modalities, strict=True)):
+        if take not in best or modality > modalities[best[take]]:
+            best[take] = position
+    return np.array(sorted(best.values()), dtype=np.int64)

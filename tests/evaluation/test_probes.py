@@ -1,0 +1,142 @@
+"""Frames in another order: what a model that sees order alone answers then, and one that is blind to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastemo.evaluation.evaluate import Predictions, predict
+from fastemo.evaluation.probes import ORDERS, PROBES, permutations, reorder
+from fastemo.video.augment import AugmentConfig
+from fastemo.video.loader import ClipBatch
+
+AUGMENT = AugmentConfig(crop_size=8)
+T = 6
+
+
+class Rising(nn.Module):
+    """Class 1 where the last frame is brighter than the first, class 0 where it is darker: order and nothing else."""
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        rise = frames[:, -1].mean(dim=(1, 2, 3)) - frames[:, 0].mean(dim=(1, 2, 3))
+        return torch.stack([-rise, rise], dim=1)
+
+
+class Mean(nn.Module):
+    """The frames' mean brightness, whatever their order."""
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        # Summed in float64 and rounded, so that the order of the sum leaves no trace.
+        mean = frames.double().mean(dim=(1, 2, 3, 4)).float()
+        return torch.stack([-mean, mean], dim=1)
+
+
+class Batches:
+    """A loader of clips that grow brighter (label 1) or darker (label 0), in batches of a size."""
+
+    def __init__(self, num_clips: int, batch_size: int) -> None:
+        self._starts, self._num_clips, self._size = range(0, num_clips, batch_size), num_clips, batch_size
+
+    def epoch(self):
+        for start in self._starts:
+            numbers = range(start, min(start + self._size, self._num_clips))
+            ramp = torch.arange(T, dtype=torch.uint8) * 20
+            clips = [(ramp if n % 2 else ramp.flip(0)) + n % 50 for n in numbers]
+            yield ClipBatch(
+                frames=torch.stack(clips)[:, :, None, None, None].expand(-1, -1, 3, 8, 8).contiguous(),
+                labels=torch.tensor([n % 2 for n in numbers]),
+                keys=[f"clip{n:03d}" for n in numbers],
+                is_padding=torch.zeros(len(numbers), dtype=torch.bool),
+                num_global=len(numbers),
+            )
+
+
+def frames_of(num_clips: int, num_frames: int = T) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (num_clips, num_frames, 3, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+def accuracy(model: nn.Module, order: str) -> float:
+    return float(predict(model, Batches(200, 32), AUGMENT, order=order).correct.mean())
+
+
+def test_the_names() -> None:
+    assert ("recorded", *PROBES) == ORDERS
+    assert PROBES == ("reversed", "shuffled", "frozen")
+
+
+def test_each_order_is_what_its_name_says() -> None:
+    frames, keys = frames_of(3), ["a", "b", "c"]
+    assert reorder(frames, keys, "recorded") is frames
+    assert torch.equal(reorder(frames, keys, "reversed"), torch.stack([frames[:, T - 1 - t] for t in range(T)], 1))
+    assert torch.equal(reorder(frames, keys, "frozen"), torch.stack([frames[:, 2]] * T, 1))
+    orders = permutations(keys, T, seed=5)
+    expected = torch.stack([clip[list(order)] for clip, order in zip(frames, orders, strict=True)])
+    assert torch.equal(reorder(frames, keys, "shuffled", seed=5), expected)
+    assert not torch.equal(expected, frames)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_frames_given_are_left_as_they_are(order: str) -> None:
+    frames = frames_of(2)
+    before = frames.clone()
+    predict_frames = reorder(frames, ["a", "b"], order)
+    assert (predict_frames.shape, predict_frames.dtype) == (frames.shape, frames.dtype)
+    assert torch.equal(frames, before)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_clip_of_one_frame_has_one_order(order: str) -> None:
+    frames = frames_of(2, num_frames=1)
+    assert torch.equal(reorder(frames, ["a", "b"], order), frames)
+
+
+def test_permutations_depend_on_seed_and_key_alone() -> None:
+    keys = [f"clip{n}" for n in range(60)]
+    whole = permutations(keys, T, seed=0)
+    np.testing.assert_array_equal(np.sort(whole), np.tile(np.arange(T), (60, 1)))
+    np.testing.assert_array_equal(permutations(keys[::-1], T, seed=0)[::-1], whole)
+    np.testing.assert_array_equal(permutations(keys[7:8], T, seed=0), whole[7:8])
+    assert len({tuple(order) for order in whole}) > 40
+    assert (permutations(keys, T, seed=1) != whole).any()
+
+
+@pytest.mark.parametrize("order", PROBES)
+def test_batch_size_changes_nothing(order: str) -> None:
+    one, many = (predict(Rising(), Batches(50, size), AUGMENT, order=order, seed=3) for size in (1, 17))
+    assert one.keys == many.keys
+    np.testing.assert_array_equal(one.logits, many.logits)
+
+
+def test_ranks_change_nothing() -> None:
+    whole = predict(Rising(), Batches(50, 8), AUGMENT, order="shuffled")
+
+    class Rank(Batches):
+        def __init__(self, rank: int) -> None:
+            super().__init__(50, 1)
+            self._starts = range(rank, 50, 2)
+
+    joined = Predictions.joined(predict(Rising(), Rank(rank), AUGMENT, order="shuffled") for rank in (0, 1))
+    assert joined.keys == whole.keys
+    np.testing.assert_array_equal(joined.logits, whole.logits)
+
+
+def test_a_model_that_sees_order_alone() -> None:
+    assert accuracy(Rising(), "recorded") == 1
+    assert accuracy(Rising(), "reversed") == 0
+    assert accuracy(Rising(), "frozen") == 0.5  # nothing rises: class 0 for all
+    assert 0.35 < accuracy(Rising(), "shuffled") < 0.65
+
+
+def test_a_model_that_is_blind_to_order_answers_the_same() -> None:
+    recorded = predict(Mean(), Batches(40, 8), AUGMENT)
+    for order in ("reversed", "shuffled"):
+        probed = predict(Mean(), Batches(40, 8), AUGMENT, order=order)
+        np.testing.assert_array_equal(probed.logits, recorded.logits)
+
+
+def test_an_unknown_order_is_an_error() -> None:
+    with pytest.raises(ValueError, match="order must be one of recorded, reversed, shuffled, frozen, not 'backwards'"):
+        predict(Mean(), Batches(4, 4), AUGMENT, order="backwards")
