@@ -47,15 +47,20 @@ def _parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="scan a corpus and say what it holds")
     index.add_argument("folder", type=Path)
-    index.add_argument("--labels", choices=("ravdess", "folder"), default="ravdess")
+    index.add_argument("--labels", choices=("ravdess", "cremad", "folder"), default="ravdess")
     index.add_argument("--verify", choices=("quick", "full"), default="quick", help="decode one frame, or all")
     index.add_argument("--out", type=Path, help="write the manifest to this file (CSV)")
     index.set_defaults(command=_index)
 
     evaluate = commands.add_parser("evaluate", help="test the best checkpoint of a run")
     evaluate.add_argument("run", type=Path)
-    evaluate.add_argument("--split", choices=("train", "val", "test"), default="test")
+    evaluate.add_argument("--split", choices=("train", "val", "test"), help="of the run's own corpus (default: test)")
     evaluate.add_argument("--out", type=Path, help="folder for the results (default: RUN/evaluation/SPLIT)")
+    evaluate.add_argument(
+        "--corpus.root", dest="root", type=Path, help="another corpus, tested on the classes that it shares"
+    )
+    evaluate.add_argument("--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"))
+    evaluate.add_argument("--corpus.max_rejected", dest="max_rejected", type=int)
     evaluate.set_defaults(command=_evaluate)
     return parser
 
@@ -98,7 +103,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     from fastemo.console import Console
     from fastemo.retest import evaluate_run
 
-    evaluate_run(options.run, options.split, options.out, Console())
+    evaluate_run(
+        options.run,
+        Console(),
+        split=options.split,
+        out=options.out,
+        root=options.root,
+        labels=options.labels,
+        max_rejected=options.max_rejected,
+    )
 
 
 if __name__ == "__main__":

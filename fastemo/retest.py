@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastemo.config import read_config
+import numpy as np
+
+from fastemo.config import RunConfig, read_config
 from fastemo.console import Console
-from fastemo.corpus.manifest import read_manifest
-from fastemo.corpus.prepare import corpus_root
-from fastemo.corpus.protocol import split_clips
-from fastemo.evaluation.evaluate import summarise, write_predictions
+from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.manifest import Clip, Labels, read_manifest
+from fastemo.corpus.prepare import corpus_root, prepare_corpus
+from fastemo.corpus.protocol import Splits, one_file_a_take, split_clips
+from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.machine import write_text
 from fastemo.models import build_model
 from fastemo.results import results_line
@@ -21,39 +26,135 @@ from fastemo.training import checkpoint
 from fastemo.training.trainer import Trainer
 
 
-def evaluate_run(run_dir: Path, split: str, out: Path | None, console: Console) -> dict[str, Any]:
-    """Test the best checkpoint of a run on one of its splits, in one process.
+def evaluate_run(
+    run_dir: Path,
+    console: Console,
+    *,
+    split: str | None = None,
+    out: Path | None = None,
+    root: Path | None = None,
+    labels: Labels | None = None,
+    max_rejected: int | None = None,
+) -> dict[str, Any]:
+    """Test the best checkpoint of a run in one process.
 
-    Writes `SPLIT.json` and `predictions.csv` to `out`, by default `RUN/evaluation/SPLIT`; results of an earlier
-    evaluation there are replaced. The clips are those of the run's own manifest.
+    Without `root` on one of the run's own splits, whose clips are those of its manifest; with `root` and a `split` too,
+    at the place that the corpus now lies. With `root` alone on another corpus: on all its labelled clips, one file a
+    take, of the classes that it has and the run was trained on. Clips of other classes are left out and counted, and
+    the model chooses among the shared classes alone.
+
+    Writes `SPLIT.json` (`all.json` for another corpus) and `predictions.csv` to `out`, by default to
+    `RUN/evaluation/SPLIT` (`all-FOLDER`); results of an earlier evaluation there are replaced.
+
+    Args:
+        split: `train`, `val` or `test`; `None` is `test` without `root`.
+        labels, max_rejected: As in `CorpusConfig`, for another corpus; `None`: as in the run.
 
     Raises:
-        ValueError: `run_dir` is no run folder, or its checkpoint is damaged.
+        ValueError: `run_dir` is no run folder, its checkpoint is damaged, or the other corpus will not do: it shares no
+            two classes, or holds clips that the run was trained on.
         DecodeError: A clip no longer decodes as it did in the run.
     """
-    config_file = run_dir / "config.yaml"
-    if not config_file.is_file():
-        raise ValueError(f"{run_dir} is no run folder: it holds no config.yaml")
-    config = read_config(["--config", str(config_file)])
+    config = _config_of(run_dir)
+    is_other = root is not None and split is None
+    if not is_other and (labels is not None or max_rejected is not None):
+        raise ValueError("labels and max_rejected are of another corpus: give its --corpus.root, and no --split")
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
-    root = corpus_root(config.corpus, console)
-    manifest = read_manifest(run_dir / "manifest.csv", root).at_home(root)
-    splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
+    home = root if root is not None else corpus_root(config.corpus, console)
+    own = read_manifest(run_dir / "manifest.csv", home)
+    splits = split_clips(own if is_other else own.at_home(home), config.corpus.protocol, fold=config.corpus.fold)
+    if is_other:
+        chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
+        if max_rejected is not None:
+            chosen = replace(chosen, max_rejected=max_rejected)
+        clips, names, head = _shared_clips(chosen, config, splits, console)
+        split, out = "all", out or run_dir / "evaluation" / f"all-{home.resolve().name}"
+    else:
+        split = split or "test"
+        clips, names, head = splits[split], splits.class_names, {}
+        out = out or run_dir / "evaluation" / split
     with Trainer(config.train, seed=config.seed) as trainer:
         # The checkpoint holds every weight: nothing is fetched.
         model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))
         trainer.prepare(model, 1)
         trainer.load_weights(weights)
-        with make_loader(config, manifest.root, splits, split, trainer, console) as loader:
+        with make_loader(config, home, clips, splits.class_names, trainer, console) as loader:
             predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
-    out = out or run_dir / "evaluation" / split
-    result = {
-        "split": split,
-        "epoch": info["epoch"],
-        **summarise(predictions, splits[split], splits.class_names, probes),
-    }
-    write_text(out / f"{split}.json", json.dumps(result, indent=2) + "\n")
-    write_predictions(out / "predictions.csv", predictions, splits[split], splits.class_names)
-    console.say(f"{split}: {results_line(result, len(splits.class_names))}")
-    console.say(f"written to {out}")
+    predictions = restricted(predictions, splits.class_names, names)
+    probes = {order: restricted(found, splits.class_names, names) for order, found in probes.items()}
+    result = {"split": split, "epoch": info["epoch"], **head, **summarise(predictions, clips, names, probes)}
+    _write(result, predictions, clips, names, out, console)
     return result
+
+
+def _config_of(run_dir: Path) -> RunConfig:
+    config_file = run_dir / "config.yaml"
+    if not config_file.is_file():
+        raise ValueError(f"{run_dir} is no run folder: it holds no config.yaml")
+    return read_config(["--config", str(config_file)])
+
+
+def _write(
+    result: dict[str, Any],
+    predictions: Predictions,
+    clips: Sequence[Clip],
+    names: Sequence[str],
+    out: Path,
+    console: Console,
+) -> None:
+    write_text(out / f"{result['split']}.json", json.dumps(result, indent=2) + "\n")
+    write_predictions(out / "predictions.csv", predictions, clips, names)
+    console.say(f"{result['split']}: {results_line(result, len(names))}")
+    console.say(f"written to {out}")
+
+
+def restricted(predictions: Predictions, class_names: Sequence[str], chosen: Sequence[str]) -> Predictions:
+    """The same predictions as a choice among some of the classes; every label must be one of these.
+
+    Args:
+        class_names: Of the logits' columns.
+        chosen: Those that are kept, in their new order.
+
+    Returns:
+        Logits [N, chosen] and labels that count in `chosen`: probabilities are shared out among the chosen classes.
+    """
+    columns = [class_names.index(name) for name in chosen]
+    position = np.full(len(class_names), -1)
+    position[columns] = np.arange(len(columns))
+    labels = position[predictions.labels]
+    assert (labels >= 0).all(), "clips of other classes are left out before"
+    return Predictions(predictions.keys, labels, predictions.logits[:, columns])
+
+
+def _shared_clips(
+    chosen: CorpusConfig, config: RunConfig, splits: Splits, console: Console
+) -> tuple[tuple[Clip, ...], tuple[str, ...], dict[str, Any]]:
+    """The clips of another corpus that a run's model can be tested on, their classes, and what to tell of it."""
+    manifest = prepare_corpus(chosen, console)
+    trained_on = {(clip.key, clip.size_bytes) for clip in splits.train}
+    if seen := [clip.key for clip in manifest.clips if (clip.key, clip.size_bytes) in trained_on]:
+        raise ValueError(
+            f"{len(seen)} clips of {chosen.root} were trained on, such as {seen[0]}: it is the run's own corpus; give "
+            f"--split test as well, to test the clips it never saw"
+        )
+    known, there = {clip.emotion for clip in splits.train}, {clip.emotion for clip in manifest.clips}
+    names = tuple(name for name in splits.class_names if name in known & there)
+    if len(names) < 2:
+        raise ValueError(
+            f"{chosen.root} shows {', '.join(sorted(there))} and the run was trained on {', '.join(sorted(known))}: "
+            f"a test needs two classes that both have"
+        )
+    files = one_file_a_take(manifest.clips)
+    clips = tuple(clip for clip in files if clip.emotion in names)
+    left_out = Counter(clip.emotion for clip in files if clip.emotion not in names)
+    head: dict[str, Any] = {
+        "corpus": str(chosen.root),
+        "trained_on": "built-in (generated faces)" if config.corpus.root is None else str(config.corpus.root),
+        "classes": list(names),
+        "left_out": dict(sorted(left_out.items())),
+    }
+    for emotion, count in head["left_out"].items():
+        console.say(f"note: {count} clips of {emotion} left out: not a class of both corpora")
+    if unheard := sorted(known - set(names)):
+        console.say(f"note: the model may not choose {', '.join(unheard)}: not in {chosen.root}")
+    return clips, names, head

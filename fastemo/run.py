@@ -9,13 +9,14 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastemo.config import RunConfig, write_config
 from fastemo.console import Console
-from fastemo.corpus.manifest import Manifest, read_manifest
+from fastemo.corpus.manifest import Clip, Manifest, read_manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.errors import Stopped
@@ -164,7 +165,10 @@ def _prepare(
     model_config = replace(config.model, pretrained=False, weights=None) if found.checkpoint else config.model
     model = build_model(model_config, len(splits.class_names))
     loaders = {
-        name: make_loader(config, manifest.root, splits, name, trainer, console) for name in ("train", "val", "test")
+        name: make_loader(
+            config, manifest.root, splits[name], splits.class_names, trainer, console, is_train=name == "train"
+        )
+        for name in ("train", "val", "test")
     }
     train = loaders["train"]
     console.say(
@@ -195,18 +199,25 @@ def _prepare_folder(config: RunConfig, found: Opened, console: Console) -> Manif
 
 
 def make_loader(
-    config: RunConfig, root: Path, splits: Splits, name: str, trainer: Trainer, console: Console
+    config: RunConfig,
+    root: Path,
+    clips: Sequence[Clip],
+    class_names: Sequence[str],
+    trainer: Trainer,
+    console: Console,
+    *,
+    is_train: bool = False,
 ) -> ClipLoader:
-    """This process's share of a split."""
+    """This process's share of some clips."""
     return ClipLoader(
-        splits[name],
+        clips,
         root,
-        splits.class_names,
+        class_names,
         config.video,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        shuffle=name == "train",
-        even=name == "train",
+        shuffle=is_train,
+        even=is_train,
         rank=trainer.rank,
         world_size=trainer.world_size,
         device=trainer.device,

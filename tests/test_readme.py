@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import write_video
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -44,11 +45,13 @@ def test_the_first_two_are_the_promised_lines():
 
 
 @pytest.mark.slow
-def test_the_other_commands_run_in_order(checkout, tiny_corpus):
+def test_the_other_commands_run_in_order(checkout, tiny_corpus, tmp_path):
     """Synthesised corpora and trainings are small here; each command keeps its own words."""
     assert len(OTHERS) >= 6
+    for emotion in ("ANG", "HAP", "SAD"):
+        write_video(tmp_path / "cremad" / f"1001_DFA_{emotion}_XX.mp4", 4)
     for line in OTHERS:
-        line = line.replace("/data/RAVDESS", str(tiny_corpus))
+        line = line.replace("/data/RAVDESS", str(tiny_corpus)).replace("/data/CREMA-D", str(tmp_path / "cremad"))
         if "train" in line:
             line += SMALL
         if line.startswith("fastemo synthesize"):
@@ -62,6 +65,7 @@ def test_the_other_commands_run_in_order(checkout, tiny_corpus):
     assert len(list((checkout / "runs").glob("*/test.json"))) == 4
     assert {path.name for path in checkout.glob("*.json")} == {"throughput.json", "scaling.json"}
     assert (checkout / "runs" / "r3d18" / "evaluation" / "test" / "test.json").is_file()
+    assert (checkout / "runs" / "r3d18" / "evaluation" / "all-cremad" / "all.json").is_file()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fastemo.corpus.manifest import Labels
+from fastemo.corpus.manifest import LABELS, Labels
 from fastemo.corpus.probe import Verify
 from fastemo.corpus.protocol import PROTOCOLS, Protocol
 from fastemo.corpus.synthetic import SyntheticConfig
@@ -20,9 +20,9 @@ class CorpusConfig:
 
     Attributes:
         root: Folder of the corpus; `None` makes and uses the built-in one.
-        labels: Where classes come from: `ravdess` file names, or the `folder` a file lies in.
+        labels: Where classes come from: `ravdess` or `cremad` file names, or the `folder` a file lies in.
         protocol: Who is trained on and who tested, see `fastemo.corpus.protocol`; `None`: `speech` where
-            files have RAVDESS names, `folders` otherwise.
+            files have RAVDESS names, `cremad` with labels of that name, `folders` otherwise.
         fold: The fold that `kfold5` or `loso` tests on.
         verify: How far a scan decodes each file: its first frame (`quick`) or all (`full`).
         max_rejected: Files that may be rejected before training refuses to start.
@@ -43,8 +43,8 @@ class CorpusConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        if self.labels not in ("ravdess", "folder"):
-            raise ValueError(f"corpus.labels must be ravdess or folder, not '{self.labels}'")
+        if self.labels not in LABELS:
+            raise ValueError(f"corpus.labels must be one of {', '.join(LABELS)}, not '{self.labels}'")
         if self.verify not in ("quick", "full"):
             raise ValueError(f"corpus.verify must be quick or full, not '{self.verify}'")
         if self.protocol is not None and self.protocol not in PROTOCOLS:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastemo.corpus import ravdess
+from fastemo.corpus import cremad, ravdess
 from fastemo.corpus.isolation import Examiner, Limits, Unsettled
 from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES, BadFile, Probe, Verify, image_files
 from fastemo.machine import available_processors, write_text
 
-Labels = Literal["ravdess", "folder"]
+Labels = Literal["ravdess", "cremad", "folder"]
+LABELS: tuple[Labels, ...] = get_args(Labels)
 Status = Literal["clip", "unlabelled", "rejected", "audio-only"]
 SPLITS = ("train", "val", "test")
 
@@ -37,7 +38,8 @@ class Clip:
         key: Path relative to the corpus root, with forward slashes. Names the clip everywhere.
         status: What becomes of it; `reason` says why where it is not `clip`.
         emotion: Class name; empty where unknown.
-        actor, modality, channel, intensity, statement, repetition: RAVDESS's numbers; 0 where unknown.
+        actor, modality, channel, intensity, statement, repetition: RAVDESS's numbers; 0 where unknown. CREMA-D's names
+            tell actor, intensity and statement, see `cremad.Recording`.
         split: `train`, `val` or `test` where the corpus's own folders say so; empty otherwise.
         num_frames: Frames that really decode.
         size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
@@ -191,7 +193,7 @@ def scan(
 
     Args:
         root: The corpus.
-        labels: Where the class comes from: `ravdess` file names, or the name of the file's `folder`.
+        labels: Where the class comes from: `ravdess` or `cremad` file names, or the name of the file's `folder`.
         verify: `quick` decodes the first frame of each file, `full` all of them.
         threads: Files probed at once; one for each processor by default.
         known: A manifest of an earlier scan: rows whose size and modification time still fit are reused.
@@ -208,7 +210,7 @@ def scan(
     if not root.is_dir():
         raise ValueError(f"corpus root {root} is not a folder")
     for name, value, allowed in (
-        ("labels", labels, ("ravdess", "folder")),
+        ("labels", labels, LABELS),
         ("verify", verify, ("quick", "full")),
     ):
         if value not in allowed:
@@ -236,7 +238,7 @@ def scan(
             pool.shutdown(wait=False, cancel_futures=True)
             examiner.close()
             raise
-    return Manifest.of(root, _reject_duplicates(rows))
+    return Manifest.of(root, _reject_duplicates(rows, labels))
 
 
 def _find(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
@@ -317,13 +319,18 @@ def ravdess_says_audio_only(stem: str) -> bool:
 
 
 def _label(clip: Clip, labels: Labels) -> Clip:
-    """Fill in what the path says: RAVDESS fields, class, split."""
+    """Fill in what the path says: the name's fields, class, split."""
     if clip.status in ("rejected", "audio-only"):
         return clip
     *folders, name = clip.key.split("/")
     split = next((folder for folder in folders if folder in SPLITS), "")
     clip = replace(clip, split=split)
     stem = name if clip.codec == "images" else Path(name).stem
+    if labels == "cremad":
+        try:
+            return replace(clip, **vars(cremad.parse_stem(stem)))
+        except ValueError as error:
+            return replace(clip, status="unlabelled", reason=str(error))
     try:
         performance = ravdess.parse_stem(stem)
     except ValueError as error:
@@ -349,14 +356,16 @@ def _label(clip: Clip, labels: Labels) -> Clip:
     return replace(clip, emotion=emotion)
 
 
-def _reject_duplicates(rows: Sequence[Clip]) -> list[Clip]:
-    """Keep the first file, by key, of each RAVDESS take and modality."""
+def _reject_duplicates(rows: Sequence[Clip], labels: Labels) -> list[Clip]:
+    """Keep the first file, by key, of each RAVDESS take and modality, and of each CREMA-D take."""
     first: dict[tuple[str, int], str] = {}
     kept = []
     for row in sorted(rows, key=lambda row: row.key):
-        if row.status == "clip" and row.modality:
-            owner = first.setdefault((row.take, row.modality), row.key)
+        if row.status == "clip" and (row.modality or labels == "cremad"):
+            take = Path(row.key).stem if labels == "cremad" else row.take
+            owner = first.setdefault((take, row.modality), row.key)
             if owner != row.key:
-                row = replace(row, status="rejected", reason=f"duplicate take and modality: same as {owner}")
+                what = "take and modality" if row.modality else "take"
+                row = replace(row, status="rejected", reason=f"duplicate {what}: same as {owner}")
         kept.append(row)
     return kept

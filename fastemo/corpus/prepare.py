@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from fastemo.console import Console
+from fastemo.corpus import cremad
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.synthetic import GENERATOR_VERSION, synthesize
@@ -32,9 +33,15 @@ def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
             f"remove them, or go on without them by --corpus.max_rejected {len(manifest.rejected)}"
         )
     if not manifest.clips:
+        found = any(cremad.is_named(Path(clip.key).stem) for clip in manifest.unlabelled)
         raise ValueError(
-            f"{root} holds no labelled clip; name files as RAVDESS does, or give --corpus.labels folder to take the "
-            f"class from a file's folder"
+            f"{root} holds no labelled clip; "
+            + (
+                "its files are named as CREMA-D's: give --corpus.labels cremad, "
+                if found
+                else "name files as RAVDESS does, "
+            )
+            + "or give --corpus.labels folder to take the class from a file's folder"
         )
     return manifest
 

@@ -6,13 +6,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
+from fastemo.corpus import cremad
 from fastemo.corpus.manifest import SPLITS, Clip, Manifest
 from fastemo.corpus.ravdess import NUM_ACTORS
 
-Protocol = Literal["report", "speech", "speech+song", "kfold5", "loso", "folders"]
-PROTOCOLS: tuple[Protocol, ...] = ("report", "speech", "speech+song", "kfold5", "loso", "folders")
+Protocol = Literal["report", "speech", "speech+song", "kfold5", "loso", "cremad", "folders"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 _FIXED_ACTORS = {"train": range(1, 21), "val": range(21, 23), "test": range(23, 25)}
 
@@ -87,6 +89,7 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
     | `speech+song` | all, one file a take | the same |
     | `kfold5` | speech, one file a take | test: the published fold; val: the next fold; train: the rest |
     | `loso` | speech, one file a take | test: one actor; val: the next one; train: the rest |
+    | `cremad` | CREMA-D's | 70, 10 and 20 % of its actors, always the same ones |
     | `folders` | all | as the corpus's own train, val and test folders say |
 
     Without such folders, `folders` deals 70, 15 and 15 % by actor where names tell one (`actor01_...`), and by
@@ -95,7 +98,8 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
 
     Args:
         manifest: The corpus.
-        protocol: `None` means `speech` where a clip has a RAVDESS name and `folders` otherwise.
+        protocol: `None` means `speech` where a clip has a RAVDESS name, `cremad` where all have labels from CREMA-D
+            names, and `folders` otherwise.
         fold: Which fold of `kfold5` (0-4) or `loso` (0 to actors - 1) to test on.
 
     Raises:
@@ -104,7 +108,7 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
     """
     if protocol is None:
         named = not manifest.clips or any(clip.channel for clip in manifest.clips if not clip.split)
-        protocol = "speech" if named else "folders"
+        protocol = "speech" if named else "cremad" if all(map(_is_cremad, manifest.clips)) else "folders"
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not '{protocol}'")
     folds = num_folds(manifest, protocol)
@@ -135,6 +139,10 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
 
 def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[str]]:
     """The clips a protocol speaks of, and notes on those it leaves out."""
+    if protocol == "cremad":
+        clips = [clip for clip in manifest.clips if _is_cremad(clip)]
+        left_out = len(manifest.clips) - len(clips)
+        return clips, [f"{left_out} clips without a label from a CREMA-D name left out"] if left_out else []
     clips = [clip for clip in manifest.clips if clip.channel]
     notes = []
     if len(clips) < len(manifest.clips):
@@ -146,7 +154,7 @@ def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[
             notes.append(f"{num_files - len(clips)} song files left out")
     if protocol != "report":
         num_files = len(clips)
-        clips = _one_file_a_take(clips)
+        clips = one_file_a_take(clips)
         if num_files > len(clips):
             notes.append(f"{num_files - len(clips)} files left out: the same take in another modality")
     return clips, notes
@@ -166,7 +174,7 @@ def _split_actors(manifest: Manifest, protocol: Protocol, fold: int) -> dict[str
                 )
         test, val = groups[fold], groups[(fold + 1) % len(groups)]
         return {"train": [a for a in everyone if a not in (*test, *val)], "val": val, "test": test}
-    return dict(_FIXED_ACTORS)
+    return cremad.split_actors() if protocol == "cremad" else dict(_FIXED_ACTORS)
 
 
 def _by_folder(manifest: Manifest) -> Splits:
@@ -213,7 +221,13 @@ def _person(clip: Clip, by_actor: bool) -> str:
     return str(clip.actor) if by_actor else clip.take
 
 
-def _one_file_a_take(clips: Iterable[Clip]) -> list[Clip]:
+def _is_cremad(clip: Clip) -> bool:
+    """Whether a clip's label came from a CREMA-D name: by its folder, it has no actor."""
+    return clip.actor in cremad.ACTORS and cremad.is_named(Path(clip.key).stem)
+
+
+def one_file_a_take(clips: Iterable[Clip]) -> list[Clip]:
+    """Of each take the video-only file where it has one, sorted by key."""
     best: dict[str, Clip] = {}
     for clip in clips:
         held = best.get(clip.take)

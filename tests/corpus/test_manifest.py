@@ -619,7 +619,7 @@ class TestScan:
             assert str(root) in str(raised.value)
 
     def test_options_that_do_not_exist(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"^labels must be one of ravdess, folder, not 'names'$"):
+        with pytest.raises(ValueError, match=r"^labels must be one of ravdess, cremad, folder, not 'names'$"):
             scan(tmp_path, labels="names")
         with pytest.raises(ValueError, match=r"^verify must be one of quick, full, not 'slow'$"):
             scan(tmp_path, verify="slow")

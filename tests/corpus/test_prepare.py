@@ -134,7 +134,7 @@ def test_a_silent_console_says_nothing(root: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": "names"}, "corpus.labels must be ravdess or folder, not 'names'"),
+        ({"labels": "names"}, "corpus.labels must be one of ravdess, cremad, folder, not 'names'"),
         ({"verify": "slow"}, "corpus.verify must be quick or full, not 'slow'"),
         ({"protocol": "random"}, "corpus.protocol must be one of report, speech, speech+song"),
         ({"fold": -1}, "corpus.fold must be at least 0, not -1"),

@@ -1,0 +1,93 @@
+"""CREMA-D file names: who says which sentence, in which emotion and how strongly.
+
+Source: Cao et al. (2014), "CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset", IEEE Transactions on
+Affective Computing 5(4), and the description that comes with the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ACTORS = range(1001, 1092)
+# In RAVDESS's words, which classes of both corpora share.
+EMOTIONS = {
+    "ANG": "angry",
+    "DIS": "disgust",
+    "FEA": "fearful",
+    "HAP": "happy",
+    "NEU": "neutral",
+    "SAD": "sad",
+}
+SENTENCES = ("IEO", "TIE", "IOM", "IWW", "TAI", "MTI", "IWL", "ITH", "DFA", "ITS", "TSI", "WSI")
+# Low, medium, high, unspecified. RAVDESS knows normal and strong: medium and high; the other two say neither.
+INTENSITIES = {"LO": 0, "MD": 1, "HI": 2, "XX": 0}
+# Shares of the actors.
+_VAL, _TEST = 0.1, 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What a file name says.
+
+    Attributes:
+        actor: 1001 to 1091.
+        statement: 1 to 12, by the order of `SENTENCES`.
+        emotion: Class name, one of RAVDESS's eight.
+        intensity: 1 (medium), 2 (high), or 0: low, or not asked for.
+    """
+
+    actor: int
+    statement: int
+    emotion: str
+    intensity: int
+
+
+def parse_stem(stem: str) -> Recording:
+    """Read a file name without its extension, such as `1001_DFA_ANG_XX`.
+
+    Raises:
+        ValueError: `stem` is not a CREMA-D name; the message says which part is not.
+    """
+    parts = stem.split("_")
+    if len(parts) != 4 or not re.fullmatch(r"\d{4}", parts[0], re.ASCII):
+        raise ValueError(f"'{stem}' is not an actor, a sentence, an emotion and a level joined by '_' (CREMA-D naming)")
+    if int(parts[0]) not in ACTORS:
+        raise ValueError(f"actor is {parts[0]}, CREMA-D has {ACTORS[0]} to {ACTORS[-1]}")
+    for what, code, allowed in zip(
+        ("sentence", "emotion", "level"), parts[1:], (SENTENCES, EMOTIONS, INTENSITIES), strict=True
+    ):
+        if code not in allowed:
+            raise ValueError(f"{what} is '{code}', CREMA-D has {', '.join(allowed)}")
+    return Recording(
+        actor=int(parts[0]),
+        statement=SENTENCES.index(parts[1]) + 1,
+        emotion=EMOTIONS[parts[2]],
+        intensity=INTENSITIES[parts[3]],
+    )
+
+
+def is_named(stem: str) -> bool:
+    """Whether a file name without its extension is CREMA-D's."""
+    try:
+        parse_stem(stem)
+    except ValueError:
+        return False
+    return True
+
+
+def split_actors() -> dict[str, Sequence[int]]:
+    """All 91 actors dealt 64, 9 and 18 to train, val and test, in the order of their numbers' BLAKE2b digests.
+
+    The corpus has no split of its own; this one is fixed and does not depend on which files are there.
+    """
+    dealt = sorted(ACTORS, key=lambda actor: hashlib.blake2b(str(actor).encode()).digest())
+    num_val, num_test = round(_VAL * len(ACTORS)), round(_TEST * len(ACTORS))
+    num_train = len(ACTORS) - num_val - num_test
+    return {
+        "train": sorted(dealt[:num_train]),
+        "val": sorted(dealt[num_train : num_train + num_val]),
+        "test": sorted(dealt[num_train + num_val :]),
+    }

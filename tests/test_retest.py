@@ -1,0 +1,160 @@
+"""A run tested again: at another place, and on another corpus by the classes that both have."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import write_video
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastemo.config import read_config
+from fastemo.console import Console
+from fastemo.corpus import cremad
+from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.evaluation.evaluate import Predictions
+from fastemo.retest import evaluate_run, restricted
+from fastemo.run import run
+
+FASTEMO = Path(sys.executable).parent / "fastemo"
+TINY = [
+    *("--model.name", "early_cnn", "--train.epochs", "1", "--train.batch_size", "16", "--store.tier", "memory"),
+    *(
+        "--video.size",
+        "36",
+        "--augment.crop_size",
+        "32",
+        "--video.num_frames",
+        "2",
+        "--train.early_stop_patience",
+        "null",
+    ),
+]
+QUIET = Console(show=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_corpus, tmp_path_factory):
+    """A run on RAVDESS's names and eight classes."""
+    folder = tmp_path_factory.mktemp("runs")
+    return run(read_config([*TINY, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "eight"]))
+
+
+@pytest.fixture(scope="module")
+def cremad_corpus(tmp_path_factory):
+    """Six classes by two actors of each split."""
+    root = tmp_path_factory.mktemp("other") / "crema"
+    for actors in cremad.split_actors().values():
+        for actor in actors[:2]:
+            for emotion in cremad.EMOTIONS:
+                write_video(root / f"{actor}_DFA_{emotion}_XX.mp4", 4)
+    return root
+
+
+@given(
+    st.permutations(range(5)).flatmap(lambda order: st.integers(2, 5).map(lambda count: order[:count])),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_choice_among_some_classes_is_the_softmax_over_them(chosen, seed):
+    rng = np.random.default_rng(seed)
+    names = ("a", "b", "c", "d", "e")
+    labels = rng.choice(chosen, 7)
+    predictions = Predictions(tuple("0123456"), labels, rng.normal(size=(7, 5)).astype(np.float32))
+    found = restricted(predictions, names, [names[column] for column in chosen])
+    exponentials = np.exp(predictions.logits.astype(np.float64))[:, chosen]
+    np.testing.assert_allclose(found.probabilities, exponentials / exponentials.sum(1, keepdims=True))
+    assert [chosen[label] for label in found.labels] == labels.tolist()
+    assert found.keys == predictions.keys
+
+
+def test_another_corpus_by_the_shared_classes(trained, cremad_corpus):
+    result = evaluate_run(trained, QUIET, root=cremad_corpus, labels="cremad")
+    assert result["split"] == "all"
+    assert result["classes"] == ["neutral", "happy", "sad", "angry", "fearful", "disgust"]
+    assert result["left_out"] == {}
+    assert result["num_clips"] == result["num_takes"] == 36
+    assert set(result["probes"]) == {"reversed", "shuffled", "frozen"}
+    folder = trained / "evaluation" / "all-crema"
+    assert json.loads((folder / "all.json").read_text()) == result
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [name for name in rows[0] if name.startswith("probability_")] == [
+        f"probability_{name}" for name in result["classes"]
+    ]
+    for row in rows:
+        shares = {name: float(row[f"probability_{name}"]) for name in result["classes"]}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert row["prediction"] == max(shares, key=shares.__getitem__)
+        assert row["label"] == cremad.parse_stem(Path(row["key"]).stem).emotion
+
+
+@pytest.mark.slow
+def test_and_the_other_way_round(cremad_corpus, tiny_corpus, tmp_path):
+    run_dir = run(
+        read_config(
+            [*TINY, "--corpus.root", str(cremad_corpus), "--corpus.labels", "cremad", "--runs_dir", str(tmp_path)]
+        )
+    )
+    assert json.loads((run_dir / "test.json").read_text())["protocol"] == "cremad"
+    # A model of six classes still has RAVDESS's eight outputs; two of them were never trained.
+    words = ["evaluate", run_dir, "--corpus.root", tiny_corpus, "--corpus.labels", "ravdess"]
+    done = subprocess.run([FASTEMO, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run_dir / "evaluation" / f"all-{tiny_corpus.name}" / "all.json").read_text())
+    counts = {
+        name: len(list(tiny_corpus.glob(f"*/??-??-0{number}-*"))) for number, name in enumerate(EMOTIONS, start=1)
+    }
+    assert result["left_out"] == {name: counts[name] for name in ("calm", "surprised") if counts[name]}
+    assert result["num_clips"] == sum(counts[name] for name in result["classes"])
+    assert not {"calm", "surprised"} & set(result["per_class"])
+    assert "clips of calm left out: not a class of both corpora" in done.stdout
+
+
+def test_the_runs_own_corpus_at_another_place(trained, tiny_corpus, tmp_path):
+    moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
+    result = evaluate_run(trained, QUIET, split="test", root=moved, out=tmp_path / "out")
+    own = json.loads((trained / "test.json").read_text())
+    assert {name: result[name] for name in ("accuracy", "loss", "confusion")} == {
+        name: own[name] for name in ("accuracy", "loss", "confusion")
+    }
+    with pytest.raises(ValueError, match=r"were trained on, such as .*give --split test"):
+        evaluate_run(trained, QUIET, root=moved)
+
+
+def test_what_cannot_be_compared_is_told(trained, tmp_path, cremad_corpus):
+    write_video(tmp_path / "one" / "1001_DFA_ANG_XX.mp4", 4)
+    with pytest.raises(ValueError, match=r"shows angry and the run was trained on .* two classes that both have"):
+        evaluate_run(trained, QUIET, root=tmp_path / "one", labels="cremad")
+    with pytest.raises(ValueError, match=r"--corpus\.labels cremad"):
+        evaluate_run(trained, QUIET, root=cremad_corpus)
+    with pytest.raises(ValueError, match="no --split"):
+        evaluate_run(trained, QUIET, split="test", labels="cremad")
+    with pytest.raises(ValueError, match="is not a folder"):
+        evaluate_run(trained, QUIET, root=tmp_path / "absent")
+
+
+def test_rejected_files_are_refused_until_allowed(trained, cremad_corpus, tmp_path):
+    other = shutil.copytree(cremad_corpus, tmp_path / "other")
+    (other / "1091_DFA_ANG_XX.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"--corpus\.max_rejected 1"):
+        evaluate_run(trained, QUIET, root=other, labels="cremad")
+    assert evaluate_run(trained, QUIET, root=other, labels="cremad", max_rejected=1)["num_clips"] == 36
+
+
+@pytest.mark.slow
+def test_real_recordings(trained, clips_folder, tmp_path):
+    for name, labels, classes in (
+        ("crema-d", "cremad", ["happy", "sad", "angry"]),
+        ("ravdess", "ravdess", None),
+    ):
+        words = ["evaluate", trained, "--corpus.root", clips_folder / name, "--corpus.labels", labels]
+        done = subprocess.run([FASTEMO, *words, "--out", tmp_path / name], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        result = json.loads((tmp_path / name / "all.json").read_text())
+        assert classes in (None, result["classes"])
+        assert result["num_clips"] == result["num_takes"]
