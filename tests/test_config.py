@@ -155,13 +155,13 @@ class TestRefusing:
             (
                 "corpus: {labels: names}",
                 ["--corpus.labels", "names"],
-                "corpus.labels must be 'ravdess', 'folder', not names",
+                "corpus.labels must be 'ravdess', 'cremad', 'folder', not names",
             ),
             (
                 "corpus: {protocol: mine}",
                 ["--corpus.protocol", "mine"],
-                "corpus.protocol must be 'report', 'speech', 'speech+song', 'kfold5', 'loso', 'folders' or null, "
-                "not mine",
+                "corpus.protocol must be 'report', 'speech', 'speech+song', 'kfold5', 'loso', 'cremad', 'folders' or "
+                "null, not mine",
             ),
         ],
     )
