@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 ACTORS = range(1001, 1092)
@@ -56,9 +56,8 @@ def parse_stem(stem: str) -> Recording:
         raise ValueError(f"'{stem}' is not an actor, a sentence, an emotion and a level joined by '_' (CREMA-D naming)")
     if int(parts[0]) not in ACTORS:
         raise ValueError(f"actor is {parts[0]}, CREMA-D has {ACTORS[0]} to {ACTORS[-1]}")
-    for what, code, allowed in zip(
-        ("sentence", "emotion", "level"), parts[1:], (SENTENCES, EMOTIONS, INTENSITIES), strict=True
-    ):
+    codes: tuple[Collection[str], ...] = (SENTENCES, EMOTIONS, INTENSITIES)
+    for what, code, allowed in zip(("sentence", "emotion", "level"), parts[1:], codes, strict=True):
         if code not in allowed:
             raise ValueError(f"{what} is '{code}', CREMA-D has {', '.join(allowed)}")
     return Recording(
