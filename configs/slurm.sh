@@ -25,8 +25,10 @@ set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:-.}"
 
-# All nodes meet at the first one, at a port that two jobs on one node hardly share.
-main_ip=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# All nodes meet at the first one, at a port that two jobs on one node hardly share. All names are read before the first
+# is taken: a reader that leaves early (head) ends scontrol by SIGPIPE now and then, and with it this script.
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+main_ip=${hosts%%$'\n'*}
 export MAIN_IP=$main_ip
 export MAIN_PORT=$((20000 + SLURM_JOB_ID % 10000))
 # Without GPUs one process a node, which takes all its processors.
