@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import stat
 import sys
 import threading
@@ -258,3 +259,19 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def describe_machine() -> dict[str, str | int | None]:
+    """Processor, how many of them this process may use, and GPU; nothing that names a host."""
+    import torch  # late: processes that only draw or decode have no use for it
+
+    try:
+        told = re.findall(r"^model name\s*: (.*)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        told = []
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processor": told[0] if told else platform.processor() or platform.machine(),
+        "processors": available_processors(),
+        "gpu": gpus[0] if gpus else None,
+    }

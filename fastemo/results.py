@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from torch import nn
 
 from fastemo.config import RunConfig
 from fastemo.corpus.manifest import Clip
 from fastemo.corpus.protocol import Splits
+from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
-from fastemo.machine import versions, write_text
+from fastemo.examples import surest, write_examples
+from fastemo.machine import describe_machine, versions, write_text
 from fastemo.report import figures
 from fastemo.video.decode import DecodeError, decode_clip
 from fastemo.video.sampling import frame_indices
@@ -28,10 +30,15 @@ def write_report(
     history: Sequence[dict[str, object]],
     predictions: Predictions,
     probes: Mapping[str, Predictions],
+    model: nn.Module,
     *,
     epoch: int,
 ) -> dict[str, Any]:
-    """Write what the test says, `test.json`, `predictions.csv` and the figures; the first is returned."""
+    """Write what the test says: `predictions.csv`, figures, examples and, last, `test.json`, which is returned.
+
+    Args:
+        model: That was tested, for what it costs and where it looks.
+    """
     names = splits.class_names
     result = {
         "model": config.model.name,
@@ -40,10 +47,15 @@ def write_report(
         "fold": config.corpus.fold,
         "seed": config.seed,
         "versions": versions(),
+        "machine": describe_machine(),
         "epoch": epoch,
+        "cost": {
+            "parameters": num_parameters(model),
+            "flops_per_clip": forward_flops(model, config.video.num_frames, config.augment.crop_size),
+            **training_speed(history),
+        },
         **summarise(predictions, splits.test, names, probes),
     }
-    write_text(run_dir / "test.json", json.dumps(result, indent=2) + "\n")
     write_predictions(run_dir / "predictions.csv", predictions, splits.test, names)
     title = f"{config.model.name}, {len(predictions.keys)} test clips, accuracy {result['accuracy']:.1%}"
     figures.save_curves(history, run_dir / "curves.png")
@@ -51,6 +63,9 @@ def write_report(
     figures.save_per_class(result["per_class"], run_dir / "per_class_accuracy.png", title)
     examples = misclassified(config, root, splits.test, predictions, names)
     figures.save_misclassified(examples, run_dir / "misclassified.png")
+    write_examples(config, run_dir, root, splits.test, predictions, names, model, names)
+    # A run that has this file is finished.
+    write_text(run_dir / "test.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -60,11 +75,9 @@ def misclassified(
     """The clips that the model was surest of and wrong about, six frames each."""
     by_key = {clip.key: clip for clip in clips}
     confidence = predictions.probabilities.max(1)
-    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][: figures.MAX_MISCLASSIFIED]
     spec = replace(config.video.spec, num_frames=6, size=max(128, config.video.size))
     examples = []
-    for row in wrong:
+    for row in surest(predictions, wrong=True, most=figures.MAX_MISCLASSIFIED):
         clip = by_key[predictions.keys[row]]
         try:
             frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec)

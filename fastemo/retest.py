@@ -18,6 +18,7 @@ from fastemo.corpus.manifest import Clip, Labels, read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
 from fastemo.corpus.protocol import Splits, one_file_a_take, split_clips
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
+from fastemo.examples import write_examples
 from fastemo.machine import write_text
 from fastemo.models import build_model
 from fastemo.results import results_line
@@ -80,7 +81,9 @@ def evaluate_run(
         trainer.load_weights(weights)
         with make_loader(config, home, clips, splits.class_names, trainer, console) as loader:
             predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
-    predictions = restricted(predictions, splits.class_names, names)
+        predictions = restricted(predictions, splits.class_names, names)
+        out.mkdir(parents=True, exist_ok=True)
+        write_examples(config, out, home, clips, predictions, names, trainer.bare_model, splits.class_names)
     probes = {order: restricted(found, splits.class_names, names) for order, found in probes.items()}
     result = {"split": split, "epoch": info["epoch"], **head, **summarise(predictions, clips, names, probes)}
     _write(result, predictions, clips, names, out, console)

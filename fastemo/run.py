@@ -146,7 +146,10 @@ def _test(
     predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
     trainer.note_dropped({"test": loader}, 0, run_dir)
     if trainer.is_main:
-        result = write_report(config, run_dir, root, splits, trainer.history, predictions, probes, epoch=info["epoch"])
+        model = trainer.bare_model
+        result = write_report(
+            config, run_dir, root, splits, trainer.history, predictions, probes, model, epoch=info["epoch"]
+        )
         console.say(f"test: {results_line(result, len(splits.class_names))}")
 
 

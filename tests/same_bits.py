@@ -20,6 +20,7 @@ def bits(run_dir):
     """All that must be equal: weights, the whole training state, metrics, predictions."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((run_dir / "test.json").read_text())
+    result["cost"] = {name: value for name, value in result["cost"].items() if name not in TIMES}
     return {
         "weights": {name: load_file(run_dir / "checkpoints" / name / "model.safetensors") for name in ("last", "best")},
         "state": load_file(run_dir / "checkpoints" / "last" / "state.safetensors"),

@@ -105,7 +105,8 @@ def test_and_the_other_way_round(cremad_corpus, tiny_corpus, tmp_path):
     words = ["evaluate", run_dir, "--corpus.root", tiny_corpus, "--corpus.labels", "ravdess"]
     done = subprocess.run([FASTEMO, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    result = json.loads((run_dir / "evaluation" / f"all-{tiny_corpus.name}" / "all.json").read_text())
+    out = run_dir / "evaluation" / f"all-{tiny_corpus.name}"
+    result = json.loads((out / "all.json").read_text())
     counts = {
         name: len(list(tiny_corpus.glob(f"*/??-??-0{number}-*"))) for number, name in enumerate(EMOTIONS, start=1)
     }
@@ -113,6 +114,9 @@ def test_and_the_other_way_round(cremad_corpus, tiny_corpus, tmp_path):
     assert result["num_clips"] == sum(counts[name] for name in result["classes"])
     assert not {"calm", "surprised"} & set(result["per_class"])
     assert "clips of calm left out: not a class of both corpora" in done.stdout
+    examples = json.loads((out / "examples.json").read_text())["examples"]
+    assert {example["prediction"] for example in examples} <= set(result["classes"])
+    assert all((out / example["gradcam"]).is_file() for example in examples)
 
 
 def test_the_runs_own_corpus_at_another_place(trained, tiny_corpus, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import write_images
+from safetensors.torch import load_file
 
 from fastemo.config import read_config
 from fastemo.corpus.ravdess import EMOTIONS
@@ -48,6 +49,7 @@ RUN_FILES = {
     "confusion_matrix.png",
     "per_class_accuracy.png",
     "misclassified.png",
+    "examples.json",
     "log.txt",
 }
 
@@ -58,9 +60,12 @@ def command(*words, cwd, **kwargs):
 
 
 def files_of(run_dir):
-    """All but the checkpoints that are kept in case the last is damaged."""
+    """All but the checkpoints that are kept in case the last is damaged, and the pictures that examples.json names."""
     names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
-    return {name for name in names if not name.startswith("checkpoints/epoch-")}
+    named = json.loads((run_dir / "examples.json").read_text())["examples"]
+    pictures = {example[kind] for example in named for kind in ("frames", "gradcam")}
+    assert {name for name in names if name.startswith("examples/")} == pictures
+    return {name for name in names - pictures if not name.startswith("checkpoints/epoch-")}
 
 
 def run_here(tmp_path, *options):
@@ -114,6 +119,28 @@ def test_results_agree_with_each_other(launched, tiny_corpus):
     assert shares.argmax(1).tolist() == predicted
     best = json.loads((run_dir / "checkpoints" / "best" / "info.json").read_text())
     assert result["epoch"] == best["epoch"]
+    # Of the two epochs, the second tells the speed.
+    (_, last) = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    assert {name: result["cost"][name] for name in ("clips_per_second", "epoch_seconds")} == {
+        name: last[name] for name in ("clips_per_second", "epoch_seconds")
+    }
+    weights = load_file(run_dir / "checkpoints" / "best" / "model.safetensors")
+    counted = sum(value.numel() for name, value in weights.items() if "running" not in name and "num_" not in name)
+    assert result["cost"]["parameters"] == counted
+    assert result["cost"]["flops_per_clip"] > counted
+    assert result["machine"]["processors"] >= 1
+
+
+def test_examples_are_of_the_predictions(launched):
+    run_dir, _ = launched
+    with (run_dir / "predictions.csv").open(newline="") as file:
+        rows = {row["key"]: row for row in csv.DictReader(file)}
+    examples = json.loads((run_dir / "examples.json").read_text())["examples"]
+    assert examples
+    for example in examples:
+        row = rows[example["key"]]
+        assert (example["label"], example["prediction"]) == (row["label"], row["prediction"])
+        assert example["probability"] == pytest.approx(float(row[f"probability_{row['prediction']}"]), abs=1e-5)
 
 
 def test_the_saved_configuration_loads_and_is_complete(launched, tiny_corpus):

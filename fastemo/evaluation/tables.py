@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,44 @@ class PredictionTable:
     def correct(self) -> np.ndarray:
         """Boolean [N]."""
         return self.labels == self.predicted
+
+    def at(self, rows: np.ndarray) -> PredictionTable:
+        """Some rows, int64 [M], in their order."""
+        return replace(
+            self,
+            keys=tuple(self.keys[row] for row in rows),
+            takes=tuple(self.takes[row] for row in rows),
+            labels=self.labels[rows],
+            predicted=self.predicted[rows],
+            probabilities=self.probabilities[rows],
+            actors=self.actors[rows],
+            modalities=self.modalities[rows],
+        )
+
+
+def joined(tables: Sequence[PredictionTable]) -> PredictionTable:
+    """Several tables as one, sorted by key: the folds of a model, or its seeds, whose clips then count several times.
+
+    Raises:
+        ValueError: No tables, or tables of different classes.
+    """
+    if not tables:
+        raise ValueError("there are no predictions to join")
+    first = tables[0]
+    for table in tables[1:]:
+        if table.class_names != first.class_names:
+            raise ValueError(f"{first.source} and {table.source} have different classes")
+    together = replace(
+        first,
+        keys=tuple(key for table in tables for key in table.keys),
+        takes=tuple(take for table in tables for take in table.takes),
+        labels=np.concatenate([table.labels for table in tables]),
+        predicted=np.concatenate([table.predicted for table in tables]),
+        probabilities=np.concatenate([table.probabilities for table in tables]),
+        actors=np.concatenate([table.actors for table in tables]),
+        modalities=np.concatenate([table.modalities for table in tables]),
+    )
+    return together.at(np.argsort(together.keys, kind="stable"))
 
 
 def read_predictions(path: Path) -> PredictionTable:

@@ -66,7 +66,7 @@ def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
             leaves a gap.
         path: PNG to write.
     """
-    figure = _new_figure(10, 4)
+    figure = new_figure(10, 4)
     panels = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     series = {name: _column(history, name) for name in ("train_loss", "val_loss")}
@@ -88,8 +88,8 @@ def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=9)
         else:
-            _say(axes, "no finite values" if history else "no epochs yet")
-    _write(figure, path)
+            say(axes, "no finite values" if history else "no epochs yet")
+    write_figure(figure, path)
 
 
 def save_confusion(counts: ArrayLike, class_names: Sequence[str], path: Path, title: str) -> None:
@@ -106,18 +106,18 @@ def save_confusion(counts: ArrayLike, class_names: Sequence[str], path: Path, ti
     shares = np.divide(table, totals, out=np.zeros(table.shape), where=totals > 0)
     size = len(class_names)
     side = max(4.5, 0.72 * size + 1.6)
-    figure = _new_figure(side + 0.9, side)
+    figure = new_figure(side + 0.9, side)
     axes = figure.subplots()
     image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(100, decimals=0))
     bar.set_label("Share of the row", color=INK)
     bar.outline.set_visible(False)
-    names = [_shorten(name) for name in class_names]
+    names = [shorten(name) for name in class_names]
     axes.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(size), names, parse_math=False)
     axes.set_xlabel("Predicted")
     axes.set_ylabel("Shown")
-    _title(figure, axes, title)
+    write_title(figure, axes, title)
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(False)
     # White lines between the cells keep neighbours of one colour apart.
@@ -129,12 +129,12 @@ def save_confusion(counts: ArrayLike, class_names: Sequence[str], path: Path, ti
         colour = "white" if shares[row, column] > 0.55 else INK if count else "#8C8C8C"
         weight = "bold" if row == column else "normal"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontweight=weight)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def save_per_class(per_class: Mapping[str, float | None], path: Path, title: str) -> None:
     """Draw the accuracy of every class (0 .. 1, None without clips) as bars with chance as a line."""
-    figure = _new_figure(max(5.5, 0.95 * len(per_class) + 1), 4)
+    figure = new_figure(max(5.5, 0.95 * len(per_class) + 1), 4)
     axes = figure.subplots()
     for place, value in enumerate(per_class.values()):
         if value is None:
@@ -150,39 +150,39 @@ def save_per_class(per_class: Mapping[str, float | None], path: Path, title: str
     axes.axhline(chance, color=VERMILLION, linestyle="--", linewidth=1.5, label=f"chance {chance:.1f} %")
     axes.set_xticks(
         range(len(per_class)),
-        [_shorten(name) for name in per_class],
+        [shorten(name) for name in per_class],
         rotation=25,
         ha="right",
         rotation_mode="anchor",
         parse_math=False,
     )
     axes.set_xlim(-0.6, max(1, len(per_class)) - 0.4)
-    _title(figure, axes, title)
-    _clean(axes)
+    write_title(figure, axes, title)
+    clean(axes)
     _percent_axis(axes)
     # Above the axes: a bar may reach any height within them.
     axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def save_misclassified(examples: Sequence[Misclassified], path: Path) -> None:
     """Draw a sheet of frames, one row a clip in the given order, the first `MAX_MISCLASSIFIED` of them."""
     shown = examples[:MAX_MISCLASSIFIED]
     if not shown:
-        figure = _new_figure(9, 1.6)
+        figure = new_figure(9, 1.6)
         axes = figure.subplots()
         axes.set_axis_off()
-        _say(axes, "no misclassified clips")
-        _write(figure, path)
+        say(axes, "no misclassified clips")
+        write_figure(figure, path)
         return
     aspects = [example.frames.shape[2] / example.frames.shape[3] for example in shown]
     heights = [1.5 * min(aspect, 2.0) + 0.4 for aspect in aspects]
-    figure = _new_figure(9.6, sum(heights))
+    figure = new_figure(9.6, sum(heights))
     rows = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, example in zip(rows, shown, strict=True):
         part.suptitle(
-            f"true: {_shorten(example.true_name)}     predicted: {_shorten(example.predicted_name)}"
-            f" ({100 * example.probability:.0f} %)     {_shorten(example.key, 56, keep_end=True)}",
+            f"true: {shorten(example.true_name)}     predicted: {shorten(example.predicted_name)}"
+            f" ({100 * example.probability:.0f} %)     {shorten(example.key, 56, keep_end=True)}",
             parse_math=False,
             fontsize=9.5,
             color=INK,
@@ -192,16 +192,18 @@ def save_misclassified(examples: Sequence[Misclassified], path: Path) -> None:
         for axes, frame in zip(part.subplots(1, _SHEET_FRAMES), example.frames, strict=True):
             axes.imshow(frame.transpose(1, 2, 0))
             axes.set_axis_off()
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def _new_figure(width_inches: float, height_inches: float) -> Figure:
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    """White, laid out by its contents, drawn by Agg."""
     figure = Figure(figsize=(width_inches, height_inches), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG whole or not at all."""
     with replacing(Path(path)) as partial:
         figure.savefig(partial, format="png", dpi=DPI)
 
@@ -220,7 +222,7 @@ def _draw_pair(axes: Axes, epochs: list[int], train: ArrayLike, validation: Arra
         if np.isfinite(values).any():
             # Markers, so that one epoch alone is seen; small, so that a hundred do not hide the line.
             axes.plot(epochs, values, color=colour, linewidth=1.8, marker=marker, markersize=3, label=name)
-    _clean(axes)
+    clean(axes)
 
 
 def _mark_best(axes: Axes, epoch: int, value: float, *, label: str) -> None:
@@ -229,7 +231,8 @@ def _mark_best(axes: Axes, epoch: int, value: float, *, label: str) -> None:
         axes.plot([epoch], [value], marker="o", markersize=9, markerfacecolor="none", color=INK)
 
 
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
+    """Pale lines behind the data, and no frame around it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BBBBBB")
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
@@ -243,17 +246,20 @@ def _percent_axis(axes: Axes) -> None:
     axes.set_ylabel("Accuracy (%)")
 
 
-def _title(figure: Figure, axes: Axes, title: str) -> None:
+def write_title(figure: Figure, axes: Axes, title: str) -> None:
+    """Wrapped to the figure's width, every character as it stands."""
     # Not wrap=True: matplotlib measures a wrapped text as mathematics even with parse_math off.
     lines = textwrap.wrap(title, int(_CHARACTERS_PER_INCH * (figure.get_figwidth() - 2)))
     axes.set_title("\n".join(lines), parse_math=False, color=INK, loc="left", fontweight="bold")
 
 
-def _say(axes: Axes, words: str) -> None:
+def say(axes: Axes, words: str) -> None:
+    """Words in the place of data that there is none of."""
     axes.text(0.5, 0.5, words, ha="center", va="center", color=GREY, fontsize=12, transform=axes.transAxes)
 
 
-def _shorten(name: str, length: int = _NAME_LENGTH, *, keep_end: bool = False) -> str:
+def shorten(name: str, length: int = _NAME_LENGTH, *, keep_end: bool = False) -> str:
+    """A name of at most `length` characters, its beginning or its end."""
     if len(name) <= length:
         return name
     return "…" + name[-length + 1 :] if keep_end else name[: length - 1] + "…"

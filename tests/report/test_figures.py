@@ -40,13 +40,13 @@ def texts(figure: Figure) -> set[str]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures handed to the writer, in order."""
     caught: list[Figure] = []
-    write = figures._write
+    write = figures.write_figure
 
     def keep(figure: Figure, path: Path) -> None:
         caught.append(figure)
         write(figure, path)
 
-    monkeypatch.setattr(figures, "_write", keep)
+    monkeypatch.setattr(figures, "write_figure", keep)
     return caught
 
 

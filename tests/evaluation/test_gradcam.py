@@ -1,0 +1,230 @@
+"""Grad-CAM: as computed by hand, on the place that decides, on every model, leaving it as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastemo.evaluation.gradcam import gradcam
+from fastemo.models import ModelConfig, build_model
+from fastemo.training.config import TrainConfig
+from fastemo.training.trainer import Trainer
+
+# The module that makes the last maps, and the way from there to the logits, written anew.
+MODELS = {
+    "early_cnn": ("blocks", lambda model, maps, clips: model.classifier(maps.mean((2, 3)))),
+    "early_resnet18": ("backbone.layer4", lambda model, maps, clips: model.classifier(maps.mean((2, 3)))),
+    "late_fusion": (
+        "backbone.layer4",
+        lambda model, maps, clips: model.classifier(maps.mean((2, 3)).unflatten(0, (clips, -1)).mean(1)),
+    ),
+    "r3d18": ("backbone.layer4", lambda model, maps, clips: model.classifier(maps.mean((2, 3, 4)))),
+    "cnn_lstm": (
+        "backbone.layer4",
+        lambda model, maps, clips: model.classifier(model.rnn(maps.mean((2, 3)).unflatten(0, (clips, -1)))[0][:, -1]),
+    ),
+}
+
+
+def built(name, num_frames=3):
+    torch.manual_seed(1)
+    return build_model(ModelConfig(name=name, pretrained=False, num_frames=num_frames, rnn_hidden=16), 8)
+
+
+class ByFrame(nn.Module):
+    """A map for each frame, its mean classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, stride=2)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(4, 3)
+
+    def maps(self, frames):
+        return F.relu(self.conv(frames.flatten(0, 1)))
+
+    def forward(self, frames):
+        maps = self.relu(self.conv(frames.flatten(0, 1)))
+        return self.head(maps.mean((2, 3))).unflatten(0, frames.shape[:2]).mean(1)
+
+
+class Bright(nn.Module):
+    """Class 1 is how red a clip is, wherever."""
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.dimensions = dimensions
+        self.maps = (nn.Conv3d if dimensions == 3 else nn.Conv2d)(3, 2, 1, bias=False)
+        with torch.no_grad():
+            self.maps.weight.zero_()
+            self.maps.weight[1, 0] = 1
+
+    def forward(self, frames):
+        if self.dimensions == 3:
+            return self.maps(frames.transpose(1, 2)).mean((2, 3, 4))
+        if self.dimensions == 1:
+            return self.maps(frames.mean(1)).mean((2, 3))
+        return self.maps(frames.flatten(0, 1)).mean((2, 3)).unflatten(0, frames.shape[:2]).mean(1)
+
+
+def test_equals_the_formula():
+    torch.manual_seed(0)
+    model, frames, classes = ByFrame(), torch.randn(2, 3, 3, 8, 8), torch.tensor([2, 0])
+    heat = gradcam(model, frames, classes)
+    # The logit is linear in the maps: the gradient is the head's weight, shared out over frames and places.
+    maps = model.maps(frames).detach()
+    weights = model.head.weight[classes].repeat_interleave(3, 0) / (3 * 4 * 4)
+    expected = F.relu((weights[:, :, None, None] * maps).sum(1))
+    expected = F.interpolate(expected[:, None], (8, 8), mode="bilinear").view(2, 3, 8, 8)
+    expected = expected / expected.amax((1, 2, 3), keepdim=True)
+    np.testing.assert_allclose(heat, expected.detach().numpy(), atol=1e-5)
+    assert heat.dtype == np.float32
+    assert heat.max(axis=(1, 2, 3)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_lights_up_where_the_evidence_is(dimensions):
+    frames = torch.zeros(1, 4, 3, 16, 16)
+    frames[0, 2, 0, 4:8, 8:12] = 1
+    heat = gradcam(Bright(dimensions), frames, torch.tensor([1]))
+    assert np.array_equal(heat[0] > 0.5, frames[0, :, 0].numpy() > 0.5)
+    # Of the other class there is no evidence anywhere, and nothing to scale by.
+    assert not gradcam(Bright(dimensions), frames, torch.tensor([0])).any()
+
+
+def test_one_map_for_all_frames_is_shown_on_each():
+    frames = torch.zeros(2, 4, 3, 16, 16)
+    frames[0, 2, 0, 4:8, 8:12] = 1
+    frames[1, 0, 0, 0:2, 0:2] = 1
+    heat = gradcam(Bright(1), frames, torch.tensor([1, 1]))
+    assert all(np.array_equal(heat[:, time], heat[:, 0]) for time in range(4))
+    assert np.array_equal(heat[0, 0] > 0.5, frames[0, 2, 0].numpy() > 0.5)
+    assert np.array_equal(heat[1, 0] > 0.5, frames[1, 0, 0].numpy() > 0.5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_equals_the_formula(name):
+    model, frames, classes = built(name).eval(), torch.randn(2, 3, 3, 64, 96), torch.tensor([1, 7])
+    made_by, tail = MODELS[name]
+    seen = []
+    handle = model.get_submodule(made_by).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits = model(frames)
+    handle.remove()
+    maps = seen[0].detach().requires_grad_()
+    torch.testing.assert_close(tail(model, maps, 2), logits)
+    tail(model, maps, 2)[range(2), classes].sum().backward()
+    weights = maps.grad.flatten(2).mean(2)
+    heat = torch.einsum("nf,nf...->n...", weights, maps.detach()).clamp_min(0)
+    if name == "r3d18":
+        heat = F.interpolate(heat[:, None], (3, 64, 96), mode="trilinear")[:, 0]
+    else:
+        # Of early fusion one map a clip, of the others one a frame.
+        heat = F.interpolate(heat[:, None], (64, 96), mode="bilinear").view(2, -1, 64, 96).expand(-1, 3, -1, -1)
+    expected = heat / heat.amax((1, 2, 3), keepdim=True)
+    np.testing.assert_allclose(gradcam(model, frames, classes), expected.numpy(), atol=1e-4)
+
+
+def lets_red_through(model):
+    """Weights that mix nothing: channel 0 of the maps is the first frame's red, and class 1 is how much of it."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.dirac_(module.weight)
+        elif isinstance(module, nn.Linear | nn.LSTM):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+    with torch.no_grad():
+        *hidden, last = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        last.weight[1, 0] = 1
+        for linear in hidden:
+            linear.weight[0, 0] = 1
+        if hasattr(model, "rnn"):  # into the first cell of the third gate, the one that remembers
+            model.rnn.weight_ih_l0[2 * model.rnn.hidden_size, 0] = 1
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 32), (32, 0), (32, 32)])
+def test_every_model_lights_up_where_a_square_decides(name, top, left):
+    model, frames = lets_red_through(built(name)), torch.zeros(1, 3, 3, 64, 64)
+    frames[0, 0, 0, top : top + 32, left : left + 32] = 1
+    heat = gradcam(model, frames, torch.tensor([1]))[0]
+    square = heat[0, top : top + 32, left : left + 32]
+    assert square.max() == heat.max() == 1
+    assert square.mean() > 2 * (heat[0].sum() - square.sum()) / (3 * square.size)
+    if name in ("late_fusion", "cnn_lstm"):
+        assert not heat[1:].any()
+    assert not gradcam(model, frames, torch.tensor([0])).any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_model_stays_as_it_was(name, is_training):
+    model = built(name).train(is_training)
+    first, *others = model.parameters()
+    first.requires_grad_(False)
+    others[0].grad = torch.ones_like(others[0])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.inference_mode():
+        frames = torch.randn(2, 3, 3, 32, 48)
+    heat = gradcam(model, frames, torch.tensor([1, 7]))
+    assert heat.shape == (2, 3, 32, 48)
+    assert np.isfinite(heat).all()
+    assert heat.min() >= 0
+    assert heat.max() <= 1
+    assert model.training is is_training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False] + [True] * len(others)
+    assert torch.equal(others[0].grad, torch.ones_like(others[0]))
+    assert all(parameter.grad is None for parameter in (first, *others[1:]))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_none_of_whose_weights_is_trained():
+    model, frames, classes = built("late_fusion"), torch.randn(1, 3, 3, 64, 64), torch.tensor([3])
+    expected = gradcam(model, frames, classes)
+    assert np.array_equal(gradcam(model.requires_grad_(False), frames, classes), expected)
+
+
+def test_mixed_precision_around_it_does_not_count():
+    model, frames, classes = built("late_fusion"), torch.randn(1, 3, 3, 64, 64), torch.tensor([3])
+    expected = gradcam(model, frames, classes)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(gradcam(model, frames, classes), expected)
+    with Trainer(TrainConfig(precision="bf16"), seed=0) as trainer:
+        trainer.prepare(model, 1)
+        frames, classes = frames.to(trainer.device), classes.to(trainer.device)
+        found = gradcam(trainer.bare_model, frames, classes)
+        assert trainer.bare_model(frames).dtype == torch.float32
+    # Convolutions run in another layout of memory there.
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_on_a_gpu(name):
+    model, frames, classes = built(name), torch.randn(2, 3, 3, 64, 96), torch.tensor([1, 7])
+    expected = gradcam(model, frames, classes)
+    np.testing.assert_allclose(gradcam(model.cuda(), frames.cuda(), classes), expected, atol=0.02)
+
+
+def test_hooks_are_gone_after_an_error():
+    model = ByFrame()
+    with pytest.raises(RuntimeError):
+        gradcam(model, torch.randn(1, 1, 4, 8, 8), torch.tensor([0]))
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_without_maps():
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(12, 2)
+
+        def forward(self, frames):
+            return self.linear(frames.mean((3, 4)).flatten(1))
+
+    assert gradcam(Flat(), torch.randn(2, 4, 3, 8, 8), torch.tensor([0, 1])) is None
