@@ -124,6 +124,43 @@ def write_config(config: RunConfig, path: Path) -> None:
     write_text(path, "".join(_yaml_lines(_plain(config))))
 
 
+def config_leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that holds a value, joined by dots, with its value."""
+    for it in fields(value):
+        held = getattr(value, it.name)
+        if is_dataclass(held):
+            yield from config_leaves(held, f"{prefix}{it.name}.")
+        else:
+            yield f"{prefix}{it.name}", held
+
+
+def load_yaml(path: Path) -> Any:
+    """What another YAML file than a configuration holds: dicts, lists, text, numbers, booleans and None.
+
+    Raises:
+        ValueError: It is no file, too large, no YAML, or holds a tag, an alias or a key twice.
+    """
+    root = _file_root(path)
+    return None if root is None else _loaded(root, str(path))
+
+
+def _loaded(node: yaml.Node, where: str) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_loaded(item, where) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            if name in found:
+                raise ValueError(f"{where} gives {name} twice; leave one of them")
+            found[name] = _loaded(value, where)
+        return found
+    _check_digits(node, where)
+    value = yaml.SafeLoader("").construct_object(node)
+    # A date is text to everything here.
+    return value if isinstance(value, (bool, int, float, type(None))) else str(node.value)
+
+
 def _plain(value: Any) -> Any:
     """Dataclasses as dicts and paths as text, as YAML has them."""
     if is_dataclass(value):
@@ -177,6 +214,15 @@ def _check_option(before: str, argument: str) -> None:
 
 def _check_file(path: Path) -> None:
     """Refuse a configuration that is no file of keys and values, before anything is made of it."""
+    _check_keys(_file_root(path), "", str(path))
+
+
+def _file_root(path: Path) -> yaml.Node | None:
+    """The tree of a YAML file.
+
+    Raises:
+        ValueError: It is no file, too large or no YAML, or `_parse` refuses it.
+    """
     if not path.exists():
         raise ValueError(f"the configuration file {path} does not exist")
     if not path.is_file():
@@ -186,12 +232,11 @@ def _check_file(path: Path) -> None:
     if len(content) > _MOST_BYTES:
         raise ValueError(f"{path} is larger than the {_MOST_BYTES // 1024} KiB that a configuration may have")
     try:
-        root = _parse(content.decode("utf-8"), str(path))
+        return _parse(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
-    _check_keys(root, "", str(path))
 
 
 def _check_keys(root: yaml.Node | None, prefix: str, where: str) -> None:
@@ -221,8 +266,13 @@ def _check_value(node: yaml.Node | None, text: str, key: str) -> None:
     """Refuse what jsonargparse or Python would stumble over: a file's name for a part's keys, and endless numbers."""
     if _known_keys().get(key) and not isinstance(node, yaml.CollectionNode):
         raise ValueError(f"{key} must hold keys of its own, not {text or 'null'}")
-    if node is not None and node.tag == "tag:yaml.org,2002:int" and len(text) > _MOST_DIGITS:
-        raise ValueError(f"{key} is a number of more than {_MOST_DIGITS} digits")
+    if node is not None:
+        _check_digits(node, key)
+
+
+def _check_digits(node: yaml.Node, where: str) -> None:
+    if node.tag == "tag:yaml.org,2002:int" and len(str(node.value)) > _MOST_DIGITS:
+        raise ValueError(f"{where} is a number of more than {_MOST_DIGITS} digits")
 
 
 @cache

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from fastemo.config import RunConfig, read_config
+from fastemo.config import RunConfig, config_leaves, read_config
 from fastemo.console import Console
 from fastemo.corpus.manifest import Manifest
 from fastemo.training import checkpoint
@@ -76,22 +75,13 @@ def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:
     Raises:
         ValueError: They differ; the message names the keys and both values.
     """
-    before, now = dict(_leaves(own)), dict(_leaves(asked))
+    before, now = dict(config_leaves(own)), dict(config_leaves(asked))
     changed = [key for key in before if before[key] != now[key] and not _MAY_CHANGE.fullmatch(key)]
     if own.train.schedule == "onecycle" and own.train.epochs != asked.train.epochs:
         changed.append("train.epochs")  # the rate's whole course hangs on it
     if changed:
         listed = "; ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
         raise ValueError(f"run {run_dir} cannot be gone on with by another configuration: {listed}. Start a new run")
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for it in fields(value):
-        held = getattr(value, it.name)
-        if is_dataclass(held):
-            yield from _leaves(held, f"{prefix}{it.name}.")
-        else:
-            yield f"{prefix}{it.name}", held
 
 
 def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:

@@ -1,0 +1,1 @@
+"""Many runs from one grid: a study file -> run folders, and what they say together."""

@@ -1,0 +1,127 @@
+"""How long a study will take, from steps measured here: `fastemo study FILE --dry-run`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastemo.config import RunConfig
+from fastemo.console import Console
+from fastemo.corpus.prepare import prepare_corpus
+from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.evaluation.probes import ORDERS
+from fastemo.models import build_model
+from fastemo.study.grid import Cell, Study
+from fastemo.study.places import num_places
+from fastemo.study.states import read_states
+from fastemo.training.trainer import Trainer
+from fastemo.video.loader import ClipBatch
+
+# Steps that are timed after the first; a step of many seconds is timed once, as the first.
+_STEPS, _LONG_STEP_SECONDS = 2, 5.0
+# Forward alone, as a share of a step: forward, backward, of about twice the work, and the optimiser's update.
+_FORWARD_SHARE = 1 / 3
+# A process that loads torch, figures, checkpoints.
+_START_SECONDS = 20.0
+
+
+def dry_run(study: Study, out: Path, console: Console, *, jobs: int | None = None) -> None:
+    """Say which cells there are, what became of them in `out`, and how long the others take at most.
+
+    Raises:
+        ValueError: As `run_study`.
+    """
+    at_once = num_places(jobs)
+    states = read_states(study, out)
+    seconds = estimate([cell for cell in study.cells if states[cell.name].status != "finished"], console)
+    table: list[dict[str, str | int]] = [
+        {
+            "cell": cell.name,
+            "status": states[cell.name].status,
+            "epochs at most": cell.config.train.epochs,
+            "minutes at most": f"{seconds[cell.name] / 60:.1f}" if cell.name in seconds else "",
+        }
+        for cell in study.cells
+    ]
+    console.table(f"study {study.name}", table)
+    for name, state in states.items():
+        if state.reason:
+            console.say(f"{name} failed: {state.reason}")
+    minutes = sum(seconds.values()) / 60
+    console.say(
+        f"{len(study.cells)} cells, {len(seconds)} to run: {minutes:.0f} minutes at most one after the other, by steps "
+        f"measured here; {at_once} at once"
+    )
+
+
+def estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
+    """Seconds that each cell takes at most: all of its epochs on kept clips, and the test in every order.
+
+    Early stopping, and clips that have to be decoded first, are not foreseen.
+
+    Raises:
+        ValueError: A corpus will not do.
+    """
+    steps: dict[str, float] = {}
+    splits: dict[str, Splits] = {}
+    found = {}
+    with console.track("measuring steps", "cells") as advance:
+        for done, cell in enumerate(cells):
+            config = cell.config
+            corpus = repr(config.corpus)
+            if corpus not in splits:
+                manifest = prepare_corpus(config.corpus, console)
+                splits[corpus] = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
+            known = repr(
+                (config.model, config.video.spec, config.augment, config.train, len(splits[corpus].class_names))
+            )
+            if known not in steps:
+                steps[known] = step_seconds(config, len(splits[corpus].class_names))
+            found[cell.name] = _seconds(config, splits[corpus], steps[known])
+            advance(done + 1, len(cells))
+    return found
+
+
+def step_seconds(config: RunConfig, num_classes: int) -> float:
+    """A training step of a whole batch, in seconds: the shortest of a few on made frames."""
+    with Trainer(config.train, seed=config.seed) as trainer:
+        trainer.seed_everything(epoch=0)
+        # Weights change nothing about the time.
+        model = build_model(replace(config.model, pretrained=False, weights=None), num_classes)
+        trainer.prepare(model, 1 + _STEPS)
+        batch = _batch(config, num_classes, trainer.device)
+        totals = torch.zeros(3, device=trainer.device, dtype=torch.float64)
+        seconds = math.inf
+        for _ in range(1 + _STEPS):
+            before = time.perf_counter()
+            trainer.train_step([batch], config.augment, 1, totals)
+            totals.tolist()  # waits for the device
+            seconds = min(seconds, time.perf_counter() - before)
+            if seconds > _LONG_STEP_SECONDS:
+                break
+    return seconds
+
+
+def _batch(config: RunConfig, num_classes: int, device: torch.device) -> ClipBatch:
+    """Noise of the shape that clips have."""
+    size, count = config.video.size, config.train.batch_size
+    frames = torch.randint(0, 256, (count, config.video.num_frames, 3, size, size), dtype=torch.uint8)
+    return ClipBatch(
+        frames=frames.to(device),
+        labels=(torch.arange(count) % num_classes).to(device),
+        keys=[f"clip {number}" for number in range(count)],
+        is_padding=torch.zeros(count, dtype=torch.bool, device=device),
+        num_global=count,
+    )
+
+
+def _seconds(config: RunConfig, splits: Splits, step: float) -> float:
+    each = step / config.train.batch_size
+    epoch = len(splits.train) * each + len(splits.val) * each * _FORWARD_SHARE
+    test = len(splits.test) * each * _FORWARD_SHARE * len(ORDERS)
+    return _START_SECONDS + config.train.epochs * epoch + test

@@ -1,0 +1,324 @@
+"""A study file -> its cells: each a complete configuration, equal ones once.
+
+name: fusion
+description: How late fusion joins its frames.
+base: {video: {num_frames: 10}}            # keys of every cell, over the defaults
+seeds: [0, 1]
+parts:
+  - name: fusion
+    title: Late fusion by kind
+    base: {model.name: late_fusion}        # keys may be nested or joined by dots
+    cells: [{}, {train.lr: 3e-4}]          # sets of keys, one after the other
+    grid: {model.fusion: [mean, max]}      # every combination of values, with each of `cells`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fastemo.config import RunConfig, config_leaves, load_yaml, read_config
+
+Settings = dict[str, Any]
+
+_STUDY_KEYS = ("name", "description", "base", "seeds", "parts")
+_PART_KEYS = ("name", "title", "base", "cells", "grid")
+# Given by the study itself to each of its cells.
+_OWN = ("name", "runs_dir", "resume")
+# The same result whatever these say: a cell is the same cell.
+_NO_RESULT = re.compile(
+    r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|train\.(checkpoint_minutes|keep)"
+)
+# What cells of one row differ in: the row is their mean.
+REPEATS = ("seed", "corpus.fold")
+_MOST_CELLS = 1000
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        name: Its folder's, made of the settings and a digest of the whole configuration.
+        settings: What the study sets, by key joined by dots; `seed` is always among them.
+        config: Complete, but for name and folder.
+    """
+
+    name: str
+    settings: Settings
+    config: RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Cells that differ in nothing but seed and fold.
+
+    Attributes:
+        label: What sets it apart from the part's other rows, in words.
+        settings: The same as keys.
+        cells: Names, by fold and seed in the order of the file.
+    """
+
+    label: str
+    settings: Settings
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows that are compared with each other."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Attributes:
+    cells: Each configuration once, in the order of the file.
+    """
+
+    name: str
+    description: str
+    cells: tuple[Cell, ...]
+    parts: tuple[Part, ...]
+
+
+def read_study(path: Path, arguments: Sequence[str] = ()) -> Study:
+    """Read a study file.
+
+    Args:
+        arguments: `--KEY VALUE` or `--KEY=VALUE`, of every cell, over the file's.
+
+    Raises:
+        ValueError: The file is none, holds a key or value that is not allowed, or an argument sets what the study
+            varies; the message names the file and the key.
+    """
+    content = load_yaml(path)
+    try:
+        return _study(content, _overrides(arguments))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _study(content: Any, overrides: Settings) -> Study:
+    _check_mapping(content, "the study", _STUDY_KEYS, needed=("name", "parts"))
+    name, description = _text(content, "name"), _text(content, "description", "")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}", name):
+        raise ValueError(f"name must be letters, digits, '_', '.' and '-', at most 60, not {name!a}")
+    seeds = _list(content, "seeds", [0])
+    base = _flat(content.get("base") or {}, "base")
+    cells: dict[str, Cell] = {}
+    parts = []
+    for position, part in enumerate(_list(content, "parts", [])):
+        where = f"part {position + 1}"
+        _check_mapping(part, where, _PART_KEYS, needed=("name",))
+        where = f"part {_text(part, 'name')}"
+        chosen = _combinations(part, base, where)
+        _check_overrides([settings for settings, _ in chosen], overrides, where)
+        chosen = [({**settings, **overrides}, own) for settings, own in chosen]
+        if len(chosen) * len(seeds) > _MOST_CELLS:
+            raise ValueError(f"{where} has more than {_MOST_CELLS} cells")
+        parts.append(_part(part, chosen, seeds, cells, where))
+    if not parts:
+        raise ValueError("parts is empty: give at least one with cells or a grid")
+    if len({part.name for part in parts}) < len(parts):
+        raise ValueError("two parts have the same name")
+    return Study(name=name, description=description, cells=tuple(cells.values()), parts=tuple(parts))
+
+
+def _part(
+    part: Mapping[str, Any],
+    chosen: Sequence[tuple[Settings, frozenset[str]]],
+    seeds: Sequence[Any],
+    cells: dict[str, Cell],
+    where: str,
+) -> Part:
+    """A part's rows; their cells are added to those known, by their digest."""
+    rows: dict[str, tuple[Settings, list[str]]] = {}
+    for settings, own in chosen:
+        for seed in [settings["seed"]] if "seed" in settings else seeds:
+            config = _config({**settings, "seed": seed}, where)
+            leaves = {key: _json(value) for key, value in config_leaves(config)}
+            whole = {key: leaves[key] for key in (*settings, "seed")}
+            # What the part's own list of cells or grid sets tells its rows apart; the model is always told.
+            shown = {key: leaves[key] for key in ("model.name", *settings) if key in own | {"model.name"}}
+            digest = _digest(leaves)
+            cell = Cell(name=_cell_name(config, shown, digest), settings=whole, config=config)
+            name = cells.setdefault(digest, cell).name
+            row = {key: value for key, value in shown.items() if key not in REPEATS}
+            members = rows.setdefault(repr(sorted(row.items())), (row, []))[1]
+            if name not in members:
+                members.append(name)
+    return Part(
+        name=_text(part, "name"),
+        title=_text(part, "title", _text(part, "name")),
+        rows=tuple(
+            Row(label=_label(settings), settings=settings, cells=tuple(members)) for settings, members in rows.values()
+        ),
+    )
+
+
+def _combinations(part: Mapping[str, Any], base: Settings, where: str) -> list[tuple[Settings, frozenset[str]]]:
+    """Every cell's keys over the study's and the part's base, and which of them are its own."""
+    base = {**base, **_flat(part.get("base") or {}, f"{where}: base")}
+    listed = [_flat(cell or {}, f"{where}: cells") for cell in _list(part, "cells", [{}])]
+    grid = _flat(part.get("grid") or {}, f"{where}: grid", lists=True)
+    if not listed or not all(grid.values()):
+        raise ValueError(f"{where} has an empty list of values")
+    return [
+        ({**base, **cell, **dict(zip(grid, values, strict=True))}, frozenset(cell) | frozenset(grid))
+        for cell in listed
+        for values in product(*grid.values())
+    ]
+
+
+def _check_overrides(chosen: Sequence[Settings], overrides: Settings, where: str) -> None:
+    """Refuse options that would make cells equal which the part tells apart."""
+    for key in overrides:
+        if key in _OWN:
+            raise ValueError(f"--{key} is given by the study to each of its cells; choose the study's folder by --out")
+        if _num_different(chosen, {key}) < _num_different(chosen, set()):
+            raise ValueError(f"--{key} cannot be set for all cells: {where} compares its values")
+
+
+def _num_different(chosen: Sequence[Settings], without: set[str]) -> int:
+    return len({repr(sorted((key, value) for key, value in it.items() if key not in without)) for it in chosen})
+
+
+def _config(settings: Settings, where: str) -> RunConfig:
+    for key in _OWN:
+        if key in settings:
+            raise ValueError(f"{where}: {key} is given by the study to each of its cells")
+    if unknown := settings.keys() - dict(config_leaves(RunConfig())).keys():
+        raise ValueError(f"{where}: unknown key {min(unknown)}; keys are those of fastemo train --help")
+    try:
+        return read_config([f"--{key}={_argument(value)}" for key, value in settings.items()])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _json(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _argument(value: Any) -> str:
+    """A value as the command line would have it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _overrides(arguments: Sequence[str]) -> Settings:
+    """`--key value` and `--key=value` as settings."""
+    found: Settings = {}
+    waiting = list(arguments)
+    while waiting:
+        name, has_value, value = waiting.pop(0).partition("=")
+        if not name.startswith("--") or len(name) < 3:
+            raise ValueError(f"{name} is no option: give --KEY VALUE, keys as in fastemo train --help")
+        if not has_value:
+            if not waiting:
+                raise ValueError(f"{name} needs a value")
+            value = waiting.pop(0)
+        if name[2:] in found:
+            raise ValueError(f"{name} is given twice; leave one of them")
+        found[name[2:]] = value
+    return found
+
+
+def _digest(leaves: Settings) -> str:
+    """Of all that may change a result."""
+    told = [f"{key}={value!r}" for key, value in leaves.items() if not _NO_RESULT.fullmatch(key)]
+    return hashlib.blake2b("\n".join(told).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+
+
+def _cell_name(config: RunConfig, shown: Settings, digest: str) -> str:
+    """Readable, and like no other cell's: `early_cnn-t10-112px-enabled_false-seed0-1a2b3c4d`."""
+    start = [config.model.name, f"t{config.video.num_frames}", f"{config.augment.crop_size}px"]
+    rest = [
+        re.sub(r"[^A-Za-z0-9.]+", "_", f"{key.rpartition('.')[2]}_{_argument(value)}")
+        for key, value in shown.items()
+        if key not in ("model.name", "video.num_frames", "augment.crop_size", "video.size", "seed")
+    ]
+    return f"{'-'.join([*start, *rest])[:_LONGEST_NAME]}-seed{config.seed}-{digest}"
+
+
+def _label(settings: Settings) -> str:
+    """In words: `early_cnn, 6 frames, not augmented`."""
+    words = []
+    for key, value in settings.items():
+        if key == "video.size" and "augment.crop_size" in settings:
+            continue  # the one goes with the other
+        known = {
+            "model.name": str(value),
+            "video.num_frames": f"{value} frames",
+            "train.epochs": f"{value} epochs",
+            "augment.enabled": "augmented" if value else "not augmented",
+            "augment.crop_size": f"{value} px",
+            "augment.per_frame": "augmented by frame" if value else "augmented by clip",
+            "augment.rotation_corners": f"{value} corners",
+        }
+        words.append(known.get(key) or f"{key.rpartition('.')[2].replace('_', ' ')} {_argument(value)}")
+    return ", ".join(words)
+
+
+def _flat(content: Any, where: str, *, lists: bool = False, prefix: str = "") -> Settings:
+    """Nested keys joined by dots.
+
+    Args:
+        lists: Whether every value has to be a list, or may not be.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must hold keys and values")
+    found: Settings = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            inner = _flat(value, where, lists=lists, prefix=f"{prefix}{key}.")
+        else:
+            inner = {f"{prefix}{key}": value}
+            if isinstance(value, list) != lists:
+                raise ValueError(f"{where}: {prefix}{key} must {'' if lists else 'not '}be a list of values")
+        if twice := found.keys() & inner.keys():
+            raise ValueError(f"{where} gives {min(twice)} twice; leave one of them")
+        found |= inner
+    return found
+
+
+def _check_mapping(content: Any, what: str, allowed: Sequence[str], *, needed: Sequence[str]) -> None:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{what} must hold keys and values, {', '.join(allowed)}")
+    for key in content:
+        if key not in allowed:
+            raise ValueError(f"{what} has the unknown key {key!a}; it may hold {', '.join(allowed)}")
+    for key in needed:
+        if key not in content:
+            raise ValueError(f"{what} lacks the key {key}")
+
+
+def _text(content: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = content.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be text, not {value!a}")
+    return value
+
+
+def _list(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
+    value = content.get(key, default)
+    if not isinstance(value, list):
+        raise ValueError(f"{key} must be a list, not {value!a}")
+    if key == "seeds" and (not value or len({repr(it) for it in value}) < len(value)):
+        raise ValueError("seeds must be different numbers, at least one")
+    return value
+
+
+def with_folder(cell: Cell, runs_dir: Path) -> RunConfig:
+    """The cell's configuration as the run in its folder has it."""
+    return replace(cell.config, name=cell.name, runs_dir=runs_dir)

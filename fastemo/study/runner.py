@@ -1,0 +1,287 @@
+"""The cells of a study run, several at once where the machine has room, and what became of each written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from fastemo.config import write_config
+from fastemo.console import Console
+from fastemo.corpus.prepare import prepare_corpus
+from fastemo.corpus.protocol import split_clips
+from fastemo.errors import Stopped, UserError
+from fastemo.machine import describe_machine, only_one, versions, write_text
+from fastemo.study.grid import Cell, Study, with_folder
+from fastemo.study.places import environment_of, num_places, processors_of
+from fastemo.study.states import State, read_states, reason_of
+from fastemo.study.summary import cell_result, parts_result
+from fastemo.training.stopping import StopSignals
+
+_POLL_SECONDS = 0.2
+# How much of its time a study that is killed forgets.
+_NOTE_SECONDS = 30.0
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    output: Path
+    started: float
+    place: int
+    file: IO[bytes] = field(repr=False)
+
+
+def run_study(
+    study: Study,
+    source: Path,
+    out: Path,
+    console: Console,
+    *,
+    jobs: int | None = None,
+    signals: StopSignals | None = None,
+) -> dict[str, Any]:
+    """Run every cell that is not finished yet; what `study.json` holds is returned.
+
+    A cell is a run folder below `out/cells`, trained by a process of its own. Cells that failed are tried again.
+
+    Args:
+        source: The study file, of which `out` keeps a copy.
+        jobs: Cells at once; `None`: as many as the machine has room for.
+        signals: SIGTERM and SIGINT are passed on to the cells, which write their checkpoints.
+
+    Raises:
+        ValueError: The corpus will not do, `out` is in use or of another study, or `jobs` is below 1.
+        UserError: Cells failed; the message names the first. The others are finished.
+        Stopped: A signal asked to end.
+    """
+    places = num_places(jobs)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out, f"study folder {out}"):
+        states = read_states(study, out)
+        write_text(out / "study.yaml", source.read_text(encoding="utf-8"))
+        runner = _Runner(study, out, console, states, places, signals or StopSignals())
+        runner.run()
+        return runner.finish()
+
+
+class _Runner:
+    def __init__(
+        self,
+        study: Study,
+        out: Path,
+        console: Console,
+        states: dict[str, State],
+        places: int,
+        signals: StopSignals,
+    ) -> None:
+        self._study, self._out, self._console, self._states = study, out, console, states
+        self._places, self._signals = places, signals
+        self._running: list[_Running] = []
+        self._waited_for: set[str] = set()
+        self._results: dict[str, dict[str, Any]] = {}
+        self._noted = time.monotonic()
+        self._head = {
+            "name": study.name,
+            "description": study.description,
+            "command": shlex.join(["fastemo", *sys.argv[1:]]),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "machine": describe_machine(),
+            "versions": versions(),
+        }
+
+    def run(self) -> None:
+        """Start cells as places become free, until none waits."""
+        waiting = [cell for cell in self._study.cells if self._states[cell.name].status != "finished"]
+        done = len(self._study.cells) - len(waiting)
+        self._console.say(
+            f"study {self._study.name}: {len(self._study.cells)} cells, {done} finished, {len(waiting)} to run, "
+            f"{self._places} at once; {self._out}"
+        )
+        if not waiting:
+            return
+        self._prepare_corpora()
+        with self._signals.deferred(), self._none_left_behind():
+            free = list(range(self._places))
+            while waiting or self._running:
+                while free and not self._signals.received and (cell := self._next(waiting)):
+                    waiting.remove(cell)
+                    self._running.append(self._start(cell, free.pop(0)))
+                ended = [it for it in self._running if it.process.poll() is not None]
+                for it in ended:
+                    self._running.remove(it)
+                    free.append(it.place)
+                    self._note_end(it)
+                if self._signals.received and not self._running:
+                    raise Stopped(self._signals.received, "the same command goes on with the study")
+                if self._signals.received:
+                    self._pass_on()
+                if time.monotonic() - self._noted > _NOTE_SECONDS:
+                    self._write()
+                if not ended:
+                    time.sleep(_POLL_SECONDS)
+
+    def _next(self, waiting: Sequence[Cell]) -> Cell | None:
+        """The first cell whose folder nobody holds: those of a study that was killed still write their checkpoints."""
+        for cell in waiting:
+            folder = self._out / "cells" / cell.name
+            try:
+                with only_one(folder, "") if folder.is_dir() else nullcontext():
+                    return cell
+            except ValueError:
+                if cell.name not in self._waited_for:
+                    self._waited_for.add(cell.name)
+                    self._console.say(
+                        f"{time.strftime('%H:%M:%S')} waiting for another process to let go of {cell.name}"
+                    )
+        return None
+
+    def _prepare_corpora(self) -> None:
+        """Make, scan and split every corpus once before the cells do: what is wrong with it is told once, at once."""
+        seen = []
+        for cell in self._study.cells:
+            corpus = cell.config.corpus
+            if corpus in seen:
+                continue
+            seen.append(corpus)
+            split_clips(prepare_corpus(corpus, self._console), corpus.protocol, fold=corpus.fold)
+
+    def _start(self, cell: Cell, place: int) -> _Running:
+        folder = self._out / "cells"
+        state = self._states[cell.name]
+        state.status, state.reason, state.attempts = "running", None, state.attempts + 1
+        write_config(with_folder(cell, folder), self._out / "configs" / f"{cell.name}.yaml")
+        self._write()
+        output = self._out / "output" / f"{cell.name}.txt"
+        output.parent.mkdir(exist_ok=True)
+        file = output.open("wb")
+        options = ["--config", str(self._out / "configs" / f"{cell.name}.yaml"), "--resume", "auto"]
+        mine = processors_of(place, self._places)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastemo.cell", str(os.getpid()), mine, "--", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment_of(place),
+            # Ctrl-C reaches the study alone, which passes it on once.
+            start_new_session=True,
+        )
+        again = f", attempt {state.attempts}" if state.attempts > 1 else ""
+        self._console.say(f"{time.strftime('%H:%M:%S')} started  {cell.name}{again}")
+        return _Running(cell, process, output, time.monotonic(), place, file)
+
+    def _pass_on(self) -> None:
+        """Ask every cell to end, once."""
+        for it in self._running:
+            if self._states[it.cell.name].status == "running":
+                self._states[it.cell.name].status = "waiting"
+                it.process.terminate()
+
+    @contextmanager
+    def _none_left_behind(self) -> Iterator[None]:
+        """Whatever ends this, no cell goes on without it."""
+        try:
+            yield
+        finally:
+            for it in self._running:
+                it.process.kill()
+                it.process.wait()
+                it.file.close()
+
+    def _note_end(self, it: _Running) -> None:
+        it.file.close()
+        cell, state = it.cell, self._states[it.cell.name]
+        state.minutes += (time.monotonic() - it.started) / 60
+        if (self._out / "cells" / cell.name / "test.json").is_file():
+            state.status = "finished"
+            result = cell_result(self._out / "cells" / cell.name)
+            self._say_end(f"finished {cell.name}: accuracy {result['accuracy']:.1%} after {state.minutes:.1f} min")
+        elif self._signals.received:
+            state.status = "waiting"
+            self._say_end(f"stopped  {cell.name}")
+        else:
+            state.status, state.reason = "failed", reason_of(it.output, it.process.returncode)
+            self._say_end(f"failed   {cell.name}: {state.reason}")
+        self._write()
+
+    def _say_end(self, text: str) -> None:
+        count = sum(state.status == "finished" for state in self._states.values())
+        self._console.say(f"{time.strftime('%H:%M:%S')} {text} ({count}/{len(self._states)})")
+
+    def _write(self, parts: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+        """Write `study.json`; its contents are returned."""
+        self._noted = time.monotonic()
+        corpus = self._study.cells[0].config.corpus
+        cells = [self._entry(cell) for cell in self._study.cells]
+        found = {
+            **self._head,
+            "corpus": "built-in (generated faces)" if corpus.root is None else str(corpus.root),
+            "protocol": next((it["result"]["protocol"] for it in cells if it["result"]), corpus.protocol),
+            "minutes": round(sum(cell["minutes"] for cell in cells), 3),
+            "cells": cells,
+            "parts": list(parts),
+        }
+        write_text(self._out / "study.json", json.dumps(found, indent=1) + "\n")
+        return found
+
+    def _entry(self, cell: Cell) -> dict[str, Any]:
+        state = self._states[cell.name]
+        if state.status == "finished" and cell.name not in self._results:
+            self._results[cell.name] = cell_result(self._out / "cells" / cell.name)
+        return {
+            "name": cell.name,
+            "settings": cell.settings,
+            "seed": cell.config.seed,
+            "folder": f"cells/{cell.name}",
+            "status": "waiting" if state.status == "running" else state.status,
+            "reason": state.reason,
+            "attempts": state.attempts,
+            "minutes": round(state.minutes + self._running_minutes(cell), 3),
+            "result": self._results.get(cell.name),
+        }
+
+    def _running_minutes(self, cell: Cell) -> float:
+        return sum(time.monotonic() - it.started for it in self._running if it.cell is cell) / 60
+
+    def finish(self) -> dict[str, Any]:
+        """Sum up what there is.
+
+        Raises:
+            UserError: Cells failed.
+        """
+        finished = {name for name, state in self._states.items() if state.status == "finished"}
+        found = self._write(parts_result(self._study, self._out, finished))
+        for part in found["parts"]:
+            self._console.table(part["title"], [_line(row) for row in part["rows"]])
+        failed = {name: state.reason for name, state in self._states.items() if state.status == "failed"}
+        if failed:
+            name, reason = next(iter(failed.items()))
+            raise UserError(
+                f"{len(failed)} of {len(self._states)} cells failed, such as {name}: {reason}. The same command tries "
+                f"them again; what each said stands in {self._out / 'output'}"
+            )
+        self._console.say(f"written: {self._out / 'study.json'}; see it by fastemo page {self._out}")
+        return found
+
+
+def _line(row: dict[str, Any]) -> dict[str, str | int]:
+    """A row as the terminal shows it."""
+    if row["accuracy"] is None:
+        return {"cell": row["label"], "accuracy": "not finished", "95 % interval": "", "order told": "", "report": ""}
+    order, report = row["order"], row["report"]
+    return {
+        "cell": row["label"],
+        "accuracy": f"{row['accuracy']:.1%}",
+        "95 % interval": " to ".join(f"{it:.1%}" for it in row["interval"]),
+        "order told": f"{order['accuracy']:.1%}" if order else "",
+        "report": f"{report:.1%}" if report is not None else "",
+    }

@@ -1,0 +1,107 @@
+"""What a study's finished cells say: of each the test, of each row the mean, and rows compared on the same clips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastemo.config import RunConfig
+from fastemo.corpus.action_units import PAIRS
+from fastemo.evaluation.compare import compare, mean_interval, order_accuracy
+from fastemo.evaluation.tables import PredictionTable, joined, read_predictions
+from fastemo.report.published import report_accuracy
+from fastemo.study.grid import Cell, Part, Row, Study
+
+_TOLD = ("accuracy", "uar", "macro_f1", "num_clips", "num_takes", "per_class", "confusion", "one_file_a_take", "probes")
+_ALSO_TOLD = ("protocol", "corpus", "epoch", "cost")
+
+
+def cell_result(folder: Path) -> dict[str, Any]:
+    """What `study.json` tells of a finished run folder.
+
+    Raises:
+        ValueError: A file of it is damaged; the message names it.
+    """
+    path = folder / "test.json"
+    try:
+        test = json.loads(path.read_text(encoding="utf-8"))
+        epochs = len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        told = {name: test[name] for name in (*_TOLD, *_ALSO_TOLD)}
+        interval = list(test["intervals"]["accuracy"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); move the folder away to have the cell run again") from error
+    return {**told, "interval": interval, "epochs": epochs}
+
+
+def parts_result(study: Study, out: Path, finished: set[str]) -> list[dict[str, Any]]:
+    """Each part's rows and how they compare, of the cells that are finished.
+
+    Args:
+        finished: Names of cells; a row counts when all of its cells do.
+    """
+    cells = {cell.name: cell for cell in study.cells}
+    return [_part(part, cells, out, finished) for part in study.parts]
+
+
+def _part(part: Part, cells: dict[str, Cell], out: Path, finished: set[str]) -> dict[str, Any]:
+    tables = {row.label: _tables(row, cells, out) for row in part.rows if finished.issuperset(row.cells)}
+    rows = [_row(row, cells[row.cells[0]].config, tables.get(row.label), out) for row in part.rows]
+    found: dict[str, Any] = {"name": part.name, "title": part.title, "rows": rows}
+    found |= {"comparisons": [], "order_comparisons": [], "comparison_note": None}
+    try:
+        found["comparisons"] = compare(tables)
+        if all(row["order"] for row in rows if row["accuracy"] is not None):
+            found["order_comparisons"] = compare({name: [_paired(it) for it in of] for name, of in tables.items()})
+    except ValueError as error:
+        found["comparison_note"] = str(error)
+    return found
+
+
+def _tables(row: Row, cells: dict[str, Cell], out: Path) -> list[PredictionTable]:
+    """A table for each seed, its folds joined."""
+    by_seed: dict[int, list[PredictionTable]] = {}
+    for name in row.cells:
+        table = read_predictions(out / "cells" / name / "predictions.csv")
+        # Messages name the cell, wherever the study lies.
+        by_seed.setdefault(cells[name].config.seed, []).append(replace(table, source=name))
+    return [joined(folds) for folds in by_seed.values()]
+
+
+def _row(row: Row, config: RunConfig, tables: Sequence[PredictionTable] | None, out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"label": row.label, "settings": row.settings, "cells": list(row.cells)}
+    found["report"] = report_accuracy(config.model.name, config.video.num_frames, config.augment.enabled)
+    if tables is None:
+        return {
+            **found,
+            "accuracy": None,
+            "accuracies": [],
+            "interval": None,
+            "order": None,
+            "probes": None,
+            "cost": None,
+        }
+    accuracy, low, high = mean_interval(tables)
+    first = cell_result(out / "cells" / row.cells[0])
+    # Only the built-in corpus has classes that the order of frames alone tells apart; seeds and folds count together.
+    order = order_accuracy(joined(tables), PAIRS) if config.corpus.root is None else None
+    return {
+        **found,
+        "accuracy": accuracy,
+        "accuracies": [float(table.correct.mean()) for table in tables],
+        "interval": [low, high],
+        "order": order,
+        "probes": first["probes"],
+        "cost": first["cost"],
+    }
+
+
+def _paired(table: PredictionTable) -> PredictionTable:
+    """The clips of classes that show the same in opposite order."""
+    names = {name for pair in PAIRS for name in pair}
+    rows = np.flatnonzero([table.class_names[label] in names for label in table.labels])
+    return table.at(rows)

@@ -1,0 +1,46 @@
+"""Every shipped study file: each of its rows trains and is tested, in small."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastemo.config import RunConfig
+from fastemo.run import run
+from fastemo.study.grid import read_study
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def small(config: RunConfig, name: str, folder: Path) -> RunConfig:
+    """The same choices on two small frames, one epoch, weights that nobody has to fetch."""
+    return replace(
+        config,
+        name=name,
+        runs_dir=folder,
+        # The corpus of the tests has one file a take.
+        corpus=replace(
+            config.corpus, protocol="speech" if config.corpus.protocol == "report" else config.corpus.protocol
+        ),
+        video=replace(config.video, num_frames=2, size=36),
+        augment=replace(config.augment, crop_size=32),
+        model=replace(config.model, num_frames=None, pretrained=False, rnn_norm=True),
+        train=replace(config.train, epochs=1, batch_size=16),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["report", "quick", "kfold5", "ablation"])
+def test_every_row_trains(name: str, tiny_corpus: Path, tmp_path: Path) -> None:
+    study = read_study(REPOSITORY / f"configs/study/{name}.yaml", ["--corpus.root", str(tiny_corpus)])
+    by_name = {cell.name: cell for cell in study.cells}
+    first_of_rows = [by_name[row.cells[0]] for part in study.parts for row in part.rows]
+    # Rows that differ in frames, pixels or epochs alone are one and the same in small.
+    different = {repr(replace(small(cell.config, "x", tmp_path), seed=0)): cell for cell in first_of_rows}
+    assert len(different) >= 5
+    for cell in different.values():
+        folder = run(small(cell.config, cell.name, tmp_path))
+        assert (folder / "test.json").is_file()
+        assert (folder / "examples.json").is_file()
