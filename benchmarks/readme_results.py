@@ -3,9 +3,10 @@
     python benchmarks/readme_results.py             # rewrite what stands between the README's markers
     python benchmarks/readme_results.py --check     # status 1 if the README is not what this would write
 
-Read are `throughput-*`, `epoch-time-*` and `scaling-*`, of each machine the newest, and `accuracy-*`, of each run on
-each machine the newest. The table of faults, from the newest `reliability-*` of each machine, stands between markers
-of its own. What was measured with --quick is left out: it says whether a benchmark works, nothing more.
+Read are `throughput-*`, `epoch-time-*` and `scaling-*`, of each machine the newest, `accuracy-*`, of each run on each
+machine the newest, and every `study-*/study.json`. The table of faults, from the newest `reliability-*` of each
+machine, stands between markers of its own. What was measured with --quick is left out: it says whether a benchmark
+works, nothing more.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ BENCHMARKS = {
 }
 _ACCURACY = "accuracy"
 _RELIABILITY = "reliability"
-_NEEDED = {_ACCURACY: ["model", "epochs", "accuracy", "interval", "seed"], _RELIABILITY: ["faults"]}
+_STUDY = "study"
+_NEEDED = {
+    _ACCURACY: ["model", "epochs", "accuracy", "interval", "seed"],
+    _RELIABILITY: ["faults"],
+    _STUDY: ["name", "cells", "parts", "minutes"],
+}
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
 # The headlines of a throughput file, which names them in no list of its own.
@@ -51,9 +57,10 @@ def read(folder: Path) -> dict[str, list[Found]]:
         ValueError: A file is no JSON, or lacks what every kind has; the message names it.
     """
     found: dict[str, list[Found]] = {}
-    for path in sorted(folder.glob("*.json")):
-        kinds = (*BENCHMARKS, _ACCURACY, _RELIABILITY)
-        kind = next((it for it in kinds if path.name.replace("_", "-").startswith(f"{it.replace('_', '-')}-")), None)
+    kinds = (*BENCHMARKS, _ACCURACY, _RELIABILITY, _STUDY)
+    for path in sorted([*folder.glob("*.json"), *folder.glob(f"{_STUDY}-*/study.json")]):
+        name = path.relative_to(folder).parts[0]
+        kind = next((it for it in kinds if name.replace("_", "-").startswith(f"{it.replace('_', '-')}-")), None)
         if kind is None:
             raise ValueError(f"{path.name} is none of {', '.join(kinds)}")
         try:
@@ -90,6 +97,7 @@ def text(found: dict[str, list[Found]]) -> str:
     if _ACCURACY in found:
         rows = newest(found[_ACCURACY], ("model", "command", "seed"))
         parts.append(f"### Accuracy on the built-in corpus\n\n{accuracy_table(rows)}")
+    parts += [study_text(it) for it in found.get(_STUDY, [])]
     return "\n\n".join(parts) if parts else "No results yet."
 
 
@@ -105,14 +113,66 @@ def accuracy_table(files: Sequence[Found]) -> str:
     """One row a run."""
     rows = [["model", "epochs", "test accuracy (95 % interval)", "seed", "", "date", "machine", "versions", "command"]]
     for it in sorted(files, key=lambda it: -it["accuracy"]):
-        low, high = it["interval"]
-        accuracy = f"{it['accuracy']:.1%} ({low * 100:.1f} to {high * 100:.1f})".replace("%", " %")
+        accuracy = _share(it["accuracy"], it["interval"])
         facts = _facts(it)
         row = [f"`{it['model']}`", str(it["epochs"]), accuracy, str(it["seed"]), it.get("note", ""), facts["date"]]
         rows.append([*row, _machine(it["machine"]), facts["versions"], facts["command"]])
     if not any(row[4] for row in rows):
         rows = [[*row[:4], *row[5:]] for row in rows]
     return _markdown(rows)
+
+
+def study_text(found: Found) -> str:
+    """A study's rows part by part, and how the rows of each differ."""
+    facts, machine = _facts(found), found["machine"]
+    gpu = machine["gpu"]
+    where = gpu or f"{machine['processors']} cores of {machine['processor']}, no GPU"
+    head = (
+        f"### Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}\n\n"
+        f"{facts['date']}, {where}, {facts['versions']}, {facts['command']}: {len(found['cells'])} cells, "
+        f"{found['minutes']:.0f} minutes of training and testing."
+    )
+    return "\n\n".join([head, *(_part_text(part) for part in found["parts"])])
+
+
+def _part_text(part: dict[str, Any]) -> str:
+    has_order = any(row["order"] for row in part["rows"])
+    rows = [["", "test accuracy (95 % interval)", "order told apart (95 % interval)", "in the report, on RAVDESS"]]
+    for row in part["rows"]:
+        order = row["order"]
+        rows.append(
+            [
+                row["label"],
+                "not finished" if row["accuracy"] is None else _share(row["accuracy"], row["interval"]),
+                _share(order["accuracy"], order["interval"]) if order else "-",
+                "-" if row["report"] is None else f"{row['report']:.1%}".replace("%", " %"),
+            ]
+        )
+    told = [_markdown(rows if has_order else [[*row[:2], row[3]] for row in rows])]
+    if part["comparisons"]:
+        pairs = _pairs(part["comparisons"], part.get("order_comparisons") or [])
+        told.append(f"<details><summary>Pairs on the same takes</summary>\n\n{pairs}\n\n</details>")
+    return "\n\n".join([f"**{part['title']}**", *told])
+
+
+def _pairs(comparisons: Sequence[dict[str, Any]], of_order: Sequence[dict[str, Any]]) -> str:
+    """A row a pair: the difference of accuracies in points, on all clips and on those that order alone tells apart."""
+    rows = [["pair", "all clips: points, p", "classes that differ in order: points, p"]]
+    by_pair = {(it["a"], it["b"]): it for it in of_order}
+    for it in comparisons:
+        other = by_pair.get((it["a"], it["b"]))
+        rows.append([f"{it['a']} less {it['b']}", _points(it), _points(other) if other else "-"])
+    return _markdown(rows if of_order else [row[:2] for row in rows])
+
+
+def _points(pair: dict[str, Any]) -> str:
+    low, high = pair["interval"]
+    return f"{pair['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}), {pair['p_bootstrap_holm']:.3f}"
+
+
+def _share(value: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{value * 100:.1f} % ({low * 100:.1f} to {high * 100:.1f})"
 
 
 def faults_text(found: dict[str, list[Found]]) -> str:

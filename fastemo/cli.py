@@ -20,7 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         train(arguments[1:], prog="fastemo train")
         return
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if others and options.command is not _study:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    options.settings = others
     command: Callable[[argparse.Namespace], None] = options.command
     with one_line_errors():
         command(options)
@@ -62,7 +66,42 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"))
     evaluate.add_argument("--corpus.max_rejected", dest="max_rejected", type=int)
     evaluate.set_defaults(command=_evaluate)
+    _add_comparing(commands)
     return parser
+
+
+def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands about many runs and about a corpus as a whole."""
+    study = commands.add_parser(
+        "study",
+        help="run a grid of configurations and compare what comes of them",
+        usage="fastemo study FILE [--dry-run] [--jobs N] [--out DIR] [--KEY VALUE ...]",
+        description="Run every cell of a study file; finished ones are kept, failed ones tried again. Options of "
+        "fastemo train, such as --corpus.root DIR, hold for every cell.",
+        allow_abbrev=False,  # `--out` is not short for a key of the configuration
+    )
+    study.add_argument("file", type=Path, metavar="FILE", help="such as configs/study/quick.yaml")
+    study.add_argument("--dry-run", action="store_true", help="list the cells, and how long they take at most")
+    study.add_argument("--jobs", type=int, metavar="N", help="cells at once (default: what the machine has room for)")
+    study.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
+    study.set_defaults(command=_study)
+
+    page = commands.add_parser("page", help="write one HTML page about runs and studies")
+    page.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY")
+    page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    page.add_argument("--corpus.root", dest="root", type=Path, help="where the corpus lies now, for its pictures")
+    page.set_defaults(command=_page)
+
+    figures = commands.add_parser("figures", help="draw figures of a corpus")
+    kinds = figures.add_subparsers(required=True, metavar="WHAT")
+    of_corpus = kinds.add_parser("corpus", help="example frames, class distribution, clips by actor, the crop")
+    of_corpus.add_argument("folder", type=Path)
+    of_corpus.add_argument("--labels", choices=("ravdess", "cremad", "folder"), default="ravdess")
+    of_corpus.add_argument("--protocol", help="whose splits are counted, such as report (default: by the labels)")
+    of_corpus.add_argument("--crop", choices=("center", "full", "squash", "head"), default="center")
+    of_corpus.add_argument("--max_rejected", type=int, default=0, help="files that may be rejected")
+    of_corpus.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
+    of_corpus.set_defaults(command=_corpus_figures)
 
 
 def _synthesize(options: argparse.Namespace) -> None:
@@ -112,6 +151,47 @@ def _evaluate(options: argparse.Namespace) -> None:
         labels=options.labels,
         max_rejected=options.max_rejected,
     )
+
+
+def _study(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.study.estimate import dry_run
+    from fastemo.study.grid import read_study
+    from fastemo.study.runner import run_study
+    from fastemo.training.stopping import StopSignals
+
+    study = read_study(options.file, options.settings)
+    out = options.out or Path("studies") / study.name
+    with StopSignals().installed() as signals:
+        if options.dry_run:
+            dry_run(study, out, Console(), jobs=options.jobs)
+        else:
+            run_study(study, options.file, out, Console(), jobs=options.jobs, signals=signals)
+
+
+def _page(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.pages import write_page
+
+    write_page(options.folders, options.out, Console(), corpus_root=options.root)
+
+
+def _corpus_figures(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.corpus.config import CorpusConfig
+    from fastemo.corpus.prepare import prepare_corpus
+    from fastemo.corpus.protocol import split_clips
+    from fastemo.report.corpus_figures import save_corpus_figures
+    from fastemo.video.decode import FrameSpec
+
+    console = Console()
+    config = CorpusConfig(root=options.folder, labels=options.labels, max_rejected=options.max_rejected)
+    manifest = prepare_corpus(config, console)
+    splits = split_clips(manifest, options.protocol)
+    for note in splits.notes:
+        console.say(f"note: {note}")
+    for path in save_corpus_figures(manifest, splits, FrameSpec(crop=options.crop), options.out):
+        console.say(f"written: {path}")
 
 
 if __name__ == "__main__":

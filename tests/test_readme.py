@@ -19,6 +19,8 @@ SMALL = (
     " --model.pretrained false --video.num_frames 2 --video.size 36 --augment.crop_size 32"
     " --train.batch_size 16 --train.epochs 1"
 )
+# Of a study whose cells differ in the number of frames.
+SMALL_CELLS = SMALL.replace(" --video.num_frames 2", "")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,8 @@ def test_the_other_commands_run_in_order(checkout, tiny_corpus, tmp_path):
         line = line.replace("/data/RAVDESS", str(tiny_corpus)).replace("/data/CREMA-D", str(tmp_path / "cremad"))
         if "train" in line:
             line += SMALL
+        if line.startswith("fastemo study"):
+            line += f"{SMALL_CELLS} --corpus.root {tiny_corpus}"
         if line.startswith("fastemo synthesize"):
             line += " --clips_per_actor 4 --width 128 --height 72 --num_frames 6"
         if "benchmarks/" in line:
@@ -66,6 +70,10 @@ def test_the_other_commands_run_in_order(checkout, tiny_corpus, tmp_path):
     assert {path.name for path in checkout.glob("*.json")} == {"throughput.json", "scaling.json"}
     assert (checkout / "runs" / "r3d18" / "evaluation" / "test" / "test.json").is_file()
     assert (checkout / "runs" / "r3d18" / "evaluation" / "all-cremad" / "all.json").is_file()
+    cells = json.loads((checkout / "studies" / "quick" / "study.json").read_text())["cells"]
+    assert {cell["status"] for cell in cells} == {"finished"}
+    assert (checkout / "report.html").stat().st_size > 10_000
+    assert len(list((checkout / "figures").iterdir())) == 4
 
 
 @pytest.mark.slow

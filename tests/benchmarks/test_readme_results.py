@@ -53,6 +53,25 @@ def reliability(**other):
     return {**found, "faults": faults, **other}
 
 
+def study(**other):
+    order = {"right": 9, "swapped": 1, "elsewhere": 0, "accuracy": 0.9, "interval": [0.7, 1.0]}
+    row = {"label": "early_cnn", "accuracy": 0.75, "interval": [0.7, 0.8], "order": order, "report": 0.2667}
+    other_row = {**row, "label": "late_fusion", "accuracy": 0.5, "order": {**order, "accuracy": 0.5}, "report": None}
+    pair = {"a": "early_cnn", "b": "late_fusion", "difference": 0.25, "interval": [0.1, 0.4], "p_bootstrap_holm": 0.01}
+    found = benchmark(command="fastemo study configs/study/quick.yaml", name="quick", corpus="built-in", minutes=31.4)
+    del found["targets"]
+    unfinished = {**row, "label": "r3d18", "accuracy": None, "interval": None, "order": None}
+    part = {"title": "Models", "rows": [row, other_row, unfinished], "comparisons": [pair]}
+    return {
+        **found,
+        "machine": {"processor": "AMD EPYC", "processors": 2, "gpu": None},
+        "protocol": "speech",
+        "cells": [{}, {}, {}],
+        "parts": [{**part, "order_comparisons": [{**pair, "difference": 0.4}]}],
+        **other,
+    }
+
+
 def folder_of(tmp_path, **files):
     for name, found in files.items():
         (tmp_path / f"{name.replace('__', '-')}.json").write_text(json.dumps(found))
@@ -221,3 +240,36 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
 def test_the_readme_is_what_the_results_say():
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert readme == with_results(readme, read(REPOSITORY / "benchmarks" / "results"))
+
+
+def test_a_study_is_told_part_by_part(tmp_path):
+    (tmp_path / "study-quick").mkdir()
+    (tmp_path / "study-quick" / "study.json").write_text(json.dumps(study()))
+    (tmp_path / "study-quick" / "other.json").write_text("{}")
+    assert text(read(tmp_path)).splitlines() == [
+        "### Study `quick`: built-in, protocol speech",
+        "",
+        "2026-11-23, 2 cores of AMD EPYC, no GPU, torch 2.15.0, PyAV 18.1.0, fastemo 0.1.0, "
+        "`fastemo study configs/study/quick.yaml`: 3 cells, 31 minutes of training and testing.",
+        "",
+        "**Models**",
+        "",
+        "|  | test accuracy (95 % interval) | order told apart (95 % interval) | in the report, on RAVDESS |",
+        "| --- | --- | --- | --- |",
+        "| early_cnn | 75.0 % (70.0 to 80.0) | 90.0 % (70.0 to 100.0) | 26.7 % |",
+        "| late_fusion | 50.0 % (70.0 to 80.0) | 50.0 % (70.0 to 100.0) | - |",
+        "| r3d18 | not finished | - | 26.7 % |",
+        "",
+        "<details><summary>Pairs on the same takes</summary>",
+        "",
+        "| pair | all clips: points, p | classes that differ in order: points, p |",
+        "| --- | --- | --- |",
+        "| early_cnn less late_fusion | +25.0 (+10.0 to +40.0), 0.010 | +40.0 (+10.0 to +40.0), 0.010 |",
+        "",
+        "</details>",
+    ]
+    broken = study()
+    del broken["parts"]
+    (tmp_path / "study-quick" / "study.json").write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match=r"study\.json cannot be read: lacks parts"):
+        read(tmp_path)
