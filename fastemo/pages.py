@@ -227,7 +227,7 @@ def _corpus_note(tested: Sequence[Tested]) -> str:
     )
     if any(it.result["protocol"] == "report" for it in tested):
         return f"{told} The report tested 240 clips, which are 120 takes counted twice, of two actors."
-    return f"{told} The report tested both files of each take of two actors, which the protocol `report` repeats."
+    return f"{told} The report tested both files of each take of two actors, which the protocol named report repeats."
 
 
 def _corpora(tested: Sequence[Tested], chosen_root: Path | None) -> Iterator[CorpusView]:

@@ -68,3 +68,11 @@ def fault_log(request: pytest.FixtureRequest) -> Callable[[str, Mapping[str, int
                 file.write(json.dumps(line) + "\n")
 
     return log
+
+
+@pytest.fixture(scope="session")
+def made_study(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study's folder: `study_folder.CONTENT` on the small corpus."""
+    from study_folder import make_study
+
+    return make_study(tmp_path_factory.mktemp("made"), tiny_corpus)

@@ -63,17 +63,18 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{number * step:.15g}") for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def intervals(rows: Sequence[Interval], *, alt: str, chance: float | None = None, reference: str = "") -> Markup:
     """A dot and a bar for each row, its name above; a diamond for what it is held beside."""
-    high = max((it for row in rows for it in (row.value, row.high, row.reference) if it is not None), default=1.0)
+    shown = [chance, *(it for row in rows for it in (row.value, row.high, row.reference))]
+    high = max((it for it in shown if it is not None), default=1.0)
     limit = min(1.0, math.ceil(high * 10 + 0.3) / 10)
     step, top, bottom = 34.0, 14.0, 40.0
     frame = Frame(
-        left=8,
-        right=WIDTH - 14,
+        left=14,
+        right=WIDTH - 18,
         top=top,
         bottom=top + step * len(rows),
         low_x=0,
@@ -98,7 +99,7 @@ def intervals(rows: Sequence[Interval], *, alt: str, chance: float | None = None
             told += f", {reference} {percent(row.reference)}"
             mark += svg.diamond(frame.x(row.reference), y)
         mark += svg.tag("circle", cx=frame.x(row.value), cy=y, r=5, class_="dot f1")
-        parts.append(svg.text(frame.left, y - 10, name, anchor="start", class_="t halo"))
+        parts.append(svg.text(8, y - 10, name, anchor="start", class_="t halo"))
         parts.append(svg.tag("g", svg.tag("title", escape(told)) + mark))
     if reference and any(row.reference is not None for row in rows):
         y = frame.bottom + 34

@@ -46,7 +46,7 @@ def results(parts: Sequence[Part], corpus_note: str) -> Section:
         Table(
             caption="Published accuracies on RAVDESS from the picture alone",
             columns=[
-                Column(name="Who"),
+                Column(name="Who", is_number=False),
                 Column(name="Accuracy"),
                 Column(name="How", is_number=False),
                 Column(name="Source", is_number=False),

@@ -1,0 +1,207 @@
+"""The page in headless Chromium: no error, no missing picture, nothing too wide, both themes legible, tables that sort.
+
+`.ci/run` installs Debian's chromium and chromium-driver; without them these tests are skipped and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_folder import QUIET
+
+from fastemo.pages import write_page
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="pip install -e '.[test]' brings selenium")
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver"),
+]
+# A browser that asks the network for nothing.
+ARGUMENTS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+]
+# Elements that reach beyond the window and do not lie in a box that scrolls by itself.
+TOO_WIDE = """
+const limit = document.documentElement.clientWidth + 0.5;
+return [...document.body.querySelectorAll('*')]
+  .filter((it) => !it.closest('.scroll > table') && !it.closest('svg > *'))
+  .filter((it) => it.checkVisibility() && it.getBoundingClientRect().right > limit)
+  .map((it) => it.outerHTML.slice(0, 120));
+"""
+MISSING_PICTURES = "return [...document.images].filter((it) => !it.complete || !it.naturalWidth).map((it) => it.alt);"
+# Contrast of every visible text with what lies behind it, by WCAG 2.2's formula.
+CONTRASTS = """
+const parts = (colour) => {
+  const [r, g, b, a] = colour.match(/[\\d.]+/g).map(Number);
+  return { rgb: [r, g, b], a: a ?? 1 };
+};
+const over = (top, below) => top.rgb.map((it, i) => it * top.a + below[i] * (1 - top.a));
+const luminance = (rgb) => {
+  const [r, g, b] = rgb.map((it) => it / 255).map((it) => it <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (it) => {
+  if (!it) return [255, 255, 255];
+  const own = parts(getComputedStyle(it).backgroundColor);
+  return own.a === 1 ? own.rgb : over(own, behind(it.parentElement));
+};
+const found = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const it = walker.currentNode.parentElement;
+  if (!walker.currentNode.data.trim() || !it.checkVisibility() || it.closest('script') || it.matches('.in')) continue;
+  const style = getComputedStyle(it);
+  const below = behind(it);
+  const colour = parts(it instanceof SVGElement ? style.fill : style.color);
+  const [high, low] = [luminance(over(colour, below)), luminance(below)].sort((a, b) => b - a);
+  found.push([(high + 0.05) / (low + 0.05), it.outerHTML.slice(0, 100)]);
+}
+return found.sort((a, b) => a[0] - b[0]).slice(0, 5);
+"""
+
+
+@pytest.fixture(scope="module")
+def page(made_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's page, all models open, as a browser would show it after some clicks."""
+    out = tmp_path_factory.mktemp("page") / "page.html"
+    write_page([made_study], out, QUIET)
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ARGUMENTS:
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield driver
+    driver.quit()
+
+
+def show(browser: Any, page: Path, width: int = 1400, theme: str = "light", media: str = "screen") -> None:
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+
+
+def open_all(browser: Any) -> None:
+    browser.execute_script("document.querySelectorAll('details').forEach((it) => { it.open = true; })")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_is_wrong(browser, page, width, theme):
+    show(browser, page, width, theme)
+    open_all(browser)
+    assert browser.execute_script("return innerWidth") == width
+    root = "document.documentElement"
+    assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
+    assert browser.execute_script(TOO_WIDE) == []
+    assert browser.execute_script("return document.images.length") > 20
+    assert browser.execute_script(MISSING_PICTURES) == []
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_is_legible(browser, page, theme):
+    show(browser, page, theme=theme)
+    open_all(browser)
+    worst = browser.execute_script(CONTRASTS)
+    assert worst[0][0] >= 4.5, worst
+
+
+def test_the_themes_differ(browser, page):
+    colours = []
+    for theme in ("light", "dark"):
+        show(browser, page, theme=theme)
+        colours.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert colours[0] != colours[1]
+
+
+def test_tables_sort(browser, page):
+    show(browser, page)
+    tables = browser.find_elements("css selector", "table.sortable")
+    assert len(tables) > 5
+    for table in tables:
+        buttons = table.find_elements("css selector", "thead button")
+        if not buttons:
+            assert len(table.find_elements("css selector", "tbody tr")) < 2
+            continue
+        for column, button in enumerate(buttons):
+            if not button.is_displayed():
+                continue
+            for _ in range(2):
+                browser.execute_script("arguments[0].click()", button)
+                order = browser.execute_script("return arguments[0].closest('th').ariaSort", button)
+                cells = browser.execute_script(
+                    "return [...arguments[0].tBodies[0].rows].map((row) => row.cells[arguments[1]])"
+                    ".map((it) => [it.dataset.order ?? null, it.textContent])",
+                    table,
+                    column,
+                )
+                numbers = [float(number) for number, _ in cells if number is not None]
+                assert numbers == sorted(numbers, reverse=order == "descending")
+                # Cells without a value stay at the end.
+                if numbers:
+                    assert all(number is not None for number, _ in cells[: len(numbers)])
+            others = [it for it in buttons if it != button]
+            assert {browser.execute_script("return arguments[0].closest('th').ariaSort", it) for it in others} <= {
+                "none"
+            }
+    assert browser.get_log("browser") == []
+
+
+def test_a_click_sorts(browser, page):
+    """By the mouse, as a reader does it."""
+    show(browser, page)
+    head = browser.find_element("css selector", "#results table.sortable thead th:nth-child(2) button")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", head)
+    head.click()
+    assert head.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
+
+
+def test_readable_without_scripts(browser, page):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        show(browser, page)
+        assert "Results" in browser.find_element("css selector", "h2").text
+        assert not browser.find_elements("css selector", "th button")
+        assert len(browser.find_elements("css selector", "tbody tr")) > 20
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_paper_shows_what_the_screen_folds(browser, page):
+    show(browser, page, media="print")
+    hidden = browser.execute_script(
+        "return [...document.querySelectorAll('details .inside > *')].filter((it) => !it.checkVisibility()).length"
+    )
+    assert hidden == 0
+    # Dark paper would waste ink.
+    show(browser, page, media="print", theme="dark")
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    pdf = browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"]
+    assert len(pdf) > 50_000
+
+
+def test_nothing_foreign_would_be_loaded(browser, page, tmp_path):
+    """Even where a page were tampered with: the policy in its head forbids scripts and pictures from elsewhere."""
+    spoilt = tmp_path / "spoilt.html"
+    inserted = "<script>document.title = 'bad'</script><img alt='x' src='file:///nowhere.png'>"
+    spoilt.write_text(page.read_text().replace("<main>", f"<main>{inserted}"))
+    show(browser, spoilt)
+    assert browser.title != "bad"
+    said = json.dumps(browser.get_log("browser"))
+    assert said.count("Content Security Policy") >= 2

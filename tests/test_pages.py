@@ -1,0 +1,446 @@
+"""The page: says what the folders hold, needs nothing else, and refuses or survives whatever they hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from study_folder import QUIET, Element, cells_of, parsed
+
+from fastemo.cli import main
+from fastemo.config import read_config
+from fastemo.pages import write_page
+from fastemo.report.published import ANCHORS, report_accuracy
+from fastemo.retest import evaluate_run
+from fastemo.run import run
+
+SMALL = [
+    *("--model.name", "early_cnn", "--train.epochs", "1", "--train.batch_size", "16", "--video.num_frames", "2"),
+    *("--video.size", "36", "--augment.crop_size", "32"),
+]
+
+
+def page_of(out: Path, *folders: Path, **options: Any) -> Element:
+    write_page(folders, out, QUIET, **options)
+    return checked(out)
+
+
+def checked(out: Path) -> Element:
+    """A page's tree, held to what every page has to be."""
+    html = out.read_text(encoding="utf-8")
+    tree = parsed(html)
+    # Nothing is fetched: pictures are inside, links lead within, and the browser is told to load nothing else.
+    for element in tree:
+        for name in ("src", "href", "srcset", "data", "action"):
+            value = element.attributes.get(name, "")
+            assert not value or value.startswith(("data:image/webp;base64,", "#")), (element.tag, name, value)
+        assert not [name for name in element.attributes if name.startswith("on")], element.attributes
+    assert "url(" not in html
+    assert "@import" not in html
+    assert len(tree.all("script")) == 1
+    # Who cannot see it is told what it shows.
+    assert all(it.attributes["alt"] for it in tree.all("img"))
+    assert all(it.attributes["aria-label"] for it in tree.all("svg"))
+    names = [it.attributes["id"] for it in tree if "id" in it.attributes]
+    assert len(set(names)) == len(names)
+    links = [it.attributes["href"] for it in tree.all("a")]
+    assert {link[1:] for link in links} <= set(names)
+    for table in tree.all("table"):
+        assert table.all("caption")
+        width = len(table.all("thead")[0].all("th"))
+        assert all(len(row) == width for row in cells_of(table))
+    return tree
+
+
+def tables_of(section: Element) -> dict[str, list[list[str]]]:
+    return {table.all("caption")[0].text: cells_of(table) for table in section.all("table")}
+
+
+def folds_of(tree: Element) -> list[Element]:
+    """One for each model."""
+    return [it for it in tree.section("models").children if isinstance(it, Element) and it.tag == "details"]
+
+
+@pytest.fixture
+def copied(made_study: Path, tmp_path: Path) -> Path:
+    """A study that a test may change."""
+    return Path(shutil.copytree(made_study, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    return run(read_config([*SMALL, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "one"]))
+
+
+def change(path: Path, *places: str | int, value: Any) -> None:
+    content = json.loads(path.read_text())
+    inner = content
+    for place in places[:-1]:
+        inner = inner[place]
+    inner[places[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+class TestAStudy:
+    def test_every_number_is_the_studys(self, made_study, tmp_path):
+        tree = page_of(tmp_path / "page.html", made_study)
+        study = json.loads((made_study / "study.json").read_text())
+        tables = tables_of(tree.section("results"))
+        number = 0
+        for part in study["parts"]:
+            rows = tables[f"{part['title']}: what each row got right"]
+            for row, shown in zip(part["rows"], rows, strict=True):
+                number += 1
+                assert shown[0] == f"{number}. {row['label']}"
+                low, high = row["interval"]
+                assert shown[1] == f"{100 * row['accuracy']:.1f} %{100 * low:.1f} to {100 * high:.1f} %"
+        classes = tables_of(tree.section("classes")).popitem()[1]
+        by_name = {cell["name"]: cell["result"] for cell in study["cells"]}
+        every = [row for part in study["parts"] for row in part["rows"]]
+        for row, shown in zip(every, classes, strict=True):
+            recalls = by_name[row["cells"][0]]["per_class"].values()
+            assert shown[1:] == [f"{100 * it:.0f} %" for it in recalls]
+        compared = tables_of(tree.section("comparisons"))
+        for part in study["parts"]:
+            (rows,) = [rows for caption, rows in compared.items() if caption.startswith(f"{part['title']}: all clips")]
+            assert [row[:2] for row in rows] == [[it["a"], it["b"]] for it in part["comparisons"]]
+            told = [f"{100 * it['difference']:+.1f}".replace("-", "−") for it in part["comparisons"]]
+            assert [row[2].startswith(it) for row, it in zip(rows, told, strict=True)] == [True] * len(told)
+
+    def test_a_cell_in_two_parts_is_trained_and_told_once(self, made_study, tmp_path):
+        tree = page_of(tmp_path / "page.html", made_study)
+        study = json.loads((made_study / "study.json").read_text())
+        assert len(study["cells"]) == 5
+        assert sum(len(part["rows"]) for part in study["parts"]) == 6
+        folds = folds_of(tree)
+        assert len(folds) == 5
+        assert len(tree.section("curves").all("figcaption")) == 5
+
+    def test_each_model_shows_its_confusions_clips_and_heat(self, made_study, tmp_path):
+        tree = page_of(tmp_path / "page.html", made_study)
+        study = json.loads((made_study / "study.json").read_text())
+        folds = folds_of(tree)
+        for cell, fold in zip(study["cells"], folds, strict=True):
+            (confusion,) = [rows for caption, rows in tables_of(fold).items() if caption.startswith("Confusion matrix")]
+            assert [[int(it) for it in row[1:]] for row in confusion] == cell["result"]["confusion"]
+            folder = made_study / cell["folder"]
+            examples = json.loads((folder / "examples.json").read_text())["examples"]
+            wrong = [it for it in examples if it["kind"] == "wrong"]
+            cards = [it for it in fold.all("figure") if it.attributes.get("class") == "wrong"]
+            assert 3 <= len(cards) <= len(wrong)
+            for card, example in zip(cards, wrong, strict=False):
+                assert example["key"] in card.text
+                assert f"{example['label']}, taken for {example['prediction']}" in card.text
+                frames, heat = card.all("img")
+                assert "as the model saw them" in frames.attributes["alt"]
+                assert f"evidence for {example['prediction']}" in heat.attributes["alt"]
+            confused = Counter(
+                {
+                    (i, j): count
+                    for i, line in enumerate(cell["result"]["confusion"])
+                    for j, count in enumerate(line)
+                    if i != j and count
+                }
+            )
+            names = list(cell["result"]["per_class"])
+            (i, j), most = min(confused.items(), key=lambda it: (-it[1], it[0]))
+            assert f"{names[i]} was taken for {names[j]} {most} time" in fold.all("li")[0].text
+
+    def test_what_was_run_is_told(self, made_study, tmp_path):
+        study = json.loads((made_study / "study.json").read_text())
+        tree = page_of(tmp_path / "page.html", made_study)
+        facts = {it.all("dt")[0].text: it.all("dd")[0].text for it in tree.all("div") if it.all("dt")}
+        assert facts["Protocol"] == "speech"
+        assert facts["Runs"] == "5 finished"
+        assert facts["Corpus"] == study["corpus"]
+        assert f"torch {study['versions']['torch']}" in facts["Versions"]
+        assert f"{study['machine']['processors']} processor" in facts["Machine"]
+
+    def test_the_corpus_is_shown(self, made_study, tmp_path):
+        section = page_of(tmp_path / "page.html", made_study).section("corpus-1")
+        assert len(section.all("img")) == 2
+        classes, actors = (it.attributes["aria-label"] for it in section.all("svg"))
+        assert "train: neutral 20, calm 20" in classes
+        assert "train: 20 actors, 160 clips; val: 2 actors, 16 clips; test: 2 actors, 16 clips" in actors
+
+    def test_a_corpus_that_moved(self, copied, tiny_corpus, tmp_path):
+        for path in copied.rglob("config.yaml"):
+            path.write_text(path.read_text().replace(str(tiny_corpus), str(tmp_path / "gone")))
+        tree = page_of(tmp_path / "page.html", copied)
+        assert not tree.section("corpus-1").all("img")
+        assert "give its folder by --corpus.root" in tree.section("corpus-1").text
+        there = page_of(tmp_path / "page.html", copied, corpus_root=tiny_corpus)
+        assert len(there.section("corpus-1").all("img")) == 2
+
+    def test_cells_that_are_not_finished(self, copied, tmp_path):
+        study = json.loads((copied / "study.json").read_text())
+        gone = study["parts"][1]["rows"][1]["cells"][0]
+        for position, cell in enumerate(study["cells"]):
+            if cell["name"] == gone:
+                state = {"status": "failed", "reason": "<b>no</b> memory", "attempts": 2, "result": None}
+                change(copied / "study.json", "cells", position, value={**cell, **state})
+        change(copied / "study.json", "parts", 1, "rows", 1, "accuracy", value=None)
+        tree = page_of(tmp_path / "page.html", copied)
+        assert f"{gone}: failed after 2 attempts: <b>no</b> memory" in tree.text
+        assert tables_of(tree.section("results"))["Two models: what each row got right"][1][1] == "not finished"
+
+    def test_a_study_file_alone(self, made_study, tmp_path):
+        """As it lies in benchmarks/results: no run folders, yet every number."""
+        alone = tmp_path / "alone"
+        alone.mkdir()
+        shutil.copy(made_study / "study.json", alone)
+        tree = page_of(tmp_path / "page.html", alone)
+        with_folders = page_of(tmp_path / "whole.html", made_study)
+        assert tables_of(tree.section("results")) == tables_of(with_folders.section("results"))
+        assert "Its run folder is not beside study.json" in tree.section("models").text
+        assert not tree.all("img")
+
+    def test_a_study_before_its_end(self, copied, tmp_path):
+        change(copied / "study.json", "parts", value=[])
+        tree = page_of(tmp_path / "page.html", copied)
+        assert len(tables_of(tree.section("results"))["Finished cells: what each row got right"]) == 5
+        assert "The study was not summed up yet" in tree.text
+
+    def test_order_in_words(self, copied, tmp_path):
+        """A made table: the model that sees order tells the pairs apart, the blind one does not."""
+        orders = {
+            "early_cnn": {"right": 60, "swapped": 2, "elsewhere": 2, "accuracy": 60 / 62, "interval": [0.92, 1.0]},
+            "late_fusion": {"right": 31, "swapped": 30, "elsewhere": 3, "accuracy": 31 / 61, "interval": [0.38, 0.64]},
+        }
+        for row, order in enumerate(orders.values()):
+            change(copied / "study.json", "parts", 1, "rows", row, "order", value=order)
+        pair = {
+            "a": "early_cnn",
+            "b": "late_fusion",
+            "difference": 0.4,
+            "interval": [0.3, 0.5],
+            "p_bootstrap_holm": 0.0,
+        }
+        change(copied / "study.json", "parts", 1, "order_comparisons", value=[pair])
+        tree = page_of(tmp_path / "page.html", copied)
+        (rows,) = [rows for name, rows in tables_of(tree.section("time")).items() if name.startswith("Classes told")]
+        assert [row[1] for row in rows] == ["yes", "no"]
+        assert rows[0][2] == "96.8 %92.0 to 100.0 %"
+        finding = " ".join(it.text for it in tree.all("p") if it.attributes.get("class") == "finding")
+        assert "Of 1 row whose model sees the order of frames, 1 told them apart more often than chance" in finding
+        assert "late_fusion 50.8 % (38.0 to 64.0 %); 1 of 1 interval holds chance" in finding
+        assert "right more often in 1 of 1 pair of one that does and one that does not" in finding
+
+
+class TestRuns:
+    def test_one_run(self, trained, tmp_path):
+        tree = page_of(tmp_path / "page.html", trained)
+        test = json.loads((trained / "test.json").read_text())
+        (row,) = tables_of(tree.section("results"))["Run: what each row got right"]
+        low, high = test["intervals"]["accuracy"]
+        assert row[1] == f"{100 * test['accuracy']:.1f} %{100 * low:.1f} to {100 * high:.1f} %"
+        assert "comparisons" not in {it.attributes.get("id") for it in tree}
+        assert folds_of(tree)[0].attributes.get("open") is not None
+
+    def test_two_runs_are_compared_and_told_apart(self, trained, tiny_corpus, tmp_path):
+        options = [*SMALL, "--corpus.root", str(tiny_corpus), "--runs_dir", str(tmp_path), "--name", "two"]
+        other = run(read_config([*options, "--train.lr", "0.01"]))
+        tree = page_of(tmp_path / "page.html", trained, other, trained)
+        rows = tables_of(tree.section("results"))["Runs: what each row got right"]
+        assert [row[0] for row in rows] == [
+            "1. early_cnn, 2 frames, augmented, train.lr 0.0001",
+            "2. early_cnn, 2 frames, augmented, train.lr 0.01",
+        ]
+        assert len(tree.section("comparisons").all("table")) == 1
+
+    def test_the_reports_figure_stands_beside_its_configuration(self, trained, tmp_path):
+        run_folder = Path(shutil.copytree(trained, tmp_path / "ten"))
+        text = (run_folder / "config.yaml").read_text()
+        (run_folder / "config.yaml").write_text(re.sub(r"num_frames: 2", "num_frames: 10", text))
+        tree = page_of(tmp_path / "page.html", run_folder)
+        tables = tables_of(tree.section("results"))
+        (row,) = tables["Run: what each row got right"]
+        assert report_accuracy("early_cnn", 10, True) == 0.2667
+        assert "26.7 %" in row
+        published = tables["Published accuracies on RAVDESS from the picture alone"]
+        assert [line[1] for line in published] == [f"{100 * it.accuracy:.1f} %" for it in ANCHORS]
+
+    def test_both_files_of_a_take_are_told_both_ways(self, trained, tmp_path):
+        twice = Path(shutil.copytree(trained, tmp_path / "twice"))
+        one = {"accuracy": 0.5, "num_clips": 8, "intervals": {"accuracy": [0.25, 0.75]}}
+        change(twice / "test.json", "one_file_a_take", value=one)
+        tree = page_of(tmp_path / "page.html", twice)
+        (row,) = tables_of(tree.section("results"))["Run: what each row got right"]
+        assert row[2] == "50.0 %25.0 to 75.0 %"
+        assert "with one file a take, 8 in all, it was right for 50.0 % (25.0 to 75.0 %)" in tree.text
+
+    def test_later_evaluations(self, trained, tiny_corpus, tmp_path):
+        again = Path(shutil.copytree(trained, tmp_path / "again"))
+        evaluate_run(again, QUIET, split="val")
+        alone = page_of(tmp_path / "alone.html", again / "evaluation" / "val")
+        beside = page_of(tmp_path / "beside.html", again)
+        for tree in (alone, beside):
+            (rows,) = tables_of(tree.section("retests")).values()
+            assert [row[0] for row in rows] == ["again on the split val"]
+        assert "results" not in {it.attributes.get("id") for it in alone}
+
+    def test_real_recordings(self, trained, clips_folder, tmp_path):
+        """A run tested on genuine RAVDESS clips, and the page of both."""
+        real = Path(shutil.copytree(trained, tmp_path / "real"))
+        result = evaluate_run(real, QUIET, root=clips_folder / "ravdess")
+        tree = page_of(tmp_path / "page.html", real)
+        (rows,) = tables_of(tree.section("retests")).values()
+        assert rows[0][4:6] == [str(result["num_clips"]), str(result["num_takes"])]
+        fold = folds_of(tree)[-1]
+        with (real / "evaluation" / "all-ravdess" / "predictions.csv").open() as file:
+            keys = {row["key"] for row in csv.DictReader(file)}
+        shown = {it.text for it in fold.all("span") if it.attributes.get("class") == "key"}
+        assert shown
+        assert shown <= keys
+
+
+class TestRefusing:
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda folder: folder / "nowhere", "there is no folder"),
+            (lambda folder: folder, "holds no test.json"),
+        ],
+    )
+    def test_no_run(self, tmp_path, make, message, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main(["page", str(make(tmp_path)), "--out", str(tmp_path / "page.html")])
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert "Traceback" not in said
+        assert not (tmp_path / "page.html").exists()
+
+    def test_a_folder_as_the_page(self, trained, tmp_path):
+        with pytest.raises(ValueError, match="is a folder: give the page's file by --out"):
+            write_page([trained], tmp_path, QUIET)
+
+    def test_a_cells_folder_outside_the_study(self, copied, trained, tmp_path):
+        change(copied / "study.json", "cells", 0, "folder", value=str(trained))
+        with pytest.raises(ValueError, match="leads out of the study"):
+            write_page([copied], tmp_path / "page.html", QUIET)
+
+    @pytest.mark.parametrize("name", ["test.json", "metrics.jsonl", "examples.json", "predictions.csv"])
+    def test_a_damaged_file_is_named(self, trained, tmp_path, name):
+        damaged = Path(shutil.copytree(trained, tmp_path / "damaged"))
+        (damaged / name).write_text('{"a": 1')
+        with pytest.raises(ValueError, match=re.escape(name)):
+            write_page([damaged], tmp_path / "page.html", QUIET)
+
+    def test_a_table_that_is_not_square(self, trained, tmp_path):
+        damaged = Path(shutil.copytree(trained, tmp_path / "damaged"))
+        change(damaged / "test.json", "confusion", value=[[1, 2]])
+        with pytest.raises(ValueError, match=r"test.json .*confusion must be 8 x 8"):
+            write_page([damaged], tmp_path / "page.html", QUIET)
+
+    def test_an_older_page_stays_when_the_new_one_fails(self, trained, tmp_path):
+        out = tmp_path / "page.html"
+        out.write_text("before")
+        damaged = Path(shutil.copytree(trained, tmp_path / "damaged"))
+        (damaged / "test.json").write_text("{}")
+        with pytest.raises(ValueError, match="is missing"):
+            write_page([damaged], out, QUIET)
+        assert out.read_text() == "before"
+
+
+class TestHostileFolders:
+    HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>"
+
+    def test_markup_in_every_text_is_text(self, copied, tmp_path):
+        def spoil(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: spoil(it) for key, it in value.items()}
+            if isinstance(value, list):
+                return [spoil(it) for it in value]
+            return f"{value}{self.HOSTILE}" if isinstance(value, str) else value
+
+        study = json.loads((copied / "study.json").read_text())
+        kept = [{name: cell[name] for name in ("name", "folder", "status")} for cell in study["cells"]]
+        study = {**spoil(study), "name": f"x{self.HOSTILE}"}
+        for cell, names in zip(study["cells"], kept, strict=True):
+            cell |= names
+        for part in study["parts"]:
+            for row in part["rows"]:
+                row["cells"] = [name.removesuffix(self.HOSTILE) for name in row["cells"]]
+        (copied / "study.json").write_text(json.dumps(study))
+        for path in copied.rglob("examples.json"):
+            examples = json.loads(path.read_text())["examples"]
+            for it in examples:
+                it["key"] = it["label"] = self.HOSTILE
+            path.write_text(json.dumps({"examples": examples}))
+        tree = page_of(tmp_path / "page.html", copied)  # which looks for scripts, handlers and foreign pictures
+        assert self.HOSTILE in tree.all("h1")[0].text
+        assert len(tree.all("b")) == 0
+
+    @pytest.mark.parametrize("name", ["../../../secret.jpg", "/etc/passwd", "examples", "nowhere.jpg", "a\0b"])
+    def test_a_picture_from_elsewhere_is_not_taken(self, trained, tmp_path, name):
+        hostile = Path(shutil.copytree(trained, tmp_path / "a" / "b" / "hostile"))
+        shutil.copy(next(trained.glob("examples/*.jpg")), tmp_path / "secret.jpg")
+        examples = json.loads((hostile / "examples.json").read_text())["examples"]
+        change(
+            hostile / "examples.json", "examples", value=[{**it, "frames": name, "gradcam": name} for it in examples]
+        )
+        tree = page_of(tmp_path / "page.html", hostile)
+        assert not tree.section("models").all("img")
+        assert "The pictures of its example clips are not in the folder" in tree.text
+
+    def test_bytes_that_are_no_picture_are_left_out(self, trained, tmp_path):
+        hostile = Path(shutil.copytree(trained, tmp_path / "hostile"))
+        for path in hostile.glob("examples/*.jpg"):
+            path.write_bytes(b"<svg onload='alert(1)'/>" * 10)
+        assert not page_of(tmp_path / "page.html", hostile).section("models").all("img")
+
+    @pytest.mark.slow
+    def test_any_change_of_a_study_is_shown_or_refused(self, made_study, tmp_path, fault_log):
+        """Values of any kind at any place of study.json and test.json."""
+        work = Path(shutil.copytree(made_study, tmp_path / "work"))
+        for cell in sorted(work.glob("cells/*"))[2:]:
+            shutil.rmtree(cell)
+        files = [work / "study.json", *sorted(work.glob("cells/*/test.json"))]
+        whole = {path: path.read_text() for path in files}
+        out = tmp_path / "page.html"
+        outcomes: Counter[str] = Counter()
+        values = st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(-(2**70), 2**70),
+            st.floats(),
+            st.text(max_size=20),
+            st.just([]),
+            st.just({}),
+            st.lists(st.floats(0, 1), max_size=3),
+        )
+
+        def places(value: Any, above: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+            inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            return [above, *(place for key, it in inner for place in places(it, (*above, key)))]
+
+        all_places = {path: [it for it in places(json.loads(text)) if it] for path, text in whole.items()}
+
+        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(st.sampled_from(files), st.data())
+        def attack(path: Path, data: st.DataObject) -> None:
+            where = data.draw(st.sampled_from(all_places[path]))
+            try:
+                change(path, *where, value=data.draw(values))
+                write_page([work], out, QUIET)
+            except ValueError:
+                outcomes["refused by name"] += 1
+            else:
+                checked(out)
+                outcomes["shown"] += 1
+            finally:
+                path.write_text(whole[path])
+
+        attack()
+        assert min(outcomes.values()) > 20, outcomes
+        fault_log("a study's or a test's JSON with any value at any place, shown as a page", outcomes)
