@@ -107,7 +107,7 @@ def test_one_map_for_all_frames_is_shown_on_each():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_equals_the_formula(name):
-    model, frames, classes = built(name).eval(), torch.randn(2, 3, 3, 64, 96), torch.tensor([1, 7])
+    model, frames = built(name).eval(), torch.randn(2, 3, 3, 64, 96)
     made_by, tail = MODELS[name]
     seen = []
     handle = model.get_submodule(made_by).register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -115,6 +115,7 @@ def test_every_model_equals_the_formula(name):
     handle.remove()
     maps = seen[0].detach().requires_grad_()
     torch.testing.assert_close(tail(model, maps, 2), logits)
+    classes = logits.argmax(1)  # for which there is evidence, if for any
     tail(model, maps, 2)[range(2), classes].sum().backward()
     weights = maps.grad.flatten(2).mean(2)
     heat = torch.einsum("nf,nf...->n...", weights, maps.detach()).clamp_min(0)
@@ -123,7 +124,8 @@ def test_every_model_equals_the_formula(name):
     else:
         # Of early fusion one map a clip, of the others one a frame.
         heat = F.interpolate(heat[:, None], (64, 96), mode="bilinear").view(2, -1, 64, 96).expand(-1, 3, -1, -1)
-    expected = heat / heat.amax((1, 2, 3), keepdim=True)
+    assert heat.any()
+    expected = heat / heat.amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
     np.testing.assert_allclose(gradcam(model, frames, classes), expected.numpy(), atol=1e-4)
 
 
@@ -140,18 +142,20 @@ def lets_red_through(model):
         last.weight[1, 0] = 1
         for linear in hidden:
             linear.weight[0, 0] = 1
-        if hasattr(model, "rnn"):  # into the first cell of the third gate, the one that remembers
-            model.rnn.weight_ih_l0[2 * model.rnn.hidden_size, 0] = 1
+        if hasattr(model, "rnn"):  # into the first cell of the third gate, the one that remembers, far from saturation
+            model.rnn.weight_ih_l0[2 * model.rnn.hidden_size, 0] = 1e-3
     return model
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 32), (32, 0), (32, 32)])
-def test_every_model_lights_up_where_a_square_decides(name, top, left):
+# A pooling of three reaches a place beyond a square, so that those on top and left end before the middle.
+@pytest.mark.parametrize("rows", [slice(24), slice(32, 64)])
+@pytest.mark.parametrize("columns", [slice(24), slice(32, 64)])
+def test_every_model_lights_up_where_a_square_decides(name, rows, columns):
     model, frames = lets_red_through(built(name)), torch.zeros(1, 3, 3, 64, 64)
-    frames[0, 0, 0, top : top + 32, left : left + 32] = 1
+    frames[0, 0, 0, rows, columns] = 1
     heat = gradcam(model, frames, torch.tensor([1]))[0]
-    square = heat[0, top : top + 32, left : left + 32]
+    square = heat[0, rows, columns]
     assert square.max() == heat.max() == 1
     assert square.mean() > 2 * (heat[0].sum() - square.sum()) / (3 * square.size)
     if name in ("late_fusion", "cnn_lstm"):
