@@ -151,7 +151,7 @@ def _part_text(part: dict[str, Any]) -> str:
     told = [_markdown(rows if has_order else [[*row[:2], row[3]] for row in rows])]
     if part["comparisons"]:
         pairs = _pairs(part["comparisons"], part.get("order_comparisons") or [])
-        told.append(f"<details><summary>Pairs on the same takes</summary>\n\n{pairs}\n\n</details>")
+        told.append(_folded("Pairs on the same takes", pairs))
     return "\n\n".join([f"**{part['title']}**", *told])
 
 
@@ -176,13 +176,15 @@ def _share(value: float, interval: Sequence[float]) -> str:
 
 
 def faults_text(found: dict[str, list[Found]]) -> str:
-    """Of each machine when, where and with what, and below it one row a kind of fault."""
+    """Of each machine when, where and with what, and folded below it one row a kind of fault."""
     parts = []
     for it in newest(found.get(_RELIABILITY, [])):
         facts = _facts(it)
         head = f"{facts['date']}, {_machine(it['machine'])}, {facts['versions']}, {facts['command']}:"
         rows = [[fault["fault"], f"{fault['tried']:,}", outcome_text(fault["outcomes"])] for fault in it["faults"]]
-        parts.append(f"{head}\n\n{_markdown([['fault', 'tried', 'outcome'], *rows])}")
+        tries = sum(fault["tried"] for fault in it["faults"])
+        title = f"{len(rows):,} kinds of fault, tried {tries:,} times"
+        parts.append(f"{head}\n\n{_folded(title, _markdown([['fault', 'tried', 'outcome'], *rows]))}")
     return "\n\n".join(parts) if parts else "No results yet."
 
 
@@ -235,6 +237,10 @@ def figure(value: float) -> str:
     if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -33,7 +33,13 @@ from fastemo.machine import write_text
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _TESTS_FAILED = 1  # pytest's status
 # Where attacks are, besides tests/attacks.
-_MORE = ("test_resume.py", "test_processes.py", "training/test_checkpoint.py", "training/test_faults.py")
+_MORE = (
+    "test_resume.py",
+    "test_processes.py",
+    "test_pages.py",
+    "training/test_checkpoint.py",
+    "training/test_faults.py",
+)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -21,19 +21,17 @@ from matplotlib.patches import Patch
 from benchmarks.measure import Pass, cpu_costs, paired_ratio, rates, summary
 from benchmarks.targets import Rounds, Target
 from fastemo.console import Console
-from fastemo.machine import available_processors, cache_folder, replacing, versions, write_text
+from fastemo.machine import cache_folder, describe_machine, replacing, versions, write_text
 
 _GROUPS = {"steps": "#8da0cb", "loader": "#1b7837", "peers": "#d95f02"}
 
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory and GPUs; nothing that names a host or a folder."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
-    has_gpu = torch.cuda.is_available()
+    own, has_gpu = describe_machine(), torch.cuda.is_available()
     return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "processors_used": available_processors(),
+        "processor": own["processor"],
+        "processors_used": own["processors"],
         "processors": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_gpu else [],

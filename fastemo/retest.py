@@ -82,7 +82,6 @@ def evaluate_run(
         with make_loader(config, home, clips, splits.class_names, trainer, console) as loader:
             predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
         predictions = restricted(predictions, splits.class_names, names)
-        out.mkdir(parents=True, exist_ok=True)
         write_examples(config, out, home, clips, predictions, names, trainer.bare_model, splits.class_names)
     probes = {order: restricted(found, splits.class_names, names) for order, found in probes.items()}
     result = {"split": split, "epoch": info["epoch"], **head, **summarise(predictions, clips, names, probes)}

@@ -46,8 +46,8 @@ ANCHORS = (
         what="Action units + BiLSTM",
         accuracy=0.621,
         how="actors never seen, five folds (protocol kfold5)",
-        source="Luna-Jiménez et al. (2021), A Proposal for Multimodal Emotion Recognition Using Aural Transformers and "
-        "Action Units on RAVDESS Dataset, Applied Sciences",
+        source="Luna-Jiménez et al. (2022), A Proposal for Multimodal Emotion Recognition Using Aural Transformers and "
+        "Action Units on RAVDESS Dataset, Applied Sciences 12(1), 327",
     ),
     Anchor(
         what="MAE-DFER",

@@ -142,10 +142,14 @@ def test_faults_are_rows_below_when_and_where(tmp_path):
             "2026-11-24, 2 cores of AMD EPYC, no GPU, torch 2.15.0, PyAV 18.1.0, fastemo 0.1.0, "
             "`python benchmarks/reliability.py`:",
             "",
+            "<details><summary>2 kinds of fault, tried 1,501 times</summary>",
+            "",
             "| fault | tried | outcome |",
             "| --- | --- | --- |",
             "| bit flips in an MP4 | 1,500 | 1,200 rejected by name; 300 decoded exactly |",
             "| a \\| b | 1 | 1 told, in one line |",
+            "",
+            "</details>",
         ]
     )
     folder_of(tmp_path, reliability__d=reliability(machine=GPU))
