@@ -270,7 +270,8 @@ def reliability(bins: Sequence[tuple[float, float, int]], *, alt: str) -> Markup
         radius = 3 + 6 * math.sqrt(count / most)
         mark = svg.tag("circle", cx=frame.x(min(1, sure)), cy=frame.y(right), r=radius, class_="dot f1")
         parts.append(svg.tag("g", svg.tag("title", escape(told)) + mark))
-    return svg.drawing(height, alt, parts, width=316)
+    # As wide as the others, so that its letters are as large.
+    return svg.drawing(height, alt, parts)
 
 
 def short(value: float) -> str:
