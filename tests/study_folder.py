@@ -24,7 +24,7 @@ CONTENT: dict[str, Any] = {
         "model.pretrained": False,
         "video": {"size": 36, "num_frames": 2},
         "augment": {"crop_size": 32},
-        "train": {"epochs": 2, "batch_size": 16, "early_stop_patience": None, "lr": 1e-3},
+        "train": {"epochs": 1, "batch_size": 16, "early_stop_patience": None, "lr": 1e-3},
     },
     "parts": [
         {
