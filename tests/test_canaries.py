@@ -1,17 +1,21 @@
 """Facts about the dependencies that the code is built on: when one changes, its canary falls silent first."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from helpers import frame_number, write_image, write_video
 
-from fastemo.corpus.probe import probe_video
+from fastemo.corpus.probe import CONTAINERS_ONLY, probe_video
+from fastemo.video.bitstream import UNPROBED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -84,6 +88,39 @@ def test_a_script_inside_the_package_finds_the_package(tmp_path):
 def test_no_module_is_called_like_one_of_the_standard_library():
     ours = {path.stem for path in (REPOSITORY / "fastemo").glob("*.py")} - {"__init__"}
     assert not ours & sys.stdlib_module_names
+
+
+class TestPyAV:
+    """What every PyAV from 15 on offers, by whatever name it goes there."""
+
+    @pytest.fixture
+    def video(self, tmp_path):
+        """H.264 whose matrix is in its own headers, and not in the MP4's."""
+        return write_video(tmp_path / "clip.mp4", options={"x264-params": "colormatrix=bt709"})
+
+    def test_opening_without_a_probe(self, video):
+        matrices = []
+        for options in (CONTAINERS_ONLY, UNPROBED):
+            with av.open(str(video), options=options) as container:
+                matrices.append(int(container.streams.video[0].codec_context.colorspace))
+                frames = [frame_number(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+                assert frames == list(range(12)), "the options of `av.open` now reach the decoder of the frames too"
+        assert matrices[0] == 1, "opening a file no longer decodes a frame of it: UNPROBED is needless"
+        assert matrices[1] == 2, "the options of `av.open` no longer reach its probe: pruning takes twice as long"
+
+    def test_rates_that_are_unknown_are_falsy_and_others_are_numbers(self, video):
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            assert float(stream.average_rate) == 25
+            assert stream.time_base * 25 * 512 == 1
+        assert not av.VideoFrame(16, 16, "rgb24").time_base
+
+    def test_a_format_that_is_not_on_the_list_is_an_invalid_argument(self, tmp_path):
+        """So the message can say which containers are read."""
+        path = write_image(tmp_path / "frame.png", np.zeros((16, 16, 3), np.uint8))
+        with pytest.raises(av.error.FFmpegError) as raised:
+            av.open(str(path), options=CONTAINERS_ONLY)
+        assert raised.value.errno == errno.EINVAL
 
 
 def test_ravdess_headers_count_one_frame_too_many(clips_folder):

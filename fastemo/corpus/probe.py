@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,6 +263,6 @@ def _cut_box(path: Path, size: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, av.error.ArgumentError):  # FFmpeg's "invalid argument" for a format that is not on the list
+    if getattr(error, "errno", None) == errno.EINVAL:  # FFmpeg's answer to a format that is not on the list
         return "it is damaged, or another kind of file than MP4, MOV, MKV, WebM, AVI or FLV, whatever its name"
     return str(getattr(error, "strerror", "") or error)

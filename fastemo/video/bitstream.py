@@ -26,13 +26,11 @@ _BINDING_SIDE_DATA = frozenset(
 )
 # Range unspecified; matrix, primaries and transfer unspecified. Source: ISO/IEC 23091-2, tables 2-4.
 _NO_COLOURS = (0, 2, 2, 2)
-# How to open an MP4 whose headers say all. FFmpeg otherwise reads and decodes its first frames, to learn what packets
-# and their decoder tell anyhow: 9 of the 13 ms that pruning a RAVDESS clip took. The list is as long as there may be
-# streams.
-UNPROBED: dict[str, Any] = {
-    "stream_options": [{"skip_frame": "all"}] * 4,
-    "options": {"probesize": "5000", "analyzeduration": "0", **CONTAINERS_ONLY},
-}
+# Options for opening an MP4 whose headers say all. FFmpeg otherwise reads and decodes its first frames, to learn what
+# packets and their decoder tell anyhow: 9 of the 13 ms that pruning a RAVDESS clip took. `skip_frame` reaches only the
+# decoders of that probe, not the stream's own. The stream's pixel format stays unknown until a frame has been decoded;
+# asking PyAV 17 for it ends the process.
+UNPROBED = {"skip_frame": "all", "probesize": "5000", "analyzeduration": "0", **CONTAINERS_ONLY}
 # Any would do: frames are counted, not timed. 90 kHz divides by the usual rates.
 _TICKS, _TICKS_A_FRAME = 90_000, 3_000
 
@@ -123,7 +121,7 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
     name = "(bytes in memory)" if isinstance(source, bytes) else source
     try:
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
-        with av.open(file, **(UNPROBED if _is_mp4(source) else {"options": CONTAINERS_ONLY})) as container:
+        with av.open(file, options=UNPROBED if _is_mp4(source) else CONTAINERS_ONLY) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise BitstreamError(name, "the file has no video stream")

@@ -158,8 +158,7 @@ class Source:
 
 def _look_into(data: bytes) -> tuple[int, int, int]:
     """Width and height of a clip's frames in pixels, and the number of its matrix."""
-    unprobed: list[Any] = [{"skip_frame": "all"}] * 4
-    with av.open(io.BytesIO(data), stream_options=unprobed) as container:
+    with av.open(io.BytesIO(data), options={"skip_frame": "all"}) as container:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
             raise ValueError("the clip holds no video that FFmpeg knows")

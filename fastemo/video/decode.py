@@ -207,8 +207,7 @@ def _pyav(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
     try:
-        how = {"options": CONTAINERS_ONLY} if clip.is_whole else UNPROBED
-        with av.open(io.BytesIO(clip.data), **how) as container:
+        with av.open(io.BytesIO(clip.data), options=CONTAINERS_ONLY if clip.is_whole else UNPROBED) as container:
             stream = container.streams.best("video")
             assert isinstance(stream, av.VideoStream), "pruning refuses files without video"
             stream.codec_context.thread_count = 1

@@ -119,7 +119,7 @@ def write(source, folder, num_frames=NUM_FRAMES):
 
 def by_pyav(file, unprobed=False):
     """All frames: the decoder's own planes, and what turns them into RGB."""
-    with av.open(file, **(UNPROBED if unprobed else {})) as container:
+    with av.open(file, options=UNPROBED if unprobed else {}) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         return [
