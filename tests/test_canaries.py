@@ -91,7 +91,7 @@ def test_no_module_is_called_like_one_of_the_standard_library():
 
 
 class TestPyAV:
-    """What every PyAV from 15 on offers, by whatever name it goes there."""
+    """What every PyAV from 17 on offers."""
 
     @pytest.fixture
     def video(self, tmp_path):

@@ -46,6 +46,7 @@ def test_the_loss_of_each_model_falls_from_scratch(options, easy_corpus, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_late_fusion_learns_yet_only_guesses_within_the_paired_classes(tmp_path):
     """The pairs show the same frames in opposite order, and a mean over time is blind to it."""
     run_dir = run(

@@ -1,11 +1,12 @@
 """The page in headless Chromium: no error, no missing picture, nothing too wide, both themes legible, tables that sort.
 
-`.ci/run` installs Debian's chromium and chromium-driver; without them these tests are skipped and say so.
+`.ci/run` installs Debian's chromium and chromium-driver; elsewhere these tests are skipped without them and say so.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,9 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="pip install -e '.[
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium: apt-get install chromium chromium-driver"),
+    pytest.mark.skipif(  # in CI its absence fails
+        not (CHROMIUM and DRIVER or os.environ.get("CI")), reason="no Chromium: apt-get install chromium chromium-driver"
+    ),
 ]
 # A browser that asks the network for nothing.
 ARGUMENTS = [

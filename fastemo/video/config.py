@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import Literal
 
@@ -61,6 +62,10 @@ def choose_backend(backend: Backend, device: torch.device) -> tuple[Literal["dal
         return ("dali", "decodes on the GPU") if missing is None else ("pyav", missing)
     if backend == "dali" and (missing := dali.why_unavailable(device)):
         raise ValueError(f"video.backend dali: {missing}")
-    if backend == "decord" and find_spec("decord") is None:
-        raise ValueError("video.backend decord is not installed: pip install decord (Linux x86-64)")
+    if backend == "decord":
+        if find_spec("decord") is None:
+            raise ValueError("video.backend decord is not installed: pip install decord2")
+        if {"decord", "decord2"} <= {it.name for it in distributions()}:
+            advice = "pip uninstall -y decord decord2, then pip install decord2"
+            return backend, f"as asked; decord and decord2 are both installed, into one folder: {advice}"
     return backend, "as asked"

@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -95,8 +94,17 @@ class FrameSpec:
 def decoder_name(library: Library) -> str:
     """What the bytes that `decode_clip` returns depend on, besides the file and the `FrameSpec`."""
     versions = [f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in ("libavcodec", "libswscale")]
-    own = [f"decord {metadata.version('decord')}"] if library == "decord" else []
+    own = [decord_version()] if library == "decord" else []
     return ", ".join([f"decode {DECODE_VERSION}", *own, *versions])
+
+
+def decord_version() -> str:
+    """Of what is loaded: two packages, decord and decord2, install one folder, and their metadata may both be there."""
+    import decord
+    from decord._ffi.base import _LIB
+
+    number = _LIB.avcodec_version()  # the one that decord brings, not PyAV's
+    return f"decord {decord.__version__} (libavcodec {number >> 16}.{number >> 8 & 255}.{number & 255})"
 
 
 def decode_clip(
@@ -223,8 +231,15 @@ def _pyav(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
     raise DecodeError(path, missing[0], "the file ends before it")
 
 
+def unpadded(frame: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] of what decord2 returns: rows padded to whole pixels become [H, W, 4] there (W = 96, 144)."""
+    height, width, _ = frame.shape
+    return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+
+
 def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
     import decord
+    from decord._ffi.base import DECORDError
 
     clip = pruned_clip(path, wanted)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
@@ -232,20 +247,16 @@ def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
     try:
         reader = decord.VideoReader(io.BytesIO(clip.data), ctx=decord.cpu(0), num_threads=1)
         for position in positions.values():
-            # Reading on from the start, never seeking: a seek goes by timestamps, which containers get wrong.
-            if not clip.is_whole and position > count:
-                reader.skip_frames(position - count)
-                count = position
-            while count < position:  # skipping is inexact in some containers, AVI for one
+            # Reading on from the start, never seeking nor skipping: both go by timestamps, which containers get wrong.
+            for _ in range(position - count):
                 reader.next()
-                count += 1
-            frame = reader.next().asnumpy()
-            count += 1
+            frame = unpadded(reader.next().asnumpy())
+            count = position + 1
             del missing[0]
             yield av.VideoFrame.from_ndarray(frame, format="rgb24")
-    except (RuntimeError, IndexError, StopIteration) as error:
+    except (DECORDError, RuntimeError, IndexError, StopIteration) as error:
         reason = (str(error).strip().splitlines() or ["the file ends before it"])[0]
-        raise DecodeError(path, missing[0], reason) from error
+        raise DecodeError(path, missing[0], f"{reason} (by decord; --video.backend pyav reads more files)") from error
 
 
 def _images(folder: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ def forked(work: Callable[[], None], *, seconds: int = 60) -> int:
         return process
     status = 1
     try:
+        faulthandler.disable()  # pytest's would print the stack of a child that dies on purpose
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(seconds)
         work()

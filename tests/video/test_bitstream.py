@@ -1,4 +1,4 @@
-"""A pruned file decodes to exactly the wanted frames, bit by bit, by today's FFmpeg and by the old one in decord."""
+"""A pruned file decodes to exactly the wanted frames, bit by bit, by PyAV and by decord."""
 
 import io
 import random
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fastemo.errors import UserError
 from fastemo.video import nal
 from fastemo.video.bitstream import UNPROBED, BitstreamError, prune
+from fastemo.video.decode import unpadded
 from fastemo.video.frame_headers import Bits, NotUnderstood, check_av1, check_mpeg4, check_vp9
 from fastemo.video.sampling import frame_indices
 
@@ -28,7 +29,7 @@ class Source:
 
     Attributes:
         x264: Parameters in x264's or x265's own syntax.
-        decord: Whether decord's FFmpeg reads this codec in this container.
+        decord: Whether decord reads it: decord2 3.4 gives up on some HEVC.
         whole: Passes through as it is.
     """
 
@@ -75,14 +76,14 @@ H264_SOURCES = [
 OTHER_SOURCES = [
     Source("x265", "log-level=0:keyint=250", codec="libx265"),
     Source("x265-open", "log-level=0:keyint=12:min-keyint=12:scenecut=0:open-gop=1:bframes=4", codec="libx265"),
-    Source("x265-closed", "log-level=0:keyint=12:min-keyint=12:scenecut=0:open-gop=0", codec="libx265"),
+    Source("x265-closed", "log-level=0:keyint=12:min-keyint=12:scenecut=0:open-gop=0", codec="libx265", decord=False),
     Source("x265-mkv", "log-level=0:keyint=12:min-keyint=12:scenecut=0", codec="libx265", suffix=".mkv"),
     Source("x265-ts", "log-level=0:keyint=12:min-keyint=12:scenecut=0", codec="libx265", suffix=".ts"),
     Source("x265-repeat", "log-level=0:keyint=12:repeat-headers=1:scenecut=0", codec="libx265"),
     Source("vp9", codec="libvpx-vp9", options={"g": "12", "cpu-used": "8", "lag-in-frames": "16", "auto-alt-ref": "1"}),
     Source("webm", codec="libvpx-vp9", suffix=".webm", options={"g": "29", "cpu-used": "8"}),
-    Source("av1", codec="libsvtav1", options={"g": "12", "preset": "10"}, decord=False),
-    Source("av1-mkv", codec="libsvtav1", suffix=".mkv", options={"g": "29", "preset": "10"}, decord=False),
+    Source("av1", codec="libsvtav1", options={"g": "12", "preset": "10"}),
+    Source("av1-mkv", codec="libsvtav1", suffix=".mkv", options={"g": "29", "preset": "10"}),
     Source("mpeg4", codec="mpeg4", options={"g": "12"}),
     Source("mpeg4-bf2", codec="mpeg4", options={"g": "12", "bf": "2"}),
     Source("mpeg4-avi", codec="mpeg4", suffix=".avi", options={"g": "12", "bf": "2"}, whole=True),
@@ -133,19 +134,7 @@ def by_decord(path, count):
     import decord
 
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    return dict(enumerate(reader.next().asnumpy() for _ in range(min(count, len(reader)))))
-
-
-def by_decord_skipping(path, positions):
-    """Only some frames, as `decode_clip` asks for them."""
-    import decord
-
-    reader, place, frames = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1), 0, {}
-    for position in sorted(set(positions)):
-        if position > place:
-            reader.skip_frames(int(position - place))
-        frames[position], place = reader.next().asnumpy(), position + 1
-    return frames
+    return [unpadded(reader.next().asnumpy()) for _ in range(min(count, len(reader)))]
 
 
 class Truth:
@@ -158,7 +147,7 @@ class Truth:
             self.decord = None
         elif path.suffix == ".ts":  # decord itself begins a transport stream somewhere inside it
             with av.open(str(path)) as container:
-                self.decord = dict(enumerate(f.to_ndarray(format="rgb24") for f in container.decode(video=0)))
+                self.decord = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
         else:
             self.decord = by_decord(path, len(self.frames))
 
@@ -170,22 +159,18 @@ class Truth:
             packets = [memoryview(packet) for packet in container.demux(stream) if packet.size]
             return [picture.is_reference for picture in nal.h264_pictures(framing, packets)]
 
-    def check(self, indices, skipping=False):
+    def check(self, indices, unprobed=True):
         """Prune and compare every wanted frame by both decoders."""
         clip = prune(self.path, indices)
         assert clip.is_whole == (clip.data == self.path.read_bytes())
-        got = by_pyav(io.BytesIO(clip.data), unprobed=not clip.is_whole and not skipping)
+        got = by_pyav(io.BytesIO(clip.data), unprobed=unprobed and not clip.is_whole)
         assert clip.positions.dtype == np.int64
         assert len(clip.positions) == len(indices)
         for index, position in zip(indices, clip.positions, strict=True):
             assert got[position] == self.frames[index], f"{self.path.name}: frame {index} of {list(indices)}"
         if self.decord is not None:
             self.scratch.write_bytes(clip.data)
-            # What passes through whole is decord's own matter: in AVI, its skipping is not exact.
-            if skipping and not clip.is_whole:
-                got_decord = by_decord_skipping(self.scratch, clip.positions)
-            else:
-                got_decord = by_decord(self.scratch, max(clip.positions) + 1)
+            got_decord = by_decord(self.scratch, max(clip.positions) + 1)
             for index, position in zip(indices, clip.positions, strict=True):
                 same = np.array_equal(got_decord[position], self.decord[index])
                 assert same, f"{self.path.name} by decord: frame {index} of {list(indices)}"
@@ -230,7 +215,7 @@ def test_wanted_frames_are_exact(truths, name):
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(name=st.sampled_from(sorted(SOURCES)), indices=st.lists(st.integers(0, NUM_FRAMES - 1), min_size=1, max_size=12))
 def test_any_frames_of_any_source(truths, name, indices):
-    truths(name).check(indices, skipping=True)
+    truths(name).check(indices, unprobed=False)
 
 
 @pytest.mark.slow
@@ -239,7 +224,7 @@ def test_many_index_sets(truths, name):
     truth, draw = truths(name), random.Random(name)
     for number in range(25):
         size = draw.choice((1, 1, 2, 3, 5, 10, 30))
-        truth.check([draw.randrange(NUM_FRAMES) for _ in range(size)], skipping=number % 2 == 0)
+        truth.check([draw.randrange(NUM_FRAMES) for _ in range(size)], unprobed=number % 2 == 1)
     truth.check(list(range(NUM_FRAMES)))
 
 
@@ -338,7 +323,7 @@ def test_frames_that_an_edit_list_discards_do_not_count(truths, tmp_path, name, 
         packet.pts, packet.dts = packet.pts - num_cut * ticks, packet.dts - num_cut * ticks
         return packet
 
-    truth = Truth(remux(truths(name).path, tmp_path / "cut.mp4", shift))
+    truth = Truth(remux(truths(name).path, tmp_path / "cut.mp4", shift), SOURCES[name].decord)
     assert len(truth.frames) == NUM_FRAMES - num_cut
     assert truth.frames == truths(name).frames[num_cut:]
     for indices in index_sets(len(truth.frames)):
@@ -552,7 +537,7 @@ def linked(path, folder):
     """A clip under a name beside which a test can write."""
     link = folder / path.name
     link.symlink_to(path)
-    return Truth(link)
+    return Truth(link, decord="hevc" not in path.name)
 
 
 def test_a_genuine_clip_loses_two_thirds_of_its_packets(clips_folder, tmp_path):

@@ -24,7 +24,7 @@ def test_what_is_asked_for_is_taken_or_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"video\.backend dali: DALI is not installed"):
         choose_backend("dali", CPU)
     monkeypatch.setattr("fastemo.video.config.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install decord"):
+    with pytest.raises(ValueError, match="pip install decord2"):
         choose_backend("decord", CPU)
 
 

@@ -1,6 +1,7 @@
 """Law 1: frame k of a sample is frame i_k of a full sequential decode, whatever the backend."""
 
 import av
+import decord
 import numpy as np
 import pytest
 from helpers import psnr, write_video
@@ -9,8 +10,8 @@ from fastemo.corpus.manifest import scan
 from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip
 from fastemo.video.sampling import frame_indices
 
-# libavcodec's VP6 decoder of 2018, which decord 0.6 carries, drifts from today's by rounding.
-DRIFTING = {"vp6f": 48.0}
+# The VP6 decoder of 2018 in decord 0.6 drifts from today's by rounding; decord2 brings today's.
+DRIFTING = {"vp6f": 48.0} if decord.__version__.startswith("0.") else {}
 
 
 def full_decode(path):
@@ -23,6 +24,16 @@ def real_clips(folder):
     return [(manifest.root / clip.key, clip) for clip in manifest.clips + manifest.unlabelled]
 
 
+def decode_by_decord(path, clip, indices, spec):
+    """Frames, or none where decord2 3.4 gives up, as it does on some HEVC."""
+    try:
+        return decode_clip(path, indices, spec, backend="decord")
+    except DecodeError as error:
+        if clip.codec == "hevc" and "--video.backend pyav reads more files" in str(error):
+            return None
+        raise
+
+
 @pytest.mark.slow
 def test_both_backends_give_the_frames_of_a_full_decode_on_real_clips(clips_folder):
     clips = real_clips(clips_folder)
@@ -33,23 +44,13 @@ def test_both_backends_give_the_frames_of_a_full_decode_on_real_clips(clips_fold
         for num_samples in (1, 2, 6, 10, 16, 200):
             indices = frame_indices(clip.num_frames, num_samples)
             assert np.array_equal(decode_clip(path, indices, None, backend="pyav"), full[indices]), path
-            by_decord = decode_clip(path, indices, None, backend="decord")
+            by_decord = decode_by_decord(path, clip, indices, None)
+            if by_decord is None:
+                continue
             if clip.codec in DRIFTING:
                 assert psnr(by_decord, full[indices]) > DRIFTING[clip.codec]
             else:
                 assert np.array_equal(by_decord, full[indices]), path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["1001_DFA_ANG_XX.flv", "1001_DFA_SAD_XX.flv"])
-def test_decord_gives_its_own_sequential_decode_where_decoders_drift(clips_folder, name):
-    import decord
-
-    path = clips_folder / "crema-d" / name
-    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    full = np.stack([reader.next().asnumpy() for _ in range(len(reader))]).transpose(0, 3, 1, 2)
-    indices = frame_indices(len(full), 10)
-    assert np.array_equal(decode_clip(path, indices, None, backend="decord"), full[indices])
 
 
 @pytest.mark.slow
@@ -58,7 +59,9 @@ def test_backends_agree_after_resizing_on_real_clips(clips_folder):
         indices = frame_indices(clip.num_frames, 3)
         for crop in CROPS:
             spec = FrameSpec(num_frames=3, crop=crop)
-            one, other = (decode_clip(path, indices, spec, backend=backend) for backend in ("pyav", "decord"))
+            one, other = decode_clip(path, indices, spec), decode_by_decord(path, clip, indices, spec)
+            if other is None:
+                continue
             assert one.shape == other.shape
             assert min(psnr(a, b) for a, b in zip(one, other, strict=True)) >= 38, (path, crop)
 
