@@ -22,8 +22,10 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="pip install -e '.[
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(  # in CI its absence fails
-        not (CHROMIUM and DRIVER or os.environ.get("CI")), reason="no Chromium: apt-get install chromium chromium-driver"
+    # In CI its absence fails.
+    pytest.mark.skipif(
+        not ((CHROMIUM and DRIVER) or os.environ.get("CI")),
+        reason="no Chromium: apt-get install chromium chromium-driver",
     ),
 ]
 # A browser that asks the network for nothing.

@@ -116,8 +116,8 @@ def test_fifty_steps_lose_the_same_as_the_plain_loop(name):
     assert plain[-1] < plain[0] - 0.2
     assert exact[:3] == pytest.approx(plain[:3], abs=2e-3)
     assert exact == pytest.approx(plain, abs=0.04)
-    # bf16 rounds to 2^-9 of a number; over the 20 layers of a ResNet-18 that adds up to 20 times as much of a logit, and
-    # the losses begin at the logits' size.
+    # bf16 rounds to 2^-9 of a number; over the 20 layers of a ResNet-18 that adds up to 20 times as much of a logit,
+    # and the losses begin at the logits' size.
     assert rough == pytest.approx(plain, abs=20 * 2**-9 * max(plain))
 
 
