@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastemo import __version__
 from fastemo.errors import one_line_errors
+from fastemo.machine import check_platform
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.settings = others
     command: Callable[[argparse.Namespace], None] = options.command
     with one_line_errors():
+        check_platform()
         command(options)
 
 

@@ -250,6 +250,17 @@ def write_at(file: int, data: memoryview | bytes, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
+def check_platform() -> None:
+    """Refuse a system without what the clip store stands on.
+
+    Raises:
+        ValueError: There are no positioned reads or no file locks, as on Windows.
+    """
+    if fcntl is None or not hasattr(os, "preadv"):
+        system = platform.system()
+        raise ValueError(f"fastemo does not run on {system}, which has no os.preadv or no fcntl: use Linux, or WSL 2")
+
+
 def versions() -> dict[str, str]:
     """Of Python and of what the result depends on."""
     found = {"python": platform.python_version()}

@@ -18,9 +18,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
     """Train by the configuration that the arguments give."""
     with one_line_errors():
         # Late: the processes that draw the built-in corpus import this file again and have no use for torch.
+        from fastemo.machine import check_platform
         from fastemo.resume import resolve
         from fastemo.run import run
         from fastemo.training.stopping import StopSignals
+
+        check_platform()
 
     # Around what tells of errors: a launcher that sees one process fail sends the others a signal.
     with StopSignals().installed() as signals, one_line_errors():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastemo import machine
+from fastemo import cli, machine, train
 
 
 @pytest.fixture
@@ -70,3 +70,12 @@ def test_a_thread_steps_back_and_no_other(monkeypatch: pytest.MonkeyPatch) -> No
     with ThreadPoolExecutor(1, initializer=machine.let_others_go_first) as pool:
         assert pool.submit(niceness).result() > before
     assert niceness() == before
+
+
+@pytest.mark.parametrize("command", [train.main, cli.main])
+def test_a_system_without_file_locks_is_refused_in_one_sentence(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(machine, "fcntl", None)
+    monkeypatch.setattr(machine.platform, "system", lambda: "Windows")
+    with pytest.raises(SystemExit, match="2"):
+        command(["index", str(tmp_path)])
+    assert "does not run on Windows, which has no os.preadv or no fcntl: use Linux, or WSL 2" in capsys.readouterr().err

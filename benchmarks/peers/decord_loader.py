@@ -3,6 +3,7 @@
 Settings: one decoder thread in each of as many workers as processors. More decoder threads cost a tenth more processor
 time a clip, and frames of the file's full size, resized afterwards, a tenth more too (genuine RAVDESS clips, two
 cores). The reader wants the scaled size before it opens a file: taken from the first file, as all of RAVDESS is alike.
+decord 0.6 and decord2 install one folder: the figures are those of the version that they name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 try:
     import decord
 except (ImportError, OSError) as error:
-    peer.skip("decord", f"{error}; pip install decord (Linux x86-64)")
+    peer.skip("decord", f"{error}; pip install decord2")
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,6 +61,8 @@ def skip(name: str, reason: str) -> NoReturn:
 
 
 def version(package: str) -> str:
+    if package == "decord":  # which decord2 installs under this name too
+        return str(import_module(package).__version__)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

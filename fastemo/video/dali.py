@@ -43,6 +43,7 @@ _CONTAINERS = frozenset({".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 # Micro-batches in DALI's hands: while one is handed over, the next decodes.
 _IN_FLIGHT = 2
+_PACKAGE = "nvidia-dali-cuda120 (or nvidia-dali-cuda130, for drivers of CUDA 13)"
 _REORDER_FRAMES = 8  # of full size, which each clip has on a GPU to put its pictures in order
 # For full-size frames: of the GPU's free memory, the rest being the model's; and on a CPU.
 _GPU_SHARE, _CPU_BYTES = 1 / 8, 256 << 20
@@ -64,10 +65,10 @@ def why_unavailable(device: torch.device | None = None) -> str | None:
         import_module("nvidia.dali")
     except (ImportError, OSError) as error:
         if not isinstance(error, ModuleNotFoundError) or error.name not in ("nvidia", "nvidia.dali"):
-            return f"DALI is installed but cannot be imported ({error}): reinstall nvidia-dali-cuda120"
+            return f"DALI is installed but cannot be imported ({error}): reinstall {_PACKAGE}"
         if sys.platform != "linux" or platform.machine() != "x86_64":
             return f"DALI needs Linux on x86-64, this is {sys.platform} on {platform.machine()}: use backend pyav"
-        return "DALI is not installed: pip install nvidia-dali-cuda120"
+        return f"DALI is not installed: pip install {_PACKAGE}"
     kind = "cpu" if device is None else device.type
     if kind not in ("cpu", "cuda"):
         return f"DALI decodes for CUDA and the CPU, not for {kind}: use backend pyav"
