@@ -1,5 +1,7 @@
 """Which backend decodes, and why; what VideoConfig refuses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -26,6 +28,16 @@ def test_what_is_asked_for_is_taken_or_refused(monkeypatch):
     monkeypatch.setattr("fastemo.video.config.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install decord2"):
         choose_backend("decord", CPU)
+
+
+def test_two_packages_in_decords_folder_are_named(monkeypatch):
+    installed = [SimpleNamespace(name=name) for name in ("decord", "decord2", "numpy")]
+    monkeypatch.setattr("fastemo.video.config.distributions", lambda: installed)
+    chosen, why = choose_backend("decord", CPU)
+    assert chosen == "decord"
+    assert "pip uninstall -y decord decord2, then pip install decord2" in why
+    installed.pop(0)
+    assert choose_backend("decord", CPU) == ("decord", "as asked")
 
 
 @pytest.mark.parametrize("wrong", [{"backend": "x"}, {"decode_threads": 0}, {"prefetch_batches": 0}, {"size": 0}])

@@ -7,7 +7,7 @@ import pytest
 from helpers import psnr, write_video
 
 from fastemo.corpus.manifest import scan
-from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip
+from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip, decoder_name
 from fastemo.video.sampling import frame_indices
 
 # The VP6 decoder of 2018 in decord 0.6 drifts from today's by rounding; decord2 brings today's.
@@ -64,6 +64,13 @@ def test_backends_agree_after_resizing_on_real_clips(clips_folder):
                 continue
             assert one.shape == other.shape
             assert min(psnr(a, b) for a, b in zip(one, other, strict=True)) >= 38, (path, crop)
+
+
+def test_decords_name_is_that_of_what_is_loaded():
+    """decord's metadata says 0.6.0 where decord2 was installed over it."""
+    name = decoder_name("decord")
+    assert f"decord {decord.__version__} (libavcodec " in name
+    assert "decord" not in decoder_name("pyav")
 
 
 @pytest.fixture(scope="module")
