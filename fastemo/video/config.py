@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import distributions
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
 
 from fastemo.video import dali
-from fastemo.video.decode import Crop, FrameSpec
+from fastemo.video.decode import Crop, FrameSpec, decord_version
 
 Backend = Literal["auto", "dali", "pyav", "decord"]
 BACKENDS: tuple[Backend, ...] = ("auto", "dali", "pyav", "decord")
+_ONE_DECORD = "pip uninstall -y decord decord2, then pip install decord2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def choose_backend(backend: Backend, device: torch.device) -> tuple[Literal["dal
     """Which backend `auto` means for frames on a device, and why.
 
     Raises:
-        ValueError: A backend that is not installed.
+        ValueError: A backend that is not installed, or does not load.
     """
     if backend == "auto":
         if device.type != "cuda":
@@ -63,9 +63,11 @@ def choose_backend(backend: Backend, device: torch.device) -> tuple[Literal["dal
     if backend == "dali" and (missing := dali.why_unavailable(device)):
         raise ValueError(f"video.backend dali: {missing}")
     if backend == "decord":
-        if find_spec("decord") is None:
-            raise ValueError("video.backend decord is not installed: pip install decord2")
-        if {"decord", "decord2"} <= {it.name for it in distributions()}:
-            advice = "pip uninstall -y decord decord2, then pip install decord2"
-            return backend, f"as asked; decord and decord2 are both installed, into one folder: {advice}"
+        try:
+            why = f"as asked, {decord_version()}"
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ValueError(f"video.backend decord does not load ({error}): {_ONE_DECORD}") from error
+        if all(any(distributions(name=name)) for name in ("decord", "decord2")):
+            why += f"; decord and decord2 are both installed, into one folder: {_ONE_DECORD}"
+        return backend, why
     return backend, "as asked"

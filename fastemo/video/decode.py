@@ -104,7 +104,7 @@ def decord_version() -> str:
     from decord._ffi.base import _LIB
 
     number = _LIB.avcodec_version()  # the one that decord brings, not PyAV's
-    return f"decord {decord.__version__} (libavcodec {number >> 16}.{number >> 8 & 255}.{number & 255})"
+    return f"decord {decord.__version__} with libavcodec {number >> 16}.{number >> 8 & 255}.{number & 255}"
 
 
 def decode_clip(
