@@ -33,7 +33,8 @@ class Peer:
 
 
 PEERS = {
-    "decord": Peer("decord + DataLoader", "decord_loader.py"),
+    "decord": Peer("decord + DataLoader", "decord_loader.py", ("--package", "decord")),
+    "decord2": Peer("decord2 + DataLoader", "decord_loader.py", ("--package", "decord2")),
     "torchcodec_exact": Peer("torchcodec (exact) + DataLoader", "torchcodec_loader.py", ("--seek_mode", "exact")),
     "torchcodec_approximate": Peer(
         "torchcodec (approximate) + DataLoader", "torchcodec_loader.py", ("--seek_mode", "approximate")

@@ -3,7 +3,7 @@
 Settings: one decoder thread in each of as many workers as processors. More decoder threads cost a tenth more processor
 time a clip, and frames of the file's full size, resized afterwards, a tenth more too (genuine RAVDESS clips, two
 cores). The reader wants the scaled size before it opens a file: taken from the first file, as all of RAVDESS is alike.
-decord 0.6 and decord2 install one folder: the figures are those of the version that they name.
+decord (up to 0.6) and decord2 install one folder, so an environment holds one of the two; the other is skipped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ try:
     import decord
 except (ImportError, OSError) as error:
     peer.skip("decord", f"{error}; pip install decord2")
+
+# Of what is loaded; metadata may name both.
+PACKAGE = "decord" if decord.__version__.startswith("0.") else "decord2"
 
 
 @lru_cache(maxsize=1)
@@ -38,10 +41,15 @@ def read(path: Path, example: Path, num_frames: int, size: int) -> torch.Tensor:
 
 
 def main() -> None:
-    options = peer.parser(__doc__).parse_args()
+    parser = peer.parser(__doc__)
+    parser.add_argument("--package", choices=("decord", "decord2"), default=PACKAGE)
+    options = parser.parse_args()
+    if options.package != PACKAGE:
+        advice = f"pip uninstall -y decord decord2, then pip install {options.package}"
+        peer.skip(options.package, f"decord {decord.__version__} is loaded, which is {PACKAGE}; {advice}")
     paths = peer.files(options.corpus)
     peer.run_data_loader(
-        "decord",
+        PACKAGE,
         paths,
         partial(read, example=paths[0], num_frames=options.num_frames, size=options.size),
         options,

@@ -4,7 +4,7 @@ Settings: as many workers as processors, which live on, one decoder thread in ea
 crop, flip, rotation and normalisation once for a clip's frames together, in the worker; losses read once an epoch;
 bf16 where the device has it fast, but float32 for 3D convolutions on a CPU, where bf16 gives NaN. The report's
 networks, optimiser and clipping. Of the libraries that decode video, decord was the quickest in
-`throughput.py` on processors.
+`throughput.py` on processors; decord or decord2, by the version that `versions` names.
 
 A program that trains an epoch for each line on its standard input and answers each by a JSON line.
 """

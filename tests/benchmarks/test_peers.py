@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import decord
 import numpy as np
 import pytest
 from helpers import frame_number, numbered_frame, psnr, write_video
@@ -111,6 +112,16 @@ def test_a_peer_without_its_library_is_skipped_with_the_reason(name, package, wi
     runs = PeerRuns(numbered, tmp_path, num_frames=2, size=8, batch_size=2)
     with pytest.raises(Skipped, match=f"no {package} here.*pip install {package}"):
         runs.run(name)
+
+
+@pytest.mark.slow
+def test_of_the_two_decords_the_one_that_is_loaded_runs(numbered, tmp_path):
+    loaded, other = ("decord", "decord2") if decord.__version__.startswith("0.") else ("decord2", "decord")
+    runs = PeerRuns(numbered, tmp_path, num_frames=2, size=SIZE, batch_size=2)
+    assert runs.run(loaded).clips == NUM_CLIPS
+    assert runs.told[loaded]["versions"]["decord"] == decord.__version__
+    with pytest.raises(Skipped, match=f"is loaded, which is {loaded}; .* then pip install {other}$"):
+        runs.run(other)
 
 
 @pytest.mark.slow
