@@ -67,8 +67,9 @@ def fault_log(request: pytest.FixtureRequest) -> Callable[[str, Mapping[str, int
         path = request.config.getoption("--faults")
         if path is not None:
             line = {"fault": fault, "outcomes": dict(outcomes), "test": request.node.nodeid.split("[")[0]}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(file, f"{json.dumps(line)}\n".encode())  # at once: other workers append to it too
+            os.close(file)
 
     return log
 

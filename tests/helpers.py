@@ -1,15 +1,26 @@
-"""Small real files for tests: videos whose pixels number their frames, sound, folders of images."""
+"""Small real files for tests (videos whose pixels number their frames, sound, folders of images), and how many."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
 
 NUMBER_BITS = 8
+T = TypeVar("T")
+# The environment of a process that takes one processor, as one of many ranks of this host: two threads of a small
+# training that wait for each other take ten times as long beside a busy process.
+ONE_THREAD = {"LOCAL_WORLD_SIZE": str(os.cpu_count()), "OMP_NUM_THREADS": "1"}
+
+
+def full_or(sample: T, full: T) -> T:
+    """What a long test tries: `full` where FASTEMO_FULL=1 (`reliability.py --full` sets it), else a sample of it."""
+    return full if os.environ.get("FASTEMO_FULL") == "1" else sample
 
 
 def numbered_frame(number: int, width: int, height: int) -> np.ndarray:
