@@ -6,7 +6,7 @@
 Read are `throughput-*`, `epoch-time-*` and `scaling-*`, of each machine the newest, `accuracy-*`, of each run on each
 machine the newest, and every `study-*/study.json`. The table of faults, from the newest `reliability-*` of each
 machine, stands between markers of its own. What was measured with --quick is left out: it says whether a benchmark
-works, nothing more.
+works, nothing more; and so is a sample of the faults, without --full.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def read(folder: Path) -> dict[str, list[Found]]:
                 raise ValueError(f"lacks {', '.join(missing)}")
         except ValueError as error:
             raise ValueError(f"{path.name} cannot be read: {error}") from error
-        if not one.get("settings", {}).get("quick"):
+        settings = one.get("settings", {})
+        if not settings.get("quick") and settings.get("full", True):
             found.setdefault(kind, []).append(one)
     return {kind: sorted(its, key=lambda it: it["date"]) for kind, its in found.items()}
 

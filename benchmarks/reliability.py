@@ -1,6 +1,7 @@
 """What becomes of broken files, stores, configurations, disks and processes: every attack of the tests, counted.
 
-    python benchmarks/reliability.py                        # all of them, minutes
+    python benchmarks/reliability.py --full                 # all of them, as often as the README's table says: minutes
+    python benchmarks/reliability.py                        # all of them, the long ones as often as in CI
     python benchmarks/reliability.py --quick                # only those that take seconds
     python benchmarks/reliability.py --from faults.jsonl    # what `pytest --faults faults.jsonl` wrote
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,14 +50,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--from", type=Path, dest="lines", metavar="FILE", help="run no test; sum up these lines")
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--quick", action="store_true", help="the attacks that take seconds: does it work at all?")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="the attacks that take seconds: does it work at all?")
+    extent.add_argument("--full", action="store_true", help="thousands of tries where CI makes do with a sample")
     options = parser.parse_args(arguments)
     if options.out and options.out.suffix != ".json":
         raise ValueError(f"--out names the JSON file, which ends in .json, not '{options.out.name}'")
     return options
 
 
-def attack(folder: Path, *, quick: bool) -> tuple[Path, dict[str, int]]:
+def attack(folder: Path, *, quick: bool, full: bool) -> tuple[Path, dict[str, int]]:
     """Run the attacks: the file of what they tried, and how many tests ran and how many were skipped.
 
     Raises:
@@ -69,9 +73,11 @@ def attack(folder: Path, *, quick: bool) -> tuple[Path, dict[str, int]]:
     more = [f"tests/{name}" for name in _MORE if (_REPOSITORY / "tests" / name).is_file()]
     command = [
         *(sys.executable, "-m", "pytest", "tests/attacks", *more, "-m", "not slow" if quick else "slow or not slow"),
-        *("--faults", str(lines), "--junitxml", str(report), "-p", "no:cacheprovider"),
+        # One process: in the order of the table, and nothing beside a test that measures memory.
+        *("--faults", str(lines), "--junitxml", str(report), "-p", "no:cacheprovider", "-n", "0"),
     ]
-    status = subprocess.run(command, cwd=_REPOSITORY).returncode
+    env = {**os.environ, "FASTEMO_FULL": str(int(full))}
+    status = subprocess.run(command, cwd=_REPOSITORY, env=env).returncode
     if status == _TESTS_FAILED:
         print("reliability.py: a test failed, so there are no results", file=sys.stderr)
         sys.exit(1)
@@ -121,7 +127,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]
         if options.lines:
             faults = summed(options.lines)
         else:
-            lines, tests = attack(Path(folder), quick=options.quick)
+            lines, tests = attack(Path(folder), quick=options.quick, full=options.full)
             faults = summed(lines)
     if not faults:
         raise ValueError("no attack told what it tried")
@@ -131,7 +137,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]
         "minutes": round((time.monotonic() - started) / 60, 1),
         "machine": results.machine(),
         "versions": results.collect_versions(),
-        "settings": {"quick": options.quick},
+        "settings": {"quick": options.quick, "full": options.full},
         "tests": tests,
         "tried": sum(it["tried"] for it in faults),
         "faults": faults,
@@ -153,7 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
             for it in found["faults"]
         ]
         console.table(f"{found['tried']:,} faults of {len(rows)} kinds", rows)
-        path = options.out or results.default_path(found["machine"], quick=options.quick, program="reliability")
+        program = "reliability" if options.full or options.quick else "reliability-sample"
+        path = options.out or results.default_path(found["machine"], quick=options.quick, program=program)
         write_text(path, results.without_paths(json.dumps(found, indent=1)) + "\n")
         console.say(f"written: {path}")
 

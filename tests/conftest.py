@@ -67,9 +67,8 @@ def fault_log(request: pytest.FixtureRequest) -> Callable[[str, Mapping[str, int
         path = request.config.getoption("--faults")
         if path is not None:
             line = {"fault": fault, "outcomes": dict(outcomes), "test": request.node.nodeid.split("[")[0]}
-            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-            os.write(file, f"{json.dumps(line)}\n".encode())  # at once: other workers append to it too
-            os.close(file)
+            with path.open("ab", buffering=0) as file:  # a line is one write: other workers append to it too
+                file.write(f"{json.dumps(line)}\n".encode())
 
     return log
 

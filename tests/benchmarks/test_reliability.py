@@ -12,10 +12,11 @@ from benchmarks.reliability import counts, main, outcome_text, summed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PASSING = """
-def test_one(fault_log):
-    fault_log("bit flips", {"rejected by name": 3})
-
+import os
 import pytest
+
+def test_one(fault_log):
+    fault_log("bit flips", {"rejected by name": 30 if os.environ["FASTEMO_FULL"] == "1" else 3})
 
 @pytest.mark.slow
 def test_slow(fault_log):
@@ -84,24 +85,27 @@ def test_a_wrong_line_is_named(tmp_path, wrong):
 def test_results_from_lines_are_what_the_readme_reads(tmp_path, capsys):
     path = lines_file(tmp_path, line("bit flips", {"rejected": 3}))
     (tmp_path / "results").mkdir()
+    main(["--from", str(path), "--out", str(tmp_path / "results" / "reliability-sample.json")])
+    assert readme_results.faults_text(readme_results.read(tmp_path / "results")) == "No results yet."
     out = tmp_path / "results" / "reliability-x.json"
-    main(["--from", str(path), "--out", str(out)])
+    main(["--from", str(path), "--full", "--out", str(out)])
     assert "bit flips" in capsys.readouterr().out
     found = json.loads(out.read_text())
-    assert (found["tried"], found["tests"], found["settings"]) == (3, None, {"quick": False})
-    assert found["command"] == "python benchmarks/reliability.py --from .../faults.jsonl --out .../reliability-x.json"
+    assert (found["tried"], found["tests"], found["settings"]) == (3, None, {"quick": False, "full": True})
+    command = "python benchmarks/reliability.py --from .../faults.jsonl --full --out .../reliability-x.json"
+    assert found["command"] == command
     assert str(tmp_path) not in out.read_text()
     assert "| bit flips | 3 | 3 rejected |" in readme_results.faults_text(readme_results.read(tmp_path / "results"))
 
 
-@pytest.mark.parametrize(("options", "tried", "ran"), [([], 7, 2), (["--quick"], 3, 1)])
+@pytest.mark.parametrize(("options", "tried", "ran"), [([], 7, 2), (["--quick"], 3, 1), (["--full"], 34, 2)])
 def test_attacks_are_run_and_counted(repository, tmp_path, options, tried, ran):
     (repository / "tests" / "attacks" / "test_a.py").write_text(PASSING)
     main([*options, "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["tried"] == tried
     assert found["tests"] == {"run": ran, "skipped": 1}
-    assert found["settings"]["quick"] == bool(options)
+    assert found["settings"] == {"quick": "--quick" in options, "full": "--full" in options}
 
 
 def test_a_failed_test_leaves_no_results(repository, tmp_path, capsys):
