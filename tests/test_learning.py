@@ -1,28 +1,50 @@
-"""Models learn, and only those that see the order of frames tell apart what differs in order alone."""
+"""Models learn, and one that is blind to order only guesses between classes that differ in order alone."""
 
 import json
 from pathlib import Path
 
 import pytest
+from helpers import write_image
 
 from fastemo.config import read_config
-from fastemo.corpus.synthetic import Difficulty, SyntheticConfig, synthesize
+from fastemo.corpus.synthetic import Difficulty, SyntheticConfig, corpus_performances, render_frames
 from fastemo.run import run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-QUICK = ["--config", str(REPOSITORY / "configs" / "quick.yaml")]
+SPLITS = {"train": range(1, 9), "val": [9], "test": [10]}
+RECIPE = [
+    *("--config", str(REPOSITORY / "configs" / "quick.yaml"), "--video.size", "36", "--augment.crop_size", "32"),
+    # The same arithmetic on every processor.
+    *("--video.num_frames", "4", "--augment.enabled", "false", "--train.precision", "fp32", "--train.batch_size", "8"),
+]
 
 
-def losses(run_dir):
-    return [json.loads(line)["train_loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+def takes(root, splits):
+    """The built-in corpus's takes by one face in one light: what is left to learn is the expression.
+
+    Images, for a video tells the order by its coding: frames near a keyframe are better.
+    """
+    easy = Difficulty(identity=0, motion=0, light=0)
+    config = SyntheticConfig(clips_per_actor=16, width=64, height=64, num_frames=4, difficulty=easy)
+    for take in corpus_performances(config):
+        for split in [name for name, actors in splits.items() if take.actor in actors]:
+            folder = root / split / take.emotion_name / f"actor{take.actor:02d}_{take.stem}"
+            folder.mkdir(parents=True)
+            for number, frame in enumerate(render_frames(take, config)):
+                write_image(folder / f"frame{number + 1:04d}.jpg", frame)
+    return root
+
+
+def trained(corpus, runs, *options):
+    """The run's losses and its test."""
+    run_dir = run(read_config([*RECIPE, "--corpus.root", str(corpus), "--runs_dir", str(runs), *options]))
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["train_loss"] for line in lines], json.loads((run_dir / "test.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def easy_corpus(tmp_path_factory):
-    """One face, one light, no noise: what is left to learn is the expression."""
-    nothing = Difficulty(identity=0, timing=0, motion=0, light=0, noise=0)
-    config = SyntheticConfig(clips_per_actor=8, width=128, height=72, num_frames=12, difficulty=nothing)
-    return synthesize(tmp_path_factory.mktemp("easy") / "corpus", config, workers=1)
+def few_takes(tmp_path_factory):
+    return takes(tmp_path_factory.mktemp("few"), SPLITS)
 
 
 @pytest.mark.slow
@@ -31,34 +53,30 @@ def easy_corpus(tmp_path_factory):
     [
         ["early_cnn"],
         ["early_resnet18"],
-        ["late_fusion"],
-        ["r3d18"],
-        ["cnn_lstm", "--model.rnn_norm", "true", "--train.lr", "3e-4"],
+        ["r3d18", "--train.batch_size", "16"],
+        ["cnn_lstm"],
+        ["cnn_lstm", "--model.rnn_norm", "true"],
     ],
     ids=lambda options: options[0],
 )
-def test_the_loss_of_each_model_falls_from_scratch(options, easy_corpus, tmp_path):
-    small = ["--video.size", "36", "--augment.crop_size", "32", "--video.num_frames", "4", "--augment.enabled", "false"]
-    recipe = ["--train.batch_size", "16", "--train.epochs", "8", "--runs_dir", str(tmp_path)]
-    corpus = ["--corpus.root", str(easy_corpus)]
-    fallen = losses(run(read_config([*QUICK, *corpus, *small, *recipe, "--model.name", *options])))
-    assert fallen[-1] < 0.8 * fallen[0]
+def test_the_loss_of_each_model_falls_from_scratch(options, few_takes, tmp_path):
+    losses, _ = trained(few_takes, tmp_path, "--train.epochs", "2", "--model.name", *options)
+    assert losses[-1] < 0.8 * losses[0]  # 0.6 of it and less with several seeds
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
 def test_late_fusion_learns_yet_only_guesses_within_the_paired_classes(tmp_path):
     """The pairs show the same frames in opposite order, and a mean over time is blind to it."""
-    run_dir = run(
-        read_config([*QUICK, "--model.name", "late_fusion", "--train.epochs", "6", "--runs_dir", str(tmp_path)])
-    )
-    result = json.loads((run_dir / "test.json").read_text())
-    assert 0.3 < result["accuracy"] < 0.733  # chance is 0.125, the ceiling of a model blind to order 0.733
+    corpus = takes(tmp_path / "takes", {"train": range(1, 13), "val": [24], "test": range(13, 24)})
+    options = ["--model.name", "late_fusion", "--model.backbone", "resnet10t", "--train.epochs", "4"]
+    losses, result = trained(corpus, tmp_path, *options)
+    assert losses[-1] < 0.8 * losses[0]
+    assert 0.4 < result["accuracy"] < 0.8  # chance is 0.125, the ceiling of a model blind to order 0.75
     names, confusion = list(result["per_class"]), result["confusion"]
     right = swapped = 0
     for one, other in (("surprised", "fearful"), ("sad", "disgust")):
         i, j = names.index(one), names.index(other)
         right += confusion[i][i] + confusion[j][j]
         swapped += confusion[i][j] + confusion[j][i]
-    assert right + swapped >= 24  # it knows the pairs from the rest ...
-    assert 0.3 < right / (right + swapped) < 0.7  # ... and nothing within them
+    assert right + swapped >= 75  # of 88: it knows the pairs from the rest ...
+    assert 0.3 < right / (right + swapped) < 0.7  # ... and nothing within them: 75 guesses leave these bounds 1 in 2000
