@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from same_bits import SMALL, assert_same_bits, bits
+from helpers import ONE_THREAD
+from same_bits import SMALL, assert_same_bits, bits, trained
 
 from fastemo.errors import Stopped
 from fastemo.resume import resolve
-from fastemo.run import run
 from fastemo.training import trainer as trainer_module
 from fastemo.training.stopping import STOP
 
@@ -41,7 +41,7 @@ def stop_after(monkeypatch, steps):
 def whole(tiny_corpus, tmp_path_factory):
     """A run that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    return run(*resolve(options(tiny_corpus, folder, "--name", "run")))
+    return trained(options(tiny_corpus, folder, "--name", "run"))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, monke
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
         with pytest.raises(Stopped, match=r"stopped by SIGTERM; go on by the same command with --resume .*run$"):
-            run(*resolve(arguments))
+            trained(arguments)
     folder = tmp_path / "runs" / "run"
     info = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())
     assert (info["epoch"], info["clips"], info["is_epoch_end"]) == (
@@ -60,16 +60,16 @@ def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, monke
         (steps - 1) % 40 * 4 + 4,
         False,
     )
-    assert run(*resolve(["--resume", str(folder)])) == folder
+    assert trained(["--resume", str(folder)]) == folder
     assert_same_bits(bits(whole), bits(folder))
-    assert run(*resolve(["--resume", str(folder)])) == folder, "a finished run is left as it is"
+    assert trained(["--resume", str(folder)]) == folder, "a finished run is left as it is"
 
 
 def stopped(arguments, monkeypatch, steps):
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
         with pytest.raises(Stopped):
-            run(*resolve(arguments))
+            trained(arguments)
 
 
 @pytest.mark.slow
@@ -84,10 +84,10 @@ def test_between_epochs_it_stops_as_well(whole, tiny_corpus, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_end_epoch", signalled)
         with pytest.raises(Stopped, match="stopped by SIGINT"):
-            run(*resolve(arguments))
+            trained(arguments)
     lines = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1
-    run(*resolve([*arguments, "--resume", "auto"]))
+    trained([*arguments, "--resume", "auto"])
     assert_same_bits(bits(whole), bits(tmp_path / "runs" / "run"))
 
 
@@ -116,7 +116,7 @@ def test_the_rates_course_keeps_its_length(tiny_corpus, tmp_path, monkeypatch):
     stopped(arguments, monkeypatch, 2)
     with pytest.raises(ValueError, match=r"train\.epochs was 2 and is 3"):
         resolve(["--resume", str(tmp_path / "runs" / "run"), "--train.epochs", "3"])
-    run(*resolve(["--resume", str(tmp_path / "runs" / "run")]))
+    trained(["--resume", str(tmp_path / "runs" / "run")])
 
 
 @pytest.mark.slow
@@ -131,10 +131,10 @@ def test_another_corpus_is_refused_by_clip(tiny_corpus, tmp_path, monkeypatch):
     held = third.read_bytes()
     third.unlink()
     with pytest.raises(ValueError, match=f"was begun with another corpus: .*{third.name} is gone.*{one.name} changed"):
-        run(*resolve(again))
+        trained(again)
     third.write_bytes(held)
     shutil.copyfile(next(tiny_corpus.glob(f"Actor_03/{one.name}")), one)
-    run(*resolve(again))
+    trained(again)
 
 
 def flip_a_bit(path):
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     checkpoints = tmp_path / "runs" / "run" / "checkpoints"
     flip_a_bit(checkpoints / "last" / "model.safetensors")
     capsys.readouterr()
-    run(*resolve([*arguments, "--resume", "auto"]))
+    trained([*arguments, "--resume", "auto"])
     said = capsys.readouterr().out
     assert "last is damaged: model.safetensors is not what was written" in said
     assert "going on from" in said
@@ -169,7 +169,7 @@ def test_without_a_whole_checkpoint_it_refuses(tiny_corpus, tmp_path, monkeypatc
     stopped(arguments, monkeypatch, 2)
     flip_a_bit(tmp_path / "runs" / "run" / "checkpoints" / "last" / "state.safetensors")
     with pytest.raises(ValueError, match="no checkpoint is whole; start a new run"):
-        run(*resolve([*arguments, "--resume", "auto"]))
+        trained([*arguments, "--resume", "auto"])
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_lost_best_is_stood_in_for(tiny_corpus, tmp_path, monkeypatch, capsys)
     folder = tmp_path / "runs" / "run"
     shutil.rmtree(folder / "checkpoints" / "best")
     capsys.readouterr()
-    run(*resolve([*arguments, "--resume", "auto"]))
+    trained([*arguments, "--resume", "auto"])
     assert "best holds no checkpoint" in capsys.readouterr().out
     assert json.loads((folder / "test.json").read_text())["epoch"] == 2
 
@@ -205,30 +205,28 @@ def test_a_run_that_is_being_trained_is_not_gone_on_with(tiny_corpus, tmp_path, 
     def interrupted(self, *args):
         for more in ([], ["--resume", "auto"]):
             with pytest.raises(ValueError, match=r"is in use by another process|is never overwritten") as error:
-                run(*resolve([*arguments, *more]))
+                trained([*arguments, *more])
             refused.append(str(error.value))
         return real(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
         patch.setattr(trainer_module.AcceleratorState, "_reset_state", lambda *_: None)
-        run(*resolve([*arguments, "--train.epochs", "1"]))
+        trained([*arguments, "--train.epochs", "1"])
     assert len(refused) == 2
     fault_log("a second training on a run that is being trained", {"refused, the first unharmed": 2})
 
 
 def start(arguments, cwd, *, launcher=()):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **ONE_THREAD}
     words = [sys.executable, *launcher, str(TRAIN), *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
-def wait_for(process, path, seconds=120):
-    deadline = time.monotonic() + seconds
+def wait_for(process, path):
     while not path.exists():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "nothing was saved"
         time.sleep(0.02)
 
 
@@ -241,7 +239,7 @@ def test_a_signal_ends_the_step_and_says_how_to_go_on(tiny_corpus, tmp_path, num
     process = start(options(tiny_corpus, tmp_path, "--name", "run", *LONG), tmp_path)
     wait_for(process, tmp_path / "runs" / "run" / "checkpoints" / "last")
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + number, errors
     lines = [line for line in errors.splitlines() if line.startswith("fastemo:")]
     assert (
@@ -263,13 +261,13 @@ def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path, launcher, fa
     folder = tmp_path / "runs" / "run"
     wait_for(process, folder / "checkpoints" / "last")
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     assert f"stopped by SIGTERM; go on by the same command with --resume {folder}" in errors, errors
     info = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())
     over = ["--train.epochs", str(info["epoch"]), "--train.checkpoint_minutes", "0"]
     again = start([*arguments, *over, "--resume", "auto"], tmp_path, launcher=words)
-    output, errors = again.communicate(timeout=120)
+    output, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
     assert "going on after epoch" in output
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -9,14 +9,17 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-def forked(work: Callable[[], None], *, seconds: int = 60) -> int:
+def forked(work: Callable[[], object], *, seconds: int = 600) -> int:
     """Start a process that does some work and ends: with 0, with 1 where it raised, by a signal after `seconds`."""
-    process = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which idle here
+        process = os.fork()
     if process:
         return process
     status = 1
@@ -42,8 +45,17 @@ def exit_codes(processes: list[int]) -> list[int]:
     return [exit_code(process) for process in processes]
 
 
-def killed(process: int, after_seconds: float) -> None:
-    """End a process at once, by the signal that nothing can catch."""
+def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
+    """However long that takes on a busy machine; an error where it never comes to be."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.001)
+
+
+def killed(process: int, condition: Callable[[], object], after_seconds: float) -> None:
+    """End a process by the signal that nothing can catch, some time after it has come so far."""
+    wait_until(condition)
     time.sleep(after_seconds)
     os.kill(process, signal.SIGKILL)
     assert exit_code(process) == -signal.SIGKILL

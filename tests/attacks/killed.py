@@ -1,4 +1,4 @@
-"""Trains one run that is killed again and again: `killed.py OUT KILLS ARGUMENTS...`, a script of its own.
+"""Trains one run that is killed again and again: `python -m attacks.killed OUT KILLS ARGUMENTS...`.
 
 Torch is imported once; each attempt is a fork of this process that has not computed anything yet.
 """
@@ -11,35 +11,52 @@ import sys
 import time
 from pathlib import Path
 
-from fastemo import resume, run
-from fastemo.training import checkpoint
+from same_bits import trained
+
+from fastemo.training import checkpoint, trainer
 
 
-def attempt(arguments, seconds=None, flushes=None):
-    """Train on until it ends by itself, is killed after some time, or kills itself inside a checkpoint's writing.
+def attempt(arguments, steps=None, seconds=0.0, flushes=None):
+    """Train on until it ends by itself, is killed some time after so many steps, or while it writes a checkpoint.
 
     Returns:
         The status that the process ended with; below zero: the signal that killed it.
     """
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            signal.alarm(600)
+            os.close(told)
+            tell_steps(tell)
             if flushes is not None:
                 kill_at(flushes)
-            run.run(*resume.resolve(arguments))
+            trained(arguments)
             status = 0
         finally:
             sys.stdout.flush()
             os._exit(status)
-    deadline = time.monotonic() + (seconds if seconds is not None else 300)
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(tell)
+    if steps is not None:
+        while steps and os.read(told, 1):
+            steps -= 1
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    os.close(told)
+    return os.waitstatus_to_exitcode(status)
+
+
+def tell_steps(pipe):
+    """Have each step of the training begin with a byte to the pipe."""
+    wish = trainer.Trainer._wish
+
+    def telling(self, loader):
+        os.write(pipe, b".")
+        return wish(self, loader)
+
+    trainer.Trainer._wish = telling
 
 
 def kill_at(count):
@@ -62,7 +79,7 @@ def main(out, kills, arguments):
         if len(killed) % 2:
             where, status = "inside a checkpoint's writing", attempt(arguments, flushes=chance.randint(1, 60))
         else:
-            where, status = "at any moment", attempt(arguments, seconds=chance.uniform(0.2, 2.5))
+            where, status = "at any moment", attempt(arguments, chance.randint(0, 14), chance.uniform(0, 0.2))
         if status != -signal.SIGKILL:
             raise SystemExit(f"ended with status {status} after {len(killed)} kills")
         killed.append(where)

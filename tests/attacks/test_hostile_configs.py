@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 from attacks.confined import exit_code, forked
+from helpers import full_or
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -172,7 +173,7 @@ def test_what_would_take_memory_stack_or_time(file: Path, fault_log: FaultLog) -
                     assert "train.lr" in refusal(f"--train.lr={value}")
                     refusal("--train.lr", value)
 
-    assert exit_code(forked(attack, seconds=60)) == 0
+    assert exit_code(forked(attack)) == 0
     fault_log("aliases that multiply, deep nesting, files of megabytes", {"refused by name": len(HEAVY)})
 
 
@@ -200,7 +201,7 @@ def test_paths_that_are_no_file(tmp_path: Path, fault_log: FaultLog) -> None:
         for name in ("/dev/zero", "/dev/stdin", "-", ""):
             refusal("--config", name)
 
-    assert exit_code(forked(attack, seconds=20)) == 0
+    assert exit_code(forked(attack)) == 0
     fault_log("a folder, pipe, device or nothing as configuration", {"refused by name": len(names) + 4})
 
 
@@ -383,22 +384,15 @@ def try_options(file: Path, examples: int) -> Counter[str]:
     return outcomes
 
 
-def test_any_value_for_any_key(file: Path) -> None:
-    assert set(try_files(file, 25) + try_options(file, 25)) == {
-        "refused by name",
-        "accepted, written and read again the same",
-    }
-
-
-@pytest.mark.slow
-def test_any_value_for_any_key_at_length(file: Path, fault_log: FaultLog) -> None:
+def test_any_value_for_any_key(file: Path, fault_log: FaultLog) -> None:
+    examples = full_or(25, 325)
     for where, attack in (("a configuration file", try_files), ("the command line", try_options)):
-        outcomes = attack(file, 300)
-        assert sum(outcomes.values()) >= 300
+        outcomes = attack(file, examples)
+        assert sum(outcomes.values()) >= examples
+        assert outcomes.keys() <= {"refused by name", "accepted, written and read again the same"}
         fault_log(f"any value for any key, in {where}", outcomes)
 
 
-@pytest.mark.slow
 def test_files_of_random_text(file: Path, fault_log: FaultLog) -> None:
     """Pieces of YAML's own syntax and of real keys, in any order."""
     outcomes: Counter[str] = Counter()
@@ -406,7 +400,13 @@ def test_files_of_random_text(file: Path, fault_log: FaultLog) -> None:
         [*KEYS, *"{}[]:,-?&*!|>'\"%@`#~\n \t", ": ", "- ", "\n  ", "<<", "1", "null", "---\n", "é"]
     )
 
-    @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=full_or(40, 300),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(text=st.lists(pieces, max_size=25).map("".join))
     def attack(text: str) -> None:
         file.write_text(text, encoding="utf-8")
