@@ -29,6 +29,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("no CUDA device")
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    assert getattr(os, "sched_getscheduler", lambda _: 0)(0) == 0, "this left real-time priority: helpers.same_priority"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the tests' own, so that nothing an earlier session kept can make a test pass."""

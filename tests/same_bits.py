@@ -6,11 +6,10 @@ import json
 
 import pytest
 import torch
-from helpers import ONE_THREAD
+from helpers import ONE_THREAD, empty_figures
 from safetensors.torch import load_file
 
 from fastemo.models import fusion
-from fastemo.report import figures
 from fastemo.resume import resolve
 from fastemo.run import run
 
@@ -24,11 +23,10 @@ SMALL = [
 
 
 def trained(arguments):
-    """A run's folder, of `early_cnn` with an eighth of its channels, on one thread, without figures."""
-    with pytest.MonkeyPatch.context() as patch:
+    """A run's folder, of `early_cnn` with an eighth of its channels, on one thread, with empty figures."""
+    with pytest.MonkeyPatch.context() as patch, empty_figures():
         patch.setattr(fusion, "_EARLY_WIDTHS", (8, 16, 32, 64))
         patch.setattr(fusion, "_EARLY_HIDDEN", 128)
-        patch.setattr(figures, "write_figure", lambda *_: None)
         patch.setenv("LOCAL_WORLD_SIZE", ONE_THREAD["LOCAL_WORLD_SIZE"])
         return run(*resolve(arguments))
 

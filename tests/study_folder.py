@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from helpers import empty_figures
+
 from fastemo.console import Console
 from fastemo.run import run
 from fastemo.study.grid import read_study, with_folder
@@ -47,8 +49,9 @@ def make_study(folder: Path, corpus: Path, **content: Any) -> Path:
     source, out = folder / "study.yaml", folder / "studies" / "made"
     source.write_text(json.dumps({**CONTENT, **content}))
     study = read_study(source, ["--corpus.root", str(corpus)])
-    for cell in study.cells:
-        run(with_folder(cell, out / "cells"))
+    with empty_figures():
+        for cell in study.cells:
+            run(with_folder(cell, out / "cells"))
     run_study(study, source, out, QUIET)
     return out
 

@@ -44,9 +44,7 @@ def whole(tiny_corpus, tmp_path_factory):
     return trained(options(tiny_corpus, folder, "--name", "run"))
 
 
-@pytest.mark.parametrize(
-    "steps", [17, 40, pytest.param(1, marks=pytest.mark.slow), pytest.param(41, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("steps", [1, 17, 40, 41])
 def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, monkeypatch, steps):
     arguments = options(tiny_corpus, tmp_path, "--name", "run")
     with monkeypatch.context() as patch:
@@ -72,7 +70,6 @@ def stopped(arguments, monkeypatch, steps):
             trained(arguments)
 
 
-@pytest.mark.slow
 def test_between_epochs_it_stops_as_well(whole, tiny_corpus, tmp_path, monkeypatch):
     arguments = options(tiny_corpus, tmp_path, "--name", "run")
     real = trainer_module.Trainer._end_epoch
@@ -110,7 +107,6 @@ def test_another_configuration_is_refused_by_key(tiny_corpus, tmp_path, monkeypa
     assert (config.train.epochs, config.train.keep, config.seed, found) == (3, 4, 3, Path(folder))
 
 
-@pytest.mark.slow
 def test_the_rates_course_keeps_its_length(tiny_corpus, tmp_path, monkeypatch):
     arguments = options(tiny_corpus, tmp_path, "--name", "run", "--train.schedule", "onecycle")
     stopped(arguments, monkeypatch, 2)
@@ -119,7 +115,6 @@ def test_the_rates_course_keeps_its_length(tiny_corpus, tmp_path, monkeypatch):
     trained(["--resume", str(tmp_path / "runs" / "run")])
 
 
-@pytest.mark.slow
 def test_another_corpus_is_refused_by_clip(tiny_corpus, tmp_path, monkeypatch):
     corpus = shutil.copytree(tiny_corpus, tmp_path / "corpus")
     arguments = options(corpus, tmp_path, "--name", "run")
@@ -145,7 +140,6 @@ def flip_a_bit(path):
     path.write_bytes(data)
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     whole, tiny_corpus, tmp_path, monkeypatch, capsys, fault_log
 ):
@@ -172,7 +166,6 @@ def test_without_a_whole_checkpoint_it_refuses(tiny_corpus, tmp_path, monkeypatc
         trained([*arguments, "--resume", "auto"])
 
 
-@pytest.mark.slow
 def test_a_lost_best_is_stood_in_for(tiny_corpus, tmp_path, monkeypatch, capsys):
     arguments = options(tiny_corpus, tmp_path, "--name", "run")
     stopped(arguments, monkeypatch, 45)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import write_video
+from helpers import empty_figures, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,16 +24,8 @@ from fastemo.run import run
 FASTEMO = Path(sys.executable).parent / "fastemo"
 TINY = [
     *("--model.name", "early_cnn", "--train.epochs", "1", "--train.batch_size", "16", "--store.tier", "memory"),
-    *(
-        "--video.size",
-        "36",
-        "--augment.crop_size",
-        "32",
-        "--video.num_frames",
-        "2",
-        "--train.early_stop_patience",
-        "null",
-    ),
+    *("--video.size", "36", "--augment.crop_size", "32", "--video.num_frames", "2"),
+    *("--train.early_stop_patience", "null"),
 ]
 QUIET = Console(show=False)
 
@@ -42,7 +34,9 @@ QUIET = Console(show=False)
 def trained(tiny_corpus, tmp_path_factory):
     """A run on RAVDESS's names and eight classes."""
     folder = tmp_path_factory.mktemp("runs")
-    return run(read_config([*TINY, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "eight"]))
+    options = [*TINY, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "eight"]
+    with empty_figures():
+        return run(read_config(options))
 
 
 @pytest.fixture(scope="module")

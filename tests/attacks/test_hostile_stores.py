@@ -329,7 +329,7 @@ def test_a_store_that_is_damaged_while_two_processes_train_on_it(
     (root / "victim").write_text("precious")
     folder = next(it for it in root.iterdir() if it.is_dir())
     every = [attack for works in attacks(of_another_corpus).values() for attack in works]
-    stop, epochs, attempts = tmp_path / "stop", tmp_path / "epochs", full_or(200, 600)
+    stop, epochs, attempts = tmp_path / "stop", tmp_path / "epochs", full_or(60, 600)
     epochs.touch()
 
     def train(tier: Tier) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -283,32 +282,6 @@ def test_the_loop_never_reads_the_device_inside_a_step(tmp_path, monkeypatch):
         trainer._train_epoch(FakeLoader([4] * steps), AUGMENT, 1, lambda *args, **kwargs: None, tmp_path)
         counts.append(sorted(calls))
     assert counts[0] == counts[1] == ["tolist"]
-
-
-@pytest.mark.parametrize("world_size", [2])
-def test_two_processes_equal_one_at_the_same_global_batch(tiny_corpus, tmp_path, world_size):
-    script = str(Path(__file__).with_name("two_processes.py"))
-    results = {}
-    for processes in (1, world_size):
-        out = tmp_path / str(processes)
-        out.mkdir()
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        subprocess.run([*launcher, script, str(tiny_corpus), str(out), "8"], check=True, timeout=120)
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        weights = load_file(out / "checkpoints" / "last" / "model.safetensors")
-        results[processes] = (lines, weights, json.loads((out / "result.json").read_text()))
-    (lines, weights, result), (lines2, weights2, result2) = results[1], results[world_size]
-    assert result2["world_size"] == world_size
-    for one, other in zip(lines, lines2, strict=True):
-        for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
-            assert one[name] == pytest.approx(other[name], abs=1e-5), name
-    for key, value in weights.items():
-        torch.testing.assert_close(value, weights2[key], rtol=0, atol=1e-5)
-    assert result["keys"] == result2["keys"]
-    assert len(set(result["keys"])) == 7
-    assert np.allclose(result["logits"], result2["logits"], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from helpers import numbered_frame
+from helpers import numbered_frame, same_priority
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +106,7 @@ def moving_frame(number, width=WIDTH, height=HEIGHT):
     return (numbered_frame(number, width, height) * 0.3 + moved * 0.4 + noise).clip(0, 255).astype(np.uint8)
 
 
+@same_priority()
 def write(source, folder, num_frames=NUM_FRAMES):
     path = folder / f"{source.name}{source.suffix}"
     params = {"libx264": "x264-params", "libx265": "x265-params"}.get(source.codec)
