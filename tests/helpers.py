@@ -53,7 +53,7 @@ def frame_number(frame: np.ndarray) -> int:
 
 @contextmanager
 def same_priority() -> Iterator[None]:
-    """SVT-AV1 gives the thread that encodes real-time priority where root runs it: all that it starts later inherits it.
+    """SVT-AV1 gives root's thread that encodes real-time priority, which all that it starts later inherits.
 
     Two trainings that wait for each other then take the processors whole, and every other process stands still.
     """
