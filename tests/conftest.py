@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, by this process and those that it starts
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One processor for this process and those that it starts, as for one of many ranks of this host: two threads of a
+    # small training that wait for each other take ten times as long beside another worker. Before torch is imported.
+    os.environ |= {"LOCAL_WORLD_SIZE": str(os.cpu_count()), "OMP_NUM_THREADS": "1"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +61,17 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     config = SyntheticConfig(clips_per_actor=8, width=128, height=72, num_frames=12)
     return synthesize(tmp_path_factory.mktemp("tiny") / "corpus", config, workers=1)
+
+
+@pytest.fixture(scope="session")
+def few_clips(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips of each actor of the small corpus, four emotions: enough for what has to run but need not learn."""
+    root = tmp_path_factory.mktemp("few") / "corpus"
+    for number, actor in enumerate(sorted(tiny_corpus.glob("Actor_*"))):
+        (root / actor.name).mkdir(parents=True)
+        for path in sorted(actor.glob("*.mp4"))[number % 2 :: 4]:
+            shutil.copy(path, root / actor.name)
+    return root
 
 
 @pytest.fixture

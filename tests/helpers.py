@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -33,6 +35,21 @@ def empty_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "write_figure", lambda _, path: Path(path).touch())
         yield
+
+
+def readme_commands() -> list[str]:
+    """The lines of the README's shell blocks."""
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def readme_command(script: str) -> list[str]:
+    """The words of the README's line that runs a script, without the installation before it, by this Python."""
+    (line,) = (line.split(" && ")[-1] for line in readme_commands() if script in line)
+    program, *words = line.split()
+    assert program == "python"
+    return [sys.executable, *words]
 
 
 def numbered_frame(number: int, width: int, height: int) -> np.ndarray:

@@ -213,8 +213,8 @@ def test_absent_pretrained_weights_are_one_line_with_both_ways_on(tiny_corpus, t
 
 
 @pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_config_runs(config, tiny_corpus, tmp_path):
-    options = ["--corpus.root", str(tiny_corpus), "--model.pretrained", "false", "--train.epochs", "1"]
+def test_every_shipped_config_runs(config, few_clips, tmp_path):
+    options = ["--corpus.root", str(few_clips), "--model.pretrained", "false", "--train.epochs", "1"]
     run_dir = run_here(tmp_path, *options, config=config)
     assert files_of(run_dir) == RUN_FILES
 

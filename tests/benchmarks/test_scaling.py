@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import readme_command
 
 from benchmarks import results, scaling, scaling_report
 from benchmarks.measure import Pass, summary
@@ -207,7 +208,7 @@ def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
 def quick(tmp_path_factory, *arguments):
     out = tmp_path_factory.mktemp("scaling") / "found.json"
     done = subprocess.run(
-        [sys.executable, "benchmarks/scaling.py", "--quick", "--device", "cpu", "--out", str(out), *arguments],
+        [*readme_command("benchmarks/scaling.py"), "--quick", "--device", "cpu", "--out", str(out), *arguments],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import readme_command
 
 from benchmarks import throughput
 from benchmarks.measure import Pass, Rung, Skipped, summary
@@ -23,9 +24,9 @@ ENTRIES = (
 )
 
 
-def script(name, *arguments, **environment):
+def script(command, *arguments, **environment):
     return subprocess.run(
-        [sys.executable, f"benchmarks/{name}", *map(str, arguments)],
+        [*command, *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
@@ -41,7 +42,15 @@ def quick(tmp_path_factory):
     (folder / "hidden" / "decord.py").write_text("raise ImportError('no decord here')")
     path = os.pathsep.join(filter(None, [str(folder / "hidden"), os.environ.get("PYTHONPATH", "")]))
     out = folder / "out" / "found.json"
-    done = script("throughput.py", "--quick", "--peers", "pyav,jpeg,decord", "--out", out, PYTHONPATH=path)
+    done = script(
+        readme_command("benchmarks/throughput.py"),
+        "--quick",
+        "--peers",
+        "pyav,jpeg,decord",
+        "--out",
+        out,
+        PYTHONPATH=path,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text()), out
 
@@ -148,7 +157,17 @@ def test_rounds_begin_elsewhere_and_skips_are_not_tried_again():
 
 @pytest.mark.slow
 def test_memory_is_measured_by_a_program_of_its_own(tiny_corpus):
-    done = script("memory.py", "--corpus", tiny_corpus, "--decodes", 200, "--num_frames", 2, "--size", 16)
+    done = script(
+        [sys.executable, "benchmarks/memory.py"],
+        "--corpus",
+        tiny_corpus,
+        "--decodes",
+        200,
+        "--num_frames",
+        2,
+        "--size",
+        16,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for part in (found, found["loader"]):
@@ -160,6 +179,6 @@ def test_memory_is_measured_by_a_program_of_its_own(tiny_corpus):
 
 @pytest.mark.slow
 def test_memory_without_clips_is_one_line(tmp_path):
-    done = script("memory.py", "--corpus", tmp_path)
+    done = script([sys.executable, "benchmarks/memory.py"], "--corpus", tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

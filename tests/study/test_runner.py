@@ -56,9 +56,9 @@ def wait_for(what, seconds: float = 120) -> None:
 
 @pytest.mark.slow
 class TestRunning:
-    def test_cells_are_runs_and_rows_are_their_means(self, tiny_corpus, tmp_path):
+    def test_cells_are_runs_and_rows_are_their_means(self, few_clips, tmp_path):
         path, out = write_study(tmp_path, seeds=[0, 1]), tmp_path / "out"
-        done = study(path, tiny_corpus, out, "--jobs", "2")
+        done = study(path, few_clips, out, "--jobs", "2")
         assert done.returncode == 0, done.stderr
         assert [line.split()[1] for line in done.stdout.splitlines() if line[2:3] == ":"][:2] == ["started"] * 2
         found = json.loads((out / "study.json").read_text())
@@ -80,17 +80,17 @@ class TestRunning:
             assert (cell["result"]["accuracy"], cell["seed"]) == (test["accuracy"], test["seed"])
         # Nothing is done twice.
         before = {it: it.stat().st_mtime_ns for it in out.glob("cells/*/test.json")}
-        again = study(path, tiny_corpus, out)
+        again = study(path, few_clips, out)
         assert again.returncode == 0
         assert "4 finished, 0 to run" in again.stdout
         assert {it: it.stat().st_mtime_ns for it in out.glob("cells/*/test.json")} == before
 
-    def test_a_failed_cell_is_told_kept_apart_and_tried_again(self, tiny_corpus, tmp_path):
+    def test_a_failed_cell_is_told_kept_apart_and_tried_again(self, few_clips, tmp_path):
         # A number that makes the loss infinite, and a cell behind it that works.
         part = {"name": "one", "base": {"model.name": "early_cnn"}, "grid": {"train.lr": [1e30, 1e-3]}}
         path, out = write_study(tmp_path, parts=[part]), tmp_path / "out"
         for attempt in (1, 2):
-            done = study(path, tiny_corpus, out)
+            done = study(path, few_clips, out)
             assert done.returncode == 2
             assert "Traceback" not in done.stderr
             assert "1 of 2 cells failed" in done.stderr
@@ -106,7 +106,7 @@ class TestRunning:
     def test_killed_and_gone_on_with(self, tiny_corpus, tmp_path, number):
         path, out = write_study(tmp_path), tmp_path / "out"
         process = subprocess.Popen(
-            command(path, tiny_corpus, out, "--train.epochs", "6"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command(path, tiny_corpus, out, "--train.epochs", "3"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         wait_for(lambda: list(out.glob("cells/*/metrics.jsonl")))
         process.send_signal(number)
@@ -117,7 +117,7 @@ class TestRunning:
             assert "Traceback" not in said
         assert "finished" not in statuses(out)
         # At once, while a cell of the killed study may still be writing its checkpoint.
-        done = study(path, tiny_corpus, out, "--train.epochs", "6")
+        done = study(path, tiny_corpus, out, "--train.epochs", "3")
         assert done.returncode == 0, done.stderr
         assert statuses(out) == ["finished"] * 2
         assert all(is_free(folder) for folder in out.glob("cells/*"))
@@ -126,11 +126,11 @@ class TestRunning:
         # It went on where it was, not from the beginning.
         log = (out / first["folder"] / "log.txt").read_text()
         assert "going on after epoch" in log
-        assert len((out / first["folder"] / "metrics.jsonl").read_text().splitlines()) == 6
+        assert len((out / first["folder"] / "metrics.jsonl").read_text().splitlines()) == 3
 
-    def test_a_dry_run_lists_cells_and_minutes_and_makes_nothing(self, tiny_corpus, tmp_path):
+    def test_a_dry_run_lists_cells_and_minutes_and_makes_nothing(self, few_clips, tmp_path):
         path, out = write_study(tmp_path), tmp_path / "out"
-        done = study(path, tiny_corpus, out, "--dry-run")
+        done = study(path, few_clips, out, "--dry-run")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("waiting") == 2
         assert "2 cells, 2 to run" in done.stdout
