@@ -14,6 +14,7 @@ from benchmarks.measure import Pass, Rung, Skipped, summary
 from fastemo.console import Console
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MEMORY = [sys.executable, "benchmarks/memory.py"]
 RUNGS = (
     *("demux", "prune", "decode_full", "decode_pruned", "decode_resize", "loader_cold"),
     *("disk_read", "loader_disk_cold", "loader_disk_warm", "loader_memory", "loader_memory_augmented"),
@@ -42,15 +43,8 @@ def quick(tmp_path_factory):
     (folder / "hidden" / "decord.py").write_text("raise ImportError('no decord here')")
     path = os.pathsep.join(filter(None, [str(folder / "hidden"), os.environ.get("PYTHONPATH", "")]))
     out = folder / "out" / "found.json"
-    done = script(
-        readme_command("benchmarks/throughput.py"),
-        "--quick",
-        "--peers",
-        "pyav,jpeg,decord",
-        "--out",
-        out,
-        PYTHONPATH=path,
-    )
+    command = [*readme_command("benchmarks/throughput.py"), "--quick"]
+    done = script(command, "--peers", "pyav,jpeg,decord", "--out", out, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text()), out
 
@@ -157,17 +151,7 @@ def test_rounds_begin_elsewhere_and_skips_are_not_tried_again():
 
 @pytest.mark.slow
 def test_memory_is_measured_by_a_program_of_its_own(tiny_corpus):
-    done = script(
-        [sys.executable, "benchmarks/memory.py"],
-        "--corpus",
-        tiny_corpus,
-        "--decodes",
-        200,
-        "--num_frames",
-        2,
-        "--size",
-        16,
-    )
+    done = script(MEMORY, "--corpus", tiny_corpus, "--decodes", 200, "--num_frames", 2, "--size", 16)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for part in (found, found["loader"]):
@@ -179,6 +163,6 @@ def test_memory_is_measured_by_a_program_of_its_own(tiny_corpus):
 
 @pytest.mark.slow
 def test_memory_without_clips_is_one_line(tmp_path):
-    done = script([sys.executable, "benchmarks/memory.py"], "--corpus", tmp_path)
+    done = script(MEMORY, "--corpus", tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
