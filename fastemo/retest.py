@@ -125,6 +125,7 @@ def restricted(predictions: Predictions, class_names: Sequence[str], chosen: Seq
     position[columns] = np.arange(len(columns))
     labels = position[predictions.labels]
     assert (labels >= 0).all(), "clips of other classes are left out before"
+    # Not [:, columns], which lies transposed in memory: sums over the classes would round in another order.
     return Predictions(predictions.keys, labels, predictions.logits.take(columns, axis=1))
 
 

@@ -12,10 +12,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # One processor for this process and those that it starts, as for one of many ranks of this host: two threads of a
-    # small training that wait for each other take ten times as long beside another worker. Before torch is imported.
-    os.environ |= {"LOCAL_WORLD_SIZE": str(os.cpu_count()), "OMP_NUM_THREADS": "1"}
+# One processor for this process and those that it starts, as for one of many ranks of this host: two threads of a small
+# training that wait for each other take ten times as long beside another worker. Before torch is imported.
+os.environ |= {"LOCAL_WORLD_SIZE": str(os.cpu_count()), "OMP_NUM_THREADS": "1"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

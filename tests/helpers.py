@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -17,9 +18,6 @@ import pytest
 
 NUMBER_BITS = 8
 T = TypeVar("T")
-# The environment of a process that takes one processor, as one of many ranks of this host: two threads of a small
-# training that wait for each other take ten times as long beside a busy process.
-ONE_THREAD = {"LOCAL_WORLD_SIZE": str(os.cpu_count()), "OMP_NUM_THREADS": "1"}
 
 
 def full_or(sample: T, full: T) -> T:
@@ -35,6 +33,15 @@ def empty_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "write_figure", lambda _, path: Path(path).touch())
         yield
+
+
+def files_of(run_dir: Path) -> set[str]:
+    """A run folder's files but for the pictures that examples.json names; there are no others."""
+    names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    named = json.loads((run_dir / "examples.json").read_text())["examples"]
+    pictures = {example[kind] for example in named for kind in ("frames", "gradcam")}
+    assert {name for name in names if name.startswith("examples/")} == pictures
+    return names - pictures
 
 
 def readme_commands() -> list[str]:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from helpers import ONE_THREAD, empty_figures
+from helpers import empty_figures
 from safetensors.torch import load_file
 
 from fastemo.models import fusion
@@ -22,12 +22,12 @@ SMALL = [
 ]
 
 
+@empty_figures()
 def trained(arguments):
-    """A run's folder, of `early_cnn` with an eighth of its channels, on one thread, with empty figures."""
-    with pytest.MonkeyPatch.context() as patch, empty_figures():
+    """A run's folder, of `early_cnn` with an eighth of its channels and with empty figures."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fusion, "_EARLY_WIDTHS", (8, 16, 32, 64))
         patch.setattr(fusion, "_EARLY_HIDDEN", 128)
-        patch.setenv("LOCAL_WORLD_SIZE", ONE_THREAD["LOCAL_WORLD_SIZE"])
         return run(*resolve(arguments))
 
 

@@ -44,14 +44,14 @@ CONTENT: dict[str, Any] = {
 }
 
 
+@empty_figures()
 def make_study(folder: Path, corpus: Path, **content: Any) -> Path:
     """Train every cell; the study's folder is returned."""
     source, out = folder / "study.yaml", folder / "studies" / "made"
     source.write_text(json.dumps({**CONTENT, **content}))
     study = read_study(source, ["--corpus.root", str(corpus)])
-    with empty_figures():
-        for cell in study.cells:
-            run(with_folder(cell, out / "cells"))
+    for cell in study.cells:
+        run(with_folder(cell, out / "cells"))
     run_study(study, source, out, QUIET)
     return out
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import full_or
+from helpers import empty_figures, full_or
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from study_folder import QUIET, Element, cells_of, parsed
@@ -81,6 +81,7 @@ def copied(made_study: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+@empty_figures()
 def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     return run(read_config([*SMALL, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "one"]))
@@ -251,6 +252,7 @@ class TestRuns:
         assert "comparisons" not in {it.attributes.get("id") for it in tree}
         assert folds_of(tree)[0].attributes.get("open") is not None
 
+    @empty_figures()
     def test_two_runs_are_compared_and_told_apart(self, trained, tiny_corpus, tmp_path):
         options = [*SMALL, "--corpus.root", str(tiny_corpus), "--runs_dir", str(tmp_path), "--name", "two"]
         other = run(read_config([*options, "--train.lr", "0.01"]))

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ONE_THREAD
 from same_bits import SMALL, assert_same_bits, bits, trained
 
 from fastemo.errors import Stopped
@@ -211,10 +210,9 @@ def test_a_run_that_is_being_trained_is_not_gone_on_with(tiny_corpus, tmp_path, 
 
 
 def start(arguments, cwd, *, launcher=()):
-    env = {**os.environ, **ONE_THREAD}
     words = [sys.executable, *launcher, str(TRAIN), *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(words, cwd=cwd, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def wait_for(process, path):

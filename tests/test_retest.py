@@ -31,12 +31,11 @@ QUIET = Console(show=False)
 
 
 @pytest.fixture(scope="module")
+@empty_figures()
 def trained(tiny_corpus, tmp_path_factory):
     """A run on RAVDESS's names and eight classes."""
     folder = tmp_path_factory.mktemp("runs")
-    options = [*TINY, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "eight"]
-    with empty_figures():
-        return run(read_config(options))
+    return run(read_config([*TINY, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "eight"]))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attacks.confined import be_nobody_special, exit_code, forked
-from helpers import ONE_THREAD, full_or
+from helpers import full_or
 
 from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig
@@ -322,7 +322,7 @@ def options(runs_dir: Path, corpus: Path) -> list[str]:
 
 def train(runs_dir: Path, corpus: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, str(REPOSITORY / "fastemo" / "train.py"), *options(runs_dir, corpus), "--resume", "auto"]
-    return subprocess.run(words, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, timeout=600)
+    return subprocess.run(words, capture_output=True, text=True, timeout=600)
 
 
 def the_end(done: subprocess.CompletedProcess[str], runs_dir: Path, *words: str) -> None:
