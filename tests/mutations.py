@@ -335,7 +335,7 @@ def mixed_sizes(path: Path, clips: list[Path], keep: list[int], *, all_in_header
                     assert packet.pts is not None
                     assert packet.dts is not None
                     new.stream, new.time_base, new.is_keyframe = stream, source.time_base, packet.is_keyframe
-                    new.pts, new.dts = packet.pts + place, packet.dts + place
+                    new.pts, new.dts, new.duration = packet.pts + place, packet.dts + place, packet.duration
                     output.mux_one(new)
                 place += max((packet.pts or 0) + (packet.duration or 0) for packet in packets)
     return path

@@ -155,7 +155,7 @@ def read_manifest(path: Path, root: Path) -> Manifest:
                 _check_numbers(values)
                 rows.append(Clip(**values))
         except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path}, line {reader.line_num}: not a manifest ({error})") from error
+            raise ValueError(f"{path}, line {reader.reader.line_num}: not a manifest ({error})") from error
     return Manifest.of(root, rows)
 
 

@@ -412,7 +412,7 @@ class TestCsv:
             (lambda lines: [lines[0], lines[1].rsplit(",", 1)[0]], 2),
             (lambda lines: [lines[0], lines[1] + ",more"], 2),
             (lambda lines: [lines[0], lines[1].replace(",clip,", ",clap,")], 2),
-            (lambda lines: [lines[0], lines[1] + "x" * 200_000], 1),  # csv gives up on the line after 1
+            (lambda lines: [lines[0], lines[1] + "x" * 200_000], 2),
         ],
         ids=["header", "empty", "word for number", "short row", "long row", "status", "huge field"],
     )
@@ -452,8 +452,9 @@ class TestUntrustedManifests:
     )
     @pytest.mark.parametrize("status", ["clip", "rejected"])
     def test_a_key_that_leads_out_of_the_corpus(self, tmp_path: Path, key: str, status: Status) -> None:
-        rows = [Clip(key="a.mp4"), Clip(key=key, status=status)]
-        Manifest(tmp_path, (rows[0],), rejected=(rows[1],)).write_csv(tmp_path / "m.csv")
+        path = tmp_path / "m.csv"
+        Manifest(tmp_path, (Clip(key="a.mp4"),), rejected=(Clip(key="KEY", status=status),)).write_csv(path)
+        path.write_text(path.read_text().replace("KEY", key), newline="")
         with pytest.raises(ValueError, match=r"m\.csv, line 3: not a manifest"):
             read_manifest(tmp_path / "m.csv", tmp_path)
 

@@ -312,7 +312,8 @@ def remux(source, target, change):
 
 def copied(packet, payload):
     new = av.Packet(payload)
-    new.pts, new.dts, new.time_base, new.is_keyframe = packet.pts, packet.dts, packet.time_base, packet.is_keyframe
+    new.pts, new.dts, new.duration, new.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+    new.is_keyframe = packet.is_keyframe
     return new
 
 

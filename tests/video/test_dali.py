@@ -131,8 +131,14 @@ def test_colours_are_those_of_the_streams_own_matrix_and_range(tmp_path, matrix,
 def test_a_header_seen_before_tells_the_matrix_without_decoding(tmp_path, monkeypatch):
     path = tagged_video(tmp_path / "clip.mp4", "libx264", 1, 1)
     assert source(path, 5, num_frames=12, size=(320, 180)).matrix == 1
-    monkeypatch.setattr(av.container.InputContainer, "decode", None)
-    assert source(path, 3, num_frames=12, size=(320, 180)).matrix == 1
+    data = prune(path, np.array([0])).data
+    start = data.index(b"mdat") + 4
+    end = start + int.from_bytes(data[start - 8 : start - 4], "big") - 8
+    damaged = PrunedClip(data[:start] + bytes(end - start) + data[end:], np.array([0]))
+    assert Source(path, (0,), damaged, 320, 180).matrix == 1
+    monkeypatch.setattr(dali, "_matrix_by_header", {})
+    with pytest.raises(DecodeError):
+        Source(path, (0,), damaged, 320, 180)
 
 
 def test_pruned_and_whole_files_give_the_same_bytes(videos):
