@@ -321,6 +321,7 @@ def _one_line(error: Exception) -> str:
         kinds = re.findall(r"(?:Expected an?|Not of type) (?:<class '(\w+)'>|.*?Literal\[(.*?)\]|(Path))", wrong[2])
         wanted = ["null" if kind == ("NoneType", "", "") else "".join(kind) for kind in kinds]
         if wanted:
+            wanted.sort(key="null".__eq__)  # last, whatever the version's order
             text = f"{wrong[1]} must be {' or '.join(wanted)}, not {wrong[3]}"
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - 3]}..."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import rich.console
@@ -78,7 +78,6 @@ class Console:
             TextColumn("{task.fields[note]}"),
             console=self._rich,
             transient=True,
-            disable=not self._show or not self._rich.is_terminal,
         )
         started = time.monotonic()
 
@@ -87,6 +86,7 @@ class Console:
             rate = f"{done / seconds:.1f} {unit}/s" if seconds > 0 else ""
             progress.update(task, completed=done, total=total, rate=rate, note=note)
 
-        with progress:
+        # Where nobody watches it is never started: up to rich 14.2 even a disabled one ends in an empty line.
+        with progress if self._show and self._rich.is_terminal else nullcontext():
             task = progress.add_task(what, total=None, rate="", note="")
             yield advance

@@ -49,6 +49,7 @@ def test_a_peer_gives_the_sampled_frames_in_batches(name, numbered, tmp_path):
     command = [sys.executable, *map(str, [script, *arguments])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 3:
+        assert "torchcodec" not in name or not os.environ.get("CI"), done.stdout
         pytest.skip(json.loads(done.stdout)["skipped"])
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout)

@@ -555,7 +555,11 @@ class TestReuse:
         assert scan(tmp_path, known=tmp_path / "m.csv") == full
         assert len(probed) == 2
 
-    @pytest.mark.parametrize("content", [b"", b"words", b"\0" * 10, b"\xff\xfe\n\r\n", b'"' + b"x" * 200_000])
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"words", b"\0" * 10, b"\xff\xfe\n\r\n", b'"' + b"x" * 200_000],
+        ids=["empty", "words", "zeros", "no text", "huge field"],
+    )
     def test_a_damaged_memory_is_as_good_as_none(
         self, tmp_path: Path, put: Callable[..., Path], probed: list[str], content: bytes
     ) -> None:
