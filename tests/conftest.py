@@ -44,6 +44,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def decoders_do_not_step_back() -> Iterator[None]:
+    """Beside other programs, threads that step back take ten times as long, and tests have to end there too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastemo.machine._BACKGROUND_NICENESS", 0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def clips_folder() -> Path:
     """The folder of real recordings; tests that need it are skipped where it is absent."""
