@@ -456,7 +456,7 @@ class TestUntrustedManifests:
         Manifest(tmp_path, (Clip(key="a.mp4"),), rejected=(Clip(key="KEY", status=status),)).write_csv(path)
         path.write_text(path.read_text().replace("KEY", key), newline="")
         with pytest.raises(ValueError, match=r"m\.csv, line 3: not a manifest"):
-            read_manifest(tmp_path / "m.csv", tmp_path)
+            read_manifest(path, tmp_path)
 
     @pytest.mark.parametrize(
         ("field", "value"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import psnr, write_video
+from mutations import box
 
 from fastemo.corpus.manifest import scan
 from fastemo.video import dali
@@ -132,9 +133,8 @@ def test_a_header_seen_before_tells_the_matrix_without_decoding(tmp_path, monkey
     path = tagged_video(tmp_path / "clip.mp4", "libx264", 1, 1)
     assert source(path, 5, num_frames=12, size=(320, 180)).matrix == 1
     data = prune(path, np.array([0])).data
-    start = data.index(b"mdat") + 4
-    end = start + int.from_bytes(data[start - 8 : start - 4], "big") - 8
-    damaged = PrunedClip(data[:start] + bytes(end - start) + data[end:], np.array([0]))
+    mdat = box(data, b"mdat")
+    damaged = PrunedClip(data[: mdat.body] + bytes(mdat.end - mdat.body) + data[mdat.end :], np.array([0]))
     assert Source(path, (0,), damaged, 320, 180).matrix == 1
     monkeypatch.setattr(dali, "_matrix_by_header", {})
     with pytest.raises(DecodeError):
