@@ -10,9 +10,13 @@ from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.models import ModelConfig, build_model
 from fastemo.run import run
+from fastemo.training.config import TrainConfig
+from fastemo.training.resume import load_optimizer
+from fastemo.training.trainer import Trainer
 from fastemo.video.augment import AugmentConfig, augment
 from fastemo.video.config import VideoConfig
 from fastemo.video.loader import ClipLoader
+from fastemo.video.store import StoreConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.cuda
@@ -20,7 +24,8 @@ pytestmark = pytest.mark.cuda
 
 def test_batches_and_augmentation_equal_the_cpus(tiny_corpus):
     manifest = scan(tiny_corpus)
-    config, crop = VideoConfig(num_frames=3, size=36), AugmentConfig(crop_size=32)
+    # By one backend: what DALI decodes is held against PyAV in tests/video/test_dali.py.
+    config, crop = VideoConfig(num_frames=3, size=36, backend="pyav"), AugmentConfig(crop_size=32)
     pairs = zip(
         *(
             ClipLoader(
@@ -39,7 +44,10 @@ def test_batches_and_augmentation_equal_the_cpus(tiny_corpus):
 
 
 @pytest.mark.parametrize("name", ["early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm"])
-def test_models_equal_the_cpus(name):
+def test_models_equal_the_cpus(name, monkeypatch):
+    # What trained before in this process may have left TF32 on, which is further off.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     model = build_model(ModelConfig(name=name, num_frames=4, pretrained=False), 8).eval()
     clips = torch.randn(2, 4, 3, 64, 64)
     with torch.inference_mode():
@@ -59,3 +67,54 @@ def test_a_run_trains(tiny_corpus, tmp_path, precision):
     small = ["--video.size", "36", "--augment.crop_size", "32", "--train.epochs", "2"]
     run_dir = run(read_config([*options, *small, "--train.precision", precision]))
     assert (run_dir / "test.json").is_file()
+
+
+def settled(loader):
+    """A batch from the device's own memory, as in every epoch but the first."""
+    for _ in loader.epoch(0):
+        pass
+    batches = list(loader.epoch(1))
+    assert all(loader.kept.on_device(row) for row in range(len(loader.clips)))
+    return batches
+
+
+@pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
+def test_the_host_waits_for_nothing_in_a_step(tiny_corpus, name):
+    """Law 9, by torch's own watch."""
+    manifest = scan(tiny_corpus)
+    config, crop = VideoConfig(num_frames=3, size=36), AugmentConfig(crop_size=32)
+    store = StoreConfig(tier="device", root=tiny_corpus.parent / "store")
+    options = {"batch_size": 4, "device": "cuda", "store": store}
+    with (
+        Trainer(TrainConfig(batch_size=4), seed=0) as trainer,
+        ClipLoader(manifest.clips[:16], manifest.root, EMOTIONS, config, **options) as loader,
+    ):
+        trainer.prepare(build_model(ModelConfig(name=name, num_frames=3, pretrained=False), 8), 4)
+        trainer.model.train()
+        totals, batches = torch.zeros(3, device="cuda", dtype=torch.float64), settled(loader)
+        for batch in batches[:2]:
+            trainer.train_step([batch], crop, 0, totals)
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            for batch in batches[2:]:
+                trainer.train_step([batch], crop, 0, totals)
+            # A warm epoch hands its batches over without a stop, too.
+            for batch in loader.epoch(2):
+                trainer.train_step([batch], crop, 0, totals)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert totals[2] == 4 * len(batches) + 16
+
+
+def test_an_optimisers_state_of_another_kernel_goes_on(tmp_path):
+    def stepped(fused, state=None):
+        weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
+        optimizer = torch.optim.Adam([weight], lr=0.1, fused=fused)
+        if state is not None:
+            load_optimizer(optimizer, state)
+        weight.sum().backward()
+        optimizer.step()
+        return optimizer.state_dict()
+
+    for first, then in ((False, True), (True, False)):
+        assert float(stepped(then, stepped(first))["state"][0]["step"]) == 2

@@ -57,5 +57,8 @@ class CNNRNN(nn.Module):
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
         features_BTF = self.norm(frame_features(self.backbone, frames_BTCHW))
-        hidden_BTF, _ = self.rnn(features_BTF)
+        # Under CUDA's autocast cuDNN's RNNs compute in fp16 even where bf16 is asked for, and without loss scaling the
+        # gradients of early frames vanish (torch's AutocastRNN.cpp). In float32 they cost little beside the backbone.
+        with torch.autocast(features_BTF.device.type, enabled=False):
+            hidden_BTF, _ = self.rnn(features_BTF.float())
         return self.classifier(hidden_BTF[:, -1])

@@ -85,3 +85,8 @@ class TrainConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'")
+        if self.compile == "cudagraphs" and self.accumulate_steps > 1:
+            raise ValueError(
+                f"train.compile cudagraphs cannot be had with train.accumulate_steps {self.accumulate_steps}: the next "
+                f"batch overwrites gradients that wait for it; choose --train.compile default or off"
+            )

@@ -98,6 +98,8 @@ def out_of_memory(error: BaseException, batch_size: int, memory: MemoryUse) -> O
         if fits
         else "not even one clip fits: choose a smaller --augment.crop_size, --video.num_frames or model"
     )
+    if memory.device.type == "cuda":
+        advice += "; --store.tier memory takes decoded clips off the GPU"
     return OutOfMemory(f"{memory.device} is out of memory with train.batch_size {batch_size}: {measured}; {advice}")
 
 

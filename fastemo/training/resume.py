@@ -40,7 +40,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for parameter in group["params"]:
             held = optimizer.state.get(parameter, {})
             for name, value in held.items():
-                if not isinstance(value, torch.Tensor) or value.dim() == 0:
+                if not isinstance(value, torch.Tensor):
+                    continue
+                if value.dim() == 0:  # the count of updates, which a fused kernel wants beside the weights
+                    held[name] = value.to(parameter.device if kept.get("fused") else "cpu")
                     continue
                 if value.shape != parameter.shape:
                     raise ValueError(f"{name} is {list(value.shape)} where a weight is {list(parameter.shape)}")

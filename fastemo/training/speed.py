@@ -152,26 +152,28 @@ def to_channels_last(model: nn.Module) -> None:
             parameter.data = last.copy_(parameter.data)
 
 
-def keep_conv3d_right(model: nn.Module, device: torch.device, precision: str) -> str:
-    """Let a model with 3D convolutions compute in fp32 where the device gets them wrong in half precision.
+def keep_conv3d_right(model: nn.Module, device: torch.device, speed: Speed) -> str:
+    """Let a model with 3D convolutions compute in fp32 where the device gets them wrong as they are to run.
 
     Some versions of cuDNN were wrong in bf16. On a CPU R3D-18 sees to it itself.
 
     Returns:
         What to tell the user; empty where all is well.
     """
-    if precision == "fp32" or device.type == "cpu" or not any(isinstance(m, nn.Conv3d) for m in model.modules()):
+    is_exact = speed.precision == "fp32" and not speed.tf32
+    if is_exact or device.type == "cpu" or not any(isinstance(m, nn.Conv3d) for m in model.modules()):
         return ""
-    error = conv3d_error(device, {"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
+    error = conv3d_error(device, speed)
     if error <= MOST_CONV3D_ERROR:
         return ""
     compute_in_fp32(model)
-    return f"3D convolutions in {precision} are off by {error:.0%} on this device: the model computes in fp32"
+    name = "TF32" if speed.precision == "fp32" else speed.precision
+    return f"3D convolutions in {name} are off by {error:.0%} on this device: the model computes in fp32 without TF32"
 
 
 def compute_in_fp32(model: nn.Module) -> None:
-    """Turn autocast off inside the model, whatever is on around it."""
-    forward = model.forward
+    """Turn autocast off inside the model, whatever is on around it; and TF32 in this process's convolutions."""
+    forward, torch.backends.cudnn.allow_tf32 = model.forward, False
 
     def in_fp32(frames: torch.Tensor) -> torch.Tensor:
         with torch.autocast(frames.device.type, enabled=False):
@@ -181,13 +183,11 @@ def compute_in_fp32(model: nn.Module) -> None:
     model.forward = in_fp32
 
 
-def conv3d_error(device: torch.device, dtype: torch.dtype) -> float:
-    """The largest relative error of 3D convolutions' results and gradients in `dtype`; NaN counts as 1."""
-    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        return max(max(conv3d_errors(*layer, device, dtype)) for layer in _CONV3D)
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
+def conv3d_error(device: torch.device, speed: Speed) -> float:
+    """The largest relative error of 3D convolutions' results and gradients, as `speed` runs them; NaN counts as 1."""
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[speed.precision]
+    options = {"tf32": speed.tf32, "channels_last": speed.channels_last}
+    return max(max(conv3d_errors(*layer, device, dtype, **options)) for layer in _CONV3D)
 
 
 def conv3d_errors(
@@ -196,20 +196,33 @@ def conv3d_errors(
     stride: int | tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    tf32: bool = False,
+    channels_last: bool = False,
 ) -> list[float]:
-    """Relative errors, as norms, of one convolution's result, input gradient and weight gradient."""
+    """Relative errors, as norms, of one convolution's result, input gradient and weight gradient.
+
+    They are against the same convolution in float32 without TF32, contiguous.
+    """
     generator = torch.Generator(device).manual_seed(0)
     frames = torch.randn(shape, generator=generator, device=device)
     weight = torch.randn(weight_shape, generator=generator, device=device) / weight_shape[1] ** 0.5
     padding = tuple(size // 2 for size in weight_shape[2:])
 
-    def step(dtype: torch.dtype) -> list[torch.Tensor]:
-        inputs, kernel = (tensor.to(dtype).requires_grad_() for tensor in (frames, weight))
+    def step(dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Tensor]:
+        inputs, kernel = (it.to(dtype, memory_format=layout, copy=True).requires_grad_() for it in (frames, weight))
         result = F.conv3d(inputs, kernel, stride=stride, padding=padding)
         # A gradient that no sum cancels.
         return [result.detach(), *torch.autograd.grad(result, (inputs, kernel), result.detach())]
 
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        exact = step(torch.float32, torch.contiguous_format)
+        torch.backends.cudnn.allow_tf32 = tf32
+        rough = step(dtype, torch.channels_last_3d if channels_last else torch.contiguous_format)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
     return [
-        float(torch.nan_to_num((rough.float() - exact).norm() / exact.norm(), nan=1.0, posinf=1.0))
-        for rough, exact in zip(step(dtype), step(torch.float32), strict=True)
+        float(torch.nan_to_num((one.float() - other).norm() / other.norm(), nan=1.0, posinf=1.0))
+        for one, other in zip(rough, exact, strict=True)
     ]

@@ -150,7 +150,7 @@ class Trainer:
             to_channels_last(model)
         if self.config.freeze_batch_norm:
             keep_statistics(model)
-        note = keep_conv3d_right(model, self.device, self.speed.precision)
+        note = keep_conv3d_right(model, self.device, self.speed)
         # Adam with an L2 penalty inside the gradient, as in the report; not AdamW.
         optimizer = torch.optim.Adam(
             model.parameters(),
@@ -172,6 +172,14 @@ class Trainer:
         mode = "reduce-overhead" if self.speed.compile == "cudagraphs" else None
         compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self.model, mode=mode)
         return compiled
+
+    def model_for(self, frames: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What trains on these frames [B, T, 3, H, W]: the model, compiled where that was asked for.
+
+        One shape is compiled. A last batch of fewer clips runs as it is: padded, it would change the statistics of
+        batch normalisation; dropped, the epoch.
+        """
+        return self._compiled if self._compiled and len(frames) == self.config.batch_size else self.model
 
     @property
     def bare_model(self) -> nn.Module:
@@ -373,10 +381,7 @@ class Trainer:
             frames = augment(batch.frames, augment_config, batch.keys, seed=self._seed, epoch=epoch)
             last = position == len(window) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                # One shape is compiled. A last batch of fewer clips runs as it is: padded, it would change the
-                # statistics of batch normalisation; dropped, the epoch.
-                model = self._compiled if self._compiled and len(frames) == self.config.batch_size else self.model
-                logits = model(frames).float()
+                logits = self.model_for(frames)(frames).float()
                 real = ~batch.is_padding
                 losses = F.cross_entropy(logits, batch.labels, reduction="none") * real
                 self._watch.add(batch.keys, losses)

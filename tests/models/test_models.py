@@ -297,3 +297,15 @@ def test_r3d18_on_a_cpu_has_finite_gradients_under_bf16():
     assert logits.dtype == torch.float32
     logits.logsumexp(1).sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("rnn", ["lstm", "gru"])
+def test_the_recurrent_layer_computes_in_float32_under_autocast(rnn):
+    """cuDNN's would take fp16 in place of bf16, whose gradients no scaler keeps from vanishing."""
+    model = build_model(ModelConfig(name="cnn_lstm", rnn=rnn, num_frames=3, pretrained=False), 8)
+    seen = []
+    model.rnn.register_forward_hook(lambda module, given, result: seen.extend([given[0].dtype, result[0].dtype]))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(2, 3, 3, 32, 32)).sum().backward()
+    assert seen == [torch.float32, torch.float32]
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -140,25 +140,52 @@ def test_compiled_steps_lose_the_same_and_one_shape_is_compiled(mode):
 
 
 def test_right_convolutions_are_left_as_they_are():
-    assert conv3d_error(CPU, torch.bfloat16) < speed.MOST_CONV3D_ERROR
-    model = nn.Conv3d(3, 4, 3)
-    assert keep_conv3d_right(model, torch.device("cuda"), "fp32") == ""
-    assert keep_conv3d_right(nn.Conv2d(3, 4, 3), torch.device("cuda"), "bf16") == ""
+    picked = pick(TrainConfig(precision="bf16"), "cuda")
+    assert conv3d_error(CPU, picked) < speed.MOST_CONV3D_ERROR
+    plain = pick(TrainConfig(speed="plain"), "cuda")
+    assert keep_conv3d_right(nn.Conv3d(3, 4, 3), torch.device("cuda"), plain) == ""
+    assert keep_conv3d_right(nn.Conv2d(3, 4, 3), torch.device("cuda"), picked) == ""
 
 
-def test_wrong_convolutions_make_the_model_compute_in_fp32(monkeypatch):
-    monkeypatch.setattr(speed, "conv3d_error", lambda device, dtype: 0.5)
+@pytest.mark.parametrize(("precision", "name"), [("bf16", "bf16"), ("fp32", "TF32")])
+def test_wrong_convolutions_make_the_model_compute_in_fp32(monkeypatch, precision, name):
+    monkeypatch.setattr(speed, "conv3d_error", lambda device, speed: 0.5)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     model, frames = nn.Conv3d(3, 4, 3), torch.randn(1, 3, 4, 8, 8)
     exact = model(frames)
-    note = keep_conv3d_right(model, torch.device("cuda"), "bf16")
-    assert "off by 50%" in note
+    note = keep_conv3d_right(model, torch.device("cuda"), pick(TrainConfig(precision=precision), "cuda"))
+    assert f"in {name} are off by 50%" in note
+    assert not torch.backends.cudnn.allow_tf32
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model(frames), exact)
 
 
 def test_not_a_number_is_a_whole_error(monkeypatch):
     monkeypatch.setattr(speed.F, "conv3d", lambda inputs, kernel, **_: (inputs.sum() + kernel.sum()) * float("nan"))
-    assert conv3d_error(CPU, torch.bfloat16) == 1.0
+    assert conv3d_error(CPU, pick(TrainConfig(precision="bf16"), "cuda")) == 1.0
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_convolutions_are_tried_in_the_layout_and_precision_that_run(monkeypatch, channels_last, precision):
+    seen, real = [], speed.F.conv3d
+
+    def looked_at(inputs, kernel, **options):
+        is_last = inputs.is_contiguous(memory_format=torch.channels_last_3d)
+        seen.append((inputs.dtype, torch.backends.cudnn.allow_tf32, is_last))
+        return real(inputs, kernel, **options)
+
+    monkeypatch.setattr(speed.F, "conv3d", looked_at)
+    before = torch.backends.cudnn.allow_tf32
+    conv3d_error(CPU, pick(TrainConfig(precision=precision, channels_last=channels_last), "cuda"))
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    assert set(seen) == {(torch.float32, False, False), (dtype, True, channels_last)}
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_graphs_and_accumulated_gradients_are_refused():
+    with pytest.raises(ValueError, match="train.compile cudagraphs cannot be had with train.accumulate_steps 2"):
+        TrainConfig(compile="cudagraphs", accumulate_steps=2)
 
 
 def test_autocast_stays_on_outside(monkeypatch):

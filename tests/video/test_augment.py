@@ -131,3 +131,29 @@ def test_crop_larger_than_the_frames_says_what_to_do(frames):
 def test_config_is_checked(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AugmentConfig(**wrong)
+
+
+def test_constants_are_copied_to_the_device_once(monkeypatch):
+    """On a GPU each copy waits for all that it is doing: three of them in a step keep the host from running ahead."""
+    config, frames = AugmentConfig(crop_size=24), torch.zeros(2, 3, 3, 30, 32, dtype=torch.uint8)
+    with torch.inference_mode():
+        augmented = augment(frames, config, ["a", "b"], seed=0, epoch=0)
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(augment(frames, config, ["a", "b"], seed=0, epoch=0), augmented)
+    center_crop(frames, config)
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    (augment(frames, config, ["a", "b"], seed=0, epoch=0) * weight).sum().backward()
+
+
+def test_no_matrix_product_places_the_pixels(monkeypatch):
+    """It may round in TensorFloat-32 on a GPU."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert not any(name in str(function) for name in ("mm", "matmul", "einsum")), function
+            return function(*args, **(kwargs or {}))
+
+    frames = torch.zeros(2, 3, 3, 30, 32, dtype=torch.uint8)
+    with Products():
+        augment(frames, AugmentConfig(crop_size=24), ["a", "b"], seed=0, epoch=0)
