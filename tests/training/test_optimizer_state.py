@@ -19,8 +19,7 @@ def saved(**kernel):
     return optimizer.state_dict()
 
 
-@pytest.mark.parametrize("was_fused", [False, True])
-@pytest.mark.parametrize("is_fused", [False, True])
+@pytest.mark.parametrize(("was_fused", "is_fused"), [(False, False), (False, True), (True, True)])
 def test_the_count_of_updates_lies_beside_the_weights_of_a_fused_kernel_only(was_fused, is_fused):
     state = saved(fused=was_fused)
     optimizer, weight = adam("meta")

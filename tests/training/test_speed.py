@@ -184,7 +184,7 @@ def test_convolutions_are_tried_in_the_layout_and_precision_that_run(monkeypatch
 
 
 def test_graphs_and_accumulated_gradients_are_refused():
-    with pytest.raises(ValueError, match="train.compile cudagraphs cannot be had with train.accumulate_steps 2"):
+    with pytest.raises(ValueError, match=r"cudagraphs cannot be had with train\.accumulate_steps 2"):
         TrainConfig(compile="cudagraphs", accumulate_steps=2)
 
 
