@@ -179,7 +179,10 @@ class Trainer:
         One shape is compiled. A last batch of fewer clips runs as it is: padded, it would change the statistics of
         batch normalisation; dropped, the epoch.
         """
-        return self._compiled if self._compiled and len(frames) == self.config.batch_size else self.model
+        # Asked for by `is None`: torch's wrapper asks the model for its length when it is taken for a truth value.
+        if self._compiled is None or len(frames) != self.config.batch_size:
+            return self.model
+        return self._compiled
 
     @property
     def bare_model(self) -> nn.Module:
