@@ -42,6 +42,7 @@ from fastemo.video.bitstream import PrunedClip, prune
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
+from fastemo.video.source import Source
 
 _LIBRARY = "libnvcuvid.so"
 _DRIVER_FOLDERS = (
@@ -167,18 +168,18 @@ class Check:
             "cpu_seconds_per_clip": summary([it.cpu_seconds / it.clips for it in took]),
         }
 
-    def _source(self, clip: Clip, is_pruned: bool) -> dali.Source:
+    def _source(self, clip: Clip, is_pruned: bool) -> Source:
         path = self.manifest.root / clip.key
         wanted = frame_indices(clip.num_frames, self.config.num_frames)
         pruned = prune(path, wanted) if is_pruned else PrunedClip(path.read_bytes(), wanted)
-        return dali.Source(path, tuple(wanted.tolist()), pruned, clip.width, clip.height)
+        return Source(path, tuple(wanted.tolist()), pruned, clip.width, clip.height)
 
     def _decoder(self, batch_size: int) -> dali.DaliDecoder:
         clip = self.manifest.clips[0]
         size = self.config.spec.out_size(clip.width, clip.height)
         return dali.DaliDecoder(self.config.spec, self.device, frame_size=size, max_batch=batch_size)
 
-    def _decode_all(self, decoder: dali.DaliDecoder, sources: list[dali.Source], batch_size: int) -> Pass:
+    def _decode_all(self, decoder: dali.DaliDecoder, sources: list[Source], batch_size: int) -> Pass:
         def work() -> int:
             for start in range(0, len(sources), batch_size):
                 _, errors = decoder.decode(sources[start : start + batch_size])

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -125,6 +126,11 @@ def _run(config: RunConfig, trainer: Trainer, found: Opened, stack: ExitStack, c
         max_dropped=config.corpus.max_dropped if config.corpus.on_error == "drop" else None,
     )
     _test(config, trainer, run_dir, root, splits, loaders["test"], console)
+    refused: Counter[str] = Counter()
+    for loader in loaders.values():
+        refused.update(loader.refused_by_dali)
+    for reason, clips in refused.items():
+        console.say(f"PyAV decoded {clips} clips in DALI's place: {reason}")
     if count := len(trainer.progress.dropped):
         console.say(f"{count} clips did not decode and were left out: {run_dir / 'dropped.csv'}")
     console.say(f"run folder: {run_dir}")

@@ -5,6 +5,8 @@ Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +61,7 @@ class CNNRNN(nn.Module):
         features_BTF = self.norm(frame_features(self.backbone, frames_BTCHW))
         # Under CUDA's autocast cuDNN's RNNs compute in fp16 even where bf16 is asked for, and without loss scaling the
         # gradients of early frames vanish (torch's AutocastRNN.cpp). In float32 they cost little beside the backbone.
-        with torch.autocast(features_BTF.device.type, enabled=False):
+        kind = features_BTF.device.type
+        with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():  # where nothing is computed
             hidden_BTF, _ = self.rnn(features_BTF.float())
         return self.classifier(hidden_BTF[:, -1])

@@ -186,8 +186,10 @@ def compute_in_fp32(model: nn.Module) -> None:
 def conv3d_error(device: torch.device, speed: Speed) -> float:
     """The largest relative error of 3D convolutions' results and gradients, as `speed` runs them; NaN counts as 1."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[speed.precision]
-    options = {"tf32": speed.tf32, "channels_last": speed.channels_last}
-    return max(max(conv3d_errors(*layer, device, dtype, **options)) for layer in _CONV3D)
+    return max(
+        max(conv3d_errors(*layer, device, dtype, tf32=speed.tf32, channels_last=speed.channels_last))
+        for layer in _CONV3D
+    )
 
 
 def conv3d_errors(

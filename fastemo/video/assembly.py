@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from fastemo.corpus.manifest import Clip, fingerprint
-from fastemo.video.dali import DaliDecoder, Source, decodes, version
+from fastemo.video.dali import DaliDecoder, version
 from fastemo.video.decode import DecodeError, FrameSpec, decode_clip, decoder_name, pruned_clip
 from fastemo.video.sampling import RankStep, frame_indices
+from fastemo.video.source import Source, decodes
 from fastemo.video.tiers import KeptClips
 
 _CHANGED = (
@@ -47,6 +48,8 @@ class Decoder:
         self._uses_dali = backend == "dali"
         self._dali: DaliDecoder | None = None
         self._lock = Lock()
+        # Reason -> keys of clips that DALI knows the codec of and does not decode.
+        self.refused_by_dali: dict[str, set[str]] = {}
 
     @property
     def name(self) -> str:
@@ -79,7 +82,7 @@ class Decoder:
         return frames
 
     def prune(self, row: int) -> Source | None:
-        """What DALI needs of a clip; `None` for a clip whose frames DALI may count in another order.
+        """What DALI needs of a clip; `None` for one that PyAV decodes in its place.
 
         Raises:
             DecodeError: The file cannot be read, or is not the one that was scanned.
@@ -91,7 +94,12 @@ class Decoder:
         # DALI goes by timestamps, which pruning found wanting in what it left whole; VP8 is only unknown to it.
         if pruned.is_whole and clip.codec != "vp8":
             return None
-        return Source(path, indices, pruned, clip.width, clip.height)
+        source = Source(path, indices, pruned, clip.width, clip.height)
+        if (reason := source.why_not(self.device)) is not None:
+            with self._lock:
+                self.refused_by_dali.setdefault(reason, set()).add(clip.key)
+            return None
+        return source
 
     def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
         """uint8 [B, T, 3, h, w] on the device, by DALI; and, by place in `sources`, what does not decode."""
@@ -294,9 +302,11 @@ class Assembly:
         parts: list[tuple[list[int], torch.Tensor]] = []
         whole = [slot for slot in self._by_host if slot not in self.dropped]
         if whole:
-            places = [place for place, slot in enumerate(self._by_host) if slot not in self.dropped]
-            host = self._host if len(whole) == len(self._by_host) else self._host[places]
-            parts.append((whole, host.to(self._decoder.device, non_blocking=True)))
+            frames = self._host.to(self._decoder.device, non_blocking=True)
+            if len(whole) < len(self._by_host):  # picked on the device: a copy of the host's would not be pinned
+                places = [place for place, slot in enumerate(self._by_host) if slot not in self.dropped]
+                frames = frames[self._index(places)]
+            parts.append((whole, frames))
         if self._strays:
             frames = torch.from_numpy(np.stack([*self._strays.values()]))
             parts.append(([*self._strays], frames.to(self._decoder.device)))

@@ -7,38 +7,30 @@ What DALI 2.4 does, by its sources and by measurement, and what is made of it:
 - It decodes a repeated frame again, from the keyframe before it: it is asked for each frame once.
 - Frames beyond the end are black unless `pad_mode` is "none", and those of a broken header too: `Source` looks at it.
 - One bad stream ends the pipeline. The clips in flight are then decoded one at a time, each in a pipeline that works.
-- NVDEC's decoders are kept for the process, by codec and coded size: a rebuilt pipeline finds them again.
+- NVDEC's decoders are kept for the process under the frame's size and looked for by the coded one, a multiple of 16.
+  Other sizes never find theirs: each clip takes 50-70 ms to make one, or a wrong one. PyAV decodes those.
+- It says of exhausted memory and of a broken CUDA context what it says of a clip: the words tell them apart.
 """
 
 from __future__ import annotations
 
 import ctypes
-import io
 import platform
 import struct
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import av
-import av.error
 import numpy as np
 import torch
 
 from fastemo.machine import available_processors
-from fastemo.video.bitstream import PrunedClip
 from fastemo.video.decode import DecodeError, FrameSpec
+from fastemo.video.source import Source
 
-# By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4.
-CODECS_CPU = frozenset({"mjpeg", "vp8", "vp9"})
-CODECS_CUDA = CODECS_CPU | {"av1", "h264", "hevc", "mpeg4"}
-# Other containers frame the same codecs in ways that DALI does not tell NVDEC's parser of.
-_CONTAINERS = frozenset({".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 # Weights of red and blue in luma, by FFmpeg's number of the matrix. Source: ISO/IEC 23091-2, table 4.
 _LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 # Micro-batches in DALI's hands: while one is handed over, the next decodes.
@@ -51,8 +43,17 @@ _GPU_SHARE, _CPU_BYTES = 1 / 8, 256 << 20
 _GPU_THREADS = 14
 # Numbers of cudaVideoCodec. Source: cuviddec.h of NVIDIA's Video Codec SDK.
 _NVDEC_CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11, "mpeg4": 2, "mjpeg": 5}
-# A stream's matrix by its header: one encoder's clips share a header, and asking costs a decoded frame, 10 ms at 720p.
-_matrix_by_header: dict[tuple[str, bytes, int], int] = {}
+# In errors of DALI, CUDA and NVDEC, in small letters.
+_NO_MEMORY = ("out of memory", "out_of_memory", "memoryallocation", "cuda allocation failed", "bad_alloc")
+_BROKEN = (
+    "illegal",
+    "launch failure",
+    "launchfailure",
+    "launch_failed",
+    "device-side assert",
+    "misaligned",
+    "ecc error",
+)
 
 
 class DaliUnavailable(ValueError):
@@ -80,12 +81,6 @@ def why_unavailable(device: torch.device | None = None) -> str | None:
 def version() -> str:
     """DALI's own, where it can be imported."""
     return str(import_module("nvidia.dali").__version__)
-
-
-def decodes(codec: str, container_suffix: str, device: torch.device) -> bool:
-    """Whether DALI takes files of a codec (FFmpeg's name: `h264`) with a suffix (`.mp4`) on a device."""
-    codecs = {"cpu": CODECS_CPU, "cuda": CODECS_CUDA}.get(device.type, frozenset())
-    return codec in codecs and container_suffix.lower() in _CONTAINERS
 
 
 def capabilities(device_index: int = 0) -> dict[str, object]:
@@ -117,64 +112,6 @@ def _nvdec(library: ctypes.CDLL, codec: int) -> dict[str, object]:
     status = library.cuvidGetDecoderCaps(caps)
     supported, engines, *_, min_width, min_height = struct.unpack_from("BBH3I2H", caps, 24)
     return {"status": status, "supported": supported, "engines": engines, "min_size": (min_width, min_height)}
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A clip to decode. Making one reads the clip's header: let the thread do it that pruned the clip.
-
-    Attributes:
-        path, indices: The file and T frame numbers of it, for messages.
-        clip: What `prune` made of the file for these frames.
-        width, height: Pixels of the file's frames, as the manifest has them.
-        positions: int32 [U], the different frames among the T, ascending.
-        places: int64 [T], where each of the T stands in `positions`.
-        matrix: FFmpeg's number of the matrix between RGB and the stream's YCbCr.
-
-    Raises:
-        DecodeError: The clip cannot be read, or its frames have another size.
-    """
-
-    path: Path
-    indices: tuple[int, ...]
-    clip: PrunedClip = field(repr=False)
-    width: int
-    height: int
-    positions: np.ndarray = field(init=False)
-    places: np.ndarray = field(init=False)
-    matrix: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        try:
-            width, height, matrix = _look_into(self.clip.data)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise DecodeError(self.path, self.indices[0], getattr(error, "strerror", None) or str(error)) from error
-        if (width, height) != (self.width, self.height):
-            reason = f"frames are {width}x{height} where the manifest promises {self.width}x{self.height}"
-            raise DecodeError(self.path, self.indices[0], f"{reason}; the file changed after the scan")
-        positions, places = np.unique(self.clip.positions, return_inverse=True)
-        for name, value in (("matrix", matrix), ("positions", positions.astype(np.int32)), ("places", places)):
-            object.__setattr__(self, name, value)
-
-
-def _look_into(data: bytes) -> tuple[int, int, int]:
-    """Width and height of a clip's frames in pixels, and the number of its matrix."""
-    with av.open(io.BytesIO(data), options={"skip_frame": "all"}) as container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
-            raise ValueError("the clip holds no video that FFmpeg knows")
-        context = stream.codec_context
-        header = context.codec.canonical_name, bytes(context.extradata or b""), int(context.colorspace)
-        matrix = _matrix_by_header.get(header)
-        if matrix is not None:
-            return context.width, context.height, matrix
-        context.skip_frame, context.thread_count = "DEFAULT", 1
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise ValueError("the clip holds no frame")
-        if header[1]:
-            _matrix_by_header[header] = int(frame.colorspace)
-        return frame.width, frame.height, int(frame.colorspace)
 
 
 class DaliDecoder:
@@ -225,6 +162,9 @@ class DaliDecoder:
         Returns:
             uint8 [B, T, 3, h, w], RGB, on the device, complete, in the order given; and, by place in `sources`, what
             did not decode. Those clips' frames are zeros, all others are right, and the decoder can be used on.
+
+        Raises:
+            torch.OutOfMemoryError, RuntimeError: Memory is full or CUDA is broken, which is no clip's fault.
         """
         with self._lock:
             shape = (len(sources), self._spec.num_frames, 3, *self._frame_size[::-1])
@@ -277,6 +217,7 @@ class DaliDecoder:
                 (videos,) = self._pipeline.run()
             except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:
                 self._pipeline = None
+                _raise_unless_a_clips(error)
                 return _reason(error)
             for slot, index in enumerate(self._flying[0][0]):
                 self._hand_over(videos[slot], self._sources[index], frames[index])
@@ -340,6 +281,22 @@ def _to_rgb(red: float, blue: float) -> np.ndarray:
     """float64 [3, 3], (Y, Cb, Cr) -> (R, G, B), by the weights of red and blue in Y. Source: ISO/IEC 23091-2, 8.3."""
     green, from_cr, from_cb = 1 - red - blue, 2 * (1 - red), 2 * (1 - blue)
     return np.array([[1, 0, from_cr], [1, -from_cb * blue / green, -from_cr * red / green], [1, from_cb, 0]])
+
+
+def _raise_unless_a_clips(error: Exception) -> None:
+    """Raise, as what it is, an error that no clip can be blamed for.
+
+    Raises:
+        torch.OutOfMemoryError: The device's memory is full.
+        RuntimeError: CUDA cannot be used any more in this process.
+    """
+    text = str(error).lower()
+    if isinstance(error, MemoryError):
+        raise error
+    if any(it in text for it in _NO_MEMORY):
+        raise torch.OutOfMemoryError(f"the device is out of memory: {_reason(error)}") from error
+    if "cuda" in text and any(it in text for it in _BROKEN):
+        raise RuntimeError(f"CUDA failed: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

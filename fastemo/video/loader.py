@@ -115,6 +115,11 @@ class ClipLoader:
         with self._lock:
             return dict(self._dropped)
 
+    @property
+    def refused_by_dali(self) -> dict[str, int]:
+        """Why PyAV decoded clips whose codec DALI knows -> how many."""
+        return {reason: len(keys) for reason, keys in self._decoder.refused_by_dali.items()}
+
     def steps(self, epoch: int) -> list[RankStep]:
         """This rank's steps of an epoch: integers only, nothing is decoded."""
         if self._shuffle:

@@ -44,6 +44,8 @@ _RECORD_BYTES = _STAMP.size + hashlib.sha256().digest_size
 _MOST_HEADER_BYTES = 2**28
 # File systems tell times apart that are a clock tick from each other, 10 ms at most, and some to spare.
 _SETTLED_NS = 100_000_000
+# Of a GPU's free memory, for the decoded clips of all splits together: the rest is the model's and DALI's.
+_MOST_OF_GPU = {"auto": 1 / 4, "device": 3 / 4}
 # Left free on the disk: this share of it, or this many bytes where that is less.
 _FREE_SHARE, _FREE_BYTES = 0.01, 256 * 2**20
 
@@ -74,7 +76,7 @@ class StoreUnavailable(UserError):
 
 
 def choose_tier(
-    config: StoreConfig, num_bytes: int, device: torch.device
+    config: StoreConfig, num_bytes: int, device: torch.device, held: int = 0
 ) -> tuple[Literal["none", "disk", "memory", "device"], str]:
     """Which tier `auto` means here, and why.
 
@@ -82,23 +84,25 @@ def choose_tier(
         config: What was asked for.
         num_bytes: What all clips take together once decoded.
         device: Where the model runs.
+        held: Bytes that other loaders of this process keep on it: all share one budget.
 
     Raises:
-        ValueError: `device` was asked for and the GPU has less memory free than the clips take.
+        ValueError: `device` was asked for and the clips take more than three quarters of the GPU's free memory.
     """
     size = _in_words(num_bytes)
     on_gpu = device.type == "cuda"
     if config.tier == "device" and not on_gpu:
         return "memory", f"the device is {device.type}"
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu and config.tier in ("auto", "device") else 0
-    if config.tier == "device" and num_bytes > free:
+    free = torch.cuda.mem_get_info(device)[0] + held if on_gpu and config.tier in ("auto", "device") else 0
+    budget = int(_MOST_OF_GPU[config.tier] * free) - held if free else 0
+    if config.tier == "device" and num_bytes > budget:
         raise ValueError(
-            f"store.tier device: the decoded clips take {size} and {device} has {_in_words(free)} of memory free; "
-            f"choose --store.tier memory, disk or auto"
+            f"store.tier device: the decoded clips take {size} and {device} has {_in_words(max(0, budget))} for them, "
+            f"the rest of its free memory being the model's; choose --store.tier memory, disk or auto"
         )
     if config.tier != "auto":
         return config.tier, "as asked"
-    if on_gpu and num_bytes <= free / 4:
+    if on_gpu and num_bytes <= budget:
         return "device", f"{size} of the {_in_words(free)} free on {device}"
     available = available_memory()
     if num_bytes <= available / 2:

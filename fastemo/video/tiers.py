@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
@@ -12,6 +13,9 @@ import torch
 from fastemo.corpus.manifest import Clip
 from fastemo.video.decode import FrameSpec
 from fastemo.video.store import ClipStore, StoreConfig, StoreUnavailable, choose_tier
+
+# What this process keeps on each device, in bytes.
+_held: Counter[torch.device] = Counter()
 
 
 class KeptClips:
@@ -44,8 +48,8 @@ class KeptClips:
         width, height = frame_size
         shape = (len(clips), spec.num_frames, 3, height, width)
         self.num_bytes = int(np.prod(shape))
-        self.tier, self.reason = choose_tier(config, self.num_bytes, device)
-        self._clips, self._say, self._lock = clips, say, Lock()
+        self.tier, self.reason = choose_tier(config, self.num_bytes, device, _held[device])
+        self._clips, self._say, self._lock, self._device = clips, say, Lock(), device
         self._file: ClipStore | None = None
         self._memory: np.ndarray | None = None
         self._device_rows: torch.Tensor | None = None
@@ -63,6 +67,7 @@ class KeptClips:
             self._memory = np.empty(shape, dtype=np.uint8)
         elif self.tier == "device":
             self._device_rows = torch.empty(shape, dtype=torch.uint8, device=device)
+            _held[device] += self.num_bytes
 
     @property
     def description(self) -> str:
@@ -129,4 +134,8 @@ class KeptClips:
         """Let go of files and memory."""
         if self._file is not None:
             self._file.close()
+        if self._device_rows is not None:
+            if self._device_rows.is_cuda:  # after an abandoned epoch copies to the rows may still be on their way
+                torch.cuda.synchronize(self._device_rows.device)
+            _held[self._device] -= self.num_bytes
         self._file = self._memory = self._device_rows = None

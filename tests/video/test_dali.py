@@ -1,9 +1,11 @@
 """DALI against PyAV: on the CPU with the codecs that DALI has there, on a GPU with NVDEC's."""
 
 import platform
+import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,10 +17,15 @@ from mutations import box
 
 from fastemo.corpus.manifest import scan
 from fastemo.video import dali
+from fastemo.video import source as source_module
+from fastemo.video.assembly import _is_the_clips
 from fastemo.video.bitstream import PrunedClip, prune
-from fastemo.video.dali import DaliDecoder, DaliUnavailable, Source, capabilities, decodes, why_unavailable
+from fastemo.video.config import VideoConfig
+from fastemo.video.dali import DaliDecoder, DaliUnavailable, capabilities, why_unavailable
 from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip
+from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
+from fastemo.video.source import CODECS_CUDA, Source, decodes
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # there its absence fails: it is a dependency
     pytest.importorskip("nvidia.dali", reason="DALI is a dependency on Linux x86-64 only")
@@ -40,13 +47,13 @@ def colours(number: int, width: int, height: int, phase: float = 0.0) -> np.ndar
 
 
 def tagged_video(path: Path, codec: str, matrix: int, colour_range: int, num_frames: int = 12) -> Path:
-    """320x180, converted by a matrix to a range, and marked as such in the stream."""
+    """320x192, converted by a matrix to a range, and marked as such in the stream."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=FAST_VPX if "vpx" in codec else {"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 320, 192, "yuv420p"
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, colour_range
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(colours(number, 320, 180), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(colours(number, 320, 192), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range=colour_range)
             frame.colorspace, frame.color_range = matrix, colour_range
             container.mux(stream.encode(frame))
@@ -106,7 +113,7 @@ def by_codec(folder, videos):
     }
 
 
-@pytest.mark.parametrize("codec", sorted(dali.CODECS_CPU))
+@pytest.mark.parametrize("codec", sorted(source_module.CODECS_CPU))
 @pytest.mark.parametrize("crop", CROPS)
 def test_frames_are_pyavs(by_codec, codec, crop):
     for num_samples in (1, 7, 60):
@@ -122,23 +129,23 @@ def test_frames_are_pyavs(by_codec, codec, crop):
 def test_colours_are_those_of_the_streams_own_matrix_and_range(tmp_path, matrix, colour_range):
     path = tagged_video(tmp_path / "clip.webm", "libvpx-vp9", matrix, colour_range)
     spec = FrameSpec(num_frames=5, size=64)
-    clip = source(path, 5, num_frames=12, size=(320, 180))
+    clip = source(path, 5, num_frames=12, size=(320, 192))
     assert clip.matrix == matrix
-    frames, errors = decoder(spec, size=(320, 180)).decode([clip])
+    frames, errors = decoder(spec, size=(320, 192)).decode([clip])
     assert not errors
     assert worst_psnr(frames[0], clip, spec) >= FLOOR["vp9"]
 
 
 def test_a_header_seen_before_tells_the_matrix_without_decoding(tmp_path, monkeypatch):
     path = tagged_video(tmp_path / "clip.mp4", "libx264", 1, 1)
-    assert source(path, 5, num_frames=12, size=(320, 180)).matrix == 1
+    assert source(path, 5, num_frames=12, size=(320, 192)).matrix == 1
     data = prune(path, np.array([0])).data
     mdat = box(data, b"mdat")
     damaged = PrunedClip(data[: mdat.body] + bytes(mdat.end - mdat.body) + data[mdat.end :], np.array([0]))
-    assert Source(path, (0,), damaged, 320, 180).matrix == 1
-    monkeypatch.setattr(dali, "_matrix_by_header", {})
+    assert Source(path, (0,), damaged, 320, 192).matrix == 1
+    monkeypatch.setattr(source_module, "_colours_by_header", {})
     with pytest.raises(DecodeError):
-        Source(path, (0,), damaged, 320, 180)
+        Source(path, (0,), damaged, 320, 192)
 
 
 def test_pruned_and_whole_files_give_the_same_bytes(videos):
@@ -356,6 +363,7 @@ class Hide(MetaPathFinder):
 sys.meta_path.insert(0, Hide())
 import torch
 from fastemo.video import dali
+from fastemo.video import source as source_module
 from fastemo.video.decode import FrameSpec
 assert not any(name.startswith("nvidia.dali") for name in sys.modules)
 print(dali.why_unavailable())
@@ -423,20 +431,123 @@ ENCODERS = {
 }
 
 
+def broken_pipeline(text):
+    class Broken:
+        def run(self):
+            raise RuntimeError(
+                f"Error when executing Mixed operator decoders__Video encountered:\n{text}\nC++ context: x"
+            )
+
+    return Broken
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("CUDA allocation failed: can't allocate 4 GB", torch.OutOfMemoryError, "out of memory: DALI: CUDA allocation"),
+        ("cuvidCreateDecoder: CUDA_ERROR_OUT_OF_MEMORY", torch.OutOfMemoryError, "CUDA_ERROR_OUT_OF_MEMORY"),
+        ("CUDA runtime API error cudaErrorMemoryAllocation (2)", torch.OutOfMemoryError, "cudaErrorMemoryAllocation"),
+        ("CUDA runtime API error cudaErrorIllegalAddress (700)", RuntimeError, "CUDA failed: DALI: CUDA runtime"),
+        ("CUDA error: an illegal memory access was encountered", RuntimeError, "CUDA failed"),
+    ],
+)
+def test_what_is_no_clips_fault_is_raised_as_what_it_is(videos, monkeypatch, text, kind, message):
+    """Taken for the clip's, good clips would be dropped one after the other."""
+    tested = decoder(FrameSpec(num_frames=3, size=48))
+    with monkeypatch.context() as patch:
+        patch.setattr(tested, "_build", broken_pipeline(text))
+        with pytest.raises(kind, match=re.escape(message)) as caught:
+            tested.decode([source(videos[0], 3)])
+    assert not isinstance(caught.value, DecodeError)
+    assert not _is_the_clips(caught.value)
+    assert not tested.decode([source(videos[0], 3)])[1]
+
+
+def looked_at(pixel_format="yuv420p", codec="h264", size=(1280, 720)):
+    """A source of these properties, without a file."""
+    made = object.__new__(Source)
+    for name, value in zip(("pixel_format", "codec", "width", "height"), (pixel_format, codec, *size), strict=True):
+        object.__setattr__(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("properties", "reason"),
+    [
+        ({}, None),
+        ({"pixel_format": "yuvj420p"}, None),
+        ({"size": (720, 1280)}, None),
+        ({"pixel_format": "yuv420p10le"}, "its pixel format is yuv420p10le, not 8 bits and 4:2:0"),
+        ({"pixel_format": "yuv422p"}, "its pixel format is yuv422p, not 8 bits and 4:2:0"),
+        ({"pixel_format": "yuv444p"}, "its pixel format is yuv444p, not 8 bits and 4:2:0"),
+        ({"pixel_format": "gray"}, "its pixel format is gray, not 8 bits and 4:2:0"),
+        ({"pixel_format": "gbrp"}, "its pixel format is gbrp, not 8 bits and 4:2:0"),
+        ({"size": (320, 180)}, "320x180 is no multiple of 16"),
+        ({"size": (1920, 1080)}, "1920x1080 is no multiple of 16"),
+        ({"size": (1280, 714)}, "1280x714 is no multiple of 16"),
+        ({"codec": "hevc", "size": (128, 128)}, "NVDEC takes hevc from 144x144 pixels"),
+        ({"size": (48, 48)}, "NVDEC takes h264 from 64x64 pixels"),
+    ],
+)
+def test_what_nvdec_or_dali_would_get_wrong_is_pyavs(properties, reason):
+    assert looked_at(**properties).why_not(torch.device("cuda", 0)) == reason
+    if reason is None or "pixel format" in reason:
+        assert looked_at(**properties).why_not(CPU) == reason
+    else:
+        assert looked_at(**properties).why_not(CPU) is None
+
+
+@pytest.mark.parametrize(("pixel_format", "profile"), [("yuv420p10le", "high10"), ("yuv444p", "high444")])
+def test_a_files_own_pixel_format_is_seen(tmp_path, pixel_format, profile):
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"profile": profile, "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 160, 96, pixel_format
+        for number in range(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(colours(number, 160, 96), format="rgb24")))
+        container.mux(stream.encode())
+    for _ in range(2):  # the second time by the header alone
+        found = source(path, 3, num_frames=6, size=(160, 96))
+        assert (found.codec, found.pixel_format) == ("h264", pixel_format)
+
+
+def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
+    manifest = scan(videos[0].parent)
+    clips = [clip for clip in manifest.clips + manifest.unlabelled if clip.codec == "vp9"][:3]
+    clips = [replace(clip, status="clip", emotion="calm") for clip in clips]
+    monkeypatch.setattr(
+        Source, "why_not", lambda self, device: "a reason" if self.path.name == Path(clips[1].key).name else None
+    )
+    options = {"batch_size": 3, "on_error": "stop"}
+    with (
+        ClipLoader(
+            clips, manifest.root, ["calm"], VideoConfig(num_frames=3, size=48, backend="dali"), **options
+        ) as loader,
+        ClipLoader(
+            clips, manifest.root, ["calm"], VideoConfig(num_frames=3, size=48, backend="pyav"), **options
+        ) as pyav,
+    ):
+        for epoch in range(2):
+            (ours,), (theirs,) = loader.epoch(epoch), pyav.epoch(epoch)
+            assert torch.equal(ours.frames[1], theirs.frames[1])
+            assert psnr(ours.frames.numpy(), theirs.frames.numpy()) >= 50
+        assert loader.refused_by_dali == {"a reason": 1}
+
+
 @pytest.mark.cuda
-@pytest.mark.parametrize("codec", sorted(dali.CODECS_CUDA))
+@pytest.mark.parametrize("codec", sorted(CODECS_CUDA))
 def test_on_a_gpu_frames_are_pyavs(tmp_path, codec):
     nvdec = capabilities()["nvdec"][codec]
     if codec != "h264" and not nvdec["supported"]:
         pytest.skip(f"this GPU's NVDEC does not decode {codec}: {nvdec}")
     encoder, options = ENCODERS[codec]
     path = tmp_path / f"clip.{'mkv' if codec == 'vp8' else 'mp4'}"
-    write_video(path, NUM_FRAMES, 320, 180, codec=encoder, options=options, draw=colours)
+    write_video(path, NUM_FRAMES, 320, 192, codec=encoder, options=options, draw=colours)
     for crop in CROPS:
         for num_samples in (1, 10, 60):
             spec = FrameSpec(num_frames=num_samples, crop=crop, size=96)
-            clips = [source(path, num_samples, size=(320, 180))] * 20
-            tested = decoder(spec, size=(320, 180), device=torch.device("cuda"), max_batch=8, num_threads=None)
+            clips = [source(path, num_samples, size=(320, 192))] * 20
+            tested = decoder(spec, size=(320, 192), device=torch.device("cuda"), max_batch=8, num_threads=None)
             frames, errors = tested.decode(clips)
             assert not errors
             assert frames.is_cuda
@@ -450,8 +561,8 @@ def test_on_a_gpu_frames_are_pyavs(tmp_path, codec):
 def test_on_a_gpu_colours_are_those_of_the_streams_own_matrix_and_range(tmp_path, matrix, colour_range):
     path = tagged_video(tmp_path / "clip.mp4", "libx264", matrix, colour_range)
     spec = FrameSpec(num_frames=5, size=96)
-    clip = source(path, 5, num_frames=12, size=(320, 180))
-    frames, errors = decoder(spec, size=(320, 180), device=torch.device("cuda")).decode([clip])
+    clip = source(path, 5, num_frames=12, size=(320, 192))
+    frames, errors = decoder(spec, size=(320, 192), device=torch.device("cuda")).decode([clip])
     assert not errors
     assert worst_psnr(frames[0], clip, spec) >= 38
 
@@ -475,11 +586,11 @@ def test_on_a_gpu_real_clips_are_pyavs(clips_folder):
 
 @pytest.mark.cuda
 def test_on_a_gpu_a_clip_that_fails_is_named_and_memory_does_not_grow(tmp_path):
-    path = write_video(tmp_path / "clip.mp4", NUM_FRAMES, 320, 180, options={"bf": "2"}, draw=colours)
+    path = write_video(tmp_path / "clip.mp4", NUM_FRAMES, 320, 192, options={"bf": "2"}, draw=colours)
     spec = FrameSpec(num_frames=10, size=96)
-    good = source(path, 10, size=(320, 180))
-    bad = Source(path, good.indices, PrunedClip(good.clip.data, good.clip.positions + NUM_FRAMES), 320, 180)
-    tested = decoder(spec, size=(320, 180), device=torch.device("cuda"), max_batch=4, num_threads=None)
+    good = source(path, 10, size=(320, 192))
+    bad = Source(path, good.indices, PrunedClip(good.clip.data, good.clip.positions + NUM_FRAMES), 320, 192)
+    tested = decoder(spec, size=(320, 192), device=torch.device("cuda"), max_batch=4, num_threads=None)
     with torch.cuda.stream(torch.cuda.Stream()):
         expected = tested.decode([good])[0][0]
         for place in range(9):

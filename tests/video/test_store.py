@@ -719,7 +719,7 @@ def test_a_wrong_choice_names_the_key(values: dict[str, object], message: str) -
         ("none", "cuda", 4000, 2000, "none"),
         ("disk", "cuda", 4000, 2000, "disk"),
         ("memory", "cpu", 0, 0, "memory"),
-        ("device", "cuda", 1000, 0, "device"),
+        ("device", "cuda", 1334, 0, "device"),
         ("device", "cpu", 0, 0, "memory"),
     ],
 )
@@ -742,8 +742,24 @@ def test_the_tier(
 
 def test_clips_that_do_not_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 2**32))
-    with pytest.raises(ValueError, match=r"take 3\.0 GiB and cuda has 1\.0 GiB .*--store.tier memory, disk or auto"):
-        choose_tier(StoreConfig(tier="device"), 3 * 2**30, torch.device("cuda"))
+    for size in (3 * 2**30, 2**30):  # the model needs some, too
+        with pytest.raises(ValueError, match=r"GiB and cuda has 0\.8 GiB .*--store.tier memory, disk or auto"):
+            choose_tier(StoreConfig(tier="device"), size, torch.device("cuda"))
+
+
+def test_all_splits_share_one_budget_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, held = 4000, 0
+    monkeypatch.setattr(store_module, "available_memory", lambda: 10**6)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (card - held, card))
+    tiers = []
+    for num_bytes in (600, 400, 1):
+        tier, _ = choose_tier(StoreConfig(), num_bytes, torch.device("cuda"), held)
+        tiers.append(tier)
+        held += num_bytes if tier == "device" else 0
+    assert tiers == ["device", "device", "memory"]
+    with pytest.raises(ValueError, match=r"store\.tier device: the decoded clips take"):
+        choose_tier(StoreConfig(tier="device"), 2001, torch.device("cuda"), held)
+    assert choose_tier(StoreConfig(tier="device"), 2000, torch.device("cuda"), held)[0] == "device"
 
 
 def test_every_tier_is_listed() -> None:
