@@ -237,8 +237,8 @@ def main() -> None:
             "corpus": clips.description,
             "steps": steps,
         }
-        name = f"gpu-check-{results.machine_slug(machine)}-{time.strftime('%Y-%m-%d')}.json"
-        path = options.out or Path(__file__).resolve().parent / "results" / name
+        name = f"check-{results.machine_slug(machine)}-{time.strftime('%Y-%m-%d')}.json"
+        path = options.out or Path(__file__).resolve().parent / "results" / "gpu" / name
         write_text(path, results.without_paths(json.dumps(found, indent=1, default=str)) + "\n")
         console.say(f"written: {path}")
     if not all(step["ok"] for step in steps.values()):

@@ -17,7 +17,7 @@ from fastemo.corpus.manifest import Clip, fingerprint
 from fastemo.video.dali import DaliDecoder, version
 from fastemo.video.decode import DecodeError, FrameSpec, decode_clip, decoder_name, pruned_clip
 from fastemo.video.sampling import RankStep, frame_indices
-from fastemo.video.source import Source, decodes
+from fastemo.video.source import Source, decodes, refused_size
 from fastemo.video.tiers import KeptClips
 
 _CHANGED = (
@@ -58,8 +58,18 @@ class Decoder:
         return f"dali {version()} on {self.device.type}, {library}" if self._uses_dali else library
 
     def by_dali(self, row: int) -> bool:
+        """Whether DALI is to decode a clip, by what the manifest says of it."""
         clip = self.clips[row]
-        return self._uses_dali and decodes(clip.codec, Path(clip.key).suffix, self.device)
+        if not self._uses_dali or not decodes(clip.codec, Path(clip.key).suffix, self.device):
+            return False
+        return not self._is_refused(clip, refused_size(clip.width, clip.height, self.device))
+
+    def _is_refused(self, clip: Clip, reason: str | None) -> bool:
+        if reason is None:
+            return False
+        with self._lock:
+            self.refused_by_dali.setdefault(reason, set()).add(clip.key)
+        return True
 
     def decode(self, row: int) -> np.ndarray:
         """uint8 [T, 3, h, w], decoded on the calling thread.
@@ -95,11 +105,7 @@ class Decoder:
         if pruned.is_whole and clip.codec != "vp8":
             return None
         source = Source(path, indices, pruned, clip.width, clip.height)
-        if (reason := source.why_not(self.device)) is not None:
-            with self._lock:
-                self.refused_by_dali.setdefault(reason, set()).add(clip.key)
-            return None
-        return source
+        return None if self._is_refused(clip, source.refused_format) else source
 
     def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
         """uint8 [B, T, 3, h, w] on the device, by DALI; and, by place in `sources`, what does not decode."""

@@ -14,14 +14,15 @@ import torch
 from fastemo.video.bitstream import PrunedClip
 from fastemo.video.decode import DecodeError
 
-# By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4.
+# By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4. Of CUDA's, those that came out
+# right on an H100 (benchmarks/LOG.md): VP9 was 27 dB from PyAV's frames, MJPEG did not decode, NVDEC has no AV1 there.
 CODECS_CPU = frozenset({"mjpeg", "vp8", "vp9"})
-CODECS_CUDA = CODECS_CPU | {"av1", "h264", "hevc", "mpeg4"}
+CODECS_CUDA = frozenset({"h264", "hevc", "mpeg4", "vp8"})
 # Other containers frame the same codecs in ways that DALI does not tell NVDEC's parser of.
 _CONTAINERS = frozenset({".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _CODED_MULTIPLE = 16  # pixels, of H.264's and of HEVC's smallest blocks
-# The least width and height that NVDEC takes, by codec. Source: cuvidGetDecoderCaps on an H100, and NVIDIA's tables.
-_LEAST_SIDES, _LEAST_SIDE = {"hevc": 144, "vp9": 128, "av1": 128}, 64
+# The least width and height for NVDEC; HEVC's own limit, the others' is lower. Source: cuvidGetDecoderCaps on an H100.
+_LEAST_SIDE = 144
 # A stream's pixel format and matrix by its header: one encoder's clips share it, and asking costs a decoded frame,
 # 10 ms at 720p.
 _colours_by_header: dict[tuple[str, bytes, int], tuple[str, int]] = {}
@@ -31,6 +32,17 @@ def decodes(codec: str, container_suffix: str, device: torch.device) -> bool:
     """Whether DALI takes files of a codec (FFmpeg's name: `h264`) with a suffix (`.mp4`) on a device."""
     codecs = {"cpu": CODECS_CPU, "cuda": CODECS_CUDA}.get(device.type, frozenset())
     return codec in codecs and container_suffix.lower() in _CONTAINERS
+
+
+def refused_size(width: int, height: int, device: torch.device) -> str | None:
+    """Why DALI would not decode frames of a size in pixels on a device, or not rightly, or slower than PyAV."""
+    if device.type != "cuda":
+        return None
+    if min(width, height) < _LEAST_SIDE:
+        return f"{width}x{height} is too small for NVDEC"
+    if width % _CODED_MULTIPLE or height % _CODED_MULTIPLE:
+        return f"{width}x{height} is no multiple of {_CODED_MULTIPLE}"
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +56,7 @@ class Source:
         positions: int32 [U], the different frames among the T, ascending.
         places: int64 [T], where each of the T stands in `positions`.
         matrix: FFmpeg's number of the matrix between RGB and the stream's YCbCr.
-        codec, pixel_format: FFmpeg's names.
+        pixel_format: FFmpeg's name.
 
     Raises:
         DecodeError: The clip cannot be read, or its frames have another size.
@@ -58,40 +70,33 @@ class Source:
     positions: np.ndarray = field(init=False)
     places: np.ndarray = field(init=False)
     matrix: int = field(init=False)
-    codec: str = field(init=False)
     pixel_format: str = field(init=False)
 
     def __post_init__(self) -> None:
         try:
-            width, height, codec, pixel_format, matrix = _look_into(self.clip.data)
+            width, height, pixel_format, matrix = _look_into(self.clip.data)
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, self.indices[0], getattr(error, "strerror", None) or str(error)) from error
         if (width, height) != (self.width, self.height):
             reason = f"frames are {width}x{height} where the manifest promises {self.width}x{self.height}"
             raise DecodeError(self.path, self.indices[0], f"{reason}; the file changed after the scan")
         positions, places = np.unique(self.clip.positions, return_inverse=True)
-        found = {"matrix": matrix, "codec": codec, "pixel_format": pixel_format, "places": places}
+        found = {"matrix": matrix, "pixel_format": pixel_format, "places": places}
         for name, value in {**found, "positions": positions.astype(np.int32)}.items():
             object.__setattr__(self, name, value)
 
-    def why_not(self, device: torch.device) -> str | None:
-        """Why DALI would not decode this clip, or not rightly, on a device, though it knows the codec."""
+    @property
+    def refused_format(self) -> str | None:
+        """Why DALI would not decode the clip, or not rightly, by its pixel format."""
         kind = av.VideoFormat(self.pixel_format)
         is_420 = len(kind.components) == 3 and not kind.is_rgb and kind.chroma_width(2) == kind.chroma_height(2) == 1
         if not is_420 or any(component.bits != 8 for component in kind.components):
             return f"its pixel format is {self.pixel_format}, not 8 bits and 4:2:0"
-        if device.type != "cuda":
-            return None
-        least = _LEAST_SIDES.get(self.codec, _LEAST_SIDE)
-        if min(self.width, self.height) < least:
-            return f"NVDEC takes {self.codec} from {least}x{least} pixels"
-        if self.width % _CODED_MULTIPLE or self.height % _CODED_MULTIPLE:
-            return f"{self.width}x{self.height} is no multiple of {_CODED_MULTIPLE}"
         return None
 
 
-def _look_into(data: bytes) -> tuple[int, int, str, str, int]:
-    """Width and height of a clip's frames in pixels, its codec and pixel format, and the number of its matrix."""
+def _look_into(data: bytes) -> tuple[int, int, str, int]:
+    """Width and height of a clip's frames in pixels, its pixel format, and the number of its matrix."""
     with av.open(io.BytesIO(data), options={"skip_frame": "all"}) as container:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
@@ -100,7 +105,7 @@ def _look_into(data: bytes) -> tuple[int, int, str, str, int]:
         header = context.codec.canonical_name, bytes(context.extradata or b""), int(context.colorspace)
         colours = _colours_by_header.get(header)
         if colours is not None:
-            return context.width, context.height, header[0], *colours
+            return context.width, context.height, *colours
         context.skip_frame, context.thread_count = "DEFAULT", 1
         frame = next(container.decode(stream), None)
         if frame is None:
@@ -108,4 +113,4 @@ def _look_into(data: bytes) -> tuple[int, int, str, str, int]:
         colours = frame.format.name, int(frame.colorspace)
         if header[1]:
             _colours_by_header[header] = colours
-        return frame.width, frame.height, header[0], *colours
+        return frame.width, frame.height, *colours
