@@ -1,203 +1,48 @@
-"""What a GPU machine is asked once: `python benchmarks/gpu_check.py`.
+"""The whole proof of the GPU path in one call: `python benchmarks/gpu_check.py --minutes 6`.
 
-Is NVDEC's library there; are DALI's frames PyAV's; how many clips a second at each step; does the GPU's memory stay
-flat; is bf16 `conv3d` right and quick. A step that fails is recorded and the rest go on. Ends with status 0 where all
-is well, 1 where a step failed, 2 without a GPU.
+Stages by worth, each under its own share of the time: what is there; bits and stops; training; frames against PyAV;
+NVDEC's speed; memory. Each is on disk as soon as it is done, and one that fails leaves the rest to go on. `--rehearse`
+runs the same code on a machine without a GPU, in tiny sizes. Exit status 0: all is ok; 1: a stage failed; 2: no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import subprocess
+import os
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
 import torch
 
-from benchmarks import corpus, results
-from benchmarks.gpu_kernels import conv3d_in_bf16
-from benchmarks.ladder import cold_rung, decode_rungs
-from benchmarks.measure import Pass, Rung, Skipped, summary, timed
-from benchmarks.store_rungs import StoreRungs
+from benchmarks import gpu_frames, gpu_stages, gpu_training, results
+from benchmarks.gpu_stages import Bench
 from fastemo.console import Console
-from fastemo.corpus.manifest import Clip
 from fastemo.errors import one_line_errors
-from fastemo.machine import available_processors, write_text
-from fastemo.video import dali
-from fastemo.video.bitstream import PrunedClip, prune
-from fastemo.video.config import VideoConfig
-from fastemo.video.decode import decode_clip
-from fastemo.video.sampling import frame_indices
-from fastemo.video.source import Source
+from fastemo.machine import write_text
 
-_LIBRARY = "libnvcuvid.so"
-_DRIVER_FOLDERS = (
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib64",
-    "/usr/local/nvidia/lib64",
-    "/usr/local/nvidia/lib",
-    "/usr/local/cuda/compat",
-    "/usr/lib/wsl/lib",
-)
-_LEAST_PSNR = 38.0  # dB, between any two backends after resizing
-_BATCH_SIZES = (1, 8, 16, 32, 64)
-_MOST_GROWTH_MIB = 64
-
-
-class Check:
-    """The steps, and what they share: clips, their configuration, and a folder to write to."""
-
-    def __init__(self, clips: corpus.Corpus, config: VideoConfig, scratch: Path, rounds: int, decodes: int) -> None:
-        self.manifest, self.config, self.scratch = clips.manifest, config, scratch
-        self.rounds, self.decodes = rounds, decodes
-        self.device = torch.device("cuda", torch.cuda.current_device())
-
-    def library(self) -> dict[str, Any]:
-        """Where the driver's decoding library is, as the linker, the folders and ctypes have it."""
-        known = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout.splitlines()
-        lying = [str(path) for folder in _DRIVER_FOLDERS for path in sorted(Path(folder).glob(f"{_LIBRARY}*"))]
-        try:
-            ctypes.CDLL(f"{_LIBRARY}.1")
-            loads = ""
-        except OSError as error:
-            loads = str(error)
-        return {
-            "ok": not loads,
-            "ldconfig": [line.strip() for line in known if _LIBRARY in line],
-            "driver_folders": lying,
-            "ctypes": loads or "loads",
-            "capabilities": dali.capabilities(self.device.index),
-        }
-
-    def correctness(self) -> dict[str, Any]:
-        """DALI's frames against PyAV's, clip by clip."""
-        different = {(self.manifest.root / clip.key).resolve(): clip for clip in self.manifest.clips}
-        clips = list(different.values())
-        decoder = self._decoder(len(clips))
-        frames, errors = decoder.decode([self._source(clip, is_pruned=True) for clip in clips])
-        decoder.close()
-        decibels = []
-        for ours, clip in zip(frames.cpu().numpy(), clips, strict=True):
-            wanted = frame_indices(clip.num_frames, self.config.num_frames)
-            theirs = decode_clip(self.manifest.root / clip.key, wanted, self.config.spec)
-            error = np.mean((ours.astype(np.float64) - theirs) ** 2)
-            decibels.append(float(10 * np.log10(255**2 / max(error, 1e-9))))
-        return {
-            "ok": not errors and min(decibels) >= _LEAST_PSNR,
-            "psnr_db": summary(decibels),
-            "errors": [str(error) for error in errors.values()],
-        }
-
-    def decoding(self) -> dict[str, Any]:
-        """DALI alone, whole and pruned clips in memory, by clips in one call."""
-        found: dict[str, Any] = {"ok": True}
-        for kind in ("full", "pruned"):
-            with ThreadPoolExecutor(available_processors()) as pool:
-                sources = list(pool.map(partial(self._source, is_pruned=kind == "pruned"), self.manifest.clips))
-            for batch_size in _BATCH_SIZES:
-                decoder = self._decoder(batch_size)
-                took = [self._decode_all(decoder, sources, batch_size) for _ in range(self.rounds + 1)][1:]
-                decoder.close()
-                rates = [it.clips / it.seconds for it in took]
-                found[f"{kind}_batch_{batch_size}"] = {"clips_per_second": summary(rates)}
-        return found
-
-    def ladder(self) -> dict[str, Any]:
-        """The rungs of throughput.py on this machine: what the processors do, the loader cold, and from each tier."""
-        found: dict[str, Any] = {"ok": True}
-        with ExitStack() as stack:
-            rungs = stack.enter_context(decode_rungs(self.manifest, self.config))
-            rungs += [cold_rung(self.manifest, self.config, 8, where, stack) for where in ("cpu", "cuda")]
-            stored = corpus.stored_corpus(1440, self.config.num_frames, self.config.size, self.scratch / "stored")
-            tiers = StoreRungs(
-                stored, self.scratch / "store", self.config, batch_size=8, seconds=1.5, device=str(self.device)
-            )
-            rungs += stack.enter_context(tiers.rungs())
-            for rung in rungs:
-                found[rung.name] = self._climb(rung)
-        return found
-
-    def memory(self) -> dict[str, Any]:
-        """What the driver says is taken on the GPU, before and after many decodes."""
-        sources = [self._source(clip, is_pruned=True) for clip in self.manifest.clips]
-        decoder = self._decoder(16)
-        self._decode_all(decoder, sources, 16)
-        before, done = self._taken_mib(), 0
-        seen = [before]
-        while done < self.decodes:
-            done += self._decode_all(decoder, sources, 16).clips
-            seen.append(self._taken_mib())
-        decoder.close()
-        return {
-            "ok": seen[-1] - before <= _MOST_GROWTH_MIB,
-            "decodes": done,
-            "taken_mib_before": before,
-            "taken_mib_after": seen[-1],
-            "taken_mib_highest": max(seen),
-        }
-
-    def bf16(self) -> dict[str, Any]:
-        """The convolutions of R3D-18."""
-        return conv3d_in_bf16(self.device)
-
-    def _climb(self, rung: Rung) -> dict[str, Any]:
-        try:
-            rung.warm()
-            took = [rung.run() for _ in range(self.rounds)]
-        except Skipped as reason:
-            return {"skipped": str(reason)}
-        except Exception as error:
-            return {"error": f"{type(error).__name__}: {error}"}
-        return {
-            "title": rung.title,
-            "clips_per_second": summary([it.clips / it.seconds for it in took]),
-            "cpu_seconds_per_clip": summary([it.cpu_seconds / it.clips for it in took]),
-        }
-
-    def _source(self, clip: Clip, is_pruned: bool) -> Source:
-        path = self.manifest.root / clip.key
-        wanted = frame_indices(clip.num_frames, self.config.num_frames)
-        pruned = prune(path, wanted) if is_pruned else PrunedClip(path.read_bytes(), wanted)
-        return Source(path, tuple(wanted.tolist()), pruned, clip.width, clip.height)
-
-    def _decoder(self, batch_size: int) -> dali.DaliDecoder:
-        clip = self.manifest.clips[0]
-        size = self.config.spec.out_size(clip.width, clip.height)
-        return dali.DaliDecoder(self.config.spec, self.device, frame_size=size, max_batch=batch_size)
-
-    def _decode_all(self, decoder: dali.DaliDecoder, sources: list[Source], batch_size: int) -> Pass:
-        def work() -> int:
-            for start in range(0, len(sources), batch_size):
-                _, errors = decoder.decode(sources[start : start + batch_size])
-                for error in errors.values():
-                    raise error
-            torch.cuda.synchronize(self.device)
-            return len(sources)
-
-        return timed(work)
-
-    def _taken_mib(self) -> float:
-        torch.cuda.synchronize(self.device)
-        free, total = torch.cuda.mem_get_info(self.device)
-        return round((total - free) / 2**20, 1)
+# What each does, and its share of the time.
+STAGES: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
+    "here": (gpu_stages.here, 0.02),
+    "bits": (gpu_stages.bits, 0.22),
+    "training": (gpu_training.training, 0.34),
+    "frames": (gpu_frames.frames, 0.14),
+    "nvdec": (gpu_frames.nvdec, 0.18),
+    "memory": (gpu_frames.memory, 0.10),
+}
+_GAIN = 1.05  # what compiling has to win to be worth its warm-up
 
 
 def guarded(name: str, step: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
-    """Run a step; what goes wrong becomes its result."""
+    """Run a stage; what goes wrong becomes its result."""
     started = time.monotonic()
     try:
         found = step()
@@ -205,43 +50,123 @@ def guarded(name: str, step: Callable[[], dict[str, Any]], console: Console) -> 
         trace = traceback.format_exc().splitlines()[-12:]
         found = {"ok": False, "error": f"{type(error).__name__}: {error}", "trace": trace}
     found["seconds"] = round(time.monotonic() - started, 1)
-    console.say(f"{name}: {'well' if found['ok'] else 'FAILED ' + str(found.get('error', ''))}")
+    console.say(f"{name}: {'ok' if found['ok'] else 'failed: ' + str(found.get('error', ''))}")
     return found
+
+
+def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, console: Console) -> dict[str, Any]:
+    """Every chosen stage; the file is written again, whole, after each."""
+    machine = results.machine()
+    found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "rehearsed": bench.rehearse,
+        "minutes": minutes,
+        "machine": machine,
+        "versions": results.collect_versions(),
+        "stages": {},
+    }
+    shares, end = sum(STAGES[name][1] for name in names), time.monotonic() + minutes * 60
+    for name in names:
+        stage, share = STAGES[name]
+        # What earlier stages left over is shared by the rest.
+        left = max(0.0, end - time.monotonic())
+        bench.deadline, bench.missed = time.monotonic() + left * share / max(shares, 1e-9), []
+        shares -= share
+        found["stages"][name] = guarded(name, lambda stage=stage: stage(bench), console)  # type: ignore[misc]
+        found["stages"][name]["not_reached"] = bench.missed
+        found["recommended"] = recommended(found["stages"])
+        write_text(path, results.without_paths(json.dumps(found, indent=1, default=str)) + "\n")
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+def recommended(stages: dict[str, Any]) -> dict[str, Any]:
+    """What `auto` should pick on this device, with the measurements that say so."""
+    steps = stages.get("training", {}).get("steps", {})
+    picks: dict[str, Any] = {"train.compile": {}, "train.speed": {}}
+    for name in sorted({key.rsplit(", ", 1)[0] for key in steps}):
+        rates = {
+            variant: steps[key]["clips_per_second"]
+            for variant in gpu_training.VARIANTS
+            if "clips_per_second" in steps.get(key := f"{name}, {variant}", {})
+        }
+        if "bf16" in rates:
+            best = max((it for it in rates if it != "fp32"), key=rates.__getitem__)
+            wins = best != "bf16" and rates[best] > _GAIN * rates["bf16"]
+            picks["train.compile"][name] = {"pick": best.removeprefix("bf16_") if wins else "off", "clips/s": rates}
+            if "fp32" in rates:
+                picks["train.speed"][name] = "bf16" if rates["bf16"] > rates["fp32"] else "fp32"
+    cold = {
+        f"{size}, {name}": rate
+        for size, rates in stages.get("nvdec", {}).items()
+        if isinstance(rates, dict)
+        for name, rate in rates.items()
+        if name.startswith("loader cold")
+    }
+    by = {it: [rate for name, rate in cold.items() if f" {it}," in name] for it in ("dali", "pyav")}
+    if by["dali"] and len(by["dali"]) == len(by["pyav"]):
+        wins = all(one > other for one, other in zip(by["dali"], by["pyav"], strict=True))
+        picks["video.backend"] = {"pick": "dali" if wins else "pyav", "clips/s": cold}
+    elif by["pyav"]:
+        picks["video.backend"] = {"pick": "pyav", "clips/s": cold}
+    return picks
+
+
+def rows(found: dict[str, Any]) -> list[dict[str, str | int]]:
+    """One line a stage."""
+    lines: list[dict[str, str | int]] = []
+    for name, stage in found["stages"].items():
+        note = str(stage.get("error") or stage.get("skipped") or "")
+        if name == "training" and not note:
+            rates = {key: it["clips_per_second"] for key, it in stage["steps"].items() if "clips_per_second" in it}
+            best = max(rates, key=rates.__getitem__, default="")
+            note = f"{best}: {rates[best]:,.0f} clips/s" if best else "nothing was reached"
+        if name == "memory" and "growth_mib" in stage:
+            note = f"{stage['decodes']} decodes, growth in MiB: {stage['growth_mib']}"
+        verdict = "skipped" if "skipped" in stage else "ok" if stage["ok"] else "failed"
+        left_out = len(stage["not_reached"])
+        lines.append(
+            {"stage": name, "verdict": verdict, "s": stage["seconds"], "not reached": left_out, "note": note[:100]}
+        )
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="gpu_check.py"
     )
-    parser.add_argument("--corpus", default="auto", help="a folder of clips; generated; auto: real ones where at hand")
-    parser.add_argument("--clips", type=int, default=256, help="clips a pass")
-    parser.add_argument("--rounds", type=int, default=3, help="passes of each rung")
-    parser.add_argument("--decodes", type=int, default=3000, help="decodes over which the GPU's memory is watched")
+    parser.add_argument("--minutes", type=float, default=6, help="for all stages together")
+    parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between them")
+    parser.add_argument("--decodes", type=int, default=3000, help="over which memory is watched")
+    parser.add_argument("--rehearse", action="store_true", help="the same code on a processor, in tiny sizes")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
-    console = Console()
+    console, names = Console(), options.stages.split(",")
     with one_line_errors():
-        if not torch.cuda.is_available():
-            raise ValueError("gpu_check.py needs a CUDA device, and torch finds none")
-        with tempfile.TemporaryDirectory(prefix="fastemo-gpu-check-") as folder:
-            scratch = Path(folder)
-            clips = corpus.choose(options.corpus, options.clips, scratch / "corpus", console)
-            check = Check(clips, VideoConfig(), scratch, options.rounds, options.decodes)
-            names = ("library", "correctness", "bf16", "decoding", "ladder", "memory")
-            steps = {name: guarded(name, getattr(check, name), console) for name in names}
-        machine = results.machine()
-        found = {
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "machine": machine,
-            "versions": results.collect_versions(),
-            "corpus": clips.description,
-            "steps": steps,
-        }
-        name = f"check-{results.machine_slug(machine)}-{time.strftime('%Y-%m-%d')}.json"
+        if unknown := [name for name in names if name not in STAGES]:
+            raise ValueError(f"--stages {','.join(unknown)}: must be some of {','.join(STAGES)}")
+        if options.rehearse:
+            # One thread, as in the tests: two that wait for each other beside other programs take ten times as long.
+            processors = str(os.cpu_count())
+            os.environ |= {"CUDA_VISIBLE_DEVICES": "", "LOCAL_WORLD_SIZE": processors, "OMP_NUM_THREADS": "1"}
+            os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+            torch.set_num_threads(1)
+        elif not torch.cuda.is_available():
+            message = (
+                "gpu_check.py needs a CUDA device, and torch finds none; --rehearse runs its stages on a processor"
+            )
+            raise ValueError(message)
+        slug = results.machine_slug(results.machine())
+        name = f"check-{'rehearsal-' if options.rehearse else ''}{slug}-{time.strftime('%Y-%m-%d')}.json"
         path = options.out or Path(__file__).resolve().parent / "results" / "gpu" / name
-        write_text(path, results.without_paths(json.dumps(found, indent=1, default=str)) + "\n")
+        with tempfile.TemporaryDirectory(prefix="fastemo-gpu-check-") as folder:
+            bench = Bench(Path(folder), options.rehearse, options.decodes)
+            found = run_stages(bench, names, options.minutes, path, console)
+        console.table("gpu_check", rows(found))
+        console.say(f"recommended: {json.dumps(found['recommended'])[:600]}")
         console.say(f"written: {path}")
-    if not all(step["ok"] for step in steps.values()):
+    if not all(stage["ok"] for stage in found["stages"].values()):
         sys.exit(1)
 
 

@@ -19,6 +19,7 @@ from fastemo.video.decode import DecodeError, FrameSpec, decode_clip, decoder_na
 from fastemo.video.sampling import RankStep, frame_indices
 from fastemo.video.source import Source, decodes, refused_size
 from fastemo.video.tiers import KeptClips
+from fastemo.video.transfer import Transfer
 
 _CHANGED = (
     "the file changed after the scan; start again, which scans it again (copies on several machines need the same "
@@ -163,7 +164,7 @@ class Assembly:
 
     Args:
         pool: Its threads read and decode.
-        stream: Of CUDA, on which the device is filled while another computes; `None` on a CPU.
+        transfer: How the device is filled while another batch is computed on.
         drops: Go on without clips that do not decode.
 
     Attributes:
@@ -176,14 +177,14 @@ class Assembly:
         decoder: Decoder,
         kept: KeptClips,
         pool: ThreadPoolExecutor,
-        stream: torch.cuda.Stream | None,
+        transfer: Transfer,
         *,
         drops: bool = False,
     ) -> None:
         self.step = step
         self.dropped: dict[int, str] = {}
         self._drops = drops
-        self._decoder, self._kept, self._pool, self._stream = decoder, kept, pool, stream
+        self._decoder, self._kept, self._pool, self._transfer = decoder, kept, pool, transfer
         self._rows: list[int] = step.indices.tolist()
         self._errors: dict[int, Exception] = {}
         self._sources: dict[int, Source] = {}
@@ -205,8 +206,8 @@ class Assembly:
         self._by_host = [slot for slot in range(len(self._rows)) if slot not in {*self._resident, *self._by_dali}]
         width, height = self._decoder.frame_size
         shape = (len(self._by_host), self._decoder.spec.num_frames, 3, height, width)
-        self._host = torch.empty(shape, dtype=torch.uint8, pin_memory=self._stream is not None)
-        self._host_slot = dict(zip(self._by_host, self._host.numpy(), strict=True))
+        self._host = self._transfer.buffer(*shape) if self._by_host else torch.empty(0)
+        self._host_slot = {slot: self._host[place].numpy() for place, slot in enumerate(self._by_host)}
         # Reading takes a hundredth of decoding: what is kept is one job, the rest a job each.
         jobs: list[tuple[Callable[[int], None], list[int]]] = [(self._read, stored)] if stored else []
         for slot in missing:
@@ -225,10 +226,7 @@ class Assembly:
             DecodeError: A clip does not decode, and none is to be dropped.
         """
         frames = self._done.result()
-        if self._stream is not None:
-            current = torch.cuda.current_stream(frames.device)
-            current.wait_event(self._filled)
-            frames.record_stream(current)
+        self._transfer.hand_over(frames, self._filled)
         return frames
 
     @property
@@ -270,11 +268,11 @@ class Assembly:
         try:
             self._drop(self._errors)
             self._errors.clear()
-            with torch.cuda.stream(self._stream):
+            with self._transfer.active():
                 frames = self._put_together()
-                if self._stream is not None:
-                    self._filled = torch.cuda.Event()
-                    self._filled.record(self._stream)
+                self._filled = self._transfer.mark()
+            if self._by_host:
+                self._transfer.release(self._host, self._filled)
             self._done.set_result(frames)
         except Exception as error:
             self._done.set_exception(error)
@@ -308,7 +306,7 @@ class Assembly:
         parts: list[tuple[list[int], torch.Tensor]] = []
         whole = [slot for slot in self._by_host if slot not in self.dropped]
         if whole:
-            frames = self._host.to(self._decoder.device, non_blocking=True)
+            frames = self._transfer.upload(self._host)
             if len(whole) < len(self._by_host):  # picked on the device: a copy of the host's would not be pinned
                 places = [place for place, slot in enumerate(self._by_host) if slot not in self.dropped]
                 frames = frames[self._index(places)]
@@ -338,5 +336,4 @@ class Assembly:
         return slots, frames
 
     def _index(self, numbers: list[int]) -> torch.Tensor:
-        host = torch.tensor(numbers, dtype=torch.int64, pin_memory=self._stream is not None)
-        return host.to(self._decoder.device, non_blocking=True)
+        return self._transfer.send(torch.tensor(numbers, dtype=torch.int64))

@@ -20,7 +20,9 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
+from itertools import groupby
 from threading import Lock
 from typing import Any
 
@@ -43,6 +45,8 @@ _GPU_SHARE, _CPU_BYTES = 1 / 8, 256 << 20
 _GPU_THREADS = 14
 # Numbers of cudaVideoCodec. Source: cuviddec.h of NVIDIA's Video Codec SDK.
 _NVDEC_CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11, "mpeg4": 2, "mjpeg": 5}
+# Values turned at once, of eight bytes each meanwhile: few launches on a GPU, what caches hold on a CPU.
+_TURNED_CUDA, _TURNED_CPU = 1 << 24, 1 << 18
 # In errors of DALI, CUDA and NVDEC, in small letters.
 _NO_MEMORY = ("out of memory", "out_of_memory", "memoryallocation", "cuda allocation failed", "bad_alloc")
 _BROKEN = (
@@ -219,22 +223,31 @@ class DaliDecoder:
                 self._pipeline = None
                 _raise_unless_a_clips(error)
                 return _reason(error)
-            for slot, index in enumerate(self._flying[0][0]):
-                self._hand_over(videos[slot], self._sources[index], frames[index])
+            self._hand_over(videos, self._flying[0][0], frames)
             if self._is_cuda:  # DALI writes other frames where these lie as soon as it has them back
                 torch.cuda.current_stream(self._device).synchronize()
             self._flying.popleft()
         self._pipeline.reset()
         return None
 
-    def _hand_over(self, video: Any, source: Source, out: torch.Tensor) -> None:
-        """DALI's uint8 [U, h, w, 3] -> [T, 3, h, w], by the stream's own matrix."""
-        decoded = torch.from_dlpack(video).permute(0, 3, 1, 2)
-        if source.matrix in _LUMA:
-            decoded = _from_bt601(decoded, _LUMA[source.matrix])
-        if source.places.tolist() != list(range(len(decoded))):
-            decoded = decoded[torch.from_numpy(source.places).to(self._device)]
-        out.copy_(decoded)
+    def _hand_over(self, videos: Sequence[Any], group: list[int], frames: torch.Tensor) -> None:
+        """DALI's uint8 [U, h, w, 3] of each clip of a micro-batch -> its rows of `frames`, by each stream's matrix."""
+        sources = [self._sources[index] for index in group]
+        # Side by side by matrix, so that all of one are turned at once.
+        slots = sorted(range(len(group)), key=lambda slot: sources[slot].matrix)
+        decoded = torch.cat([torch.from_dlpack(videos[slot]) for slot in slots])
+        starts, end = [0] * len(group), 0
+        for matrix, alike in groupby(slots, key=lambda slot: sources[slot].matrix):
+            start = end
+            for slot in alike:
+                starts[slot], end = end, end + len(sources[slot].positions)
+            if matrix in _LUMA:
+                _from_bt601(decoded[start:end], matrix)
+        places = np.concatenate([start + source.places for start, source in zip(starts, sources, strict=True)])
+        if not np.array_equal(places, np.arange(len(decoded))):
+            decoded = decoded.index_select(0, torch.from_numpy(places).to(self._device))
+        rows = frames[group[0] : group[-1] + 1]  # a micro-batch is a run of clips
+        rows.copy_(decoded.unflatten(0, rows.shape[:2]).permute(0, 1, 4, 2, 3))
 
     def _feed(self) -> tuple[list[np.ndarray], ...]:
         """The next micro-batch for DALI, which asks for it as soon as it has one less than `_IN_FLIGHT`."""
@@ -267,14 +280,25 @@ class DaliDecoder:
         return pipeline
 
 
-def _from_bt601(frames: torch.Tensor, luma: tuple[float, float]) -> torch.Tensor:
-    """uint8 RGB [U, 3, h, w] that BT.601's matrix made -> as the matrix with these weights makes it."""
+def _from_bt601(frames: torch.Tensor, matrix: int) -> None:
+    """Turn uint8 RGB [N, h, w, 3] that BT.601's matrix made, in place, into what another matrix makes."""
+    from_red, from_green, from_blue = _turn(matrix, frames.device)
+    for part in frames.split(max(1, (_TURNED_CUDA if frames.is_cuda else _TURNED_CPU) // frames[0].numel())):
+        red, green, blue = part.split(1, dim=3)
+        # Multiplied, then added: a matrix product may round in TensorFloat-32, and addcmul rounds once on a GPU only.
+        total = red * from_red
+        term = green * from_green
+        total += term
+        total += torch.mul(blue, from_blue, out=term)
+        part.copy_(total.round_().clamp_(0, 255))
+
+
+@cache
+def _turn(matrix: int, device: torch.device) -> torch.Tensor:
+    """float32 [3, 3]: what BT.601's red, green and blue give to red, green and blue by another matrix."""
     # Offsets and ranges of luma and chroma are the same for both, and cancel.
-    turn = _to_rgb(*luma) @ np.linalg.inv(_to_rgb(red=0.299, blue=0.114))
-    red, green, blue = frames.float().unbind(1)
-    # Summed one by one: a matrix product may round in TensorFloat-32.
-    rows = [row[0] * red + row[1] * green + row[2] * blue for row in turn.tolist()]
-    return torch.stack(rows, dim=1).round_().clamp_(0, 255).to(torch.uint8)
+    turn = _to_rgb(*_LUMA[matrix]) @ np.linalg.inv(_to_rgb(red=0.299, blue=0.114))
+    return torch.tensor(turn.T, dtype=torch.float32, device=device)
 
 
 def _to_rgb(red: float, blue: float) -> np.ndarray:

@@ -21,6 +21,7 @@ from fastemo.video.decode import FrameSpec
 from fastemo.video.sampling import RankStep, epoch_order, rank_steps
 from fastemo.video.store import StoreConfig
 from fastemo.video.tiers import KeptClips
+from fastemo.video.transfer import Transfer
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class ClipLoader:
         self._seed, self._shuffle, self._even = seed, shuffle, even
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._threads = config.decode_threads or available_processors()
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self.transfer = Transfer(self._device)
         self.num_padding = -len(clips) % world_size if even else 0
         self._drops = on_error == "drop"
         self._dropped: dict[str, str] = {}
@@ -147,6 +148,8 @@ class ClipLoader:
         for pool in [*self._pools]:
             pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
+        # After an abandoned epoch, copies to what is let go of may still be on their way.
+        self.transfer.synchronize()
         self.kept.close()
 
     def state_dict(self) -> dict[str, int]:
@@ -197,7 +200,7 @@ class ClipLoader:
                 assert not self._is_closed, "the loader was closed"
                 # Filled up before the wait, so that the threads have work while this batch is trained on.
                 for step in steps[number + len(flying) : number + 1 + self.config.prefetch_batches]:
-                    flying.append(Assembly(step, self._decoder, self.kept, pool, self._stream, drops=self._drops))
+                    flying.append(Assembly(step, self._decoder, self.kept, pool, self.transfer, drops=self._drops))
                     has_decoded |= flying[-1].start()
                 batch = self._batch(flying.popleft())
                 num_clips = min((number + 1) * self._batch_size * self._world_size, len(self.clips))
@@ -234,10 +237,7 @@ class ClipLoader:
         )
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(values)
-        if self._stream is None:
-            return tensor.to(self._device)
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+        return self.transfer.send(torch.from_numpy(values))
 
 
 def _common_frame_size(clips: Sequence[Clip], spec: FrameSpec) -> tuple[int, int]:

@@ -135,7 +135,5 @@ class KeptClips:
         if self._file is not None:
             self._file.close()
         if self._device_rows is not None:
-            if self._device_rows.is_cuda:  # after an abandoned epoch copies to the rows may still be on their way
-                torch.cuda.synchronize(self._device_rows.device)
             _held[self._device] -= self.num_bytes
         self._file = self._memory = self._device_rows = None

@@ -1,22 +1,27 @@
-"""What can be tested of the GPU's check without one."""
+"""The GPU's check, rehearsed without one; and faults planted in each stage, which it finds."""
 
 import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_video
 
-from benchmarks import corpus, gpu_check, gpu_kernels
-from benchmarks.gpu_check import guarded
+from benchmarks import gpu_check, gpu_frames, gpu_stages, gpu_training
+from benchmarks.gpu_check import STAGES, guarded, recommended
+from benchmarks.gpu_doubles import RecordingTransfer, no_stops
+from benchmarks.gpu_frames import Sample
+from benchmarks.gpu_stages import Bench
 from fastemo.console import Console
-from fastemo.video.config import VideoConfig
+from fastemo.training import trainer as trainer_module
+from fastemo.video import assembly, dali
+from fastemo.video.tiers import KeptClips
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+needs_dali = pytest.mark.skipif(dali.why_unavailable() is not None, reason="DALI cannot be had here")
 
 
 def script(*arguments, **environment):
@@ -25,14 +30,22 @@ def script(*arguments, **environment):
     return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
 
 
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path, rehearse=True, decodes=8)
+
+
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
     done = script("--out", tmp_path / "found.json", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["fastemo: error: gpu_check.py needs a CUDA device, and torch finds none"]
+    assert done.stderr.splitlines() == [
+        "fastemo: error: gpu_check.py needs a CUDA device, and torch finds none; --rehearse runs its stages on a "
+        "processor"
+    ]
     assert not (tmp_path / "found.json").exists()
 
 
-def test_a_step_that_fails_is_recorded():
+def test_a_stage_that_fails_is_recorded():
     def step():
         raise RuntimeError("the engine is cold")
 
@@ -42,55 +55,172 @@ def test_a_step_that_fails_is_recorded():
     assert guarded("other", lambda: {"ok": True, "value": 3}, Console(show=False))["value"] == 3
 
 
-def test_bf16_is_held_against_fp32(monkeypatch):
-    """On a CPU, which has both."""
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(gpu_kernels, "_REPEATS", 1)
-    small = ("small", (2, 3, 4, 16, 16), (8, 3, 3, 3, 3), (1, 2, 2))
-    monkeypatch.setattr(gpu_kernels, "_LAYERS", (small,))
-    found = gpu_kernels.conv3d_in_bf16(torch.device("cpu"))
-    assert found["ok"]
-    assert 0 < found["worst_error"] == max(found["small"]["errors"]) < 0.02
-    real = torch.nn.functional.conv3d
+def test_each_stage_is_on_disk_when_it_is_done_and_what_a_deadline_left_out_is_named(bench, tmp_path, monkeypatch):
+    path = tmp_path / "found.json"
 
-    def broken(inputs, *others, **options):
-        out = real(inputs, *others, **options)
-        return out * float("nan") if inputs.dtype == torch.bfloat16 else out
+    def second(bench):
+        assert json.loads(path.read_text())["stages"]["here"]["ok"]
+        assert not bench.has_time("much", seconds=1000)
+        raise ValueError("broken")
 
-    monkeypatch.setattr(gpu_kernels.F, "conv3d", broken)
-    found = gpu_kernels.conv3d_in_bf16(torch.device("cpu"))
-    assert not found["ok"]
-    assert found["worst_error"] >= 1
+    monkeypatch.setitem(gpu_check.STAGES, "bits", (second, 0.5))
+    found = gpu_check.run_stages(bench, ["here", "bits"], 1, path, Console(show=False))
+    assert json.loads(path.read_text())["stages"]["bits"]["error"] == "ValueError: broken"
+    assert found["stages"]["bits"]["not_reached"] == ["much"]
+    assert [row["verdict"] for row in gpu_check.rows(found)] == ["ok", "failed"]
+
+
+def test_what_auto_should_pick_follows_from_the_measurements():
+    rates = {"fp32": 10, "bf16": 20, "bf16_default": 20.5, "bf16_cudagraphs": 30}
+    steps = {f"r3d18, batch 8, {name}": {"clips_per_second": rate} for name, rate in rates.items()}
+    steps |= {f"early_cnn, batch 8, {name}": {"clips_per_second": rates[name]} for name in ("bf16", "bf16_default")}
+    cold = {"loader cold, pyav, batch 8": 90.0, "loader cold, dali, batch 8": 300.0}
+    picks = recommended({"training": {"steps": steps}, "nvdec": {"ok": True, "1280x720": cold}})
+    assert {name: it["pick"] for name, it in picks["train.compile"].items()} == {
+        "early_cnn, batch 8": "off",
+        "r3d18, batch 8": "cudagraphs",
+    }
+    assert picks["train.speed"] == {"r3d18, batch 8": "bf16"}
+    assert picks["video.backend"]["pick"] == "dali"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("nvidia") is None, reason="DALI is not installed")
-def test_the_steps_with_dali_on_a_processor(monkeypatch, tmp_path):
-    """DALI decodes VP9 there; the driver's figures are invented."""
-    for name, value in (("synchronize", None), ("mem_get_info", (100 << 20, 200 << 20)), ("current_device", 0)):
-        monkeypatch.setattr(torch.cuda, name, lambda *arguments, value=value: value)
-    monkeypatch.setattr(gpu_check, "_BATCH_SIZES", (2,))
-    for number in range(1, 4):
-        path = tmp_path / "clips" / f"02-01-0{number}-01-01-01-01.mp4"
-        write_video(path, 20, 128, 96, codec="libvpx-vp9", options={"crf": "20", "b": "0", "cpu-used": "8"})
-    clips = corpus.lay_out(tmp_path / "clips", 4, tmp_path / "corpus", {})
-    check = gpu_check.Check(clips, VideoConfig(num_frames=5, size=48), tmp_path, rounds=1, decodes=8)
-    check.device = torch.device("cpu")
-    found = {
-        name: guarded(name, getattr(check, name), Console(show=False)) for name in ("correctness", "decoding", "memory")
-    }
-    assert all(step["ok"] for step in found.values()), found
-    assert found["correctness"]["psnr_db"]["min"] >= 38
-    assert found["decoding"]["pruned_batch_2"]["clips_per_second"]["median"] > 0
-    assert found["memory"]["decodes"] >= 8
-    assert found["memory"]["taken_mib_after"] == 100
+def test_the_rehearsal_runs_every_stage(tmp_path):
+    done = script("--rehearse", "--out", tmp_path / "found.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = json.loads((tmp_path / "found.json").read_text())["stages"]
+    assert set(stages) == set(STAGES)
+    assert all(stage["ok"] and not stage["not_reached"] for stage in stages.values())
 
 
 @pytest.mark.slow
 @pytest.mark.cuda
-def test_on_a_gpu_every_step_is_well(tmp_path):
-    done = script("--corpus", "generated", "--clips", 32, "--rounds", 1, "--decodes", 200, "--out", tmp_path / "a.json")
+def test_on_a_gpu_every_stage_is_ok(tmp_path):
+    done = script("--minutes", 3, "--decodes", 200, "--out", tmp_path / "found.json")
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = json.loads((tmp_path / "a.json").read_text())["steps"]
-    assert set(steps) == {"library", "correctness", "bf16", "decoding", "ladder", "memory"}
-    assert all(step["ok"] for step in steps.values())
+
+
+def test_a_stop_in_the_step_is_found(bench, monkeypatch):
+    real = trainer_module.augment
+
+    def stopping(frames, *arguments, **options):
+        assert frames.float().mean().item() >= 0
+        return real(frames, *arguments, **options)
+
+    monkeypatch.setattr(trainer_module, "augment", stopping)
+    with pytest.raises(AssertionError, match=r"waits for the device: Tensor\.item"):
+        gpu_stages.stops(bench)
+
+
+def test_a_copy_of_pageable_memory_in_the_step_is_found():
+    with no_stops(CPU), pytest.raises(AssertionError, match=r"torch\.tensor"):
+        torch.tensor([1.0], device="cpu")
+    assert torch.tensor([1.0], device="cpu").item() == 1
+
+
+def handed_over(transfer, *, is_late=False, is_released_first=False):
+    """What a loader does for a batch; returns it."""
+    buffer = transfer.buffer(2, 3)
+    with transfer.active():
+        event = transfer.mark() if is_late else None
+        if is_released_first:
+            transfer.release(buffer, transfer.mark())
+        batch = transfer.upload(buffer)
+        event = event or transfer.mark()
+    transfer.release(buffer, event)
+    transfer.hand_over(batch, event)
+    return batch
+
+
+def test_a_loader_in_order_passes():
+    transfer = RecordingTransfer(CPU)
+    for _ in range(40):
+        assert handed_over(transfer).data_ptr() in transfer.handed
+    transfer.check_over()
+
+
+def test_faults_of_order_are_found(monkeypatch):
+    with pytest.raises(AssertionError, match="marked before its uploads"):
+        handed_over(RecordingTransfer(CPU), is_late=True)
+    with pytest.raises(AssertionError, match="a buffer that was given back"):
+        handed_over(RecordingTransfer(CPU), is_released_first=True)
+    leaking = RecordingTransfer(CPU)
+    kept = leaking.buffer(2, 3)
+    with pytest.raises(AssertionError, match="1 buffers were not given back"):
+        leaking.check_over()
+    hasty = RecordingTransfer(CPU)
+    monkeypatch.setattr(hasty, "_is_done", lambda event: True)
+    with hasty.active():
+        hasty.upload(kept)
+        hasty.release(hasty.buffer(2, 3), hasty.mark())
+    with pytest.raises(AssertionError, match="before its copy is over"):
+        hasty.buffer(2, 3)
+
+
+def test_batches_with_other_bytes_are_found(bench, monkeypatch):
+    real = KeptClips.from_device
+    monkeypatch.setattr(KeptClips, "from_device", lambda self, rows: real(self, rows) + 1)
+    with pytest.raises(AssertionError, match=r"epoch 1: .* have other bytes"):
+        gpu_stages.batches(bench)
+
+
+def test_an_rnn_that_takes_the_wrong_type_is_found(bench):
+    found = gpu_stages.rnn(bench)
+    assert found["ok"]
+    real = torch.autocast
+
+    def never_off(kind, dtype=None, enabled=True):
+        return real(kind, torch.bfloat16, enabled=enabled or torch.is_autocast_enabled(kind))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "autocast", never_off)
+        assert not gpu_stages.rnn(bench)["ok"]
+
+
+def test_a_wrong_convolution_is_found(bench, monkeypatch):
+    assert gpu_training.conv3d(bench)["ok"]
+    real = torch.nn.functional.conv3d
+
+    def broken(inputs, *others, **options):
+        out = real(inputs, *others, **options)
+        return out * float("nan") if inputs.dtype == torch.float16 else out
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", broken)
+    found = gpu_training.conv3d(bench)
+    assert not found["ok"]
+    assert found["worst_error"] >= 1
+
+
+@pytest.fixture
+def two_clips(monkeypatch):
+    clips = [Sample("libvpx-vp9", 160, 90), Sample("libvpx-vp9", 320, 180, matrix=1)]
+    monkeypatch.setattr(gpu_frames, "samples", lambda rehearse: clips)
+    monkeypatch.setattr(gpu_frames, "CROPS", ("center",))
+
+
+@needs_dali
+@pytest.mark.usefixtures("two_clips")
+def test_right_frames_are_ok_and_a_wrong_frame_index_is_found(bench, monkeypatch):
+    assert gpu_frames.frames(bench)["ok"]
+    real = assembly.pruned_clip
+    monkeypatch.setattr(assembly, "pruned_clip", lambda path, wanted: real(path, [min(i + 1, 23) for i in wanted]))
+    found = gpu_frames.frames(bench)
+    assert not found["ok"]
+    assert all(clip["astray"] for clip in found["clips"]["center, pruned"].values())
+    assert all(clip["ok"] for clip in found["clips"]["center, full"].values())
+
+
+@needs_dali
+@pytest.mark.usefixtures("two_clips")
+def test_a_wrong_matrix_is_found(bench, monkeypatch):
+    monkeypatch.setattr(dali, "_LUMA", {})
+    found = gpu_frames.frames(bench)
+    assert not found["ok"]
+    ok = {key: clip["ok"] for key, clip in found["clips"]["center, pruned"].items()}
+    assert ok == {key: "matrix5" in key for key in ok}
+
+
+def test_memory_that_grows_is_found(bench, monkeypatch):
+    taken = iter(range(0, 10000, 50))
+    monkeypatch.setattr(gpu_frames, "_taken", lambda bench: {"driver_mib": float(next(taken))})
+    assert not gpu_frames.memory(bench)["ok"]

@@ -500,6 +500,46 @@ def test_a_files_own_pixel_format_is_seen(tmp_path, pixel_format, profile):
         assert found.pixel_format == pixel_format
 
 
+def test_an_error_of_torch_is_no_clips(videos, monkeypatch):
+    tested = decoder(FrameSpec(num_frames=3, size=48))
+
+    def fail(*_):
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(tested, "_hand_over", fail)
+    with pytest.raises(RuntimeError, match=r"^CUDA error$"):
+        tested.decode([source(videos[0], 3)])
+
+
+def test_colours_are_turned_to_the_bit_as_sums_of_products(monkeypatch):
+    pixels = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    red, green, blue = pixels.float().unbind(3)
+    monkeypatch.setattr(dali, "_TURNED_CPU", 2 * 64 * 64 * 3)
+    for matrix, luma in dali._LUMA.items():
+        turn = dali._to_rgb(*luma) @ np.linalg.inv(dali._to_rgb(red=0.299, blue=0.114))
+        rows = [row[0] * red + row[1] * green + row[2] * blue for row in turn.tolist()]
+        expected = torch.stack(rows, dim=3).round().clamp(0, 255).to(torch.uint8)
+        turned = pixels.clone()
+        dali._from_bt601(turned, matrix)
+        assert torch.equal(turned, expected)
+
+
+def test_a_micro_batch_is_turned_at_once_for_each_matrix(tmp_path, monkeypatch):
+    spec, matrices = FrameSpec(num_frames=15, size=48), (1, 5, 1, 9, 1)  # 12 frames: three come twice
+    paths = [tagged_video(tmp_path / f"{i}.webm", "libvpx-vp9", m, 1) for i, m in enumerate(matrices)]
+    clips = [source(path, 15, num_frames=12, size=(320, 192)) for path in paths]
+    tested, calls, turn = decoder(spec, size=(320, 192)), [], dali._from_bt601
+    alone = torch.cat([tested.decode([clip])[0] for clip in clips])
+    monkeypatch.setattr(dali, "_from_bt601", lambda pixels, m: (calls.append((m, len(pixels))), turn(pixels, m)))
+    frames, errors = tested.decode(clips)
+    assert not errors
+    assert calls == [(1, 36), (9, 12)]
+    assert torch.equal(frames, alone)
+    calls.clear()
+    assert torch.equal(tested.decode([clips[0]] * 4)[0], alone[:1].expand(4, -1, -1, -1, -1))
+    assert calls == [(1, 48)]
+
+
 def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
     manifest = scan(videos[0].parent)
     clips = [clip for clip in manifest.clips + manifest.unlabelled if clip.codec == "vp9"][:3]

@@ -1,0 +1,347 @@
+"""The decoding stages of gpu_check.py: are DALI's frames PyAV's, how fast, and does the memory stay flat."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import av
+import numpy as np
+import torch
+
+from benchmarks.gpu_stages import Bench
+from benchmarks.ladder import count_clips, decode_rungs
+from benchmarks.measure import timed
+from fastemo.corpus.manifest import Clip, Manifest, scan
+from fastemo.machine import resident_memory
+from fastemo.video import assembly, dali
+from fastemo.video.bitstream import PrunedClip, prune
+from fastemo.video.config import VideoConfig
+from fastemo.video.decode import CROPS, decode_clip
+from fastemo.video.loader import ClipLoader
+from fastemo.video.sampling import frame_indices
+from fastemo.video.source import Source
+from fastemo.video.store import StoreConfig
+
+_LEAST_PSNR = 38.0  # dB, between any two backends after resizing
+_MOST_GROWTH_MIB = 64
+_FAST = {
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "b": "4M", "g": "10"},
+    "libvpx": {"deadline": "realtime", "cpu-used": "8", "b": "4M", "g": "10"},
+    "libx264": {"preset": "ultrafast", "crf": "18", "g": "12"},
+    "libx265": {"preset": "ultrafast", "crf": "18", "x265-params": "keyint=12:log-level=none"},
+    "libsvtav1": {"preset": "12", "crf": "20", "g": "12"},
+    "mpeg4": {"qscale": "2", "b": "8M"},
+    "mjpeg": {"q:v": "2", "b": "20M"},
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip to make; the matrix by FFmpeg's number: 1 is BT.709, 5 BT.601."""
+
+    encoder: str
+    width: int
+    height: int
+    pixels: str = "yuv420p"
+    matrix: int = 5
+
+    @property
+    def name(self) -> str:
+        suffix = "mkv" if self.encoder == "mjpeg" else "mp4" if self.encoder != "libvpx" else "webm"
+        return f"{self.encoder}-{self.width}x{self.height}-{self.pixels}-matrix{self.matrix}.{suffix}"
+
+
+def samples(rehearse: bool) -> list[Sample]:
+    """By what the device decodes; H.264 in a rehearsal, and what a card does not take, goes to PyAV."""
+    if rehearse:
+        codecs = ("libvpx-vp9", "libvpx", "mjpeg", "libx264")
+        small = [Sample(name, 160, 90, "yuvj420p" if name == "mjpeg" else "yuv420p") for name in codecs]
+        return [*small, Sample("libvpx-vp9", 320, 180, matrix=1), Sample("libx264", 160, 90, "yuv420p10le")]
+    names = ("libx264", "libx265", "libvpx-vp9", "libsvtav1", "mpeg4", "libvpx", "mjpeg")
+    found = [Sample(name, 320, 180, "yuvj420p" if name == "mjpeg" else "yuv420p") for name in names]
+    found += [Sample(name, *size) for name in names[:2] for size in ((1280, 720), (1920, 1080))]
+    found += [Sample(name, 320, 180, matrix=1) for name in names[:4]] + [Sample("libx264", 1280, 720, matrix=1)]
+    return found + [Sample(name, 320, 180, "yuv420p10le") for name in ("libx264", "libx265", "libsvtav1")]
+
+
+def pattern(number: int, width: int, height: int) -> np.ndarray:
+    """uint8 [H, W, 3]: coloured waves; neighbouring frames are less than 35 dB alike."""
+    y, x = np.mgrid[0:height, 0:width] * (180 / height)
+    red = np.sin(x / 17 + number / 3) * np.cos(y / 13)
+    green, blue = np.cos(x / 29 - number / 4), np.sin((x + y) / 23 + number / 3)
+    return (127 + 60 * np.stack([red, green, blue], axis=-1)).clip(0, 255).astype(np.uint8)
+
+
+def make(sample: Sample, folder: Path, num_frames: int = 24) -> Path:
+    """Encode the moving pattern."""
+    path = folder / sample.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour_range = 2 if sample.pixels.startswith("yuvj") else 1
+    # SVT-AV1 gives the thread that encodes real-time priority: it is another one than ours.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_encode, sample, path, num_frames, colour_range).result()
+    return path
+
+
+def _encode(sample: Sample, path: Path, num_frames: int, colour_range: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(sample.encoder, rate=25, options=_FAST[sample.encoder])
+        stream.width, stream.height, stream.pix_fmt = sample.width, sample.height, sample.pixels
+        context = stream.codec_context
+        context.colorspace, context.color_range = sample.matrix, colour_range
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(pattern(number, sample.width, sample.height), format="rgb24")
+            frame = frame.reformat(format=sample.pixels, dst_colorspace=sample.matrix, dst_color_range=colour_range)
+            frame.colorspace, frame.color_range = sample.matrix, colour_range
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def frames(bench: Bench) -> dict[str, Any]:
+    """DALI's frames through the loader against PyAV's: the least PSNR of all, and better than the neighbours'."""
+    if (reason := dali.why_unavailable(bench.device)) is not None:
+        return {"ok": True, "skipped": reason}
+    folder = bench.scratch / "frames" / "moving"
+    unmade = {}
+    for sample in samples(bench.rehearse):
+        try:
+            make(sample, folder)
+        except (av.error.FFmpegError, ValueError) as error:
+            (folder / sample.name).unlink(missing_ok=True)
+            unmade[sample.name] = str(error)
+    manifest = scan(folder.parent, labels="folder")
+    found: dict[str, Any] = {"unmade": unmade, "rejected": [it.key for it in manifest.rejected], "clips": {}}
+    for crop in CROPS:
+        for kind in ("pruned", "full"):
+            if bench.has_time(f"{crop}, {kind}", seconds=0 if bench.rehearse else 2):
+                found["clips"][f"{crop}, {kind}"] = _compare(bench, manifest, crop, kind)
+    found["broken"] = broken(bench, manifest) if bench.has_time("broken") else {"ok": True}
+    found["PyNvVideoCodec"] = _by_nvidias_own(folder) if not bench.rehearse else "a driver's: not rehearsed"
+    bad = [f"{name}: {key} {it}" for name, clips in found["clips"].items() for key, it in clips.items() if not it["ok"]]
+    if bad or not found["broken"]["ok"]:
+        found["error"] = "; ".join([*bad[:4], *([] if found["broken"]["ok"] else [str(found["broken"])])])
+    return {"ok": "error" not in found, **found}
+
+
+def _compare(bench: Bench, manifest: Manifest, crop: Any, kind: str) -> dict[str, Any]:
+    config = VideoConfig(num_frames=5, crop=crop, size=48 if bench.rehearse else 128, backend="dali")
+    by_size: dict[tuple[int, int], list[Clip]] = {}
+    for clip in manifest.clips:
+        by_size.setdefault(config.spec.out_size(clip.width, clip.height), []).append(clip)
+    found = {}
+    for clips in by_size.values():
+        with _counting(kind) as by_pyav, _loader(bench, manifest, clips, config, on_error="drop") as loader:
+            (batch,) = loader.epoch(0)
+            dropped = dict(loader.dropped)
+        for clip, ours in zip(clips, batch.frames.cpu().numpy(), strict=True):
+            if clip.key in dropped:
+                found[clip.key] = {"ok": False, "error": dropped[clip.key]}
+                continue
+            path = manifest.root / clip.key
+            everything = decode_clip(path, range(clip.num_frames), config.spec)
+            wanted = frame_indices(clip.num_frames, config.num_frames)
+            found[clip.key] = _fit(ours, everything, wanted) | {"by": "pyav" if path in by_pyav else "dali"}
+    return found
+
+
+def _fit(ours: np.ndarray, everything: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
+    """The least PSNR of a clip's frames, and how many fit a neighbour better."""
+    least, astray = float("inf"), 0
+    for frame, index in zip(ours, wanted.tolist(), strict=True):
+        decibels = _psnr(frame, everything[index])
+        least = min(least, decibels)
+        for other in (index - 1, index + 1):
+            if 0 <= other < len(everything):
+                astray += _psnr(frame, everything[other]) > decibels
+    return {"ok": least >= _LEAST_PSNR and not astray, "psnr_db": round(min(least, 99.0), 2), "astray": astray}
+
+
+def _psnr(one: np.ndarray, other: np.ndarray) -> float:
+    error = float(np.mean((one.astype(np.float64) - other) ** 2))
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+@contextmanager
+def _counting(kind: str) -> Iterator[set[Path]]:
+    """Note which clips PyAV decodes; with `full` nothing is pruned for DALI."""
+    seen: set[Path] = set()
+    real: Any = getattr(assembly, "decode_clip")  # noqa: B009
+
+    def noting(path: Path, *arguments: Any, **options: Any) -> np.ndarray:
+        seen.add(Path(path))
+        decoded: np.ndarray = real(path, *arguments, **options)
+        return decoded
+
+    def whole(path: Path, indices: Sequence[int]) -> PrunedClip:
+        return PrunedClip(Path(path).read_bytes(), np.asarray(indices, np.int64))
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(assembly, "decode_clip", noting))
+        if kind == "full":
+            stack.enter_context(patch.object(assembly, "pruned_clip", whole))
+        yield seen
+
+
+def _loader(bench: Bench, manifest: Manifest, clips: Sequence[Clip], config: VideoConfig, **options: Any) -> ClipLoader:
+    options = {"batch_size": len(clips), "device": bench.device, "store": StoreConfig(tier="none"), **options}
+    names = manifest.class_names or ("moving",)
+    return ClipLoader(clips, manifest.root, names, config, say=lambda text: None, **options)
+
+
+def broken(bench: Bench, manifest: Manifest) -> dict[str, Any]:
+    """A clip whose stream is overwritten, in a batch: it is named, and the others are right."""
+    encoder = "libvpx-vp9" if bench.rehearse else "libx264"
+    clips = [clip for clip in manifest.clips if Path(clip.key).name.startswith(encoder)][:2]
+    path = manifest.root / clips[0].key
+    was, stat = path.read_bytes(), path.stat()
+    data = bytearray(was)
+    start, end = was.find(b"mdat") + 4, was.rfind(b"moov") - 4
+    data[start:end] = b"\xff" * (end - start)
+    config = VideoConfig(num_frames=5, size=48 if bench.rehearse else 128, backend="dali")
+    try:
+        path.write_bytes(data)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        with _loader(bench, manifest, clips, config, on_error="drop") as loader:
+            (batch,) = loader.epoch(0)
+            dropped = dict(loader.dropped)
+    finally:
+        path.write_bytes(was)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    good = clips[1]
+    everything = decode_clip(manifest.root / good.key, range(good.num_frames), config.spec)
+    fit = _fit(batch.frames[1].cpu().numpy(), everything, frame_indices(good.num_frames, 5))
+    return {"ok": list(dropped) == [clips[0].key] and fit["ok"], "dropped": list(dropped.values()), "others": fit}
+
+
+def _by_nvidias_own(folder: Path) -> Any:
+    """The first frames by PyNvVideoCodec, where it is installed."""
+    try:
+        nvc: Any = import_module("PyNvVideoCodec")
+    except Exception as error:
+        return f"cannot be imported: {error}"
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.mp4")):
+        try:
+            decoder = nvc.SimpleDecoder(str(path), output_color_type=nvc.OutputColorType.RGB)
+            ours = [torch.utils.dlpack.from_dlpack(decoder[number]).cpu().numpy() for number in range(3)]
+            theirs = decode_clip(path, range(3), None).transpose(0, 2, 3, 1)
+            found[path.name] = round(min(map(_psnr, ours, theirs)), 2)
+        except Exception as error:
+            found[path.name] = f"{type(error).__name__}: {error}"[:200]
+    return found
+
+
+def _corpora(bench: Bench) -> Iterator[tuple[str, Manifest]]:
+    """Clips to time, each file many times."""
+    sizes = ((160, 90),) if bench.rehearse else ((1280, 720), (320, 180))
+    for width, height in sizes:
+        folder = bench.scratch / f"timed-{width}x{height}"
+        encoder = "libvpx-vp9" if bench.rehearse else "libx264"
+        if not folder.is_dir():
+            make(Sample(encoder, width, height, matrix=1), folder / "moving", 20 if bench.rehearse else 100)
+        found = scan(folder, labels="folder")
+        yield f"{width}x{height}", replace(found, clips=found.clips * (4 if bench.rehearse else 128))
+
+
+def nvdec(bench: Bench) -> dict[str, Any]:
+    """Clips a second: the loader cold by both backends, DALI alone by batch and threads, PyAV, pruning."""
+    found: dict[str, Any] = {"ok": True, "dali": dali.why_unavailable(bench.device) or "is there"}
+    for size, manifest in _corpora(bench):
+        rates: dict[str, Any] = {}
+        found[size] = rates
+        config = replace(bench.video, size=48 if bench.rehearse else 128, num_frames=5 if bench.rehearse else 10)
+        backends: tuple[Any, ...] = ("pyav", "dali") if dali.why_unavailable(bench.device) is None else ("pyav",)
+        for batch in (2,) if bench.rehearse else (8, 64):
+            for backend in backends:
+                name = f"loader cold, {backend}, batch {batch}"
+                if bench.has_time(f"{size}, {name}"):
+                    with _loader(
+                        bench, manifest, manifest.clips, replace(config, backend=backend), batch_size=batch
+                    ) as it:
+                        took = timed(lambda it=it: count_clips(it))  # type: ignore[misc]
+                    rates[name] = took.clips / took.seconds
+        if len(backends) == 2:
+            _dali_alone(bench, size, manifest, config, rates)
+        with decode_rungs(manifest, config) as rungs:
+            for rung in rungs[-1:]:
+                if bench.has_time(f"{size}, pyav"):
+                    took = rung.run()
+                    rates["pyav, all processors"] = took.clips / took.seconds
+        _pruning(bench, size, manifest, config, rates)
+    return found
+
+
+def _dali_alone(bench: Bench, size: str, manifest: Manifest, config: VideoConfig, rates: dict[str, Any]) -> None:
+    first = manifest.clips[0]
+    path, wanted = manifest.root / first.key, frame_indices(first.num_frames, config.num_frames)
+    shape = config.spec.out_size(first.width, first.height)
+    for kind, clip in (("pruned", prune(path, wanted)), ("full", PrunedClip(path.read_bytes(), wanted))):
+        source = Source(path, tuple(wanted.tolist()), clip, first.width, first.height)
+        for batch in (2,) if bench.rehearse else (64, 8):
+            for threads in (2,) if bench.rehearse else (14, 7, 28):
+                name = f"dali, {kind}, batch {batch}, threads {threads}"
+                if not bench.has_time(f"{size}, {name}"):
+                    continue
+                decoder = dali.DaliDecoder(
+                    config.spec, bench.device, frame_size=shape, max_batch=batch, num_threads=threads
+                )
+                decoder.decode([source] * batch)
+                bench.synchronize()
+                began, done = time.perf_counter(), 0
+                while done < len(manifest.clips) and time.perf_counter() - began < 3:
+                    decoder.decode([source] * batch)
+                    done += batch
+                bench.synchronize()
+                rates[name] = done / (time.perf_counter() - began)
+                decoder.close()
+
+
+def _pruning(bench: Bench, size: str, manifest: Manifest, config: VideoConfig, rates: dict[str, Any]) -> None:
+    clip, count = manifest.clips[0], len(manifest.clips)
+    path, wanted = manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames)
+    for threads in (1, 4, 16):
+        if bench.has_time(f"{size}, prune, threads {threads}"):
+            with ThreadPoolExecutor(threads) as pool:
+                work = partial(pool.map, lambda _: prune(path, wanted), range(count))
+                took = timed(lambda work=work: len([*work()]))  # type: ignore[misc]
+            rates[f"prune, threads {threads}"] = took.clips / took.seconds
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """What is taken after the first decodes and after many, by torch and by the driver."""
+    _, manifest = next(iter(_corpora(bench)))
+    backend: Any = "dali" if dali.why_unavailable(bench.device) is None else "pyav"
+    config = VideoConfig(num_frames=5, size=48 if bench.rehearse else 128, backend=backend)
+    done, decodes = 0, min(bench.decodes, 40) if bench.rehearse else bench.decodes
+    with _loader(bench, manifest, manifest.clips, config, batch_size=2 if bench.rehearse else 16) as loader:
+        count_clips(loader)
+        seen = [_taken(bench)]
+        while done < decodes and bench.has_time(f"decodes after {done}"):
+            done += count_clips(loader, done + 1)
+            seen.append(_taken(bench))
+    growth = {name: round(seen[-1][name] - seen[0][name], 1) for name in seen[0]}
+    most = {name: max(it[name] for it in seen) for name in seen[0]}
+    # A process's own memory moves more in a few decodes; only a driver can tell of a card's.
+    watched = {name: value for name, value in growth.items() if name != "resident_mib"}
+    is_flat = max(watched.values(), default=0.0) <= _MOST_GROWTH_MIB
+    found = {"ok": is_flat, "backend": backend, "decodes": done, "growth_mib": growth, "most_mib": most}
+    return found | ({"driver": "a driver's: not rehearsed"} if bench.rehearse else {})
+
+
+def _taken(bench: Bench) -> dict[str, float]:
+    found = {"resident_mib": resident_memory() / 2**20}
+    if bench.device.type == "cuda":
+        bench.synchronize()
+        free, total = torch.cuda.mem_get_info(bench.device)
+        found |= {"torch_mib": torch.cuda.memory_allocated(bench.device) / 2**20, "driver_mib": (total - free) / 2**20}
+    return found

@@ -1,0 +1,236 @@
+"""The training stage of gpu_check.py: milliseconds a step, what a graph saves, losses, 3D convolutions."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import shutil
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.epoch_loops import bare_loop, floor_loop, flops_a_clip
+from benchmarks.gpu_stages import Bench
+from fastemo.training.speed import MOST_CONV3D_ERROR, conv3d_errors
+from fastemo.training.trainer import Trainer
+from fastemo.video.augment import center_crop
+from fastemo.video.loader import ClipBatch, ClipLoader
+
+MODELS = ("late_fusion", "cnn_lstm", "r3d18", "early_resnet18", "early_cnn")
+VARIANTS: dict[str, dict[str, str]] = {
+    "fp32": {"speed": "plain", "compile": "off"},
+    "bf16": {"speed": "auto", "compile": "off"},
+    "bf16_default": {"speed": "auto", "compile": "default"},
+    "bf16_cudagraphs": {"speed": "auto", "compile": "cudagraphs"},
+}
+# Dense bf16, operations a second, by part of the card's name. Source: NVIDIA's data sheets.
+_PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
+# R3D-18's at batch 8, T = 10, 112x112: input [B, C, T, H, W], weight, stride; and a small one.
+_LAYERS = {
+    "stem": ((8, 3, 10, 112, 112), (64, 3, 3, 7, 7), (1, 2, 2)),
+    "layer1": ((8, 64, 10, 56, 56), (64, 64, 3, 3, 3), (1, 1, 1)),
+    "layer3": ((8, 128, 5, 28, 28), (256, 128, 3, 3, 3), (2, 2, 2)),
+}
+_SMALL = {"small": ((1, 3, 2, 16, 16), (8, 3, 3, 3, 3), (1, 2, 2))}
+
+
+def training(bench: Bench) -> dict[str, Any]:
+    """Everything by worth; what the deadline leaves out is noted."""
+    found: dict[str, Any] = {"steps": {}}
+    loaders: dict[int, ClipLoader] = {}
+    try:
+        for number, (model, batch_size, variant) in enumerate(plan(bench.rehearse)):
+            name = f"{model}, batch {batch_size}, {variant}"
+            # The two checks after the first measurements are short and worth more than the last ones.
+            if number == len(plan(bench.rehearse)) // 3:
+                _checks(bench, found)
+            if not bench.has_time(name, seconds=0 if bench.rehearse else 4):
+                continue
+            if batch_size not in loaders:
+                loaders[batch_size] = bench.loader(batch_size, even=True)
+            try:
+                found["steps"][name] = steps(bench, model, batch_size, VARIANTS[variant], loaders[batch_size])
+            except Exception as error:
+                found["steps"][name] = {"error": f"{type(error).__name__}: {error}"[:600]}
+    finally:
+        for loader in loaders.values():
+            loader.close()
+    errors = [f"{name}: {it['error']}" for name, it in found["steps"].items() if "error" in it]
+    if errors:
+        found["error"] = "; ".join(errors)[:1200]
+    return {"ok": not errors and all(found[key]["ok"] for key in ("losses", "conv3d") if key in found), **found}
+
+
+def plan(rehearse: bool) -> list[tuple[str, int, str]]:
+    """What is measured, the most worth knowing first."""
+    if rehearse:
+        can_compile = any(map(shutil.which, ("gcc", "cc", "clang", "g++")))
+        compiled = [("early_cnn", 2, "bf16_default")] if can_compile else []
+        return [*itertools.product(MODELS[:2], (2,), ("fp32", "bf16")), *compiled]
+    first = [*itertools.product(MODELS[:3], (8, 64), ("fp32", "bf16"))]
+    then = [*itertools.product(MODELS[:3], (8, 64), ("bf16_default", "bf16_cudagraphs"))]
+    rest = [*itertools.product(MODELS[:3], (256,), ("fp32", "bf16"))]
+    rest += itertools.product(MODELS[3:], (8, 64, 256), ("bf16", "fp32"))
+    return [*first, *then, *rest, *itertools.product(MODELS[3:], (8, 64), ("bf16_default", "bf16_cudagraphs"))]
+
+
+def _checks(bench: Bench, found: dict[str, Any]) -> None:
+    for name, check in (("losses", losses), ("conv3d", conv3d)):
+        if bench.has_time(name):
+            found[name] = check(bench)
+
+
+def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], loader: ClipLoader) -> dict[str, Any]:
+    """One model, batch and variant: warm from the device, beside the bare loop and the floor."""
+    cuda = bench.device.type == "cuda"
+    with bench.trainer(model, batch_size, **variant) as trainer:
+        totals = torch.zeros(3, device=bench.device, dtype=torch.float64)
+        epochs = itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
+        began = time.perf_counter()
+        for _ in range(2 + len(loader) * (not _is_resident(loader))):
+            batch = next(epochs)
+            trainer.train_step([batch], bench.crop, 0, totals)
+        bench.synchronize()
+        warm_up, began = time.perf_counter() - began, time.perf_counter()
+        trainer.train_step([next(epochs)], bench.crop, 0, totals)
+        bench.synchronize()
+        count = 1 if bench.rehearse else max(3, min(50, int(0.7 / (time.perf_counter() - began))))
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(bench.device)
+        host_ms, device_ms, seconds = _timed_steps(bench, trainer, epochs, count, totals)
+        peak = torch.cuda.max_memory_allocated(bench.device) / 2**20 if cuda else None
+        rate = count * batch_size / seconds
+        bare = bare_loop(trainer, batch, bench.crop, steps=count, seed=0)
+        floor = floor_loop(trainer, batch, bench.crop, steps=count)
+        counted = launches(bench, trainer, batch, totals)
+    flops = flops_a_clip(bench.model_config(model), len(bench.stored.class_names), bench.crop.crop_size)
+    known = [value for part, value in _PEAKS.items() if cuda and part in torch.cuda.get_device_name(bench.device)]
+    return {
+        "steps": count,
+        "host_ms": host_ms,
+        "device_ms": device_ms,
+        "clips_per_second": rate,
+        "of_bare_loop": rate / (bare.clips / bare.seconds),
+        "of_floor": rate / (floor.clips / floor.seconds),
+        "launches_a_step": counted,
+        "flops_per_second": flops * rate,
+        "mfu_of_bf16_peak": flops * rate / known[0] if known else None,
+        "peak_mib": peak,
+        "warm_up_seconds": warm_up,
+        "speed": str(trainer.speed),
+    }
+
+
+def _is_resident(loader: ClipLoader) -> bool:
+    return all(loader.kept.on_device(row) for row in range(len(loader.clips)))
+
+
+def _timed_steps(
+    bench: Bench, trainer: Trainer, epochs: Any, count: int, totals: torch.Tensor
+) -> tuple[float, float, float]:
+    """Host and device milliseconds a step, and seconds in all."""
+    make: Any = torch.cuda.Event
+    marks = [make(enable_timing=True) for _ in range(2)] if bench.device.type == "cuda" else []
+    began = time.perf_counter()
+    if marks:
+        marks[0].record()
+    for _ in range(count):
+        trainer.train_step([next(epochs)], bench.crop, 0, totals)
+    if marks:
+        marks[1].record()
+    host = time.perf_counter() - began
+    bench.synchronize()
+    seconds = time.perf_counter() - began
+    device = marks[0].elapsed_time(marks[1]) if marks else seconds * 1e3
+    return host * 1e3 / count, device / count, seconds
+
+
+def launches(bench: Bench, trainer: Trainer, batch: ClipBatch, totals: torch.Tensor) -> int:
+    """Kernels and graphs that the host starts in a step; on a processor torch's operations."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        trainer.train_step([batch], bench.crop, 0, totals)
+        bench.synchronize()
+    names = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch") if bench.device.type == "cuda" else ("aten::",)
+    return sum(it.count for it in profiler.key_averages() if it.key.startswith(names))
+
+
+def losses(bench: Bench) -> dict[str, Any]:
+    """Training on one batch, bf16 on the device against fp32 on a processor."""
+    count = 5 if bench.rehearse else 50
+    generator = torch.Generator().manual_seed(0)
+    crop = bench.video.size - bench.crop.crop_size
+    pixels = torch.randint(0, 256, (4, bench.video.num_frames, 3, 32 + crop, 32 + crop), generator=generator)
+    frames = center_crop(pixels.to(torch.uint8), type(bench.crop)(crop_size=32))
+    torch.manual_seed(0)
+    model, labels = bench.model("late_fusion"), torch.arange(4)
+    curves = []
+    for device, half in ((torch.device("cpu"), False), (bench.device, True)):
+        ours = copy.deepcopy(model).to(device).train()
+        optimizer = torch.optim.Adam(ours.parameters(), lr=1e-4)
+        curve = []
+        for _ in range(count):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                logits = ours(frames.to(device))
+            loss = F.cross_entropy(logits.float(), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            curve.append(loss.detach())
+        curves.append(torch.stack(curve).cpu())
+    apart = float((curves[0] - curves[1]).abs().max() / curves[0][0])
+    return {"ok": apart < 0.15, "largest_gap": apart, "fp32_cpu": curves[0].tolist(), "bf16": curves[1].tolist()}
+
+
+def conv3d(bench: Bench) -> dict[str, Any]:
+    """Three-dimensional convolutions by precision and layout: relative errors against exact fp32, and ms."""
+    kinds = {"fp32": (torch.float32, False), "tf32": (torch.float32, True)}
+    kinds |= {"bf16": (torch.bfloat16, False), "fp16": (torch.float16, False)}
+    found: dict[str, Any] = {}
+    for name, (shape, weight, stride) in (_SMALL if bench.rehearse else _LAYERS).items():
+        for kind, (dtype, tf32) in kinds.items():
+            for last in (False, True):
+                title = f"{name}, {kind}, {'channels_last_3d' if last else 'contiguous'}"
+                if not bench.has_time(title):
+                    continue
+                errors = conv3d_errors(shape, weight, stride, bench.device, dtype, tf32=tf32, channels_last=last)
+                took = _conv3d_ms(bench, shape, weight, stride, dtype, tf32, last)
+                found[title] = {"errors": errors, "ms": took}
+    # A processor's bf16 gives NaN at some shapes, and no model uses it there (models/temporal.py).
+    judged = [it for title, it in found.items() if bench.device.type != "cpu" or "bf16" not in title]
+    worst = max((max(it["errors"]) for it in judged), default=0.0)
+    return {"ok": worst <= MOST_CONV3D_ERROR, "worst_error": worst, **found}
+
+
+def _conv3d_ms(
+    bench: Bench,
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    tf32: bool,
+    last: bool,
+) -> float:
+    """Of one forward and backward pass."""
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+    frames, weight = (
+        torch.randn(size, device=bench.device, dtype=dtype).to(memory_format=layout).requires_grad_()
+        for size in (shape, weight_shape)
+    )
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, tf32
+    count = 1 if bench.rehearse else 10
+    try:
+        for repeat in range(count + 3):
+            if repeat == 3:  # the first ones choose kernels
+                bench.synchronize()
+                began = time.perf_counter()
+            result = F.conv3d(frames, weight, stride=stride, padding=tuple(size // 2 for size in weight_shape[2:]))
+            torch.autograd.grad(result, (frames, weight), result.detach())
+        bench.synchronize()
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+    return (time.perf_counter() - began) / count * 1e3

@@ -1,0 +1,71 @@
+"""Batches on their way to a device, by a double that behaves on a processor as if copies took time."""
+
+import pytest
+import torch
+
+from benchmarks.gpu_doubles import RecordingTransfer
+from fastemo.corpus.manifest import scan
+from fastemo.video import loader as loader_module
+from fastemo.video import tiers
+from fastemo.video.config import VideoConfig
+from fastemo.video.decode import DecodeError
+from fastemo.video.loader import ClipLoader
+from fastemo.video.store import StoreConfig
+from fastemo.video.transfer import Transfer
+
+
+@pytest.fixture
+def allocated(monkeypatch):
+    """The shapes of the buffers that were made, in order."""
+    shapes, real = [], RecordingTransfer._allocate
+    monkeypatch.setattr(RecordingTransfer, "_allocate", lambda self, shape: shapes.append(shape) or real(self, shape))
+    monkeypatch.setattr(loader_module, "Transfer", RecordingTransfer)
+    RecordingTransfer.made.clear()
+    return shapes
+
+
+@pytest.mark.parametrize("tier", ["none", "disk", "memory", "device"])
+def test_batches_are_those_of_any_loader_and_buffers_are_few(few_clips, tmp_path, monkeypatch, allocated, tier):
+    monkeypatch.setattr(tiers, "choose_tier", lambda *_: (tier, "as asked"))
+    manifest, config = scan(few_clips), VideoConfig(num_frames=2, size=32, backend="pyav", prefetch_batches=2)
+
+    def loader(store):
+        clips, names = manifest.clips[:24], manifest.class_names
+        return ClipLoader(clips, manifest.root, names, config, batch_size=3, shuffle=True, store=store)
+
+    with loader(StoreConfig(root=tmp_path)) as ours, monkeypatch.context() as patch:
+        patch.setattr(tiers, "choose_tier", lambda *_: ("none", "as asked"))
+        patch.setattr(loader_module, "Transfer", Transfer)
+        with loader(StoreConfig(tier="none")) as plain:
+            for epoch in range(3):
+                before = len(allocated)
+                for one, other in zip(ours.epoch(epoch), plain.epoch(epoch), strict=True):
+                    ours.transfer.check_batch(one)
+                    assert one.keys == other.keys
+                    assert torch.equal(one.frames, other.frames)
+                    assert torch.equal(one.labels, other.labels)
+                assert tier != "device" or epoch == 0 or len(allocated) == before, "all of it is there already"
+        ours.transfer.check_over()
+    assert 0 < len(allocated) <= config.prefetch_batches + 2
+
+
+def test_clips_that_do_not_decode_are_left_out_on_the_device(few_clips, monkeypatch, allocated):
+    """The others are picked there: a copy of the host's buffer would lie in other memory, which is waited for."""
+    manifest, config = scan(few_clips), VideoConfig(num_frames=2, size=32, backend="pyav")
+    real, bad = loader_module.Decoder.decode, 1
+
+    def decode(self, row):
+        if row == bad:
+            raise DecodeError(self._root / self.clips[row].key, 0, "no")
+        return real(self, row)
+
+    monkeypatch.setattr(loader_module.Decoder, "decode", decode)
+    with ClipLoader(
+        manifest.clips[:3], manifest.root, manifest.class_names, config, batch_size=3, on_error="drop"
+    ) as loader:
+        (batch,) = loader.epoch()
+        loader.transfer.check_batch(batch)
+        assert batch.is_padding.tolist() == [False, True, False]
+        assert torch.equal(batch.frames[1], batch.frames[0])
+        assert torch.equal(batch.frames[2], torch.from_numpy(real(loader._decoder, 2)))
+        loader.transfer.check_over()
