@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from fastemo.corpus.manifest import Clip
 from fastemo.video.decode import FrameSpec
 from fastemo.video.store import ClipStore, StoreConfig, StoreUnavailable, choose_tier
 
-# What this process keeps on each device, in bytes.
-_held: Counter[torch.device] = Counter()
+# Of this process, which has one device: they share its memory.
+_living: WeakSet[KeptClips] = WeakSet()
 
 
 class KeptClips:
@@ -48,11 +48,12 @@ class KeptClips:
         width, height = frame_size
         shape = (len(clips), spec.num_frames, 3, height, width)
         self.num_bytes = int(np.prod(shape))
-        self.tier, self.reason = choose_tier(config, self.num_bytes, device, _held[device])
-        self._clips, self._say, self._lock, self._device = clips, say, Lock(), device
+        self.tier, self.reason = choose_tier(config, self.num_bytes, device, sum(it.device_bytes for it in _living))
+        self._clips, self._say, self._lock = clips, say, Lock()
         self._file: ClipStore | None = None
         self._memory: np.ndarray | None = None
         self._device_rows: torch.Tensor | None = None
+        _living.add(self)
         self._is_trouble_said = False
         self._is_held = np.zeros(len(clips), dtype=bool)
         if self.tier == "none":
@@ -67,7 +68,6 @@ class KeptClips:
             self._memory = np.empty(shape, dtype=np.uint8)
         elif self.tier == "device":
             self._device_rows = torch.empty(shape, dtype=torch.uint8, device=device)
-            _held[device] += self.num_bytes
 
     @property
     def description(self) -> str:
@@ -77,6 +77,11 @@ class KeptClips:
         where = {"disk": "on disk", "memory": "in memory", "device": "on the GPU"}[self.tier]
         file = f", store {self._file.folder}" if self._file else ""
         return f"decoded clips are kept {where} ({self.reason}){file}"
+
+    @property
+    def device_bytes(self) -> int:
+        """What is taken on the device."""
+        return 0 if self._device_rows is None else self._device_rows.nbytes
 
     @property
     def wants_bytes(self) -> bool:
@@ -134,6 +139,4 @@ class KeptClips:
         """Let go of files and memory."""
         if self._file is not None:
             self._file.close()
-        if self._device_rows is not None:
-            _held[self._device] -= self.num_bytes
         self._file = self._memory = self._device_rows = None

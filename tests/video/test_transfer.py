@@ -69,3 +69,23 @@ def test_clips_that_do_not_decode_are_left_out_on_the_device(few_clips, monkeypa
         assert torch.equal(batch.frames[1], batch.frames[0])
         assert torch.equal(batch.frames[2], torch.from_numpy(real(loader._decoder, 2)))
         loader.transfer.check_over()
+
+
+def test_loaders_on_one_device_know_of_each_other_until_they_are_closed(few_clips, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tiers, "choose_tier", lambda *given: (seen.append(given[3]), ("device", "as asked"))[1])
+    manifest, config = scan(few_clips), VideoConfig(num_frames=2, size=32, backend="pyav")
+
+    def loader(count):
+        clips, names = manifest.clips[:count], manifest.class_names
+        return ClipLoader(clips, manifest.root, names, config, batch_size=3, store=StoreConfig(root=tmp_path))
+
+    a_clip = 2 * 3 * 32 * 32
+    with loader(2), loader(3):
+        pass
+    with loader(1):
+        forgotten = loader(4)
+        del forgotten
+        with loader(1):
+            pass
+    assert seen == [0, 2 * a_clip, 0, a_clip, a_clip]
