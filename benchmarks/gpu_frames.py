@@ -68,10 +68,12 @@ def samples(rehearse: bool) -> list[Sample]:
         small = [Sample(name, 160, 90, "yuvj420p" if name == "mjpeg" else "yuv420p") for name in codecs]
         return [*small, Sample("libvpx-vp9", 320, 180, matrix=1), Sample("libx264", 160, 90, "yuv420p10le")]
     names = ("libx264", "libx265", "libvpx-vp9", "libsvtav1", "mpeg4", "libvpx", "mjpeg")
-    found = [Sample(name, 320, 180, "yuvj420p" if name == "mjpeg" else "yuv420p") for name in names]
+    # Of whole blocks, as DALI is to decode them; 320x180 is PyAV's.
+    found = [Sample(name, 320, 192, "yuvj420p" if name == "mjpeg" else "yuv420p") for name in names]
+    found += [Sample(name, 320, 180) for name in names[:2]]
     found += [Sample(name, *size) for name in names[:2] for size in ((1280, 720), (1920, 1080))]
-    found += [Sample(name, 320, 180, matrix=1) for name in names[:4]] + [Sample("libx264", 1280, 720, matrix=1)]
-    return found + [Sample(name, 320, 180, "yuv420p10le") for name in ("libx264", "libx265", "libsvtav1")]
+    found += [Sample(name, 320, 192, matrix=1) for name in names[:4]] + [Sample("libx264", 1280, 720, matrix=1)]
+    return found + [Sample(name, 320, 192, "yuv420p10le") for name in ("libx264", "libx265", "libsvtav1")]
 
 
 def pattern(number: int, width: int, height: int) -> np.ndarray:

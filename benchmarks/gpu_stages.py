@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks import corpus
+from benchmarks.epoch_loops import wait_for
 from benchmarks.gpu_doubles import DelayedTransfer, RecordingTransfer, no_stops
 from fastemo.corpus.manifest import Manifest
 from fastemo.machine import available_processors
@@ -90,8 +91,7 @@ class Bench:
         return False
 
     def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
 
     def model(self, name: str) -> nn.Module:
         """A model of this size, on the host; in a rehearsal on a backbone that compiles in seconds."""

@@ -40,11 +40,12 @@ def training(bench: Bench) -> dict[str, Any]:
     """Everything by worth; what the deadline leaves out is noted."""
     found: dict[str, Any] = {"steps": {}}
     loaders: dict[int, ClipLoader] = {}
+    planned = plan(bench.rehearse)
     try:
-        for number, (model, batch_size, variant) in enumerate(plan(bench.rehearse)):
+        for number, (model, batch_size, variant) in enumerate(planned):
             name = f"{model}, batch {batch_size}, {variant}"
             # The two checks after the first measurements are short and worth more than the last ones.
-            if number == len(plan(bench.rehearse)) // 3:
+            if number == len(planned) // 3:
                 _checks(bench, found)
             if not bench.has_time(name, seconds=0 if bench.rehearse else 4):
                 continue

@@ -70,7 +70,7 @@ def test_a_run_trains(tiny_corpus, tmp_path, precision):
 
 
 def settled(loader):
-    """A batch from the device's own memory, as in every epoch but the first."""
+    """Batches from the device's own memory, as in every epoch but the first."""
     for _ in loader.epoch(0):
         pass
     batches = list(loader.epoch(1))
@@ -106,7 +106,7 @@ def test_the_host_waits_for_nothing_in_a_step(tiny_corpus, name):
         assert totals[2] == 4 * len(batches) + 16
 
 
-def test_an_optimisers_state_of_another_kernel_goes_on(tmp_path):
+def test_an_optimisers_state_of_another_kernel_goes_on():
     def stepped(fused, state=None):
         weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
         optimizer = torch.optim.Adam([weight], lr=0.1, fused=fused)

@@ -19,7 +19,7 @@ from fastemo.video.decode import DecodeError, FrameSpec, decode_clip, decoder_na
 from fastemo.video.sampling import RankStep, frame_indices
 from fastemo.video.source import Source, decodes, refused_size
 from fastemo.video.tiers import KeptClips
-from fastemo.video.transfer import Transfer
+from fastemo.video.transfer import Transfer, send
 
 _CHANGED = (
     "the file changed after the scan; start again, which scans it again (copies on several machines need the same "
@@ -336,4 +336,4 @@ class Assembly:
         return slots, frames
 
     def _index(self, numbers: list[int]) -> torch.Tensor:
-        return self._transfer.send(torch.tensor(numbers, dtype=torch.int64))
+        return send(torch.tensor(numbers, dtype=torch.int64), self._decoder.device)

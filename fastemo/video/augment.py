@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fastemo.video.sampling import keyed_seed
+from fastemo.video.transfer import send
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -142,8 +143,7 @@ def _sampling_grid(
     # An output pixel at (x, y) from the crop's centre came, before the rotation, from R(x, y); before the
     # flip, from the mirrored x; before the crop, from there plus the crop's centre.
     rows = [mirror * cos, mirror * -sin, left + size / 2, sin, cos, top + size / 2]
-    host = torch.from_numpy(np.stack(rows, 1).astype(np.float32))
-    theta = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+    theta = send(torch.from_numpy(np.stack(rows, 1).astype(np.float32)), device)
     steps = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     turn = theta.view(-1, 1, 1, 2, 3)

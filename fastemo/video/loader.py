@@ -21,7 +21,7 @@ from fastemo.video.decode import FrameSpec
 from fastemo.video.sampling import RankStep, epoch_order, rank_steps
 from fastemo.video.store import StoreConfig
 from fastemo.video.tiers import KeptClips
-from fastemo.video.transfer import Transfer
+from fastemo.video.transfer import Transfer, send
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class ClipLoader:
         )
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
-        return self.transfer.send(torch.from_numpy(values))
+        return send(torch.from_numpy(values), self._device)
 
 
 def _common_frame_size(clips: Sequence[Clip], spec: FrameSpec) -> tuple[int, int]:

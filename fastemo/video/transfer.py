@@ -12,6 +12,11 @@ import torch
 _MOST_FREE = 16
 
 
+def send(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A few numbers to the device, on the calling thread's current stream, without waiting for it."""
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+
+
 class Transfer:
     """Where a loader's batches are filled while another is computed on.
 
@@ -49,11 +54,6 @@ class Transfer:
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """Begin to copy to the device. Memory that is not pinned is waited for."""
         return host.to(self.device, non_blocking=self._stream is not None)
-
-    def send(self, host: torch.Tensor) -> torch.Tensor:
-        """A few numbers to the device, on the calling thread's current stream, without waiting for it."""
-        pinned = host.pin_memory() if self._stream is not None else host
-        return pinned.to(self.device, non_blocking=True)
 
     def mark(self) -> Any:
         """An event after all that this stream was asked for so far."""

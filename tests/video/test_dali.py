@@ -363,7 +363,6 @@ class Hide(MetaPathFinder):
 sys.meta_path.insert(0, Hide())
 import torch
 from fastemo.video import dali
-from fastemo.video import source as source_module
 from fastemo.video.decode import FrameSpec
 assert not any(name.startswith("nvidia.dali") for name in sys.modules)
 print(dali.why_unavailable())
@@ -560,8 +559,8 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
 
 def by_dali_unless(real, name):
     def by_dali(self, row):
-        monkey = "size" if Path(self.clips[row].key).name == name and self._uses_dali else None
-        return not self._is_refused(self.clips[row], monkey) and real(self, row)
+        reason = "size" if Path(self.clips[row].key).name == name and self._uses_dali else None
+        return not self._is_refused(self.clips[row], reason) and real(self, row)
 
     return by_dali
 
