@@ -22,18 +22,20 @@ class RecordingTransfer(Transfer):
 
     Raises:
         AssertionError: An event was marked before a batch's uploads; a buffer is used before its event is done, or
-            uploaded from after it was given back.
+            uploaded from after it was given back. What is read of a download before its event is zeros.
     """
 
     made: list[RecordingTransfer] = []  # noqa: RUF012
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
+        self.copies = True
         self._thread, self._guard = threading.local(), threading.Lock()
         self._count, self._done_until = 0, 0
         self.out: dict[int, torch.Tensor] = {}  # buffers in somebody's hands
         self.back: dict[int, Any] = {}  # given back, with the event that frees them
         self.handed: set[int] = set()
+        self._downloads: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         RecordingTransfer.made.append(self)
 
     @contextmanager
@@ -48,6 +50,20 @@ class RecordingTransfer(Transfer):
             self._count += 1
             getattr(self._thread, "batch", {})["uploads"] = self._count
         return host.clone()
+
+    def download(self, tensor: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
+        with self._guard:
+            self._count += 1
+            self._downloads.append((self._count, tensor.clone(), host.zero_()))
+        return host
+
+    def wait(self, event: Any) -> None:
+        with self._guard:
+            self._done_until = max(self._done_until, event.number)
+            for number, source, host in self._downloads:
+                if number < event.number:
+                    host.copy_(source)
+            self._downloads = [it for it in self._downloads if it[0] > event.number]
 
     def mark(self) -> Any:
         with self._guard:

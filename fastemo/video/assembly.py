@@ -51,6 +51,8 @@ class Decoder:
         self._lock = Lock()
         # Reason -> keys of clips that DALI knows the codec of and does not decode.
         self.refused_by_dali: dict[str, set[str]] = {}
+        # What pruning found to be PyAV's: it is not pruned for DALI again.
+        self._rows_for_pyav: set[int] = set()
 
     @property
     def name(self) -> str:
@@ -61,7 +63,9 @@ class Decoder:
     def by_dali(self, row: int) -> bool:
         """Whether DALI is to decode a clip, by what the manifest says of it."""
         clip = self.clips[row]
-        if not self._uses_dali or not decodes(clip.codec, Path(clip.key).suffix, self.device):
+        if not self._uses_dali or row in self._rows_for_pyav:
+            return False
+        if not decodes(clip.codec, Path(clip.key).suffix, self.device):
             return False
         return not self._is_refused(clip, refused_size(clip.width, clip.height, self.device))
 
@@ -103,10 +107,12 @@ class Decoder:
         with _as_scanned(clip, path, indices[0]):
             pruned = pruned_clip(path, indices)
         # DALI goes by timestamps, which pruning found wanting in what it left whole; VP8 is only unknown to it.
-        if pruned.is_whole and clip.codec != "vp8":
-            return None
+        is_timed = not pruned.is_whole or clip.codec == "vp8"
         source = Source(path, indices, pruned, clip.width, clip.height)
-        return None if self._is_refused(clip, source.refused_format) else source
+        if is_timed and not self._is_refused(clip, source.refused_format):
+            return source
+        self._rows_for_pyav.add(row)
+        return None
 
     def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
         """uint8 [B, T, 3, h, w] on the device, by DALI; and, by place in `sources`, what does not decode."""
@@ -169,6 +175,7 @@ class Assembly:
 
     Attributes:
         dropped: By place in the batch, why a clip did not decode; complete once `frames` has returned.
+        kept: Done once what was decoded is kept, which no batch waits for.
     """
 
     def __init__(
@@ -189,8 +196,11 @@ class Assembly:
         self._errors: dict[int, Exception] = {}
         self._sources: dict[int, Source] = {}
         self._strays: dict[int, np.ndarray] = {}
+        self._fresh: list[tuple[int, np.ndarray]] = []
+        self._buffers: list[torch.Tensor] = []
         self._lock = Lock()
         self._done: Future[torch.Tensor] = Future()
+        self.kept: Future[None] = Future()
 
     def start(self) -> bool:
         """Begin; nothing is waited for. Returns whether a clip has to be decoded."""
@@ -204,9 +214,7 @@ class Assembly:
                 (stored if self._kept.has(row) else missing).append(slot)
         self._by_dali = [slot for slot in missing if self._decoder.by_dali(self._rows[slot])]
         self._by_host = [slot for slot in range(len(self._rows)) if slot not in {*self._resident, *self._by_dali}]
-        width, height = self._decoder.frame_size
-        shape = (len(self._by_host), self._decoder.spec.num_frames, 3, height, width)
-        self._host = self._transfer.buffer(*shape) if self._by_host else torch.empty(0)
+        self._host = self._buffer()[: len(self._by_host)] if self._by_host else torch.empty(0)
         self._host_slot = {slot: self._host[place].numpy() for place, slot in enumerate(self._by_host)}
         # Reading takes a hundredth of decoding: what is kept is one job, the rest a job each.
         jobs: list[tuple[Callable[[int], None], list[int]]] = [(self._read, stored)] if stored else []
@@ -253,7 +261,7 @@ class Assembly:
     def _decode(self, slot: int) -> None:
         frames = self._host_slot[slot]
         frames[:] = self._decoder.decode(self._rows[slot])
-        self._kept.keep(self._rows[slot], frames)
+        self._keep(slot, frames)
 
     def _prune(self, slot: int) -> None:
         source = self._decoder.prune(self._rows[slot])
@@ -261,7 +269,7 @@ class Assembly:
             self._sources[slot] = source
             return
         frames = np.ascontiguousarray(self._decoder.decode(self._rows[slot]))
-        self._kept.keep(self._rows[slot], frames)
+        self._keep(slot, frames)
         self._strays[slot] = frames
 
     def _finish(self) -> None:
@@ -271,11 +279,28 @@ class Assembly:
             with self._transfer.active():
                 frames = self._put_together()
                 self._filled = self._transfer.mark()
-            if self._by_host:
-                self._transfer.release(self._host, self._filled)
             self._done.set_result(frames)
         except Exception as error:
             self._done.set_exception(error)
+            self.kept.set_result(None)
+            return
+        try:
+            if self._fresh and self._kept.wants_bytes:
+                self._transfer.wait(self._filled)
+                for row, clip_frames in self._fresh:
+                    self._kept.keep(row, clip_frames)
+            for buffer in self._buffers:
+                self._transfer.release(buffer, self._filled)
+            self.kept.set_result(None)
+        except Exception as error:
+            self.kept.set_exception(error)
+
+    def _keep(self, slot: int, frames: np.ndarray) -> None:
+        """Keep what was decoded, after its batch is handed over; where that is the same memory, before."""
+        if self._transfer.copies:
+            self._fresh.append((self._rows[slot], frames))
+        else:
+            self._kept.keep(self._rows[slot], frames)
 
     def _drop(self, errors: Mapping[int, Exception]) -> None:
         """Note what did not decode, by place in the batch, or raise the first error that is not to be passed over."""
@@ -331,9 +356,17 @@ class Assembly:
             slots = [slot for slot in slots if slot not in self.dropped]
             frames = frames[self._index([place for place in range(len(frames)) if place not in errors])]
         if self._kept.wants_bytes:
-            for slot, clip_frames in zip(slots, frames.cpu().numpy(), strict=True):
-                self._kept.keep(self._rows[slot], clip_frames)
+            host = self._transfer.download(frames, self._buffer()[: len(slots)])
+            for place, slot in enumerate(slots):
+                self._keep(slot, host[place].numpy())
         return slots, frames
+
+    def _buffer(self) -> torch.Tensor:
+        """Room for the batch in the host's memory, to be given back when all is kept."""
+        width, height = self._decoder.frame_size
+        buffer = self._transfer.buffer(len(self._rows), self._decoder.spec.num_frames, 3, height, width)
+        self._buffers.append(buffer)
+        return buffer
 
     def _index(self, numbers: list[int]) -> torch.Tensor:
         return send(torch.tensor(numbers, dtype=torch.int64), self._decoder.device)

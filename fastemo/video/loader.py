@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -186,10 +186,15 @@ class ClipLoader:
             DecodeError: A clip does not decode, and `on_error` is `stop`; raised where its batch would have come.
         """
         steps, first = self.steps(epoch), 0
+        # One copy an epoch: a step's are a part of them. A rank may have no step.
+        rows = np.concatenate([self._labels[:0], *(step.indices for step in steps)])
+        labels = self._to_device(self._labels[rows])
+        is_padding = self._to_device(np.concatenate([rows[:0] > 0, *(step.is_padding for step in steps)]))
         if self._resume and self._resume["epoch"] == epoch:
             first = -(-self._resume["clips"] // (self._batch_size * self._world_size))
         self._resume = None
         flying: deque[Assembly] = deque()
+        keeping: deque[Future[None]] = deque()
         has_decoded = False
         # A step's threads wait for each other: a decoder that takes the processor of one holds up all of them. One that
         # steps back has every processor as soon as the step is over and the next batch is waited for.
@@ -202,37 +207,45 @@ class ClipLoader:
                 for step in steps[number + len(flying) : number + 1 + self.config.prefetch_batches]:
                     flying.append(Assembly(step, self._decoder, self.kept, pool, self.transfer, drops=self._drops))
                     has_decoded |= flying[-1].start()
-                batch = self._batch(flying.popleft())
+                assembly, start = flying.popleft(), number * self._batch_size
+                place = slice(start, start + len(assembly.step.indices))
+                batch = self._batch(assembly, labels[place], is_padding[place])
+                keeping.append(assembly.kept)
+                while keeping and keeping[0].done():
+                    keeping.popleft().result()
                 num_clips = min((number + 1) * self._batch_size * self._world_size, len(self.clips))
                 self._state = {"epoch": epoch, "clips": num_clips}
                 yield batch
+            for kept in keeping:
+                kept.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self._pools.discard(pool)
             if has_decoded:
                 give_back_memory()
 
-    def _batch(self, assembly: Assembly) -> ClipBatch:
+    def _batch(self, assembly: Assembly, labels: torch.Tensor, is_padding: torch.Tensor) -> ClipBatch:
         frames, step = assembly.frames(), assembly.step
-        indices, labels, is_padding = step.indices, self._labels[step.indices], step.is_padding
+        indices = step.indices
         if assembly.dropped:
             with self._lock:
                 for slot, reason in assembly.dropped.items():
                     self._dropped.setdefault(self.clips[indices[slot]].key, reason)
             slots, stand_in = [*assembly.dropped], assembly.stand_in
-            is_padding = is_padding.copy()
-            is_padding[slots] = True
+            padding = step.is_padding.copy()
+            padding[slots] = True
+            is_padding = self._to_device(padding)
             if stand_in is None:
-                labels = np.zeros_like(labels)
+                labels = torch.zeros_like(labels)
             else:
                 indices = indices.copy()
                 indices[slots] = indices[stand_in]
-                labels = self._labels[indices]
+                labels = self._to_device(self._labels[indices])
         return ClipBatch(
             frames=frames,
-            labels=self._to_device(labels),
+            labels=labels,
             keys=[self.clips[i].key for i in indices],
-            is_padding=self._to_device(is_padding),
+            is_padding=is_padding,
             num_global=step.num_global,
         )
 

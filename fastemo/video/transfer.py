@@ -28,6 +28,7 @@ class Transfer:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.copies = self._stream is not None  # or a batch may be the buffer it was filled in
         self._free: list[tuple[torch.Tensor, Any]] = []
         self._lock = Lock()
 
@@ -55,6 +56,10 @@ class Transfer:
         """Begin to copy to the device. Memory that is not pinned is waited for."""
         return host.to(self.device, non_blocking=self._stream is not None)
 
+    def download(self, tensor: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
+        """Begin to copy from the device to a buffer, which is returned."""
+        return host.copy_(tensor, non_blocking=True)
+
     def mark(self) -> Any:
         """An event after all that this stream was asked for so far."""
         if self._stream is None:
@@ -62,6 +67,11 @@ class Transfer:
         event = torch.cuda.Event()
         event.record(self._stream)
         return event
+
+    def wait(self, event: Any) -> None:
+        """Wait on the host until an event is done."""
+        if event is not None:
+            event.synchronize()
 
     def hand_over(self, tensor: torch.Tensor, event: Any) -> None:
         """Have the calling thread's current stream wait for an event before it reads a tensor; the host does not."""

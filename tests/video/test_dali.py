@@ -15,8 +15,10 @@ import torch
 from helpers import psnr, write_video
 from mutations import box
 
+from benchmarks.gpu_doubles import RecordingTransfer
 from fastemo.corpus.manifest import scan
 from fastemo.video import dali
+from fastemo.video import loader as loader_module
 from fastemo.video import source as source_module
 from fastemo.video.assembly import Decoder, _is_the_clips
 from fastemo.video.bitstream import PrunedClip, prune
@@ -26,6 +28,8 @@ from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
 from fastemo.video.source import CODECS_CUDA, Source, decodes, refused_size
+from fastemo.video.store import StoreConfig
+from fastemo.video.tiers import KeptClips
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # there its absence fails: it is a dependency
     pytest.importorskip("nvidia.dali", reason="DALI is a dependency on Linux x86-64 only")
@@ -548,6 +552,8 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
     monkeypatch.setattr(Decoder, "by_dali", by_dali_unless(Decoder.by_dali, by_size.name))
     configs = (VideoConfig(num_frames=3, size=48, backend=backend) for backend in ("dali", "pyav"))
     dalis, pyavs = (ClipLoader(clips, manifest.root, ["calm"], config, batch_size=3) for config in configs)
+    pruned, prune = [], Decoder.prune
+    monkeypatch.setattr(Decoder, "prune", lambda self, row: (pruned.append(row), prune(self, row))[1])
     with dalis, pyavs:
         for epoch in range(2):
             (ours,), (theirs,) = dalis.epoch(epoch), pyavs.epoch(epoch)
@@ -555,6 +561,48 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
             assert psnr(ours.frames.numpy(), theirs.frames.numpy()) >= 50
         assert dalis.refused_by_dali == {"format": 1, "size": 1}
         assert pyavs.refused_by_dali == {}
+    assert sorted(pruned) == [1, 2, 2], "what was refused once by its pixel format is not pruned for DALI again"
+
+
+@pytest.mark.parametrize("tier", ["memory", "disk"])
+def test_what_dali_decoded_is_kept_after_its_batch_is_handed_over(videos, tmp_path, monkeypatch, tier):
+    monkeypatch.setattr(loader_module, "Transfer", RecordingTransfer)
+    manifest = scan(videos[0].parent)
+    clips = [clip for clip in manifest.clips + manifest.unlabelled if clip.codec in ("vp9", "h264")]
+    clips = [replace(clip, status="clip", emotion="calm") for clip in clips]
+    config = VideoConfig(num_frames=3, size=48, backend="dali")
+    arrived, keep = threading.Event(), KeptClips.keep
+
+    def keep_late(self, row, frames):
+        assert arrived.wait(60), "a batch waits until it is kept"
+        keep(self, row, frames)
+
+    monkeypatch.setattr(KeptClips, "keep", keep_late)
+    store = StoreConfig(tier=tier, root=tmp_path / "store")
+    with ClipLoader(clips, manifest.root, ["calm"], config, batch_size=2, store=store) as loader:
+        batches = [(arrived.set(), batch.frames.clone())[1] for batch in loader.epoch(0)]
+        monkeypatch.setattr(Decoder, "decode_on_device", None)
+        monkeypatch.setattr(Decoder, "decode", None)
+        for batch, frames in zip(loader.epoch(1), batches, strict=True):
+            assert torch.equal(batch.frames, frames)
+        loader.transfer.check_over()
+
+
+def test_an_error_while_clips_are_kept_is_raised(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader_module, "Transfer", RecordingTransfer)
+    manifest = scan(videos[0].parent)
+    clips = [replace(clip, status="clip", emotion="calm") for clip in manifest.unlabelled or manifest.clips]
+
+    def broken(self, row, frames):
+        raise RuntimeError("no more handles")
+
+    monkeypatch.setattr(KeptClips, "keep", broken)
+    config, store = VideoConfig(num_frames=3, size=48, backend="pyav"), StoreConfig(tier="memory", root=tmp_path)
+    with (
+        ClipLoader(clips, manifest.root, ["calm"], config, batch_size=8, store=store) as loader,
+        pytest.raises(RuntimeError, match="no more handles"),
+    ):
+        [*loader.epoch(0)]
 
 
 def by_dali_unless(real, name):
