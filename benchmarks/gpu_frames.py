@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import statistics
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,7 @@ from fastemo.video.config import VideoConfig
 from fastemo.video.decode import CROPS, decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.source import Source
+from fastemo.video.source import Source, refused_size
 from fastemo.video.store import StoreConfig
 
 _LEAST_PSNR = 38.0  # dB, between any two backends after resizing
@@ -258,6 +260,7 @@ def _corpora(bench: Bench) -> Iterator[tuple[str, Manifest]]:
 def nvdec(bench: Bench) -> dict[str, Any]:
     """Clips a second: the loader cold by both backends, DALI alone by batch and threads, PyAV, pruning."""
     found: dict[str, Any] = {"ok": True, "dali": dali.why_unavailable(bench.device) or "is there"}
+    found["nvdec_percent"] = {}
     for size, manifest in _corpora(bench):
         rates: dict[str, Any] = {}
         found[size] = rates
@@ -267,23 +270,29 @@ def nvdec(bench: Bench) -> dict[str, Any]:
             for backend in backends:
                 name = f"loader cold, {backend}, batch {batch}"
                 if bench.has_time(f"{size}, {name}"):
-                    with _loader(
-                        bench, manifest, manifest.clips, replace(config, backend=backend), batch_size=batch
-                    ) as it:
+                    asked = replace(config, backend=backend)
+                    with (
+                        engine_use(bench.device, found["nvdec_percent"], f"{size}, {name}"),
+                        _loader(bench, manifest, manifest.clips, asked, batch_size=batch) as it,
+                    ):
                         took = timed(lambda it=it: count_clips(it))  # type: ignore[misc]
                     rates[name] = took.clips / took.seconds
-        if len(backends) == 2:
-            _dali_alone(bench, size, manifest, config, rates)
         with decode_rungs(manifest, config) as rungs:
             for rung in rungs[-1:]:
                 if bench.has_time(f"{size}, pyav"):
                     took = rung.run()
                     rates["pyav, all processors"] = took.clips / took.seconds
         _pruning(bench, size, manifest, config, rates)
+    if len(backends) == 2:
+        for size, manifest in _corpora(bench):
+            if refused_size(manifest.clips[0].width, manifest.clips[0].height, bench.device) is None:
+                _dali_alone(bench, size, manifest, config, found[size], found["nvdec_percent"])
     return found
 
 
-def _dali_alone(bench: Bench, size: str, manifest: Manifest, config: VideoConfig, rates: dict[str, Any]) -> None:
+def _dali_alone(
+    bench: Bench, size: str, manifest: Manifest, config: VideoConfig, rates: dict[str, Any], use: dict[str, float]
+) -> None:
     first = manifest.clips[0]
     path, wanted = manifest.root / first.key, frame_indices(first.num_frames, config.num_frames)
     shape = config.spec.out_size(first.width, first.height)
@@ -300,12 +309,41 @@ def _dali_alone(bench: Bench, size: str, manifest: Manifest, config: VideoConfig
                 decoder.decode([source] * batch)
                 bench.synchronize()
                 began, done = time.perf_counter(), 0
-                while done < len(manifest.clips) and time.perf_counter() - began < 3:
-                    decoder.decode([source] * batch)
-                    done += batch
-                bench.synchronize()
+                with engine_use(bench.device, use, f"{size}, {name}"):
+                    while done < len(manifest.clips) and time.perf_counter() - began < 3:
+                        decoder.decode([source] * batch)
+                        done += batch
+                    bench.synchronize()
                 rates[name] = done / (time.perf_counter() - began)
                 decoder.close()
+
+
+@contextmanager
+def engine_use(device: torch.device, use: dict[str, float], name: str) -> Iterator[None]:
+    """Note NVDEC's mean use in percent, by NVML; nothing where that is not installed or does not answer."""
+    try:
+        nvml: Any = import_module("pynvml")
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        nvml.nvmlDeviceGetDecoderUtilization(handle)
+    except Exception:
+        yield
+        return
+    samples: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            samples.append(nvml.nvmlDeviceGetDecoderUtilization(handle)[0])
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(watch)
+        try:
+            yield
+        finally:
+            over.set()
+    if samples:
+        use[name] = round(statistics.mean(samples), 1)
 
 
 def _pruning(bench: Bench, size: str, manifest: Manifest, config: VideoConfig, rates: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -225,3 +227,22 @@ def test_memory_that_grows_is_found(bench, monkeypatch):
     taken = iter(range(0, 10000, 50))
     monkeypatch.setattr(gpu_frames, "_taken", lambda bench: {"driver_mib": float(next(taken))})
     assert not gpu_frames.memory(bench)["ok"]
+
+
+def test_the_decoders_use_is_sampled_where_a_driver_tells_it(monkeypatch):
+    readings = iter([0, *[60, 80] * 1000])
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: {"GPU-1234": "card"}[uuid],
+        nvmlDeviceGetDecoderUtilization=lambda card: (next(readings), 1000),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
+    use = {}
+    with gpu_frames.engine_use(torch.device("cuda"), use, "a name"):
+        threading.Event().wait(0.5)
+    assert 60 <= use["a name"] <= 80
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with gpu_frames.engine_use(torch.device("cuda"), use, "another"):
+        pass
+    assert set(use) == {"a name"}
