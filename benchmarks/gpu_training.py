@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "bf16_default": {"speed": "auto", "compile": "default"},
     "bf16_cudagraphs": {"speed": "auto", "compile": "cudagraphs"},
 }
-_ROUNDS = 5
+_ROUNDS = 3
 # Dense bf16, operations a second, by part of the card's name. Source: NVIDIA's data sheets.
 _PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 # R3D-18's at batch 8, T = 10, 112x112: input [B, C, T, H, W], weight, stride; and a small one.
@@ -64,9 +64,13 @@ def training(bench: Bench) -> dict[str, Any]:
         for loader in loaders.values():
             loader.close()
     errors = [f"{name}: {it['error']}" for name, it in found["steps"].items() if "error" in it]
+    if "losses" in found and not found["losses"]["ok"]:
+        errors.append(f"losses: {found['losses']['largest_gap']:.2g} from fp32's")
+    if "conv3d" in found and not found["conv3d"]["ok"]:
+        errors.append(f"conv3d: a relative error of {found['conv3d']['worst_error']:.2g}")
     if errors:
         found["error"] = "; ".join(errors)[:1200]
-    return {"ok": not errors and all(found[key]["ok"] for key in ("losses", "conv3d") if key in found), **found}
+    return {"ok": not errors, **found}
 
 
 def plan(rehearse: bool) -> list[tuple[str, int, str]]:

@@ -4,9 +4,10 @@
     python benchmarks/readme_results.py --check     # status 1 if the README is not what this would write
 
 Read are `throughput-*`, `epoch-time-*` and `scaling-*`, of each machine the newest, `accuracy-*`, of each run on each
-machine the newest, and every `study-*/study.json`. The table of faults, from the newest `reliability-*` of each
-machine, stands between markers of its own. What was measured with --quick is left out: it says whether a benchmark
-works, nothing more; and so is a sample of the faults, without --full.
+machine the newest, `gpu/check-*`, of each card the newest, and every `study-*/study.json`. The table of faults, from
+the newest `reliability-*` of each machine, stands between markers of its own. What was measured with --quick or only
+rehearsed is left out: it says whether a benchmark works, nothing more; and so is a sample of the faults, without
+--full.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ BENCHMARKS = {
 _ACCURACY = "accuracy"
 _RELIABILITY = "reliability"
 _STUDY = "study"
+_GPU = "check"
 _NEEDED = {
     _ACCURACY: ["model", "epochs", "accuracy", "interval", "seed"],
     _RELIABILITY: ["faults"],
     _STUDY: ["name", "cells", "parts", "minutes"],
+    _GPU: ["stages"],
 }
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
@@ -57,9 +60,11 @@ def read(folder: Path) -> dict[str, list[Found]]:
         ValueError: A file is no JSON, or lacks what every kind has; the message names it.
     """
     found: dict[str, list[Found]] = {}
-    kinds = (*BENCHMARKS, _ACCURACY, _RELIABILITY, _STUDY)
-    for path in sorted([*folder.glob("*.json"), *folder.glob(f"{_STUDY}-*/study.json")]):
-        name = path.relative_to(folder).parts[0]
+    kinds = (*BENCHMARKS, _ACCURACY, _RELIABILITY, _STUDY, _GPU)
+    for path in sorted(
+        it for glob in ("*.json", f"{_STUDY}-*/study.json", f"gpu/{_GPU}-*.json") for it in folder.glob(glob)
+    ):
+        name = path.parent.name if path.name == "study.json" else path.name
         kind = next((it for it in kinds if name.replace("_", "-").startswith(f"{it.replace('_', '-')}-")), None)
         if kind is None:
             raise ValueError(f"{path.name} is none of {', '.join(kinds)}")
@@ -72,7 +77,7 @@ def read(folder: Path) -> dict[str, list[Found]]:
         except ValueError as error:
             raise ValueError(f"{path.name} cannot be read: {error}") from error
         settings = one.get("settings", {})
-        if not settings.get("quick") and settings.get("full", True):
+        if not settings.get("quick") and settings.get("full", True) and not one.get("rehearsed"):
             found.setdefault(kind, []).append(one)
     return {kind: sorted(its, key=lambda it: it["date"]) for kind, its in found.items()}
 
@@ -95,6 +100,8 @@ def text(found: dict[str, list[Found]]) -> str:
         for kind, heading in BENCHMARKS.items()
         if kind in found
     ]
+    if _GPU in found:
+        parts.append(f"### On a GPU (`benchmarks/gpu_check.py`)\n\n{gpu_table(newest(found[_GPU]))}")
     if _ACCURACY in found:
         rows = newest(found[_ACCURACY], ("model", "command", "seed"))
         parts.append(f"### Accuracy on the built-in corpus\n\n{accuracy_table(rows)}")
@@ -108,6 +115,42 @@ def benchmark_table(files: Sequence[Found]) -> str:
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
     return _markdown([["", *(_machine(it["machine"]) for it in files)], *rows])
+
+
+def gpu_table(files: Sequence[Found]) -> str:
+    """One column a card: the verdicts, warm steps by model, the ways to decode, memory."""
+    columns = [_facts(it) | _on_gpu(it["stages"], it.get("note")) for it in files]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
+    return _markdown([["", *(_machine(it["machine"]) for it in files)], *rows])
+
+
+def _on_gpu(stages: dict[str, Any], note: str | None) -> dict[str, str]:
+    failed = [name for name, it in stages.items() if not it["ok"]]
+    verdict = f"**failed: {', '.join(failed)}**" if failed else f"all {len(stages)} ok"
+    cells = {"stages": f"{verdict} ({note})" if note else verdict}
+    models: dict[str, dict[str, dict[str, float]]] = {}
+    for key, step in stages.get("training", {}).get("steps", {}).items():
+        model, batch, variant = key.split(", ")
+        if "clips_per_second" in step:
+            models.setdefault(model, {}).setdefault(batch, {})[variant] = step["clips_per_second"]
+    for model, batches in models.items():
+        told = [
+            f"{batch}: " + ", ".join(f"{figure(rate)} in {kind.replace('_', ' with ')}" for kind, rate in rates.items())
+            for batch, rates in batches.items()
+        ]
+        cells[f"{model}: warm steps from the device tier, clips/s"] = "; ".join(told)
+    for size, rates in stages.get("nvdec", {}).items():
+        if isinstance(rates, dict) and any(name.startswith("dali, ") for name in rates):
+            for kind in ("loader cold, dali", "loader cold, pyav", "dali, pruned", "dali, full"):
+                if best := max((rate for name, rate in rates.items() if name.startswith(kind)), default=None):
+                    cells[f"{size}: {kind}, at its best"] = f"{figure(best)} clips/s"
+    if "growth_mib" in (memory := stages.get("memory", {})):
+        growth = ", ".join(
+            f"{figure(mib)} MiB {name.removesuffix('_mib')}" for name, mib in memory["growth_mib"].items()
+        )
+        cells[f"memory growth over {memory['decodes']:,} decodes"] = growth
+    return cells
 
 
 def accuracy_table(files: Sequence[Found]) -> str:

@@ -129,6 +129,43 @@ def test_accuracies_are_rows(tmp_path):
     assert lines[5].startswith("| `early_cnn` | 12 | 85.0 % (74.1 to 87.5) | 1 | blind \\| deaf | 2026-11-23 |")
 
 
+def test_a_card_is_a_column_and_a_rehearsal_none(tmp_path):
+    steps = {
+        "early_cnn, batch 8, fp32": {"clips_per_second": 500.0},
+        "early_cnn, batch 8, bf16_cudagraphs": {"clips_per_second": 1234.0},
+        "r3d18, batch 8, fp32": {"error": "out of memory"},
+    }
+    rates = {
+        "loader cold, dali, batch 8": 40.0,
+        "loader cold, dali, batch 64": 41.5,
+        "loader cold, pyav, batch 8": 43.0,
+    }
+    stages = {
+        "training": {"ok": False, "steps": steps},
+        "nvdec": {"ok": True, "1280x720": rates | {"dali, pruned, batch 8, threads 7": 59.0}, "320x180": rates},
+        "memory": {"ok": True, "decodes": 3000, "growth_mib": {"torch_mib": 0.0}},
+    }
+    machine = benchmark()["machine"] | {"gpus": ["A card"]}
+    found = benchmark(machine=machine, stages=stages, note="why")
+    folder = folder_of(tmp_path)
+    (folder / "gpu").mkdir(parents=True)
+    (folder / "gpu" / "first-look.json").write_text("no check", encoding="utf-8")
+    for name, change in (("check-a.json", {}), ("check-b.json", {"rehearsed": True, "stages": {}})):
+        (folder / "gpu" / name).write_text(json.dumps(found | change), encoding="utf-8")
+    written = text(read(folder))
+    assert "### On a GPU" in written
+    for row in (
+        "| stages | **failed: training** (why) |",
+        "| early_cnn: warm steps from the device tier, clips/s | batch 8: 500 in fp32, 1,234 in bf16 with cudagraphs |",
+        "| 1280x720: loader cold, dali, at its best | 41.50 clips/s |",
+        "| 1280x720: dali, pruned, at its best | 59 clips/s |",
+        "| memory growth over 3,000 decodes | 0 MiB torch |",
+    ):
+        assert row in written
+    assert "r3d18" not in written
+    assert "320x180" not in written, "there, DALI was asked for and PyAV decoded"
+
+
 def test_faults_are_rows_below_when_and_where(tmp_path):
     folder = folder_of(
         tmp_path,
