@@ -215,7 +215,7 @@ def conv3d_errors(
         inputs, kernel = (it.to(dtype, memory_format=layout, copy=True).requires_grad_() for it in (frames, weight))
         result = F.conv3d(inputs, kernel, stride=stride, padding=padding)
         # A gradient that no sum cancels, of a size that leaves both its sums in fp16's range.
-        gradient = result.detach() / result[:, 0].numel() ** 0.5
+        gradient = result.detach() / (result.numel() / weight_shape[0]) ** 0.5
         return [result.detach(), *torch.autograd.grad(result, (inputs, kernel), gradient)]
 
     allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
