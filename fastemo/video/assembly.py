@@ -215,7 +215,7 @@ class Assembly:
         self._by_dali = [slot for slot in missing if self._decoder.by_dali(self._rows[slot])]
         self._by_host = [slot for slot in range(len(self._rows)) if slot not in {*self._resident, *self._by_dali}]
         self._host = self._buffer()[: len(self._by_host)] if self._by_host else torch.empty(0)
-        self._host_slot = {slot: self._host[place].numpy() for place, slot in enumerate(self._by_host)}
+        self._host_slot = dict(zip(self._by_host, self._host.numpy(), strict=True))
         # Reading takes a hundredth of decoding: what is kept is one job, the rest a job each.
         jobs: list[tuple[Callable[[int], None], list[int]]] = [(self._read, stored)] if stored else []
         for slot in missing:
