@@ -259,13 +259,14 @@ def _corpora(bench: Bench) -> Iterator[tuple[str, Manifest]]:
 
 def nvdec(bench: Bench) -> dict[str, Any]:
     """Clips a second: the loader cold by both backends, DALI alone by batch and threads, PyAV, pruning."""
-    found: dict[str, Any] = {"ok": True, "dali": dali.why_unavailable(bench.device) or "is there"}
-    found["nvdec_percent"] = {}
-    for size, manifest in _corpora(bench):
+    unavailable = dali.why_unavailable(bench.device)
+    found: dict[str, Any] = {"ok": True, "dali": unavailable or "is there", "nvdec_percent": {}}
+    config = replace(bench.video, size=48 if bench.rehearse else 128, num_frames=5 if bench.rehearse else 10)
+    backends: tuple[Any, ...] = ("pyav",) if unavailable else ("pyav", "dali")
+    corpora = [*_corpora(bench)]
+    for size, manifest in corpora:
         rates: dict[str, Any] = {}
         found[size] = rates
-        config = replace(bench.video, size=48 if bench.rehearse else 128, num_frames=5 if bench.rehearse else 10)
-        backends: tuple[Any, ...] = ("pyav", "dali") if dali.why_unavailable(bench.device) is None else ("pyav",)
         for batch in (2,) if bench.rehearse else (8, 64):
             for backend in backends:
                 name = f"loader cold, {backend}, batch {batch}"
@@ -283,10 +284,9 @@ def nvdec(bench: Bench) -> dict[str, Any]:
                     took = rung.run()
                     rates["pyav, all processors"] = took.clips / took.seconds
         _pruning(bench, size, manifest, config, rates)
-    if len(backends) == 2:
-        for size, manifest in _corpora(bench):
-            if refused_size(manifest.clips[0].width, manifest.clips[0].height, bench.device) is None:
-                _dali_alone(bench, size, manifest, config, found[size], found["nvdec_percent"])
+    for size, manifest in [] if unavailable else corpora:
+        if refused_size(manifest.clips[0].width, manifest.clips[0].height, bench.device) is None:
+            _dali_alone(bench, size, manifest, config, found[size], found["nvdec_percent"])
     return found
 
 

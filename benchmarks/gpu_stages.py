@@ -328,19 +328,8 @@ def _cuda_test_files() -> list[str]:
 
 def cuda_tests(bench: Bench) -> dict[str, Any]:
     """Every test marked cuda; a rehearsal collects them."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "cuda",
-        "-q",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        *_cuda_test_files(),
-    ]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command = [*pytest, "-m", "cuda", *_cuda_test_files()]
     command += ["--collect-only"] if bench.rehearse else []
     env = {**os.environ, "FASTEMO_REQUIRE_CUDA": "1"}
     try:
