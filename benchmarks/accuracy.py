@@ -18,7 +18,7 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.results import collect_versions, machine, machine_slug
-from fastemo.corpus.action_units import PAIRS
+from fastemo.corpus.synthetic.action_units import PAIRS
 from fastemo.errors import one_line_errors
 from fastemo.evaluation.compare import order_counts
 from fastemo.machine import write_text

@@ -49,7 +49,7 @@ from benchmarks.targets import Rounds
 from fastemo.console import Console
 from fastemo.corpus import ravdess
 from fastemo.corpus.manifest import scan
-from fastemo.corpus.synthetic import SyntheticConfig, synthesize
+from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
 from fastemo.errors import one_line_errors
 from fastemo.models.config import ModelName
 from fastemo.training.config import Precision

@@ -108,7 +108,7 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _synthesize(options: argparse.Namespace) -> None:
     from fastemo.console import Console
-    from fastemo.corpus.synthetic import Difficulty, SyntheticConfig, synthesize
+    from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig, synthesize
 
     chosen = vars(options)
     difficulty = Difficulty(**{field.name: chosen[field.name] for field in fields(Difficulty)})

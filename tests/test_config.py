@@ -11,7 +11,7 @@ import yaml
 
 from fastemo.config import RunConfig, read_config, write_config
 from fastemo.corpus.config import CorpusConfig
-from fastemo.corpus.synthetic import Difficulty, SyntheticConfig
+from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig
 from fastemo.models import ModelConfig
 from fastemo.training.trainer import TrainConfig
 from fastemo.video.augment import AugmentConfig

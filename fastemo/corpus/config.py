@@ -9,7 +9,7 @@ from typing import Literal
 from fastemo.corpus.manifest import LABELS, Labels
 from fastemo.corpus.probe import Verify
 from fastemo.corpus.protocol import PROTOCOLS, Protocol
-from fastemo.corpus.synthetic import SyntheticConfig
+from fastemo.corpus.synthetic.synthesis import SyntheticConfig
 
 OnError = Literal["stop", "drop"]
 

@@ -10,7 +10,7 @@ from fastemo.console import Console
 from fastemo.corpus import cremad
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.corpus.synthetic import GENERATOR_VERSION, synthesize
+from fastemo.corpus.synthetic.synthesis import GENERATOR_VERSION, synthesize
 from fastemo.machine import available_processors, cache_folder, locked
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastemo.config import RunConfig
-from fastemo.corpus.action_units import PAIRS
+from fastemo.corpus.synthetic.action_units import PAIRS
 from fastemo.evaluation.compare import compare, mean_interval, order_accuracy
 from fastemo.evaluation.tables import PredictionTable, joined, read_predictions
 from fastemo.report.published import report_accuracy

@@ -23,7 +23,7 @@ from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
-from fastemo.corpus.synthetic import SyntheticConfig, synthesize
+from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
 from fastemo.train import main
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import decode_clip
@@ -252,7 +252,7 @@ def test_workers_that_find_the_disk_full(tmp_path: Path, fault_log: FaultLog) ->
     with disk_of(tmp_path / "disk", 64) as disk:
         code = (
             "from fastemo.console import Console; from fastemo.corpus.config import CorpusConfig; "
-            "from fastemo.corpus import prepare; from fastemo.corpus.synthetic import SyntheticConfig; "
+            "from fastemo.corpus import prepare; from fastemo.corpus.synthetic.synthesis import SyntheticConfig; "
             "from fastemo.errors import one_line_errors; prepare.available_processors = lambda: 2\n"
             "with one_line_errors(): prepare.corpus_root("
             "CorpusConfig(synthetic=SyntheticConfig(actors=2, clips_per_actor=8, num_frames=9)), Console(show=False))"

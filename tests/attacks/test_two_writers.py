@@ -21,7 +21,7 @@ from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
-from fastemo.corpus.synthetic import SyntheticConfig, synthesize
+from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
@@ -37,7 +37,7 @@ TINY = SyntheticConfig(actors=2, clips_per_actor=4, width=64, height=64, num_fra
 MAKE = (
     "import sys; from pathlib import Path; from fastemo.console import Console; "
     "from fastemo.corpus.config import CorpusConfig; from fastemo.corpus.prepare import corpus_root; "
-    "from fastemo.corpus.synthetic import SyntheticConfig; "
+    "from fastemo.corpus.synthetic.synthesis import SyntheticConfig; "
     "print(corpus_root(CorpusConfig(synthetic=SyntheticConfig(actors={actors}, clips_per_actor={takes}, width=64, "
     "height=64, num_frames=4)), Console(show=False)))"
 )

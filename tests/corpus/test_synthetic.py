@@ -10,8 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from fastemo.corpus import action_units, ravdess, synthetic
-from fastemo.corpus.synthetic import Difficulty, SyntheticConfig, render_frames, synthesize
+from fastemo.corpus import ravdess
+from fastemo.corpus.synthetic import action_units, synthesis
+from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig, render_frames, synthesize
 
 SMALL = SyntheticConfig(actors=2, clips_per_actor=3, width=160, height=90, num_frames=31)
 
@@ -166,7 +167,7 @@ def test_names_and_folders_are_ravdess_s(corpus: Path) -> None:
 
 @pytest.mark.parametrize("clips", [1, 4, 8, 13, 30, 60])
 def test_smaller_corpora_are_balanced_over_classes(clips: int) -> None:
-    takes = synthetic.corpus_performances(SyntheticConfig(clips_per_actor=clips))
+    takes = synthesis.corpus_performances(SyntheticConfig(clips_per_actor=clips))
     assert len(takes) == len(set(takes)) == 24 * clips
     counts = np.bincount([take.label for take in takes], minlength=8)
     if clips <= 32:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2, chisquare
 
-from fastemo.corpus.action_units import PAIRS
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.corpus.synthetic.action_units import PAIRS
 from fastemo.evaluation.compare import (
     PredictionTable,
     compare,

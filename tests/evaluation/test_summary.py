@@ -15,7 +15,7 @@ from torch import nn
 from fastemo.corpus.manifest import Clip, Manifest, scan
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.corpus.ravdess import EMOTIONS, speech_performances
-from fastemo.corpus.synthetic import SyntheticConfig, synthesize
+from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
 from fastemo.evaluation.compare import compare, mean_interval, read_predictions
 from fastemo.evaluation.evaluate import Predictions, predict, summarise, write_predictions
 from fastemo.evaluation.metrics import compute_metrics

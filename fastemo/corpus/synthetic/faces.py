@@ -11,9 +11,9 @@ import threading
 import cv2
 import numpy as np
 
-from fastemo.corpus.action_units import ACTION_UNITS, Tracks
-from fastemo.corpus.identity import Identity
-from fastemo.corpus.portraits import JAW_DROP, JAW_LEVELS, SHIFT, Portrait
+from fastemo.corpus.synthetic.action_units import ACTION_UNITS, Tracks
+from fastemo.corpus.synthetic.identity import Identity
+from fastemo.corpus.synthetic.portraits import JAW_DROP, JAW_LEVELS, SHIFT, Portrait
 
 _MIN_CANVAS_HEIGHT = 360
 _LID = np.linspace(-1, 1, 11)  # along an eyelid, inner to outer corner

@@ -10,8 +10,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from fastemo.corpus.action_units import generator, smoothstep
-from fastemo.corpus.identity import Identity
+from fastemo.corpus.synthetic.action_units import generator, smoothstep
+from fastemo.corpus.synthetic.identity import Identity
 
 SHIFT = 4  # fractional bits of the coordinates that OpenCV draws with
 JAW_DROP = 0.17  # how far the chin sinks when the jaw is fully open, fu

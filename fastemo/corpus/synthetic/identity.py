@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastemo.corpus import ravdess
-from fastemo.corpus.action_units import generator
+from fastemo.corpus.synthetic.action_units import generator
 
 _IDENTITY = 10  # tag of this module's random keys
 _SKIN = ((244, 210, 190), (236, 193, 168), (224, 175, 144), (203, 150, 116), (174, 120, 88), (139, 91, 65),

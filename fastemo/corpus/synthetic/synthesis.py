@@ -28,11 +28,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fastemo.corpus import action_units, ravdess
-from fastemo.corpus.encode import TEMPORARY_SUFFIX, encode_clip
-from fastemo.corpus.faces import FacePainter
-from fastemo.corpus.identity import draw_identity
-from fastemo.corpus.workers import start_worker
+from fastemo.corpus import ravdess
+from fastemo.corpus.synthetic import action_units
+from fastemo.corpus.synthetic.encode import TEMPORARY_SUFFIX, encode_clip
+from fastemo.corpus.synthetic.faces import FacePainter
+from fastemo.corpus.synthetic.identity import draw_identity
+from fastemo.corpus.synthetic.workers import start_worker
 from fastemo.machine import available_processors
 
 GENERATOR_VERSION = 1

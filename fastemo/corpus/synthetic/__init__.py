@@ -1,0 +1,1 @@
+"""The built-in corpus: faces generated from action units, encoded like RAVDESS."""
