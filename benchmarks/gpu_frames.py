@@ -26,7 +26,7 @@ from benchmarks.measure import timed
 from fastemo.corpus.manifest import Clip, Manifest, scan
 from fastemo.machine import resident_memory
 from fastemo.video import assembly, dali
-from fastemo.video.bitstream import PrunedClip, prune
+from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import CROPS, decode_clip
 from fastemo.video.loader import ClipLoader

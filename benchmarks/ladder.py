@@ -14,7 +14,7 @@ import torch
 from benchmarks.measure import Pass, Rung, timed
 from fastemo.corpus.manifest import Clip, Manifest
 from fastemo.machine import available_processors
-from fastemo.video.bitstream import prune
+from fastemo.video.bitstream.pruning import prune
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from helpers import frame_number, write_image, write_video
 
 from fastemo.corpus.probe import CONTAINERS_ONLY, probe_video
-from fastemo.video.bitstream import UNPROBED
+from fastemo.video.bitstream.pruning import UNPROBED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

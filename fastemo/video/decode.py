@@ -16,7 +16,7 @@ from av.filter import Graph
 
 from fastemo.corpus.probe import CONTAINERS_ONLY, IMAGES_ONLY, image_files
 from fastemo.errors import UserError
-from fastemo.video.bitstream import UNPROBED, BitstreamError, PrunedClip, prune
+from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, PrunedClip, prune
 
 Library = Literal["pyav", "decord"]
 Crop = Literal["full", "squash", "center", "head"]

@@ -11,7 +11,7 @@ import av.error
 import numpy as np
 import torch
 
-from fastemo.video.bitstream import PrunedClip
+from fastemo.video.bitstream.pruning import PrunedClip
 from fastemo.video.decode import DecodeError
 
 # By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4. Of CUDA's, those that came out

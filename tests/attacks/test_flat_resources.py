@@ -23,7 +23,7 @@ from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.machine import give_back_memory
 from fastemo.video import assembly, tiers
-from fastemo.video.bitstream import PrunedClip, prune
+from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader

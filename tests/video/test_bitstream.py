@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastemo.errors import UserError
-from fastemo.video import nal
-from fastemo.video.bitstream import UNPROBED, BitstreamError, prune
+from fastemo.video.bitstream import nal
+from fastemo.video.bitstream.frame_headers import Bits, NotUnderstood, check_av1, check_mpeg4, check_vp9
+from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, prune
 from fastemo.video.decode import unpadded
-from fastemo.video.frame_headers import Bits, NotUnderstood, check_av1, check_mpeg4, check_vp9
 from fastemo.video.sampling import frame_indices
 
 WIDTH, HEIGHT = 96, 64

@@ -21,7 +21,7 @@ from fastemo.video import dali
 from fastemo.video import loader as loader_module
 from fastemo.video import source as source_module
 from fastemo.video.assembly import Decoder, _is_the_clips
-from fastemo.video.bitstream import PrunedClip, prune
+from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import VideoConfig
 from fastemo.video.dali import DaliDecoder, DaliUnavailable, capabilities, why_unavailable
 from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip

@@ -14,7 +14,7 @@ from helpers import noise_frame, write_images, write_video
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.video import assembly, tiers
-from fastemo.video.bitstream import PrunedClip, prune
+from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import DecodeError, decode_clip
 from fastemo.video.loader import ClipLoader

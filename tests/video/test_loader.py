@@ -10,7 +10,7 @@ from helpers import psnr, write_video
 
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
-from fastemo.video.bitstream import PrunedClip, prune
+from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import DecodeError, FrameSpec, decode_clip
 from fastemo.video.loader import ClipLoader

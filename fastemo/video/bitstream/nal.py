@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fastemo.video.frame_headers import START_CODE, Bits, NotUnderstood
+from fastemo.video.bitstream.frame_headers import START_CODE, Bits, NotUnderstood
 
 H264_SLICE, H264_IDR, H264_SEI, H264_SPS, H264_PPS = 1, 5, 6, 7, 8
 H264_PARTITIONS = range(2, 5)

@@ -15,8 +15,8 @@ import numpy as np
 
 from fastemo.corpus.probe import CONTAINERS_ONLY
 from fastemo.errors import UserError
-from fastemo.video import frame_headers, nal
-from fastemo.video.frame_headers import NotUnderstood
+from fastemo.video.bitstream import frame_headers, nal
+from fastemo.video.bitstream.frame_headers import NotUnderstood
 
 # Codecs whose pictures come out in the order of the packets.
 _UNORDERED = frozenset({"av1", "mjpeg", "vp9"})
