@@ -36,9 +36,9 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 _TESTS_FAILED = 1  # pytest's status
 # Where attacks are, besides tests/attacks.
 _MORE = (
-    "test_resume.py",
+    "experiment/test_resume.py",
     "test_processes.py",
-    "test_pages.py",
+    "report/test_collect.py",
     "training/test_checkpoint.py",
     "training/test_faults.py",
 )

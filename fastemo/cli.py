@@ -142,7 +142,7 @@ def _index(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from fastemo.console import Console
-    from fastemo.retest import evaluate_run
+    from fastemo.experiment.retest import evaluate_run
 
     evaluate_run(
         options.run,
@@ -157,9 +157,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _study(options: argparse.Namespace) -> None:
     from fastemo.console import Console
-    from fastemo.study.estimate import dry_run
-    from fastemo.study.grid import read_study
-    from fastemo.study.runner import run_study
+    from fastemo.experiment.study.estimate import dry_run
+    from fastemo.experiment.study.grid import read_study
+    from fastemo.experiment.study.runner import run_study
     from fastemo.training.stopping import StopSignals
 
     study = read_study(options.file, options.settings)
@@ -173,7 +173,7 @@ def _study(options: argparse.Namespace) -> None:
 
 def _page(options: argparse.Namespace) -> None:
     from fastemo.console import Console
-    from fastemo.pages import write_page
+    from fastemo.report.collect import write_page
 
     write_page(options.folders, options.out, Console(), corpus_root=options.root)
 

@@ -18,9 +18,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
     """Train by the configuration that the arguments give."""
     with one_line_errors():
         # Late: the processes that draw the built-in corpus import this file again and have no use for torch.
+        from fastemo.experiment.resume import resolve
+        from fastemo.experiment.run import run
         from fastemo.machine import check_platform
-        from fastemo.resume import resolve
-        from fastemo.run import run
         from fastemo.training.stopping import StopSignals
 
         check_platform()

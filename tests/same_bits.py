@@ -9,9 +9,9 @@ import torch
 from helpers import empty_figures
 from safetensors.torch import load_file
 
+from fastemo.experiment.resume import resolve
+from fastemo.experiment.run import run
 from fastemo.models import fusion
-from fastemo.resume import resolve
-from fastemo.run import run
 
 TIMES = ("epoch_seconds", "clips_per_second", "data_wait_fraction")
 SMALL = [

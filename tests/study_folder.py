@@ -12,9 +12,9 @@ from typing import Any
 from helpers import empty_figures
 
 from fastemo.console import Console
-from fastemo.run import run
-from fastemo.study.grid import read_study, with_folder
-from fastemo.study.runner import run_study
+from fastemo.experiment.run import run
+from fastemo.experiment.study.grid import read_study, with_folder
+from fastemo.experiment.study.runner import run_study
 
 QUIET = Console(show=False)
 # Elements that HTML closes by itself.

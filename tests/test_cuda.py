@@ -8,8 +8,8 @@ import torch
 from fastemo.config import read_config
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.experiment.run import run
 from fastemo.models import ModelConfig, build_model
-from fastemo.run import run
 from fastemo.training.config import TrainConfig
 from fastemo.training.resume import load_optimizer
 from fastemo.training.trainer import Trainer

@@ -8,7 +8,7 @@ from helpers import write_image
 
 from fastemo.config import read_config
 from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig, corpus_performances, render_frames
-from fastemo.run import run
+from fastemo.experiment.run import run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPLITS = {"train": range(1, 9), "val": [9], "test": [10]}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from same_bits import SMALL
 
 from fastemo.config import read_config
-from fastemo.run import run
+from fastemo.experiment.run import run
 
 TRAIN = Path(__file__).resolve().parent.parent / "fastemo" / "train.py"
 # Nothing of a clip's result hangs on the clips beside it, nor on the process that it is dealt to; sums in fp32.

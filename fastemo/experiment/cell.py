@@ -1,4 +1,4 @@
-"""Entry of a study's cell: `python -m fastemo.cell PARENT PROCESSORS -- OPTIONS OF fastemo train`.
+"""Entry of a study's cell: `python -m fastemo.experiment.cell PARENT PROCESSORS -- OPTIONS OF fastemo train`.
 
 Started by `study/runner.py` alone, in a process of its own, which does not outlive the study: where the study's process
 is killed, the cell is asked to end, writes its checkpoint, and is gone on with when the study is.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import signal
 import sys
 
@@ -25,9 +26,7 @@ def main(arguments: list[str]) -> None:
         return
     # What the run notes as the command that repeats it.
     sys.argv[:] = ["fastemo", "train", *options]
-    from fastemo.train import main as train
-
-    train(options, prog="fastemo train")
+    runpy.run_module("fastemo.cli", run_name="__main__")
 
 
 if __name__ == "__main__":

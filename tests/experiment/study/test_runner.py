@@ -15,9 +15,9 @@ import pytest
 from fastemo.cli import main
 from fastemo.console import Console
 from fastemo.evaluation.compare import read_predictions
+from fastemo.experiment.study.grid import read_study
+from fastemo.experiment.study.runner import run_study
 from fastemo.machine import only_one
-from fastemo.study.grid import read_study
-from fastemo.study.runner import run_study
 
 BASE = {
     "model.pretrained": False,

@@ -21,10 +21,10 @@ from fastemo.corpus.manifest import Clip, Manifest, read_manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.errors import Stopped
+from fastemo.experiment.results import results_line, write_report
+from fastemo.experiment.resume import check_same_corpus, recover
 from fastemo.machine import only_one, write_text
 from fastemo.models import build_model
-from fastemo.results import results_line, write_report
-from fastemo.resume import check_same_corpus, recover
 from fastemo.training import checkpoint, faults
 from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.stopping import StopSignals

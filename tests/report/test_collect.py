@@ -18,10 +18,10 @@ from study_folder import QUIET, Element, cells_of, parsed
 
 from fastemo.cli import main
 from fastemo.config import read_config
-from fastemo.pages import write_page
+from fastemo.experiment.retest import evaluate_run
+from fastemo.experiment.run import run
+from fastemo.report.collect import write_page
 from fastemo.report.published import ANCHORS, report_accuracy
-from fastemo.retest import evaluate_run
-from fastemo.run import run
 
 SMALL = [
     *("--model.name", "early_cnn", "--train.epochs", "1", "--train.batch_size", "16", "--video.num_frames", "2"),

@@ -15,7 +15,7 @@ from fastemo.corpus.manifest import Clip
 from fastemo.corpus.protocol import Splits
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
-from fastemo.examples import surest, write_examples
+from fastemo.experiment.examples import surest, write_examples
 from fastemo.machine import describe_machine, versions, write_text
 from fastemo.report import figures
 from fastemo.video.decode import DecodeError, decode_clip

@@ -18,8 +18,8 @@ from fastemo.console import Console
 from fastemo.corpus import cremad
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.evaluation.evaluate import Predictions
-from fastemo.retest import evaluate_run, restricted
-from fastemo.run import run
+from fastemo.experiment.retest import evaluate_run, restricted
+from fastemo.experiment.run import run
 
 FASTEMO = Path(sys.executable).parent / "fastemo"
 TINY = [

@@ -19,10 +19,10 @@ from fastemo.config import read_config
 from fastemo.console import Console
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.evaluation.metrics import compute_metrics
-from fastemo.retest import evaluate_run
-from fastemo.run import run
+from fastemo.experiment.retest import evaluate_run
+from fastemo.experiment.run import run
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = REPOSITORY / "fastemo" / "train.py"
 BIN = Path(sys.executable).parent
 QUICK = REPOSITORY / "configs" / "quick.yaml"

@@ -14,8 +14,8 @@ from fastemo.config import RunConfig
 from fastemo.corpus.synthetic.action_units import PAIRS
 from fastemo.evaluation.compare import compare, mean_interval, order_accuracy
 from fastemo.evaluation.tables import PredictionTable, joined, read_predictions
+from fastemo.experiment.study.grid import Cell, Part, Row, Study
 from fastemo.report.published import report_accuracy
-from fastemo.study.grid import Cell, Part, Row, Study
 
 _TOLD = ("accuracy", "uar", "macro_f1", "num_clips", "num_takes", "per_class", "confusion", "one_file_a_take", "probes")
 _ALSO_TOLD = ("protocol", "corpus", "epoch", "cost")

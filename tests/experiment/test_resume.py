@@ -13,11 +13,11 @@ import pytest
 from same_bits import SMALL, assert_same_bits, bits, trained
 
 from fastemo.errors import Stopped
-from fastemo.resume import resolve
+from fastemo.experiment.resume import resolve
 from fastemo.training import trainer as trainer_module
 from fastemo.training.stopping import STOP
 
-TRAIN = Path(__file__).resolve().parent.parent / "fastemo" / "train.py"
+TRAIN = Path(__file__).resolve().parents[2] / "fastemo" / "train.py"
 
 
 def options(corpus, tmp_path, *more):

@@ -15,10 +15,10 @@ from fastemo.console import Console
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.evaluation.probes import ORDERS
+from fastemo.experiment.study.grid import Cell, Study
+from fastemo.experiment.study.places import num_places
+from fastemo.experiment.study.states import read_states
 from fastemo.models import build_model
-from fastemo.study.grid import Cell, Study
-from fastemo.study.places import num_places
-from fastemo.study.states import read_states
 from fastemo.training.trainer import Trainer
 from fastemo.video.loader import ClipBatch
 

@@ -18,11 +18,11 @@ from fastemo.corpus.manifest import Clip, Labels, read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
 from fastemo.corpus.protocol import Splits, one_file_a_take, split_clips
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
-from fastemo.examples import write_examples
+from fastemo.experiment.examples import write_examples
+from fastemo.experiment.results import results_line
+from fastemo.experiment.run import make_loader
 from fastemo.machine import write_text
 from fastemo.models import build_model
-from fastemo.results import results_line
-from fastemo.run import make_loader
 from fastemo.training import checkpoint
 from fastemo.training.trainer import Trainer
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fastemo.study.grid import read_study
+from fastemo.experiment.study.grid import read_study
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 PART = {"name": "one", "base": {"model.pretrained": False}, "grid": {"model.name": ["early_cnn", "late_fusion"]}}
 
 

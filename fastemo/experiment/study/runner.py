@@ -19,11 +19,11 @@ from fastemo.console import Console
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import split_clips
 from fastemo.errors import Stopped, UserError
+from fastemo.experiment.study.grid import Cell, Study, with_folder
+from fastemo.experiment.study.places import environment_of, num_places, processors_of
+from fastemo.experiment.study.states import State, read_states, reason_of
+from fastemo.experiment.study.summary import cell_result, parts_result
 from fastemo.machine import describe_machine, only_one, versions, write_text
-from fastemo.study.grid import Cell, Study, with_folder
-from fastemo.study.places import environment_of, num_places, processors_of
-from fastemo.study.states import State, read_states, reason_of
-from fastemo.study.summary import cell_result, parts_result
 from fastemo.training.stopping import StopSignals
 
 _POLL_SECONDS = 0.2
@@ -167,7 +167,7 @@ class _Runner:
         options = ["--config", str(self._out / "configs" / f"{cell.name}.yaml"), "--resume", "auto"]
         mine = processors_of(place, self._places)
         process = subprocess.Popen(
-            [sys.executable, "-m", "fastemo.cell", str(os.getpid()), mine, "--", *options],
+            [sys.executable, "-m", "fastemo.experiment.cell", str(os.getpid()), mine, "--", *options],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

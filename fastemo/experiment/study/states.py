@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastemo.study.grid import Study
+from fastemo.experiment.study.grid import Study
 
 _MOST_REASON = 400
 

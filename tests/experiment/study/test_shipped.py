@@ -9,10 +9,10 @@ import pytest
 from helpers import empty_figures
 
 from fastemo.config import RunConfig
-from fastemo.run import run
-from fastemo.study.grid import read_study
+from fastemo.experiment.run import run
+from fastemo.experiment.study.grid import read_study
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def small(config: RunConfig, name: str, folder: Path) -> RunConfig:

@@ -1,0 +1,1 @@
+"""A configuration -> a tested model in a folder: one run, or many."""
