@@ -18,9 +18,10 @@ import numpy as np
 
 from fastemo.console import Console
 from fastemo.corpus import ravdess
+from fastemo.corpus.config import SyntheticConfig
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.synthetic.encode import FRAME_RATE, KEYFRAME_INTERVAL
-from fastemo.corpus.synthetic.synthesis import SyntheticConfig, render_frames
+from fastemo.corpus.synthetic.synthesis import render_frames
 from fastemo.machine import available_processors, cache_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -10,10 +10,9 @@ from typing import Any
 from benchmarks import corpus
 from fastemo.console import Console
 from fastemo.corpus import ravdess
-from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.prepare import prepare_corpus
-from fastemo.corpus.synthetic.synthesis import SyntheticConfig
 
 _CHANNELS, _PAIR = len(ravdess.CHANNELS), 2
 MOST_CLIPS = ravdess.NUM_ACTORS * 60  # RAVDESS's speech takes, which `corpus.choose` names clips by

@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Pass, cpu_seconds, timed
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.training import trainer as trainer_module
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import AugmentConfig, augment
+from fastemo.video.augment import augment
+from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch, ClipLoader
 
 PARTS = ("data_wait", "augment", "forward", "backward", "optimizer")

@@ -27,16 +27,16 @@ from benchmarks.epoch_peers import PeerProcess, started
 from benchmarks.ladder import decode_rungs
 from benchmarks.measure import Pass, Skipped, rates, total
 from fastemo.console import Console
-from fastemo.corpus.manifest import Clip, Manifest, read_manifest
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.protocol import split_clips
 from fastemo.errors import one_line_errors
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import AugmentConfig
-from fastemo.video.config import VideoConfig
+from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
-from fastemo.video.store import StoreConfig
 
 _BREAKDOWN_STEPS = 8
 _PEAK_LR = 1e-3  # of the training from scratch that the accuracy is of; configs/quick.yaml

@@ -47,8 +47,7 @@ from fastemo.console import Console
 from fastemo.corpus.manifest import Manifest
 from fastemo.errors import one_line_errors
 from fastemo.models.config import ModelName
-from fastemo.video.augment import AugmentConfig
-from fastemo.video.config import VideoConfig
+from fastemo.video.config import AugmentConfig, VideoConfig
 
 MODELS: tuple[str, ...] = get_args(ModelName)
 # Two cores train r3d18 at one clip a second: its epochs are shorter. A GPU takes RAVDESS's speech, the training split.

@@ -23,16 +23,17 @@ import torch
 from benchmarks.gpu_stages import Bench
 from benchmarks.ladder import count_clips, decode_rungs
 from benchmarks.measure import timed
-from fastemo.corpus.manifest import Clip, Manifest, scan
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import Manifest, scan
 from fastemo.machine import resident_memory
 from fastemo.video import assembly, dali
+from fastemo.video.backends import refused_size
 from fastemo.video.bitstream.pruning import PrunedClip, prune
-from fastemo.video.config import VideoConfig
-from fastemo.video.decode import CROPS, decode_clip
+from fastemo.video.bitstream.source import Source
+from fastemo.video.config import CROPS, StoreConfig, VideoConfig
+from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.source import Source, refused_size
-from fastemo.video.store import StoreConfig
 
 _LEAST_PSNR = 38.0  # dB, between any two backends after resizing
 _MOST_GROWTH_MIB = 64

@@ -25,7 +25,8 @@ from benchmarks.epoch_loops import wait_for
 from benchmarks.gpu_doubles import DelayedTransfer, RecordingTransfer, no_stops
 from fastemo.corpus.manifest import Manifest
 from fastemo.machine import available_processors
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.training import faults
 from fastemo.training.checkpoint import snapshot
 from fastemo.training.config import TrainConfig
@@ -33,10 +34,9 @@ from fastemo.training.resume import generators, load_optimizer, set_generators
 from fastemo.training.trainer import Trainer
 from fastemo.video import dali, tiers
 from fastemo.video import loader as loader_module
-from fastemo.video.augment import AugmentConfig, augment, center_crop
-from fastemo.video.config import VideoConfig
+from fastemo.video.augment import augment, center_crop
+from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipBatch, ClipLoader
-from fastemo.video.store import StoreConfig
 
 _MOST_GRADIENT_ERROR = 0.05
 

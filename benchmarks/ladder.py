@@ -12,14 +12,14 @@ import av
 import torch
 
 from benchmarks.measure import Pass, Rung, timed
-from fastemo.corpus.manifest import Clip, Manifest
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import Manifest
 from fastemo.machine import available_processors
 from fastemo.video.bitstream.pruning import prune
-from fastemo.video.config import VideoConfig
+from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.store import StoreConfig
 
 
 def demux(path: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from fastemo.corpus.manifest import Clip, Manifest, scan
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import Manifest, scan
 from fastemo.errors import one_line_errors
 from fastemo.machine import available_processors, give_back_memory
 from fastemo.video.config import VideoConfig

@@ -48,8 +48,9 @@ from benchmarks.scaling_worker import Job
 from benchmarks.targets import Rounds
 from fastemo.console import Console
 from fastemo.corpus import ravdess
+from fastemo.corpus.config import SyntheticConfig
 from fastemo.corpus.manifest import scan
-from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
+from fastemo.corpus.synthetic.synthesis import synthesize
 from fastemo.errors import one_line_errors
 from fastemo.models.config import ModelName
 from fastemo.training.config import Precision

@@ -29,13 +29,13 @@ from benchmarks.measure import cpu_seconds
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.errors import one_line_errors
 from fastemo.machine import available_processors, write_text
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.training.config import Precision, TrainConfig
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import AugmentConfig, center_crop
-from fastemo.video.config import VideoConfig
+from fastemo.video.augment import center_crop
+from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipBatch, ClipLoader
-from fastemo.video.store import StoreConfig
 
 SEED = 0
 CHECK_EPOCHS = 2

@@ -17,10 +17,9 @@ from benchmarks.ladder import count_clips
 from benchmarks.measure import Pass, Rung, Skipped, timed, total
 from fastemo.corpus.manifest import Manifest
 from fastemo.machine import available_processors
-from fastemo.video.augment import AugmentConfig, augment
-from fastemo.video.config import VideoConfig
+from fastemo.video.augment import augment
+from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipBatch, ClipLoader
-from fastemo.video.store import StoreConfig
 
 _CHUNK_BYTES = 8 * 2**20
 _PROBES = 64  # places of a file that are asked for before a cold read

@@ -108,7 +108,8 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _synthesize(options: argparse.Namespace) -> None:
     from fastemo.console import Console
-    from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig, synthesize
+    from fastemo.corpus.config import Difficulty, SyntheticConfig
+    from fastemo.corpus.synthetic.synthesis import synthesize
 
     chosen = vars(options)
     difficulty = Difficulty(**{field.name: chosen[field.name] for field in fields(Difficulty)})
@@ -184,7 +185,7 @@ def _corpus_figures(options: argparse.Namespace) -> None:
     from fastemo.corpus.prepare import prepare_corpus
     from fastemo.corpus.protocol import split_clips
     from fastemo.report.corpus_figures import save_corpus_figures
-    from fastemo.video.decode import FrameSpec
+    from fastemo.video.config import FrameSpec
 
     console = Console()
     config = CorpusConfig(root=options.folder, labels=options.labels, max_rejected=options.max_rejected)

@@ -19,11 +19,9 @@ import yaml  # type: ignore[import-untyped]
 
 from fastemo.corpus.config import CorpusConfig
 from fastemo.machine import write_text
-from fastemo.models import ModelConfig
+from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
-from fastemo.video.augment import AugmentConfig
-from fastemo.video.config import VideoConfig
-from fastemo.video.store import StoreConfig
+from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 
 # What is larger, or nested deeper, is no configuration: it would only cost memory, or the process its stack.
 _MOST_BYTES, _DEEPEST, _MOST_DIGITS = 2**16, 16, 100

@@ -7,10 +7,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
     """Base of the errors of this package that are no ValueError: a user can cause and mend them."""
+
+
+class DecodeError(UserError):
+    """A frame that could not be had; the message names the file and the frame."""
+
+    def __init__(self, path: Path, frame: int, reason: str) -> None:
+        super().__init__(f"{path}: frame {frame} does not decode: {reason}")
+        self.path, self.frame = path, frame
 
 
 class Stopped(BaseException):

@@ -61,6 +61,11 @@ def available_memory() -> int:
     return max(0, room) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def readable_bytes(num_bytes: int) -> str:
+    """Such as `1.5 GiB` or `64.0 MiB`."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 / 10 else f"{num_bytes / 2**20:.1f} MiB"
+
+
 def resident_memory() -> int:
     """Bytes of this process that lie in memory; 0 where the system does not say."""
     try:
@@ -121,7 +126,7 @@ def keep_freed_memory() -> None:
             libc.mallopt(trim_threshold, never)
 
 
-def let_others_go_first() -> None:
+def lower_thread_priority() -> None:
     """Give the calling thread less of the processors while other threads want them, on Linux."""
     if sys.platform == "linux":
         with suppress(OSError):

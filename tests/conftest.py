@@ -64,7 +64,8 @@ def clips_folder() -> Path:
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in corpus, small: 24 actors, 8 clips each, 128x72, 12 frames."""
-    from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
+    from fastemo.corpus.config import SyntheticConfig
+    from fastemo.corpus.synthetic.synthesis import synthesize
 
     config = SyntheticConfig(clips_per_actor=8, width=128, height=72, num_frames=12)
     return synthesize(tmp_path_factory.mktemp("tiny") / "corpus", config, workers=1)

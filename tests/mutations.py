@@ -375,7 +375,8 @@ def checked(request: dict[str, Any]) -> dict[str, Any]:
     Returns:
         `outcome`: "decoded exactly", "decode error by name", or else what went wrong.
     """
-    from fastemo.video.decode import DecodeError, decode_clip
+    from fastemo.errors import DecodeError
+    from fastemo.video.decode import decode_clip
     from fastemo.video.sampling import frame_indices
 
     path, num_frames = Path(request["path"]), request["num_frames"]

@@ -10,12 +10,10 @@ import pytest
 import yaml
 
 from fastemo.config import RunConfig, read_config, write_config
-from fastemo.corpus.config import CorpusConfig
-from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig
-from fastemo.models import ModelConfig
+from fastemo.corpus.config import CorpusConfig, Difficulty, SyntheticConfig
+from fastemo.models.config import ModelConfig
 from fastemo.training.trainer import TrainConfig
-from fastemo.video.augment import AugmentConfig
-from fastemo.video.config import VideoConfig
+from fastemo.video.config import AugmentConfig, VideoConfig
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from fastemo.config import read_config
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.experiment.run import run
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
 from fastemo.training.resume import load_optimizer
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import AugmentConfig, augment
-from fastemo.video.config import VideoConfig
+from fastemo.video.augment import augment
+from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
-from fastemo.video.store import StoreConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.cuda

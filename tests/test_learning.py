@@ -7,7 +7,8 @@ import pytest
 from helpers import write_image
 
 from fastemo.config import read_config
-from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig, corpus_performances, render_frames
+from fastemo.corpus.config import Difficulty, SyntheticConfig
+from fastemo.corpus.synthetic.synthesis import corpus_performances, render_frames
 from fastemo.experiment.run import run
 
 REPOSITORY = Path(__file__).resolve().parent.parent

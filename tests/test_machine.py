@@ -70,7 +70,7 @@ def test_a_thread_steps_back_and_no_other(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(machine, "_BACKGROUND_NICENESS", BACKGROUND_NICENESS)
     before = niceness()
-    with ThreadPoolExecutor(1, initializer=machine.let_others_go_first) as pool:
+    with ThreadPoolExecutor(1, initializer=machine.lower_thread_priority) as pool:
         assert pool.submit(niceness).result() > before
     assert niceness() == before
 

@@ -21,8 +21,10 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from fastemo.corpus.probe import BadFile, Probe, Verify, probe_images, probe_video
+from fastemo.corpus.config import Verify
+from fastemo.corpus.probe import BadFile, Probe, probe_images, probe_video
 from fastemo.errors import UserError
+from fastemo.machine import readable_bytes
 
 try:
     import resource
@@ -185,7 +187,7 @@ class _Worker:
             raise Unsettled(f"its decoding ended the decoder's process ({self._how_it_ended()})")
         reply = json.loads(line)
         if reply is None:
-            raise Unsettled(f"decoding needs more than {_in_words(self._limits.memory_bytes)}")
+            raise Unsettled(f"decoding needs more than {readable_bytes(self._limits.memory_bytes)}")
         return reply
 
     def _read(self, seconds: float) -> bytes:
@@ -312,7 +314,3 @@ def _limit(memory_bytes: int) -> None:
     # Where the machine itself runs out of memory, this process is to end and not the one that asks.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _in_words(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:g} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:g} MiB"

@@ -11,66 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from fastemo.corpus import cremad, ravdess
+from fastemo.corpus import ravdess
+from fastemo.corpus.clip import Clip, Status, label_clip, reject_duplicates
+from fastemo.corpus.config import LABELS, Labels, Verify
 from fastemo.corpus.isolation import Examiner, Limits, Unsettled
-from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES, BadFile, Probe, Verify, image_files
+from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES, BadFile, Probe, image_files
 from fastemo.machine import available_processors, write_text
 
-Labels = Literal["ravdess", "cremad", "folder"]
-LABELS: tuple[Labels, ...] = get_args(Labels)
-Status = Literal["clip", "unlabelled", "rejected", "audio-only"]
-SPLITS = ("train", "val", "test")
-
-# RAVDESS's own papers and the report use both forms for these folders; other names stay as they are.
-_EMOTION_ALIASES = {"surprise": "surprised", "fear": "fearful", "anger": "angry", "sadness": "sad"}
-_ACTOR_IN_NAME = re.compile(r"actor[_-]?(\d{1,9})(?!\d)", re.IGNORECASE | re.ASCII)
 _AUDIO_SUFFIXES = frozenset({".wav"})
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One file of a corpus, or one folder of images: what it shows and what it holds.
-
-    Attributes:
-        key: Path relative to the corpus root, with forward slashes. Names the clip everywhere.
-        status: What becomes of it; `reason` says why where it is not `clip`.
-        emotion: Class name; empty where unknown.
-        actor, modality, channel, intensity, statement, repetition: RAVDESS's numbers; 0 where unknown. CREMA-D's names
-            tell actor, intensity and statement, see `cremad.Recording`.
-        split: `train`, `val` or `test` where the corpus's own folders say so; empty otherwise.
-        num_frames: Frames that really decode.
-        size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
-        verified: How far it was decoded, `quick` or `full`; empty where that was not brought to an end.
-    """
-
-    key: str
-    status: Status = "clip"
-    reason: str = ""
-    emotion: str = ""
-    actor: int = 0
-    modality: int = 0
-    channel: int = 0
-    intensity: int = 0
-    statement: int = 0
-    repetition: int = 0
-    split: str = ""
-    num_frames: int = 0
-    fps: float = 0.0
-    width: int = 0
-    height: int = 0
-    codec: str = ""
-    duration_seconds: float = 0.0
-    size_bytes: int = 0
-    mtime_ns: int = 0
-    verified: str = ""
-
-    @property
-    def take(self) -> str:
-        """What two files of one performance share: the RAVDESS name without its modality, else the key."""
-        return ravdess.parse_stem(Path(self.key).stem).take if self.modality else self.key
 
 
 @dataclass(frozen=True)
@@ -107,7 +58,7 @@ class Manifest:
         names = {clip.emotion for clip in self.clips}
         return ravdess.EMOTIONS if names <= set(ravdess.EMOTIONS) else tuple(sorted(names))
 
-    def at_home(self, root: Path) -> Manifest:
+    def rebased(self, root: Path) -> Manifest:
         """The same clips below `root`, on this host: files of the size that was scanned count as those scanned.
 
         Copies of a corpus differ in their times. A file that is absent or of another size stays as it is listed, and
@@ -209,10 +160,7 @@ def scan(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"corpus root {root} is not a folder")
-    for name, value, allowed in (
-        ("labels", labels, LABELS),
-        ("verify", verify, ("quick", "full")),
-    ):
+    for name, value, allowed in (("labels", labels, LABELS), ("verify", verify, ("quick", "full"))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not '{value}'")
     reusable = _reusable_rows(known, root, verify)
@@ -231,14 +179,14 @@ def scan(
         jobs = [pool.submit(_examine, path, root, verify, reusable, examiner) for path in paths]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
-                rows.append(_label(job.result(), labels))
+                rows.append(label_clip(job.result(), labels))
                 if on_progress:
                     on_progress(done, len(paths))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             examiner.close()
             raise
-    return Manifest.of(root, _reject_duplicates(rows, labels))
+    return Manifest.of(root, reject_duplicates(rows, labels))
 
 
 def _find(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
@@ -316,56 +264,3 @@ def ravdess_says_audio_only(stem: str) -> bool:
         return ravdess.parse_stem(stem).is_audio_only
     except ValueError:
         return False
-
-
-def _label(clip: Clip, labels: Labels) -> Clip:
-    """Fill in what the path says: the name's fields, class, split."""
-    if clip.status in ("rejected", "audio-only"):
-        return clip
-    *folders, name = clip.key.split("/")
-    split = next((folder for folder in folders if folder in SPLITS), "")
-    clip = replace(clip, split=split)
-    stem = name if clip.codec == "images" else Path(name).stem
-    if labels == "cremad":
-        try:
-            return replace(clip, **vars(cremad.parse_stem(stem)))
-        except ValueError as error:
-            return replace(clip, status="unlabelled", reason=str(error))
-    try:
-        performance = ravdess.parse_stem(stem)
-    except ValueError as error:
-        reason = str(error)
-        actor = _ACTOR_IN_NAME.match(stem)
-        clip = replace(clip, actor=int(actor[1]) if actor else 0)
-        emotion = ""
-    else:
-        reason = ""
-        emotion = performance.emotion_name
-        names = ("actor", "modality", "channel", "intensity", "statement", "repetition")
-        clip = replace(clip, **{field: getattr(performance, field) for field in names})
-    folder = folders[-1] if folders else ""
-    known = _EMOTION_ALIASES.get(folder.lower(), folder.lower())
-    folder = known if known in ravdess.EMOTIONS else folder
-    if labels == "folder":
-        emotion = "" if folder in SPLITS else folder
-        reason = "lies in no folder named after its class (--corpus.labels folder)"
-    elif not emotion and clip.codec == "images" and folder in ravdess.EMOTIONS:
-        emotion = folder
-    if not emotion:
-        return replace(clip, status="unlabelled", reason=reason)
-    return replace(clip, emotion=emotion)
-
-
-def _reject_duplicates(rows: Sequence[Clip], labels: Labels) -> list[Clip]:
-    """Keep the first file, by key, of each RAVDESS take and modality, and of each CREMA-D take."""
-    first: dict[tuple[str, int], str] = {}
-    kept = []
-    for row in sorted(rows, key=lambda row: row.key):
-        if row.status == "clip" and (row.modality or labels == "cremad"):
-            take = Path(row.key).stem if labels == "cremad" else row.take
-            owner = first.setdefault((take, row.modality), row.key)
-            if owner != row.key:
-                what = "take and modality" if row.modality else "take"
-                row = replace(row, status="rejected", reason=f"duplicate {what}: same as {owner}")
-        kept.append(row)
-    return kept

@@ -6,15 +6,16 @@ import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import av
 import av.error
 
+from fastemo.corpus.config import Verify
+
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".flv"})
 IMAGE_NAME = re.compile(r"frame(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE | re.ASCII)
 
-Verify = Literal["quick", "full"]
 
 # How to open what somebody else made. Playlists and lists of files (HLS, DASH, concat) name other files, anywhere, and
 # FFmpeg would open them: only containers that hold their own frames are read, whatever the file is called.

@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from fastemo.corpus import cremad
-from fastemo.corpus.manifest import SPLITS, Clip, Manifest
+from fastemo.corpus.clip import SPLITS, Clip
+from fastemo.corpus.config import PROTOCOLS, Protocol
+from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.ravdess import NUM_ACTORS
-
-Protocol = Literal["report", "speech", "speech+song", "kfold5", "loso", "cremad", "folders"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 _FIXED_ACTORS = {"train": range(1, 21), "val": range(21, 23), "test": range(23, 25)}
 
@@ -154,7 +152,7 @@ def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[
             notes.append(f"{num_files - len(clips)} song files left out")
     if protocol != "report":
         num_files = len(clips)
-        clips = one_file_a_take(clips)
+        clips = first_file_per_take(clips)
         if num_files > len(clips):
             notes.append(f"{num_files - len(clips)} files left out: the same take in another modality")
     return clips, notes
@@ -226,7 +224,7 @@ def _is_cremad(clip: Clip) -> bool:
     return clip.actor in cremad.ACTORS and cremad.is_named(Path(clip.key).stem)
 
 
-def one_file_a_take(clips: Iterable[Clip]) -> list[Clip]:
+def first_file_per_take(clips: Iterable[Clip]) -> list[Clip]:
     """Of each take the video-only file where it has one, sorted by key."""
     best: dict[str, Clip] = {}
     for clip in clips:

@@ -13,10 +13,10 @@ from scipy.stats import binomtest, chi2
 from fastemo.evaluation.metrics import confusion
 from fastemo.evaluation.tables import PredictionTable, read_predictions
 from fastemo.evaluation.uncertainty import (
+    first_file_per_take,
     group_members,
     group_sums,
     interval_of_mean,
-    one_file_a_take,
     percentile_interval,
     resample,
 )
@@ -65,7 +65,7 @@ def compare(tables: Mapping[str, Sequence[PredictionTable]]) -> list[dict[str, A
     if len(tables) < 2:
         return []
     first = everything[0][1]
-    rows = one_file_a_take(first.takes, first.modalities.tolist())
+    rows = first_file_per_take(first.takes, first.modalities.tolist())
     clips, hits = _resampled(tables, first.takes)
     found = [
         {

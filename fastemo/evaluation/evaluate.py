@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
 from fastemo.evaluation.calibration import calibration
 from fastemo.evaluation.groups import gaps, group_metrics
 from fastemo.evaluation.metrics import Metrics, compute_metrics
@@ -22,12 +22,13 @@ from fastemo.evaluation.probes import Order, check_order, reorder
 from fastemo.evaluation.tables import CLIP_COLUMNS
 from fastemo.evaluation.uncertainty import (
     LEVEL,
+    first_file_per_take,
     interval_of_mean,
-    one_file_a_take,
     score_intervals,
 )
 from fastemo.machine import write_text
-from fastemo.video.augment import AugmentConfig, center_crop
+from fastemo.video.augment import center_crop
+from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipLoader
 
 
@@ -140,7 +141,7 @@ def summarise(
     """All that is told of a test: metrics, how sure they are, calibration, results by group, and probes of time.
 
     The metrics, calibration and groups count clips, as the report does. Where a take's two files are both among them,
-    every interval draws the two together, and `one_file_a_take` tells the honest count beside.
+    every interval draws the two together, and `first_file_per_take` tells the honest count beside.
 
     Args:
         predictions: Of the model, frames in the order recorded.
@@ -161,7 +162,7 @@ def summarise(
         "loss": predictions.loss,
         "num_takes": num_takes,
         "intervals": _intervals(predictions, shown, len(class_names)),
-        "one_file_a_take": None if num_takes == len(takes) else _one_file_a_take(predictions, shown, class_names),
+        "first_file_per_take": None if num_takes == len(takes) else _one_file_a_take(predictions, shown, class_names),
         "calibration": calibration(predictions.correct, predictions.probabilities.max(1)),
         "groups": groups,
         "gaps": gaps(groups, predictions.correct, shown),
@@ -189,7 +190,7 @@ def _intervals(predictions: Predictions, shown: Sequence[Clip], num_classes: int
 
 
 def _one_file_a_take(predictions: Predictions, shown: Sequence[Clip], class_names: Sequence[str]) -> dict[str, Any]:
-    rows = one_file_a_take([clip.take for clip in shown], [clip.modality for clip in shown])
+    rows = first_file_per_take([clip.take for clip in shown], [clip.modality for clip in shown])
     chosen = predictions.at(rows)
     metrics = chosen.metrics(class_names)
     interval = interval_of_mean(chosen.correct, [shown[row].take for row in rows])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
 from fastemo.corpus.ravdess import CHANNELS, INTENSITIES
 from fastemo.evaluation.metrics import confusion, scores
 from fastemo.evaluation.uncertainty import group_members, group_sums

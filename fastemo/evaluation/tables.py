@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
 
 CLIP_COLUMNS = ("actor", "modality", "channel", "intensity", "statement", "repetition")
 _CLASSES = ("key", "label", "prediction")

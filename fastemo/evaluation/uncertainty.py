@@ -135,7 +135,7 @@ def score_intervals(
     return {name: percentile_interval(values, level) for name, values in measured._asdict().items()}
 
 
-def one_file_a_take(takes: Sequence[str], modalities: Sequence[int]) -> NDArray[np.int64]:
+def first_file_per_take(takes: Sequence[str], modalities: Sequence[int]) -> NDArray[np.int64]:
     """The positions of the clips that protocol `speech` would take, ascending: of twins the video-only file."""
     best: dict[str, int] = {}
     for position, (take, modality) in enumerate(zip(takes, modalities, strict=True)):

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from fastemo.config import RunConfig
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
+from fastemo.errors import DecodeError
 from fastemo.evaluation.evaluate import Predictions
 from fastemo.evaluation.gradcam import gradcam
 from fastemo.machine import replacing, write_text
 from fastemo.video.augment import center_crop
-from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 MOST_WRONG, MOST_RIGHT = 8, 4

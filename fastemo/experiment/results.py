@@ -11,14 +11,15 @@ from typing import Any
 from torch import nn
 
 from fastemo.config import RunConfig
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
 from fastemo.corpus.protocol import Splits
+from fastemo.errors import DecodeError
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import surest, write_examples
 from fastemo.machine import describe_machine, versions, write_text
 from fastemo.report import figures
-from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 

@@ -13,16 +13,17 @@ import numpy as np
 
 from fastemo.config import RunConfig, read_config
 from fastemo.console import Console
-from fastemo.corpus.config import CorpusConfig
-from fastemo.corpus.manifest import Clip, Labels, read_manifest
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.config import CorpusConfig, Labels
+from fastemo.corpus.manifest import read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
-from fastemo.corpus.protocol import Splits, one_file_a_take, split_clips
+from fastemo.corpus.protocol import Splits, first_file_per_take, split_clips
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
 from fastemo.experiment.results import results_line
 from fastemo.experiment.run import make_loader
 from fastemo.machine import write_text
-from fastemo.models import build_model
+from fastemo.models.build import build_model
 from fastemo.training import checkpoint
 from fastemo.training.trainer import Trainer
 
@@ -63,7 +64,7 @@ def evaluate_run(
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     home = root if root is not None else corpus_root(config.corpus, console)
     own = read_manifest(run_dir / "manifest.csv", home)
-    splits = split_clips(own if is_other else own.at_home(home), config.corpus.protocol, fold=config.corpus.fold)
+    splits = split_clips(own if is_other else own.rebased(home), config.corpus.protocol, fold=config.corpus.fold)
     if is_other:
         chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
         if max_rejected is not None:
@@ -147,7 +148,7 @@ def _shared_clips(
             f"{chosen.root} shows {', '.join(sorted(there))} and the run was trained on {', '.join(sorted(known))}: "
             f"a test needs two classes that both have"
         )
-    files = one_file_a_take(manifest.clips)
+    files = first_file_per_take(manifest.clips)
     clips = tuple(clip for clip in files if clip.emotion in names)
     left_out = Counter(clip.emotion for clip in files if clip.emotion not in names)
     head: dict[str, Any] = {

@@ -17,14 +17,15 @@ from pathlib import Path
 
 from fastemo.config import RunConfig, write_config
 from fastemo.console import Console
-from fastemo.corpus.manifest import Clip, Manifest, read_manifest
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.errors import Stopped
 from fastemo.experiment.results import results_line, write_report
 from fastemo.experiment.resume import check_same_corpus, recover
 from fastemo.machine import only_one, write_text
-from fastemo.models import build_model
+from fastemo.models.build import build_model, check_backbone
 from fastemo.training import checkpoint, faults
 from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.stopping import StopSignals
@@ -79,7 +80,7 @@ def _log_end(console: Console, text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Opened:
+class RunFolder:
     """A run folder, this process's own.
 
     Attributes:
@@ -94,18 +95,18 @@ class Opened:
     checkpoint: Checkpoint | None = None
 
 
-def _open(config: RunConfig, run_dir: Path | None, stack: ExitStack, console: Console) -> Opened:
+def _open(config: RunConfig, run_dir: Path | None, stack: ExitStack, console: Console) -> RunFolder:
     """Make a run folder, or take an interrupted run's, and hold it against other processes until the stack ends."""
     folder = run_dir or _make_run_dir(config)
     stack.enter_context(only_one(folder, f"run folder {folder}"))
     if run_dir is None:
-        return Opened(folder, is_new=True)
+        return RunFolder(folder, is_new=True)
     if (folder / "test.json").is_file():
-        return Opened(folder, is_new=False, is_finished=True)
-    return Opened(folder, is_new=False, checkpoint=recover(folder, console))
+        return RunFolder(folder, is_new=False, is_finished=True)
+    return RunFolder(folder, is_new=False, checkpoint=recover(folder, console))
 
 
-def _run(config: RunConfig, trainer: Trainer, found: Opened, stack: ExitStack, console: Console) -> None:
+def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack, console: Console) -> None:
     run_dir = found.folder
     try:
         root, splits, loaders = _prepare(config, trainer, found, console)
@@ -160,12 +161,12 @@ def _test(
 
 
 def _prepare(
-    config: RunConfig, trainer: Trainer, found: Opened, console: Console
+    config: RunConfig, trainer: Trainer, found: RunFolder, console: Console
 ) -> tuple[Path, Splits, dict[str, ClipLoader]]:
     """Everything before the first step: corpus, splits, loaders, and the model on its device."""
     manifest = trainer.on_main(lambda: _prepare_folder(config, found, console))
     if trainer.rank != trainer.local_rank:  # another host, whose files may be copies
-        manifest = manifest.at_home(manifest.root)
+        manifest = manifest.rebased(manifest.root)
     splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
     if trainer.is_main:
         _show_splits(splits, found.folder, console)
@@ -193,11 +194,12 @@ def _prepare(
     return manifest.root, splits, loaders
 
 
-def _prepare_folder(config: RunConfig, found: Opened, console: Console) -> Manifest:
+def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Manifest:
     """Scan the corpus, and write down what the run is, or compare with what it was."""
     run_dir = found.folder
     console.log_to(run_dir / "log.txt")
     console.log(f"command: {shlex.join(sys.argv)}")
+    check_backbone(config.model)
     write_config(replace(config, resume=None), run_dir / "config.yaml")
     manifest = prepare_corpus(config.corpus, console)
     if found.checkpoint is not None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import timm
-
 ModelName = Literal["early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm"]
 Fusion = Literal["mean", "concat", "max"]
 Rnn = Literal["lstm", "gru"]
@@ -68,7 +66,6 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}, must be at least 0 and below 1")
         self._check_weights()
-        self._check_backbone()
 
     def _check_weights(self) -> None:
         if self.weights is None:
@@ -80,10 +77,3 @@ class ModelConfig:
         if Path(self.weights).suffix not in WEIGHT_SUFFIXES:
             allowed = ", ".join(WEIGHT_SUFFIXES)
             raise ValueError(f"model.weights is '{self.weights}', its suffix must be one of {allowed}")
-
-    def _check_backbone(self) -> None:
-        if not timm.is_model(self.backbone):
-            raise ValueError(
-                f"model.backbone is '{self.backbone}', must be one of timm.list_models(), "
-                "such as resnet18, resnet50 or mobilenetv3_small_100"
-            )

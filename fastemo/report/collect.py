@@ -9,7 +9,8 @@ from typing import Any
 
 from fastemo.config import RunConfig, config_leaves, read_config
 from fastemo.console import Console
-from fastemo.corpus.manifest import Clip, Manifest, read_manifest
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.protocol import split_clips
 from fastemo.machine import cache_folder, write_text
 from fastemo.report.page import CorpusView, PageData, render

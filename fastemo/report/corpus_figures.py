@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from fastemo.corpus.manifest import SPLITS, Clip, Manifest
+from fastemo.corpus.clip import SPLITS, Clip
+from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.protocol import Splits
 from fastemo.machine import replacing
 from fastemo.report import figures
-from fastemo.video.decode import FrameSpec, decode_clip
+from fastemo.video.config import FrameSpec
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 COLOURS = {"train": figures.BLUE, "val": "#E69F00", "test": "#009E73"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastemo.evaluation.compare import compare, mean_interval
 from fastemo.evaluation.tables import PredictionTable, joined
-from fastemo.evaluation.uncertainty import one_file_a_take
+from fastemo.evaluation.uncertainty import first_file_per_take
 from fastemo.report.page_data import Part, Row, Settings, Tested
 
 _NO_DIFFERENCE = ("name", "runs_dir", "resume", "model.num_frames")
@@ -62,7 +62,7 @@ def chance_of(tested: Tested) -> float:
 
 def one_file_of(row: Row) -> tuple[float, list[float] | None, int] | None:
     """Accuracy, interval and clips by one file a take; None where no take counts twice."""
-    found = [tested.result["one_file_a_take"] for tested in row.tested]
+    found = [tested.result["first_file_per_take"] for tested in row.tested]
     if not found or None in found:
         return None
     num_clips = sum(it["num_clips"] for it in found) // max(1, counts_of(row).num_seeds)
@@ -70,7 +70,9 @@ def one_file_of(row: Row) -> tuple[float, list[float] | None, int] | None:
         intervals = found[0]["intervals"]
         return found[0]["accuracy"], intervals["accuracy"] if intervals else None, num_clips
     try:
-        tables = [table.at(one_file_a_take(table.takes, table.modalities.tolist())) for table in seeds_of(row) or ()]
+        tables = [
+            table.at(first_file_per_take(table.takes, table.modalities.tolist())) for table in seeds_of(row) or ()
+        ]
         accuracy, low, high = mean_interval(tables)
     except ValueError:  # no predictions, or seeds tested on other clips
         return fmean(it["accuracy"] for it in found), None, num_clips

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import errno
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastemo.errors import UserError
-from fastemo.machine import available_memory, resident_memory
+from fastemo.machine import available_memory, resident_memory, write_text
 
 _MIB = 2**20
 _MOST_NAMES = 8
@@ -27,6 +31,10 @@ _DEAD_PEER = (
 )
 
 
+_DROPPED_COLUMNS = ("key", "split", "epoch", "reason")
+_MOST_DROPPED_NAMED = 5
+
+
 class OutOfMemory(UserError):
     """The device's memory does not hold a step."""
 
@@ -37,6 +45,10 @@ class NotFinite(UserError):
 
 class ProcessLost(UserError):
     """Another process of the training ended."""
+
+
+class TooManyDropped(UserError):
+    """More clips stopped decoding than a run may go on without."""
 
 
 @dataclass
@@ -115,6 +127,19 @@ def process_lost(error: BaseException, world_size: int) -> ProcessLost | None:
     )
 
 
+@contextmanager
+def as_user_errors(batch_size: int, world_size: int, memory: MemoryUse) -> Iterator[None]:
+    """What a machine or another process did within, as `OutOfMemory` or `ProcessLost`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if exhausted := out_of_memory(error, batch_size, memory):
+            raise exhausted from error
+        if lost := process_lost(error, world_size):
+            raise lost from error
+        raise
+
+
 def not_finite(clips: Sequence[str], epoch: int, position: int) -> NotFinite:
     """A loss that is no number, and on which clips; all of a batch where a weight is none."""
     more = f" and {len(clips) - _MOST_NAMES} more" if len(clips) > _MOST_NAMES else ""
@@ -149,3 +174,20 @@ def not_written(error: OSError, folder: Path) -> UserError:
         errno.EPERM: "its folder is not writable; change its permissions",
     }.get(error.errno or 0, f"{error.strerror or error}; see to the disk")
     return UserError(f"{folder} could not be written: {what}. What was there before is as it was")
+
+
+def write_dropped(path: Path, dropped: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write a CSV table, one row a clip: key, split, first epoch without it (0: the test), reason."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_DROPPED_COLUMNS)
+    writer.writerows([key, *(found[name] for name in _DROPPED_COLUMNS[1:])] for key, found in sorted(dropped.items()))
+    write_text(path, text.getvalue())
+
+
+def too_many_dropped(dropped: Mapping[str, Mapping[str, Any]], allowed: int, path: Path) -> TooManyDropped:
+    first = "; ".join(str(dropped[key]["reason"]) for key in sorted(dropped)[:_MOST_DROPPED_NAMED])
+    return TooManyDropped(
+        f"{len(dropped)} clips did not decode, {allowed} may be dropped (--corpus.max_dropped): {first}. All of them "
+        f"are listed in {path}; repair or remove them and start again"
+    )

@@ -51,6 +51,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 held[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
+def restore_rank(ranks: list[dict[str, Any]], rank: int, world_size: int, totals: torch.Tensor) -> torch.Tensor:
+    """Put back a rank's generators and its sums of an unfinished epoch; `totals`, filled, is returned."""
+    if len(ranks) == world_size:
+        set_generators(ranks[rank]["generators"], totals.device)
+        return totals.copy_(ranks[rank]["totals"])
+    # Other processes than before: the sums lie with the first, and dropout draws anew.
+    if rank == 0:
+        totals.copy_(torch.stack([it["totals"] for it in ranks]).sum(0))
+    return totals
+
+
 def join_after_restart() -> None:
     """Join processes that torchrun started again, past what those before them left in its store.
 

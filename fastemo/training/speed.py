@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,6 +60,14 @@ class Speed:
             "gradients exchanged in bf16": self.exchange == "bf16",
         }
         return ", ".join([self.precision, *(name for name, is_on in parts.items() if is_on)])
+
+    def compiled(self, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """The model compiled; `None` where it is not to be."""
+        if self.compile == "off":
+            return None
+        mode = "reduce-overhead" if self.compile == "cudagraphs" else None
+        compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model, mode=mode)
+        return compiled
 
     def set_backends(self) -> None:
         """Tell torch, for this process."""
@@ -130,7 +139,7 @@ def set_determinism(is_on: bool) -> None:
     torch.use_deterministic_algorithms(is_on)
 
 
-def keep_statistics(model: nn.Module) -> None:
+def freeze_batch_norm(model: nn.Module) -> None:
     """Have every batch normalisation use its running statistics in training too, and leave them as they are."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

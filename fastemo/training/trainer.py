@@ -1,93 +1,56 @@
-"""The loop: fit, train_step, stopping and going on. The only module that knows Accelerate."""
+"""The loop: fit, train_step, stopping and resuming."""
 
 from __future__ import annotations
 
-import gc
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DDPCommunicationHookType,
-    DistributedDataParallelKwargs,
-    broadcast_object_list,
-    gather_object,
-)
 from torch import nn
 
 from fastemo.console import Console
-from fastemo.errors import Stopped, UserError
-from fastemo.evaluation.evaluate import Predictions, predict
-from fastemo.evaluation.probes import PROBES, Order
-from fastemo.machine import available_processors, versions, write_text
-from fastemo.training import checkpoint, dropped, faults
+from fastemo.errors import Stopped
+from fastemo.machine import versions, write_text
+from fastemo.training import checkpoint, faults
 from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.config import TrainConfig
+from fastemo.training.processes import Processes, gather_object
 from fastemo.training.progress import Progress, epoch_line, json_lines, last_losses
-from fastemo.training.resume import generators, join_after_restart, load_optimizer, set_generators
-from fastemo.training.schedule import make_scheduler, timed, windows
-from fastemo.training.speed import keep_conv3d_right, keep_statistics, pick, set_determinism, to_channels_last
+from fastemo.training.resume import generators, load_optimizer, restore_rank
+from fastemo.training.schedule import make_optimizer, make_scheduler, timed, windows
+from fastemo.training.speed import freeze_batch_norm, keep_conv3d_right, pick, set_determinism, to_channels_last
 from fastemo.training.stopping import FAIL, GO_ON, SAVE, STOP, Agreement, FiniteWatch, StopSignals
-from fastemo.video.augment import AugmentConfig, augment
+from fastemo.video.augment import augment
+from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch, ClipLoader
-from fastemo.video.sampling import keyed_seed
-
-T = TypeVar("T")
 
 
-class Trainer:
-    """Joins the processes of a run and trains on all of them.
+class Trainer(Processes):
+    """The processes of a run, and the training that they do together.
 
-    Made before the model and the loaders, because they need its `rank`, `world_size` and `device`. A context
-    manager: its end is the end of the group of processes.
+    Made before the model and the loaders, because they need its `rank`, `world_size` and `device`.
 
     Args:
         signals: Asked at each step whether to stop.
     """
 
     def __init__(self, config: TrainConfig, *, seed: int, signals: StopSignals | None = None) -> None:
-        self.config, self._seed, self.signals = config, seed, signals or StopSignals()
+        self.config, self.signals = config, signals or StopSignals()
         kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         self.speed = pick(config, kind.type if kind else "cpu")
         self.speed.set_backends()
         set_determinism(config.deterministic)
-        hook = DDPCommunicationHookType.BF16 if self.speed.exchange == "bf16" else DDPCommunicationHookType.NO
-        ddp = DistributedDataParallelKwargs(
-            gradient_as_bucket_view=True,
-            bucket_cap_mb=self.speed.bucket_mib,
-            comm_hook=hook,
-            # Every step uses every weight. Batches whose gradients wait for others' are not what it is made for.
-            static_graph=config.accumulate_steps == 1,
-        )
-        join_after_restart()
-        # Accelerate keeps the first precision that a process asked for; a later training may ask for another.
-        AcceleratorState._reset_state()
-        # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.
-        mixed_precision = "no" if self.speed.precision == "fp32" else self.speed.precision
-        try:
-            self.accelerator = Accelerator(
-                mixed_precision=mixed_precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp]
-            )
-        except ValueError as error:
-            raise ValueError(f"train.precision {self.speed.precision} cannot be had here: {error}") from error
-        if not torch.accelerator.is_available():
-            # Launchers set OMP_NUM_THREADS=1, whatever processors there are.
-            torch.set_num_threads(available_processors())
-        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.local_rank = self.accelerator.local_process_index
+        super().__init__(self.speed, seed=seed, every_step=config.accumulate_steps == 1)
         self.progress = Progress()
         self._writer, self._agreement = checkpoint.Writer(), Agreement(self.world_size)
         self._watch, self._memory = FiniteWatch(self.device), faults.MemoryUse(self.device)
         self._max_dropped: int | None = None
-        self._unfinished: dict[str, Any] | None = None
+        self._unfinished: list[dict[str, Any]] | None = None
         self._last_saved = time.monotonic()
 
     @property
@@ -95,50 +58,12 @@ class Trainer:
         """A row for each finished epoch, as `metrics.jsonl` has them."""
         return self.progress.history
 
-    def seed_everything(self, *, epoch: int) -> None:
-        """Seed torch's own generators (initial weights, dropout) from (seed, epoch, rank)."""
-        rank = 0 if epoch == 0 else self.rank
-        torch.manual_seed(keyed_seed(self._seed, epoch, f"torch on rank {rank}") % 2**63)
-
-    def on_main(self, work: Callable[[], T]) -> T:
-        """What the main process makes, on every process; the others wait for it.
-
-        Raises:
-            ValueError, OSError, UserError: It failed; on the others, too.
-        """
-        if self.world_size == 1:
-            return work()
-        made: list[Any] = [None, None]
-        failed: Exception | None = None
-        if self.is_main:
-            try:
-                made[0] = work()
-            except (ValueError, OSError, UserError) as error:
-                failed, made[1] = error, str(error)
-        value, trouble = broadcast_object_list(made)
-        if failed is not None:
-            raise failed
-        if trouble is not None:
-            raise UserError(f"process {self.rank}: the first process ended: {trouble}")
-        result: T = value
-        return result
-
-    def __enter__(self) -> Trainer:
-        return self
-
     def __exit__(self, *error: object) -> None:
         if error[0] is not None:
             self.signals.end()
         self._writer.close()
         self._agreement.close()
-        # Gloo's threads drop the last exchange's tensors some time after it is over, and abort the process if the
-        # interpreter is gone by then. They are waited for when the group of processes is deleted, which
-        # everything wrapped for it keeps alive.
-        for name in ("model", "optimizer", "_scheduler", "_compiled"):
-            self.__dict__.pop(name, None)
-        self.accelerator.free_memory()
-        self.accelerator.end_training()
-        gc.collect()
+        super().__exit__(*error)
 
     def prepare(self, model: nn.Module, steps_per_epoch: int) -> str:
         """Put the model on the device and make what trains it.
@@ -149,29 +74,15 @@ class Trainer:
         if self.speed.channels_last:
             to_channels_last(model)
         if self.config.freeze_batch_norm:
-            keep_statistics(model)
+            freeze_batch_norm(model)
         note = keep_conv3d_right(model, self.device, self.speed)
-        # Adam with an L2 penalty inside the gradient, as in the report; not AdamW.
-        optimizer = torch.optim.Adam(
-            model.parameters(),
-            lr=self.config.lr,
-            betas=(0.9, 0.999),
-            weight_decay=self.config.weight_decay,
-            fused=self.speed.fused_adam or None,
-        )
+        optimizer = make_optimizer(self.config, model, fused=self.speed.fused_adam)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         updates = -(-steps_per_epoch // self.config.accumulate_steps) * self.config.epochs
         self._scheduler = make_scheduler(self.config, optimizer, updates)
-        self._compiled = self._compile()
+        self._compiled = self.speed.compiled(self.model)
         self._memory.start()
         return note
-
-    def _compile(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        if self.speed.compile == "off":
-            return None
-        mode = "reduce-overhead" if self.speed.compile == "cudagraphs" else None
-        compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self.model, mode=mode)
-        return compiled
 
     def model_for(self, frames: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """What trains on these frames [B, T, 3, H, W]: the model, compiled where that was asked for.
@@ -183,12 +94,6 @@ class Trainer:
         if self._compiled is None or len(frames) != self.config.batch_size:
             return self.model
         return self._compiled
-
-    @property
-    def bare_model(self) -> nn.Module:
-        """The model without the wrapper that averages gradients, with mixed precision still on."""
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
-        return model
 
     def fit(
         self,
@@ -243,29 +148,9 @@ class Trainer:
             self._scheduler.step(metrics.accuracy)
         return row, self.progress.end_epoch(row)
 
-    @contextmanager
-    def plain_faults(self) -> Iterator[None]:
-        """What a machine or another process did, told in plain words."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if plain := faults.out_of_memory(error, self.config.batch_size, self._memory):
-                raise plain from error
-            if lost := faults.process_lost(error, self.world_size):
-                raise lost from error
-            raise
-
-    def predict(self, loader: ClipLoader, augment_config: AugmentConfig, order: Order = "recorded") -> Predictions:
-        """Every clip of a split once, its frames in that order, from all ranks, on all ranks."""
-        local = predict(self.bare_model, loader, augment_config, order=order, seed=self._seed)
-        return Predictions.joined(gather_object([local]))
-
-    def probe(self, loader: ClipLoader, augment_config: AugmentConfig) -> dict[str, Predictions]:
-        """What is said of the same clips with their frames in other orders, by the order's name."""
-        return {order: self.predict(loader, augment_config, order) for order in PROBES}
-
-    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        self.bare_model.load_state_dict(weights)
+    def plain_faults(self) -> AbstractContextManager[None]:
+        """Inside, what a machine or another process did is a `UserError`."""
+        return faults.as_user_errors(self.config.batch_size, self.world_size, self._memory)
 
     def _train_epoch(
         self, loader: ClipLoader, augment_config: AugmentConfig, epoch: int, advance: Any, run_dir: Path
@@ -307,14 +192,7 @@ class Trainer:
         if unfinished is None:
             self.progress.lr = self.optimizer.param_groups[0]["lr"]
             return totals
-        ranks = unfinished["ranks"]
-        if len(ranks) == self.world_size:
-            set_generators(ranks[self.rank]["generators"], self.device)
-            return totals.copy_(ranks[self.rank]["totals"])
-        # Other processes than before: the sums lie with the first, and dropout draws anew.
-        if self.rank == 0:
-            totals.copy_(torch.stack([it["totals"] for it in ranks]).sum(0))
-        return totals
+        return restore_rank(unfinished, self.rank, self.world_size, totals)
 
     def _wish(self, loader: ClipLoader) -> int:
         """What this process asks of all of them."""
@@ -360,10 +238,10 @@ class Trainer:
             for key, (split, reason) in part.items():
                 self.progress.dropped.setdefault(key, {"split": split, "epoch": epoch, "reason": reason})
         if self.is_main and self.progress.dropped:
-            dropped.write(run_dir / "dropped.csv", self.progress.dropped)
+            faults.write_dropped(run_dir / "dropped.csv", self.progress.dropped)
         if self._too_many_dropped(len(self.progress.dropped)):
             assert self._max_dropped is not None
-            raise dropped.too_many(self.progress.dropped, self._max_dropped, run_dir / "dropped.csv")
+            raise faults.too_many_dropped(self.progress.dropped, self._max_dropped, run_dir / "dropped.csv")
 
     def _too_many_dropped(self, count: int) -> bool:
         return self._max_dropped is not None and count > self._max_dropped
@@ -462,7 +340,7 @@ class Trainer:
             raise ValueError(f"checkpoint {resume.folder} does not fit this run: {error}") from error
         if not resume.info["is_epoch_end"]:
             train.load_state_dict(state["loader"])
-            self._unfinished = {"ranks": state["ranks"]}
+            self._unfinished = state["ranks"]
         if not self.is_main:
             return
         # A process killed between two writes left these behind the checkpoint.

@@ -3,156 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 import numpy as np
 import torch
 
-from fastemo.corpus.manifest import Clip, fingerprint
-from fastemo.video.dali import DaliDecoder, version
-from fastemo.video.decode import DecodeError, FrameSpec, decode_clip, decoder_name, pruned_clip
-from fastemo.video.sampling import RankStep, frame_indices
-from fastemo.video.source import Source, decodes, refused_size
+from fastemo.errors import DecodeError
+from fastemo.video.backends import Decoder
+from fastemo.video.bitstream.source import Source
+from fastemo.video.sampling import RankStep
 from fastemo.video.tiers import KeptClips
 from fastemo.video.transfer import Transfer, send
-
-_CHANGED = (
-    "the file changed after the scan; start again, which scans it again (copies on several machines need the same "
-    "modification time: copy with rsync -a or cp -p)"
-)
-
-
-class Decoder:
-    """Rows of a list of clips -> their frames, by the chosen backend.
-
-    With `dali`, what DALI does not decode (folders of images, codecs that the device does not know) goes to PyAV.
-    """
-
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        root: Path,
-        spec: FrameSpec,
-        frame_size: tuple[int, int],
-        backend: Literal["dali", "pyav", "decord"],
-        device: torch.device,
-    ) -> None:
-        self.clips, self.spec, self.device = clips, spec, device
-        self.frame_size = frame_size
-        self._root = root
-        self._library: Literal["pyav", "decord"] = "decord" if backend == "decord" else "pyav"
-        self._uses_dali = backend == "dali"
-        self._dali: DaliDecoder | None = None
-        self._lock = Lock()
-        # Reason -> keys of clips that DALI knows the codec of and does not decode.
-        self.refused_by_dali: dict[str, set[str]] = {}
-        # What pruning found to be PyAV's: it is not pruned for DALI again.
-        self._rows_for_pyav: set[int] = set()
-
-    @property
-    def name(self) -> str:
-        """What the bytes depend on, besides the files and the `FrameSpec`."""
-        library = decoder_name(self._library)
-        return f"dali {version()} on {self.device.type}, {library}" if self._uses_dali else library
-
-    def by_dali(self, row: int) -> bool:
-        """Whether DALI is to decode a clip, by what the manifest says of it."""
-        clip = self.clips[row]
-        if not self._uses_dali or row in self._rows_for_pyav:
-            return False
-        if not decodes(clip.codec, Path(clip.key).suffix, self.device):
-            return False
-        return not self._is_refused(clip, refused_size(clip.width, clip.height, self.device))
-
-    def _is_refused(self, clip: Clip, reason: str | None) -> bool:
-        if reason is None:
-            return False
-        with self._lock:
-            self.refused_by_dali.setdefault(reason, set()).add(clip.key)
-        return True
-
-    def decode(self, row: int) -> np.ndarray:
-        """uint8 [T, 3, h, w], decoded on the calling thread.
-
-        Raises:
-            DecodeError: It cannot be read or does not decode, or the file is not the one that was scanned.
-        """
-        clip, path = self.clips[row], self._root / self.clips[row].key
-        indices = frame_indices(clip.num_frames, self.spec.num_frames)
-        with _as_scanned(clip, path, int(indices[0])):
-            frames = decode_clip(path, indices, self.spec, backend=self._library)
-        width, height = self.frame_size
-        if frames.shape[2:] != (height, width):
-            raise DecodeError(
-                path,
-                int(indices[0]),
-                f"frames are {frames.shape[-1]}x{frames.shape[-2]} where the manifest promises {width}x{height}; "
-                f"the file changed after the scan",
-            )
-        return frames
-
-    def prune(self, row: int) -> Source | None:
-        """What DALI needs of a clip; `None` for one that PyAV decodes in its place.
-
-        Raises:
-            DecodeError: The file cannot be read, or is not the one that was scanned.
-        """
-        clip, path = self.clips[row], self._root / self.clips[row].key
-        indices = tuple(frame_indices(clip.num_frames, self.spec.num_frames).tolist())
-        with _as_scanned(clip, path, indices[0]):
-            pruned = pruned_clip(path, indices)
-        # DALI goes by timestamps, which pruning found wanting in what it left whole; VP8 is only unknown to it.
-        is_timed = not pruned.is_whole or clip.codec == "vp8"
-        source = Source(path, indices, pruned, clip.width, clip.height)
-        if is_timed and not self._is_refused(clip, source.refused_format):
-            return source
-        self._rows_for_pyav.add(row)
-        return None
-
-    def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
-        """uint8 [B, T, 3, h, w] on the device, by DALI; and, by place in `sources`, what does not decode."""
-        with self._lock:
-            if self._dali is None:
-                self._dali = DaliDecoder(self.spec, self.device, frame_size=self.frame_size)
-        return self._dali.decode(sources)
-
-    def close(self) -> None:
-        """Give back what DALI holds."""
-        if self._dali is not None:
-            self._dali.close()
-            self._dali = None
-
-
-@contextmanager
-def _as_scanned(clip: Clip, path: Path, frame: int) -> Iterator[None]:
-    """What is read within is the file that was scanned.
-
-    Raises:
-        DecodeError: It is another one, or cannot be read; `frame` is the first wanted of it.
-    """
-    try:
-        _check_unchanged(clip, path, frame)
-        yield
-        # Looked at again: a file may be replaced while it is read.
-        _check_unchanged(clip, path, frame)
-    except OSError as error:
-        raise DecodeError(path, frame, f"cannot be read: {error.strerror or error}") from error
-
-
-def _check_unchanged(clip: Clip, path: Path, frame: int) -> None:
-    if not clip.size_bytes and not clip.mtime_ns:
-        return  # this row was not made by a scan
-    try:
-        is_unchanged = fingerprint(path) == (clip.size_bytes, clip.mtime_ns)
-    except ValueError:  # a folder without images
-        is_unchanged = False
-    if not is_unchanged:
-        raise DecodeError(path, frame, _CHANGED)
 
 
 def _is_the_clips(error: Exception) -> bool:

@@ -8,51 +8,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fastemo.video.config import AugmentConfig
 from fastemo.video.sampling import keyed_seed
 from fastemo.video.transfer import send
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """What training does to a clip; evaluation takes the centre crop alone.
-
-    Attributes:
-        enabled: Random crop, flip and rotation in training; off, training sees the centre crop too.
-        crop_size: H and W, pixels of the square the model sees.
-        flip: Probability of a horizontal flip.
-        rotation_degrees: Largest angle, drawn uniformly from plus to minus it.
-        rotation_corners: What a rotation turns in from outside the crop: `black`, as in the report, or the
-            `image` that lies there (its edge repeated beyond the stored frame).
-        per_frame: Draw anew for every frame, as the report's code did. Off, a clip's frames move together,
-            which temporal models need.
-    """
-
-    enabled: bool = True
-    crop_size: int = 112
-    flip: float = 0.5
-    rotation_degrees: float = 20.0
-    rotation_corners: Literal["black", "image"] = "black"
-    per_frame: bool = False
-
-    def __post_init__(self) -> None:
-        if self.crop_size < 1:
-            raise ValueError(f"augment.crop_size must be at least 1 pixel, not {self.crop_size}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"augment.flip must be a probability from 0 to 1, not {self.flip}")
-        if not 0 <= self.rotation_degrees <= 180:
-            raise ValueError(f"augment.rotation_degrees must be 0 to 180, not {self.rotation_degrees}")
-        if self.rotation_corners not in ("black", "image"):
-            raise ValueError(f"augment.rotation_corners must be black or image, not '{self.rotation_corners}'")
 
 
 def draw_parameters(

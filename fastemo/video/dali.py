@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastemo.errors import DecodeError
 from fastemo.machine import available_processors
-from fastemo.video.decode import DecodeError, FrameSpec
-from fastemo.video.source import Source
+from fastemo.video.bitstream.source import Source
+from fastemo.video.config import FrameSpec
 
 # Weights of red and blue in luma, by FFmpeg's number of the matrix. Source: ISO/IEC 23091-2, table 4.
 _LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}

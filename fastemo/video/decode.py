@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -15,80 +14,17 @@ import numpy as np
 from av.filter import Graph
 
 from fastemo.corpus.probe import CONTAINERS_ONLY, IMAGES_ONLY, image_files
-from fastemo.errors import UserError
+from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, PrunedClip, prune
+from fastemo.video.config import FrameSpec
 
 Library = Literal["pyav", "decord"]
-Crop = Literal["full", "squash", "center", "head"]
-CROPS: tuple[Crop, ...] = ("full", "squash", "center", "head")
-
-# The square that holds the head in RAVDESS's framing, as shares of the frame's height: its side, and how far
-# its top lies below the frame's; it is centred on the width. Measured on seven genuine clips of actor 01 (1280x720),
-# eight frames each, against their white background: hair from row 12 (bent forward) to 52, ears from column
-# 420 to 847, chin never below row 605. A square of 630 holds that with a margin.
-HEAD_SIDE = 0.875
-HEAD_TOP = 0.0
-
 # Raised whenever the same file and `FrameSpec` come to give other bytes, so that nothing kept from before is used.
 DECODE_VERSION = 1
 
 # Triangle filter widened to the scale (as Pillow's antialiased bilinear), chroma brought to full resolution
 # before the colour matrix, and the same bytes on every processor.
 _SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
-
-
-class DecodeError(UserError):
-    """A frame that could not be had; the message names the file and the frame."""
-
-    def __init__(self, path: Path, frame: int, reason: str) -> None:
-        super().__init__(f"{path}: frame {frame} does not decode: {reason}")
-        self.path, self.frame = path, frame
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrameSpec:
-    """What a sample of a clip is.
-
-    Attributes:
-        num_frames: T, frames a clip, spread evenly over it.
-        crop: `full` (whole frame, aspect kept: shorter side = size), `squash` (whole frame to a square),
-            `center` (centre square) or `head` (a square on the head as RAVDESS frames it).
-        size: Pixels of the square's side, or of the shorter side with `full`.
-    """
-
-    num_frames: int = 10
-    crop: Crop = "center"
-    size: int = 128
-
-    def __post_init__(self) -> None:
-        if self.num_frames < 1:
-            raise ValueError(f"video.num_frames must be at least 1, not {self.num_frames}")
-        if self.crop not in CROPS:
-            raise ValueError(f"video.crop must be one of {', '.join(CROPS)}, not '{self.crop}'")
-        if self.size < 1:
-            raise ValueError(f"video.size must be at least 1 pixel, not {self.size}")
-
-    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """The crop of a frame: left, top, width, height in pixels.
-
-        Offsets and sides are even, so that subsampled chroma is cropped exactly.
-        """
-        if self.crop in ("full", "squash") or min(width, height) < 4:
-            return 0, 0, width, height
-        side, top = float(min(width, height)), None
-        if self.crop == "head":
-            side, top = min(side, HEAD_SIDE * height), HEAD_TOP * height
-        even = int(side) // 2 * 2
-        left = (width - even) // 4 * 2
-        return left, (height - even) // 4 * 2 if top is None else int(top) // 2 * 2, even, even
-
-    def out_size(self, width: int, height: int) -> tuple[int, int]:
-        """The sampled frame's width and height in pixels for a file of that frame size."""
-        if self.crop != "full":
-            return self.size, self.size
-        if width < height:
-            return self.size, max(1, round(self.size * height / width))
-        return max(1, round(self.size * width / height)), self.size
 
 
 def decoder_name(library: Library) -> str:

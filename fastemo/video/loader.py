@@ -13,13 +13,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fastemo.corpus.manifest import Clip
-from fastemo.machine import available_processors, give_back_memory, let_others_go_first
-from fastemo.video.assembly import Assembly, Decoder
-from fastemo.video.config import VideoConfig, choose_backend
-from fastemo.video.decode import FrameSpec
+from fastemo.corpus.clip import Clip
+from fastemo.machine import available_processors, give_back_memory, lower_thread_priority
+from fastemo.video.assembly import Assembly
+from fastemo.video.backends import Decoder, choose_backend
+from fastemo.video.config import FrameSpec, StoreConfig, VideoConfig
 from fastemo.video.sampling import RankStep, epoch_order, rank_steps
-from fastemo.video.store import StoreConfig
 from fastemo.video.tiers import KeptClips
 from fastemo.video.transfer import Transfer, send
 
@@ -198,7 +197,7 @@ class ClipLoader:
         has_decoded = False
         # A step's threads wait for each other: a decoder that takes the processor of one holds up all of them. One that
         # steps back has every processor as soon as the step is over and the next batch is waited for.
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode", initializer=let_others_go_first)
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode", initializer=lower_thread_priority)
         self._pools.add(pool)
         try:
             for number in range(first, len(steps)):

@@ -13,22 +13,18 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
-import torch
 
-from fastemo.corpus.manifest import Clip, fingerprint
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import fingerprint
 from fastemo.errors import UserError
-from fastemo.machine import available_memory, cache_folder, locked, open_plain, read_at, write_at, write_text
-from fastemo.video.decode import FrameSpec
-
-Tier = Literal["auto", "none", "disk", "memory", "device"]
-TIERS: tuple[Tier, ...] = ("auto", "none", "disk", "memory", "device")
+from fastemo.machine import cache_folder, locked, open_plain, read_at, readable_bytes, write_at, write_text
+from fastemo.video.config import FrameSpec, StoreConfig
 
 # Goes up when the layout or the meaning of the files below changes: stores of another version are never opened.
 STORE_VERSION = 1
@@ -44,70 +40,12 @@ _RECORD_BYTES = _STAMP.size + hashlib.sha256().digest_size
 _MOST_HEADER_BYTES = 2**28
 # File systems tell times apart that are a clock tick from each other, 10 ms at most, and some to spare.
 _SETTLED_NS = 100_000_000
-# Of a GPU's free memory, for the decoded clips of all splits together: the rest is the model's and DALI's.
-_MOST_OF_GPU = {"auto": 1 / 4, "device": 3 / 4}
 # Left free on the disk: this share of it, or this many bytes where that is less.
 _FREE_SHARE, _FREE_BYTES = 0.01, 256 * 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreConfig:
-    """Where decoded clips are kept.
-
-    Attributes:
-        tier: `none` (decoded in every epoch), `disk`, `memory`, `device` (all of them on the GPU), or `auto`.
-        root: Folder of all stores; `None`: `store` in the cache folder.
-        max_gib: What all stores below `root` may take together, in GiB; `None`: what the disk has free.
-    """
-
-    tier: Tier = "auto"
-    root: Path | None = None
-    max_gib: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.tier not in TIERS:
-            raise ValueError(f"store.tier must be one of {', '.join(TIERS)}, not '{self.tier}'")
-        if self.max_gib is not None and not 0 < self.max_gib < math.inf:
-            raise ValueError(f"store.max_gib must be a number above 0, or null for no limit, not {self.max_gib}")
-
-
 class StoreUnavailable(UserError):
     """Decoded clips cannot be kept; the message says what is missing and what to do."""
-
-
-def choose_tier(
-    config: StoreConfig, num_bytes: int, device: torch.device, held: int = 0
-) -> tuple[Literal["none", "disk", "memory", "device"], str]:
-    """Which tier `auto` means here, and why.
-
-    Args:
-        config: What was asked for.
-        num_bytes: What all clips take together once decoded.
-        device: Where the model runs.
-        held: Bytes that other loaders of this process keep on it: all share one budget.
-
-    Raises:
-        ValueError: `device` was asked for and the clips take more than three quarters of the GPU's free memory.
-    """
-    size = _in_words(num_bytes)
-    on_gpu = device.type == "cuda"
-    if config.tier == "device" and not on_gpu:
-        return "memory", f"the device is {device.type}"
-    free = torch.cuda.mem_get_info(device)[0] + held if on_gpu and config.tier in ("auto", "device") else 0
-    budget = int(_MOST_OF_GPU[config.tier] * free) - held if free else 0
-    if config.tier == "device" and num_bytes > budget:
-        raise ValueError(
-            f"store.tier device: the decoded clips take {size} and {device} has {_in_words(max(0, budget))} for them, "
-            f"the rest of its free memory being the model's; choose --store.tier memory, disk or auto"
-        )
-    if config.tier != "auto":
-        return config.tier, "as asked"
-    if on_gpu and num_bytes <= budget:
-        return "device", f"{size} of the {_in_words(free)} free on {device}"
-    available = available_memory()
-    if num_bytes <= available / 2:
-        return "memory", f"{size} of the {_in_words(available)} of memory available"
-    return "disk", f"{size} are more than half of the {_in_words(available)} of memory available"
 
 
 class ClipStore:
@@ -243,16 +181,16 @@ class ClipStore:
         free = max(0, disk.free - int(min(_FREE_SHARE * disk.total, _FREE_BYTES)))
         if needed > free:
             raise StoreUnavailable(
-                f"the decoded clips need {_in_words(needed)} more in {self.folder} and the disk has "
-                f"{_in_words(free)} to give; free some of it, choose another disk by --store.root, {_OR_NONE}"
+                f"the decoded clips need {readable_bytes(needed)} more in {self.folder} and the disk has "
+                f"{readable_bytes(free)} to give; free some of it, choose another disk by --store.root, {_OR_NONE}"
             )
         taken = _taken_bytes(self._root.glob(f"*/{FRAMES}")) if self._limit is not None else 0
         self._taken_by_others = taken - _taken_bytes([self.folder / FRAMES])
         if self._limit is not None and needed and needed + taken > self._limit:
             raise StoreUnavailable(
-                f"the decoded clips need {_in_words(needed)} more, and the stores in {self._root} take "
-                f"{_in_words(taken)} of the {_in_words(self._limit)} that --store.max_gib allows; raise it, delete "
-                f"stores there that you no longer need, {_OR_NONE}"
+                f"the decoded clips need {readable_bytes(needed)} more, and the stores in {self._root} take "
+                f"{readable_bytes(taken)} of the {readable_bytes(self._limit)} that --store.max_gib allows; raise it, "
+                f"delete stores there that you no longer need, {_OR_NONE}"
             )
 
     def has(self, clip: Clip) -> bool:
@@ -322,7 +260,7 @@ class ClipStore:
         if self._limit is not None and old == blank:
             taken = self._taken_by_others + _taken_bytes([self.folder / FRAMES])
             if taken + self._row_bytes > self._limit:
-                allowed = f"{_in_words(self._limit)} that --store.max_gib allows"
+                allowed = f"{readable_bytes(self._limit)} that --store.max_gib allows"
                 self.trouble = f"storing decoded clips in {self.folder} stopped at the {allowed}"
                 return
         # The same record again means the same bytes again, which may repair them and disturbs no reader.
@@ -386,7 +324,3 @@ def _taken_bytes(paths: Iterable[Path]) -> int:
         with suppress(FileNotFoundError):
             total += path.stat().st_blocks * 512
     return total
-
-
-def _in_words(num_bytes: int) -> str:
-    return f"{num_bytes / _GIB:.1f} GiB" if num_bytes >= _GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"

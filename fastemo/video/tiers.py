@@ -5,17 +5,56 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 from weakref import WeakSet
 
 import numpy as np
 import torch
 
-from fastemo.corpus.manifest import Clip
-from fastemo.video.decode import FrameSpec
-from fastemo.video.store import ClipStore, StoreConfig, StoreUnavailable, choose_tier
+from fastemo.corpus.clip import Clip
+from fastemo.machine import available_memory, readable_bytes
+from fastemo.video.config import FrameSpec, StoreConfig
+from fastemo.video.store import ClipStore, StoreUnavailable
 
+# Of a GPU's free memory, for the decoded clips of all splits together: the rest is the model's and DALI's.
+_MOST_OF_GPU = {"auto": 1 / 4, "device": 3 / 4}
 # Of this process, which has one device: they share its memory.
 _living: WeakSet[KeptClips] = WeakSet()
+
+
+def choose_tier(
+    config: StoreConfig, num_bytes: int, device: torch.device, held: int = 0
+) -> tuple[Literal["none", "disk", "memory", "device"], str]:
+    """Which tier `auto` means here, and why.
+
+    Args:
+        config: What was asked for.
+        num_bytes: What all clips take together once decoded.
+        device: Where the model runs.
+        held: Bytes that other loaders of this process keep on it: all share one budget.
+
+    Raises:
+        ValueError: `device` was asked for and the clips take more than three quarters of the GPU's free memory.
+    """
+    size = readable_bytes(num_bytes)
+    on_gpu = device.type == "cuda"
+    if config.tier == "device" and not on_gpu:
+        return "memory", f"the device is {device.type}"
+    free = torch.cuda.mem_get_info(device)[0] + held if on_gpu and config.tier in ("auto", "device") else 0
+    budget = int(_MOST_OF_GPU[config.tier] * free) - held if free else 0
+    if config.tier == "device" and num_bytes > budget:
+        raise ValueError(
+            f"store.tier device: the decoded clips take {size} and {device} has {readable_bytes(max(0, budget))} for "
+            f"them, the rest of its free memory being the model's; choose --store.tier memory, disk or auto"
+        )
+    if config.tier != "auto":
+        return config.tier, "as asked"
+    if on_gpu and num_bytes <= budget:
+        return "device", f"{size} of the {readable_bytes(free)} free on {device}"
+    available = available_memory()
+    if num_bytes <= available / 2:
+        return "memory", f"{size} of the {readable_bytes(available)} of memory available"
+    return "disk", f"{size} are more than half of the {readable_bytes(available)} of memory available"
 
 
 class KeptClips:
@@ -104,12 +143,12 @@ class KeptClips:
             return True
         if self._file is None or not self._file.read(self._clips[row], slot):
             return False
-        self._hold(row, slot)
+        self._cache_row(row, slot)
         return True
 
     def keep(self, row: int, frames: np.ndarray) -> None:
         """Keep a clip that was just decoded, uint8 [T, 3, h, w]."""
-        self._hold(row, frames)
+        self._cache_row(row, frames)
         if self._file is None:
             return
         self._file.write(self._clips[row], frames)
@@ -118,7 +157,7 @@ class KeptClips:
                 self._is_trouble_said = True
                 self._say(f"{self._file.trouble}; training goes on without storing more")
 
-    def _hold(self, row: int, frames: np.ndarray) -> None:
+    def _cache_row(self, row: int, frames: np.ndarray) -> None:
         if self._memory is not None:
             self._memory[row] = frames
             self._is_held[row] = True

@@ -16,12 +16,12 @@ from helpers import full_or, noise_frame, write_images, write_video
 
 from fastemo.corpus.manifest import Manifest, fingerprint, scan
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.errors import DecodeError
 from fastemo.video import assembly
-from fastemo.video.config import VideoConfig
-from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.video.config import StoreConfig, VideoConfig
+from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.store import StoreConfig
 
 CONFIG = VideoConfig(num_frames=3, size=24, prefetch_batches=1, decode_threads=2)
 NUM_CLIPS, NUM_FRAMES, SIZE = 6, 8, (48, 32)

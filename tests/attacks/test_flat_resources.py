@@ -24,11 +24,10 @@ from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.machine import give_back_memory
 from fastemo.video import assembly, tiers
 from fastemo.video.bitstream.pruning import PrunedClip, prune
-from fastemo.video.config import VideoConfig
+from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.store import StoreConfig
 
 pytestmark = [
     pytest.mark.slow,

@@ -20,16 +20,15 @@ from attacks.confined import be_nobody_special, exit_code, forked
 from helpers import full_or
 
 from fastemo.console import Console
-from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
-from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
+from fastemo.corpus.synthetic.synthesis import synthesize
 from fastemo.train import main
-from fastemo.video.config import VideoConfig
+from fastemo.video.config import StoreConfig, Tier, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.store import StoreConfig, Tier
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="small file systems and file limits are Linux's")
 

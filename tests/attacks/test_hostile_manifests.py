@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastemo.corpus.manifest import Clip, Manifest, read_manifest, scan
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import Manifest, read_manifest, scan
 
 ROWS = [
     Clip(

@@ -27,12 +27,12 @@ from attacks.confined import be_nobody_special, exit_code, exit_codes, forked, w
 from helpers import full_or, write_video
 
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.video.assembly import Decoder
-from fastemo.video.config import VideoConfig
+from fastemo.video.backends import Decoder
+from fastemo.video.config import StoreConfig, Tier, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, StoreConfig, Tier
+from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stores need Linux's positioned reads and file locks")
 

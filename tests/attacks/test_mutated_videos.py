@@ -20,10 +20,13 @@ import pytest
 from helpers import full_or, noise_frame, numbered_frame, write_video
 from mutations import MUTATIONS, checked, mixed_sizes, packed, parameter_sets, with_frames, with_parameters
 
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.config import Verify
 from fastemo.corpus.isolation import Limits, Unsettled, Workers
-from fastemo.corpus.manifest import Clip, scan
-from fastemo.corpus.probe import BadFile, Verify, probe_video
-from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.corpus.manifest import scan
+from fastemo.corpus.probe import BadFile, probe_video
+from fastemo.errors import DecodeError
+from fastemo.video.decode import decode_clip
 
 Log = Callable[[str, Mapping[str, int]], None]
 LIMITS = Limits(seconds=20, memory_bytes=1 << 30)

@@ -18,15 +18,15 @@ from attacks.confined import exit_code, exit_codes, forked, killed, wait_until
 from helpers import full_or
 
 from fastemo.console import Console
-from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
-from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
-from fastemo.video.config import VideoConfig
+from fastemo.corpus.synthetic.synthesis import synthesize
+from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.store import FRAMES, HEADER, RECORDS, StoreConfig
+from fastemo.video.store import FRAMES, HEADER, RECORDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, and stores need file locks")
 
@@ -37,7 +37,7 @@ TINY = SyntheticConfig(actors=2, clips_per_actor=4, width=64, height=64, num_fra
 MAKE = (
     "import sys; from pathlib import Path; from fastemo.console import Console; "
     "from fastemo.corpus.config import CorpusConfig; from fastemo.corpus.prepare import corpus_root; "
-    "from fastemo.corpus.synthetic.synthesis import SyntheticConfig; "
+    "from fastemo.corpus.config import SyntheticConfig; "
     "print(corpus_root(CorpusConfig(synthetic=SyntheticConfig(actors={actors}, clips_per_actor={takes}, width=64, "
     "height=64, num_frames=4)), Console(show=False)))"
 )

@@ -28,7 +28,8 @@ from benchmarks.epoch_targets import (
 from benchmarks.measure import Pass, summary
 from fastemo.corpus import ravdess
 from fastemo.corpus.manifest import scan
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

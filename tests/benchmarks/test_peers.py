@@ -14,7 +14,8 @@ from helpers import frame_number, numbered_frame, psnr, write_video
 from benchmarks.epoch_peers import TRAINING_PEERS
 from benchmarks.measure import Skipped
 from benchmarks.peer_runs import FOLDER, PEERS, PeerRuns, choose
-from fastemo.video.decode import FrameSpec, decode_clip
+from fastemo.video.config import FrameSpec
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 ON_CPU = [name for name, peer in PEERS.items() if not peer.on_gpu]

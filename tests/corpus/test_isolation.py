@@ -15,9 +15,10 @@ import pytest
 from helpers import write_video
 
 from fastemo.corpus import isolation
+from fastemo.corpus.config import Verify
 from fastemo.corpus.isolation import Examiner, Limits, WorkerError, Workers
 from fastemo.corpus.manifest import read_manifest, scan
-from fastemo.corpus.probe import Verify, probe_video
+from fastemo.corpus.probe import probe_video
 
 TESTS = Path(__file__).resolve().parent.parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")

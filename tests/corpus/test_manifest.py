@@ -16,8 +16,9 @@ from helpers import count_decoded, frame_number, noise_frame, write_images, writ
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastemo.corpus.clip import Clip, Status
 from fastemo.corpus.isolation import Examiner
-from fastemo.corpus.manifest import Clip, Manifest, Status, fingerprint, read_manifest, scan
+from fastemo.corpus.manifest import Manifest, fingerprint, read_manifest, scan
 from fastemo.corpus.probe import Probe
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.video.decode import decode_clip
@@ -638,7 +639,7 @@ def test_copies_of_a_corpus_count_as_what_was_scanned(tmp_path):
     copy = shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
     (copy / "happy" / names[1]).write_bytes(b"another file")
     (copy / "happy" / names[2]).unlink()
-    same, other, absent = scanned.at_home(copy).clips
+    same, other, absent = scanned.rebased(copy).clips
     assert (same.size_bytes, same.mtime_ns) == fingerprint(copy / same.key)
     assert (other, absent) == scanned.clips[1:]
-    assert scanned.at_home(copy).root == copy
+    assert scanned.rebased(copy).root == copy

@@ -17,7 +17,8 @@ from helpers import (
     write_video,
 )
 
-from fastemo.corpus.probe import BadFile, Probe, Verify, image_files, probe_images, probe_video
+from fastemo.corpus.config import Verify
+from fastemo.corpus.probe import BadFile, Probe, image_files, probe_images, probe_video
 
 # Name -> (codec, header's size, frames that decode). RAVDESS's headers count one more, awkward ones what they like.
 REAL_CLIPS = {

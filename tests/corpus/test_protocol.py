@@ -15,15 +15,10 @@ from helpers import write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastemo.corpus.manifest import SPLITS, Clip, Manifest, scan
-from fastemo.corpus.protocol import (
-    KFOLD5_TEST_ACTORS,
-    PROTOCOLS,
-    Protocol,
-    Splits,
-    num_folds,
-    split_clips,
-)
+from fastemo.corpus.clip import SPLITS, Clip
+from fastemo.corpus.config import PROTOCOLS, Protocol
+from fastemo.corpus.manifest import Manifest, scan
+from fastemo.corpus.protocol import KFOLD5_TEST_ACTORS, Splits, num_folds, split_clips
 from fastemo.corpus.ravdess import EMOTIONS, Performance, speech_performances
 
 ROOT = Path("corpus")

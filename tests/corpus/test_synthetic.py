@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from fastemo.corpus import ravdess
+from fastemo.corpus.config import Difficulty, SyntheticConfig
 from fastemo.corpus.synthetic import action_units, synthesis
-from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig, render_frames, synthesize
+from fastemo.corpus.synthetic.synthesis import render_frames, synthesize
 
 SMALL = SyntheticConfig(actors=2, clips_per_actor=3, width=160, height=90, num_frames=31)
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 
 HISTORY = [
     {"clips_per_second": 1.0, "epoch_seconds": 90.0},

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastemo.evaluation.evaluate import Predictions, predict
-from fastemo.video.augment import AugmentConfig
+from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch
 
 AUGMENT = AugmentConfig(crop_size=8)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastemo.evaluation.gradcam import gradcam
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
 from fastemo.corpus.ravdess import EMOTIONS, speech_performances
 from fastemo.evaluation.groups import FIELDS, gaps, group_metrics
 from fastemo.evaluation.metrics import compute_metrics

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.evaluation.probes import ORDERS, PROBES, permutations, reorder
-from fastemo.video.augment import AugmentConfig
+from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch
 
 AUGMENT = AugmentConfig(crop_size=8)

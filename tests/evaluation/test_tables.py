@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
 from fastemo.evaluation.evaluate import Predictions, write_predictions
 from fastemo.evaluation.tables import read_predictions
 

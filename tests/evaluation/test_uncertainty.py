@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from fastemo.evaluation.metrics import compute_metrics
 from fastemo.evaluation.uncertainty import (
+    first_file_per_take,
     group_members,
     group_sums,
     interval_of_mean,
-    one_file_a_take,
     resample,
     score_intervals,
 )
@@ -131,7 +131,7 @@ def test_the_truth_lies_inside_as_often_as_promised(twins: int) -> None:
 
 def test_of_twins_the_video_only_file_is_taken() -> None:
     takes = ["x", "y", "x", "z", "w", "w"]
-    assert one_file_a_take(takes, [1, 1, 2, 0, 2, 1]).tolist() == [1, 2, 3, 4]
+    assert first_file_per_take(takes, [1, 1, 2, 0, 2, 1]).tolist() == [1, 2, 3, 4]
 
 
 def test_interval_holds_the_accuracy_and_narrows_with_clips() -> None:

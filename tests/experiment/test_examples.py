@@ -12,10 +12,11 @@ import torch
 
 from fastemo.config import read_config
 from fastemo.corpus.manifest import scan
+from fastemo.errors import DecodeError
 from fastemo.evaluation.evaluate import Predictions
 from fastemo.experiment.examples import MOST_RIGHT, MOST_WRONG, STRIP_FRAMES, surest, write_examples
-from fastemo.models import build_model
-from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.models.build import build_model
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.models.fusion import EarlyCNN, EarlyResNet18, frame_features
 
 NUM_CLASSES = 8

@@ -17,7 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models.video import r3d_18
 
-from fastemo.models import ModelConfig, WeightsUnavailable, build_model, weights
+from fastemo.models import weights
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
+from fastemo.models.weights import WeightsUnavailable
 
 
 def random_resnet18() -> dict[str, Tensor]:

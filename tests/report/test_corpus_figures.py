@@ -14,6 +14,7 @@ from helpers import write_video
 from fastemo.cli import main
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.errors import DecodeError
 from fastemo.report import corpus_figures
 from fastemo.report.corpus_figures import (
     actor_counts,
@@ -22,7 +23,8 @@ from fastemo.report.corpus_figures import (
     example_sheet,
     save_corpus_figures,
 )
-from fastemo.video.decode import DecodeError, FrameSpec, decode_clip
+from fastemo.video.config import FrameSpec
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 NAMES = ["examples.jpg", "class_distribution.png", "actor_counts.png", "crop.jpg"]
@@ -59,7 +61,7 @@ def test_counts_are_the_protocols(manifest):
 def test_the_reports_counts():
     """Without files: the manifest that RAVDESS's names make."""
     from fastemo.corpus import ravdess
-    from fastemo.corpus.manifest import Clip
+    from fastemo.corpus.clip import Clip
 
     rows = []
     for actor in range(1, 25):

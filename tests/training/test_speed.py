@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastemo.models import ModelConfig, build_model
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
 from fastemo.training import speed
 from fastemo.training.config import TrainConfig
 from fastemo.training.speed import compute_in_fp32, conv3d_error, conv3d_errors, keep_conv3d_right, pick
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import AugmentConfig
+from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch
 
 CPU = torch.device("cpu")

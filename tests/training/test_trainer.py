@@ -17,7 +17,8 @@ from fastemo.machine import available_processors
 from fastemo.training import trainer as trainer_module
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import AugmentConfig, augment
+from fastemo.video.augment import augment
+from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch
 
 AUGMENT = AugmentConfig(crop_size=8)

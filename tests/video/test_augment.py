@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, augment, center_crop, draw_parameters
+from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD, augment, center_crop, draw_parameters
+from fastemo.video.config import AugmentConfig
 
 KEYS = ["a.mp4", "b.mp4", "c.mp4"]
 PLAIN = {"flip": 0.0, "rotation_degrees": 0.0}

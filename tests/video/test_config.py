@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastemo.video import dali
-from fastemo.video.config import VideoConfig, choose_backend
+from fastemo.video.backends import choose_backend
+from fastemo.video.config import VideoConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

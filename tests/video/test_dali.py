@@ -17,18 +17,19 @@ from mutations import box
 
 from benchmarks.gpu_doubles import RecordingTransfer
 from fastemo.corpus.manifest import scan
+from fastemo.errors import DecodeError
 from fastemo.video import dali
 from fastemo.video import loader as loader_module
 from fastemo.video import source as source_module
-from fastemo.video.assembly import Decoder, _is_the_clips
+from fastemo.video.assembly import _is_the_clips
+from fastemo.video.backends import CODECS_CUDA, Decoder, decodes, refused_size
 from fastemo.video.bitstream.pruning import PrunedClip, prune
-from fastemo.video.config import VideoConfig
+from fastemo.video.bitstream.source import Source
+from fastemo.video.config import CROPS, FrameSpec, StoreConfig, VideoConfig
 from fastemo.video.dali import DaliDecoder, DaliUnavailable, capabilities, why_unavailable
-from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip
+from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.source import CODECS_CUDA, Source, decodes, refused_size
-from fastemo.video.store import StoreConfig
 from fastemo.video.tiers import KeptClips
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # there its absence fails: it is a dependency
@@ -367,7 +368,7 @@ class Hide(MetaPathFinder):
 sys.meta_path.insert(0, Hide())
 import torch
 from fastemo.video import dali
-from fastemo.video.decode import FrameSpec
+from fastemo.video.config import FrameSpec
 assert not any(name.startswith("nvidia.dali") for name in sys.modules)
 print(dali.why_unavailable())
 print(dali.capabilities()["dali"])

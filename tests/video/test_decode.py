@@ -7,7 +7,9 @@ import pytest
 from helpers import psnr, write_video
 
 from fastemo.corpus.manifest import scan
-from fastemo.video.decode import CROPS, DecodeError, FrameSpec, decode_clip, decoder_name
+from fastemo.errors import DecodeError
+from fastemo.video.config import CROPS, FrameSpec
+from fastemo.video.decode import decode_clip, decoder_name
 from fastemo.video.sampling import frame_indices
 
 # decord 0.6 decodes VP6 as FFmpeg did in 2018, which drifts from today's by rounding (dB). decord2 3.4 gives up

@@ -13,13 +13,13 @@ from helpers import noise_frame, write_images, write_video
 
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.errors import DecodeError
 from fastemo.video import assembly, tiers
 from fastemo.video.bitstream.pruning import PrunedClip, prune
-from fastemo.video.config import VideoConfig
-from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.video.config import StoreConfig, VideoConfig
+from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.store import StoreConfig
 
 SMALL = VideoConfig(num_frames=3, size=24)
 BAD = (1, 4, 5)

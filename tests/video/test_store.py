@@ -25,20 +25,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastemo import machine
-from fastemo.corpus.manifest import Clip, fingerprint
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import fingerprint
 from fastemo.video import store as store_module
-from fastemo.video.decode import FrameSpec
-from fastemo.video.store import (
-    FRAMES,
-    HEADER,
-    LOCK,
-    RECORDS,
-    TIERS,
-    ClipStore,
-    StoreConfig,
-    StoreUnavailable,
-    choose_tier,
-)
+from fastemo.video.config import TIERS, FrameSpec, StoreConfig
+from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, ClipStore, StoreUnavailable
+from fastemo.video.tiers import choose_tier
 
 SPEC = FrameSpec(num_frames=3, size=20)
 SHAPE = (3, 3, 20, 20)
@@ -443,7 +435,7 @@ def test_a_process_of_its_own_finds_the_store(config: StoreConfig, corpus: Path)
         fill(store, clips)
     script = (
         "import sys, numpy as np; from pathlib import Path; from fastemo.corpus.manifest import Clip; "
-        "from fastemo.video.decode import FrameSpec; from fastemo.video.store import ClipStore, StoreConfig; "
+        "from fastemo.video.config import FrameSpec; from fastemo.video.store import ClipStore, StoreConfig; "
         f"clips = {clips!r}; slot = np.empty({SHAPE}, np.uint8); "
         f"store = ClipStore(StoreConfig(root=Path({str(config.root)!r})), Path({str(corpus)!r}), clips, "
         f"{SPEC!r}, (20, 20), {DECODER!r}); "

@@ -5,12 +5,11 @@ import torch
 
 from benchmarks.gpu_doubles import RecordingTransfer
 from fastemo.corpus.manifest import scan
+from fastemo.errors import DecodeError
 from fastemo.video import loader as loader_module
 from fastemo.video import tiers
-from fastemo.video.config import VideoConfig
-from fastemo.video.decode import DecodeError
+from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
-from fastemo.video.store import StoreConfig
 from fastemo.video.transfer import Transfer
 
 

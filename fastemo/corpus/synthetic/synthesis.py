@@ -20,7 +20,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 
 from fastemo.corpus import ravdess
+from fastemo.corpus.config import SyntheticConfig
 from fastemo.corpus.synthetic import action_units
 from fastemo.corpus.synthetic.encode import TEMPORARY_SUFFIX, encode_clip
 from fastemo.corpus.synthetic.faces import FacePainter
@@ -46,73 +47,6 @@ _TAKES_A_TASK = 10
 # The order in which an emotion's eight takes enter a smaller corpus: intensities alternate, then statements.
 _TAKE_ORDER = (0, 7, 2, 5, 1, 6, 3, 4)
 _RATE_FACTOR = {1: 22, 2: 23}  # by modality: the two files of a take are encoded separately
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difficulty:
-    """How much of each nuisance there is: 0 = none, 1 = the default, 2 = twice that and the most allowed.
-
-    Attributes:
-        identity: Spread of proportions, colours, hair, clothes and personal strength of expressions.
-        timing: Spread of onsets, offsets, speech and strength between takes.
-        motion: Sway, turn and approach of the head.
-        light: Brightness from take to take and its drift within a take.
-        noise: Sensor noise; 1 is a standard deviation of 2.5 grey levels before encoding.
-    """
-
-    identity: float = 1.0
-    timing: float = 1.0
-    motion: float = 1.0
-    light: float = 1.0
-    noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not 0 <= value <= 2:
-                raise ValueError(f"difficulty.{item.name} is {value}, allowed are 0 (none) to 2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyntheticConfig:
-    """What the corpus holds.
-
-    Attributes:
-        actors: Actors 1 to `actors`, at most 24.
-        clips_per_actor: Takes an actor, at most the 60 of RAVDESS's speech; fewer are balanced over classes.
-        width: Frame width in pixels, even.
-        height: Frame height in pixels, even.
-        num_frames: Frames a clip, at 30000/1001 a second.
-        seed: Same seed, same pixels.
-        twins: Add the audio-video file of every take: the same frames, encoded separately, with silent sound.
-        difficulty: Amount of each nuisance.
-    """
-
-    actors: int = 24
-    clips_per_actor: int = 60
-    width: int = 320
-    height: int = 180
-    num_frames: int = 60
-    seed: int = 0
-    twins: bool = False
-    difficulty: Difficulty = field(default_factory=Difficulty)
-
-    def __post_init__(self) -> None:
-        limits = {
-            "actors": (1, ravdess.NUM_ACTORS),
-            "clips_per_actor": (1, 60),
-            "width": (64, 4096),
-            "height": (64, 2304),
-            "num_frames": (1, 100_000),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}, allowed are {low} to {high}")
-        for name in ("width", "height"):
-            if getattr(self, name) % 2:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed are even numbers (4:2:0 video)")
 
 
 def corpus_performances(config: SyntheticConfig) -> list[ravdess.Performance]:

@@ -18,7 +18,7 @@ from fastemo.evaluation.probes import ORDERS
 from fastemo.experiment.study.grid import Cell, Study
 from fastemo.experiment.study.places import num_places
 from fastemo.experiment.study.states import read_states
-from fastemo.models import build_model
+from fastemo.models.build import build_model
 from fastemo.training.trainer import Trainer
 from fastemo.video.loader import ClipBatch
 

@@ -24,6 +24,7 @@ from fastemo.experiment.study.places import environment_of, num_places, processo
 from fastemo.experiment.study.states import State, read_states, reason_of
 from fastemo.experiment.study.summary import cell_result, parts_result
 from fastemo.machine import describe_machine, only_one, versions, write_text
+from fastemo.models.build import check_backbone
 from fastemo.training.stopping import StopSignals
 
 _POLL_SECONDS = 0.2
@@ -149,6 +150,7 @@ class _Runner:
         """Make, scan and split every corpus once before the cells do: what is wrong with it is told once, at once."""
         seen = []
         for cell in self._study.cells:
+            check_backbone(cell.config.model)
             corpus = cell.config.corpus
             if corpus in seen:
                 continue

@@ -17,7 +17,17 @@ from fastemo.evaluation.tables import PredictionTable, joined, read_predictions
 from fastemo.experiment.study.grid import Cell, Part, Row, Study
 from fastemo.report.published import report_accuracy
 
-_TOLD = ("accuracy", "uar", "macro_f1", "num_clips", "num_takes", "per_class", "confusion", "one_file_a_take", "probes")
+_TOLD = (
+    "accuracy",
+    "uar",
+    "macro_f1",
+    "num_clips",
+    "num_takes",
+    "per_class",
+    "confusion",
+    "first_file_per_take",
+    "probes",
+)
 _ALSO_TOLD = ("protocol", "corpus", "epoch", "cost")
 
 

@@ -1,4 +1,4 @@
-"""A pruned clip as DALI is handed it, and which clips are."""
+"""A pruned clip as DALI is handed it."""
 
 from __future__ import annotations
 
@@ -9,40 +9,13 @@ from pathlib import Path
 import av
 import av.error
 import numpy as np
-import torch
 
+from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import PrunedClip
-from fastemo.video.decode import DecodeError
 
-# By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4. Of CUDA's, those that came out
-# right on an H100 (benchmarks/LOG.md): VP9 was 27 dB from PyAV's frames, MJPEG did not decode, NVDEC has no AV1 there.
-CODECS_CPU = frozenset({"mjpeg", "vp8", "vp9"})
-CODECS_CUDA = frozenset({"h264", "hevc", "mpeg4", "vp8"})
-# Other containers frame the same codecs in ways that DALI does not tell NVDEC's parser of.
-_CONTAINERS = frozenset({".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-_CODED_MULTIPLE = 16  # pixels, of H.264's and of HEVC's smallest blocks
-# The least width and height for NVDEC; HEVC's own limit, the others' is lower. Source: cuvidGetDecoderCaps on an H100.
-_LEAST_SIDE = 144
 # A stream's pixel format and matrix by its header: one encoder's clips share it, and asking costs a decoded frame,
 # 10 ms at 720p.
 _colours_by_header: dict[tuple[str, bytes, int], tuple[str, int]] = {}
-
-
-def decodes(codec: str, container_suffix: str, device: torch.device) -> bool:
-    """Whether DALI takes files of a codec (FFmpeg's name: `h264`) with a suffix (`.mp4`) on a device."""
-    codecs = {"cpu": CODECS_CPU, "cuda": CODECS_CUDA}.get(device.type, frozenset())
-    return codec in codecs and container_suffix.lower() in _CONTAINERS
-
-
-def refused_size(width: int, height: int, device: torch.device) -> str | None:
-    """Why DALI would not decode frames of a size in pixels on a device, or not rightly, or slower than PyAV."""
-    if device.type != "cuda":
-        return None
-    if min(width, height) < _LEAST_SIDE:
-        return f"{width}x{height} is too small for NVDEC"
-    if width % _CODED_MULTIPLE or height % _CODED_MULTIPLE:
-        return f"{width}x{height} is no multiple of {_CODED_MULTIPLE}"
-    return None
 
 
 @dataclass(frozen=True, eq=False)

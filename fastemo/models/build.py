@@ -1,0 +1,55 @@
+"""Models: float [B, T, C, H, W], ImageNet-normalised, to logits [B, classes]; every one folds time itself."""
+
+from __future__ import annotations
+
+import timm
+from torch import nn
+
+from fastemo.models.config import ModelConfig
+from fastemo.models.fusion import EarlyCNN, EarlyResNet18, LateFusion
+from fastemo.models.temporal import CNNRNN, R3D18
+from fastemo.models.weights import r3d18_backbone, timm_backbone
+
+
+def check_backbone(config: ModelConfig) -> None:
+    """Raises:
+    ValueError: timm has no model of the name `config.backbone`.
+    """
+    if not timm.is_model(config.backbone):
+        raise ValueError(
+            f"model.backbone is '{config.backbone}', must be one of timm.list_models(), "
+            "such as resnet18, resnet50 or mobilenetv3_small_100"
+        )
+
+
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """Build the model `config` names, in float32 on the CPU; random parts follow torch's global seed.
+
+    Raises:
+        WeightsUnavailable: Pretrained weights are asked for and neither cached nor to be downloaded.
+        FileNotFoundError: `config.weights` does not exist.
+        ValueError: timm has no such backbone, `num_frames` is None where the model is built for one T, or
+            `config.weights` does not fit.
+    """
+    check_backbone(config)
+    if config.name == "r3d18":
+        return R3D18(r3d18_backbone(pretrained=config.pretrained, weights=config.weights), num_classes)
+    if config.name == "early_cnn":
+        return EarlyCNN(_num_frames(config), num_classes, dropout=config.dropout)
+    if config.name == "early_resnet18":
+        num_frames = _num_frames(config)
+        resnet18 = timm_backbone("resnet18", pretrained=config.pretrained, weights=config.weights)
+        return EarlyResNet18(resnet18, num_frames, num_classes, stem=config.stem)
+    if config.name == "late_fusion":
+        joined_frames = _num_frames(config) if config.fusion == "concat" else None
+        backbone = timm_backbone(config.backbone, pretrained=config.pretrained, weights=config.weights)
+        return LateFusion(backbone, num_classes, fusion=config.fusion, num_frames=joined_frames)
+    backbone = timm_backbone(config.backbone, pretrained=config.pretrained, weights=config.weights)
+    return CNNRNN(backbone, num_classes, rnn=config.rnn, hidden=config.rnn_hidden, norm=config.rnn_norm)
+
+
+def _num_frames(config: ModelConfig) -> int:
+    if config.num_frames is None:
+        which = "late_fusion with fusion: concat" if config.name == "late_fusion" else config.name
+        raise ValueError(f"model.num_frames is None, {which} must know the frames a clip")
+    return config.num_frames

@@ -1,0 +1,139 @@
+"""The processes of a run, joined. The only module that knows Accelerate."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
+from torch import nn
+
+from fastemo.errors import UserError
+from fastemo.evaluation.evaluate import Predictions, predict
+from fastemo.evaluation.probes import PROBES, Order
+from fastemo.machine import available_processors
+from fastemo.training.resume import join_after_restart
+from fastemo.training.speed import Speed
+from fastemo.video.config import AugmentConfig
+from fastemo.video.loader import ClipLoader
+from fastemo.video.sampling import keyed_seed
+
+__all__ = ["Processes", "gather_object"]
+
+T = TypeVar("T")
+P = TypeVar("P", bound="Processes")
+
+
+class Processes:
+    """This process among those of its run, with its device and its copy of the model.
+
+    A context manager: its end is the end of the group of processes.
+
+    Args:
+        every_step: Whether gradients are averaged after every batch.
+
+    Attributes:
+        device, rank, local_rank, world_size, is_main: This process's.
+        model: Wrapped for the group of processes, once there is one.
+
+    Raises:
+        ValueError: The precision cannot be had on this device.
+    """
+
+    model: nn.Module
+
+    def __init__(self, speed: Speed, *, seed: int, every_step: bool) -> None:
+        self._seed = seed
+        hook = DDPCommunicationHookType.BF16 if speed.exchange == "bf16" else DDPCommunicationHookType.NO
+        ddp = DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=speed.bucket_mib,
+            comm_hook=hook,
+            # Every step uses every weight. Batches whose gradients wait for others' are not what it is made for.
+            static_graph=every_step,
+        )
+        join_after_restart()
+        # Accelerate keeps the first precision that a process asked for; a later training may ask for another.
+        AcceleratorState._reset_state()
+        # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.
+        mixed_precision = "no" if speed.precision == "fp32" else speed.precision
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=mixed_precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp]
+            )
+        except ValueError as error:
+            raise ValueError(f"train.precision {speed.precision} cannot be had here: {error}") from error
+        if not torch.accelerator.is_available():
+            # Launchers set OMP_NUM_THREADS=1, whatever processors there are.
+            torch.set_num_threads(available_processors())
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.local_rank = self.accelerator.local_process_index
+
+    def __enter__(self: P) -> P:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Gloo's threads drop the last exchange's tensors some time after it is over, and abort the process if the
+        # interpreter is gone by then. They are waited for when the group of processes is deleted, which
+        # everything wrapped for it keeps alive.
+        for name in ("model", "optimizer", "_scheduler", "_compiled"):
+            self.__dict__.pop(name, None)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+        gc.collect()
+
+    def seed_everything(self, *, epoch: int) -> None:
+        """Seed torch's own generators (initial weights, dropout) from (seed, epoch, rank)."""
+        rank = 0 if epoch == 0 else self.rank
+        torch.manual_seed(keyed_seed(self._seed, epoch, f"torch on rank {rank}") % 2**63)
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What the main process makes, on every process; the others wait for it.
+
+        Raises:
+            ValueError, OSError, UserError: It failed; on the others, too.
+        """
+        if self.world_size == 1:
+            return work()
+        made: list[Any] = [None, None]
+        failed: Exception | None = None
+        if self.is_main:
+            try:
+                made[0] = work()
+            except (ValueError, OSError, UserError) as error:
+                failed, made[1] = error, str(error)
+        value, trouble = broadcast_object_list(made)
+        if failed is not None:
+            raise failed
+        if trouble is not None:
+            raise UserError(f"process {self.rank}: the first process ended: {trouble}")
+        result: T = value
+        return result
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without the wrapper that averages gradients, with mixed precision still on."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def predict(self, loader: ClipLoader, augment_config: AugmentConfig, order: Order = "recorded") -> Predictions:
+        """Every clip of a split once, its frames in that order, from all ranks, on all ranks."""
+        local = predict(self.bare_model, loader, augment_config, order=order, seed=self._seed)
+        return Predictions.joined(gather_object([local]))
+
+    def probe(self, loader: ClipLoader, augment_config: AugmentConfig) -> dict[str, Predictions]:
+        """What is said of the same clips with their frames in other orders, by the order's name."""
+        return {order: self.predict(loader, augment_config, order) for order in PROBES}
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        self.bare_model.load_state_dict(weights)

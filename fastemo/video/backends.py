@@ -1,0 +1,206 @@
+"""Which library decodes (PyAV, decord, or DALI with PyAV for what it does not know), and a clip's frames by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import distributions
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import fingerprint
+from fastemo.errors import DecodeError
+from fastemo.video import dali
+from fastemo.video.bitstream.source import Source
+from fastemo.video.config import Backend, FrameSpec
+from fastemo.video.decode import decode_clip, decoder_name, decord_version, pruned_clip
+from fastemo.video.sampling import frame_indices
+
+# By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4. Of CUDA's, those that came out
+# right on an H100 (benchmarks/LOG.md): VP9 was 27 dB from PyAV's frames, MJPEG did not decode, NVDEC has no AV1 there.
+CODECS_CPU = frozenset({"mjpeg", "vp8", "vp9"})
+CODECS_CUDA = frozenset({"h264", "hevc", "mpeg4", "vp8"})
+# Other containers frame the same codecs in ways that DALI does not tell NVDEC's parser of.
+_CONTAINERS = frozenset({".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+_CODED_MULTIPLE = 16  # pixels, of H.264's and of HEVC's smallest blocks
+# The least width and height for NVDEC; HEVC's own limit, the others' is lower. Source: cuvidGetDecoderCaps on an H100.
+_LEAST_SIDE = 144
+_ONE_DECORD = "pip uninstall -y decord decord2, then pip install decord2"
+_CHANGED = (
+    "the file changed after the scan; start again, which scans it again (copies on several machines need the same "
+    "modification time: copy with rsync -a or cp -p)"
+)
+
+
+def choose_backend(backend: Backend, device: torch.device) -> tuple[Literal["dali", "pyav", "decord"], str]:
+    """Which backend `auto` means for frames on a device, and why.
+
+    Raises:
+        ValueError: A backend that is not installed, or does not load.
+    """
+    if backend == "auto":
+        if device.type != "cuda":
+            return "pyav", f"the frames go to the {device.type.upper()}"
+        missing = dali.why_unavailable(device)
+        return ("dali", "decodes on the GPU") if missing is None else ("pyav", missing)
+    if backend == "dali" and (missing := dali.why_unavailable(device)):
+        raise ValueError(f"video.backend dali: {missing}")
+    if backend == "decord":
+        try:
+            why = f"as asked, {decord_version()}"
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ValueError(f"video.backend decord does not load ({error}): {_ONE_DECORD}") from error
+        if all(any(distributions(name=name)) for name in ("decord", "decord2")):
+            why += f"; decord and decord2 are both installed, into one folder: {_ONE_DECORD}"
+        return backend, why
+    return backend, "as asked"
+
+
+def decodes(codec: str, container_suffix: str, device: torch.device) -> bool:
+    """Whether DALI takes files of a codec (FFmpeg's name: `h264`) with a suffix (`.mp4`) on a device."""
+    codecs = {"cpu": CODECS_CPU, "cuda": CODECS_CUDA}.get(device.type, frozenset())
+    return codec in codecs and container_suffix.lower() in _CONTAINERS
+
+
+def refused_size(width: int, height: int, device: torch.device) -> str | None:
+    """Why DALI would not decode frames of a size in pixels on a device, or not rightly, or slower than PyAV."""
+    if device.type != "cuda":
+        return None
+    if min(width, height) < _LEAST_SIDE:
+        return f"{width}x{height} is too small for NVDEC"
+    if width % _CODED_MULTIPLE or height % _CODED_MULTIPLE:
+        return f"{width}x{height} is no multiple of {_CODED_MULTIPLE}"
+    return None
+
+
+class Decoder:
+    """Rows of a list of clips -> their frames, by the chosen backend.
+
+    With `dali`, what DALI does not decode (folders of images, codecs that the device does not know) goes to PyAV.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        root: Path,
+        spec: FrameSpec,
+        frame_size: tuple[int, int],
+        backend: Literal["dali", "pyav", "decord"],
+        device: torch.device,
+    ) -> None:
+        self.clips, self.spec, self.device = clips, spec, device
+        self.frame_size = frame_size
+        self._root = root
+        self._library: Literal["pyav", "decord"] = "decord" if backend == "decord" else "pyav"
+        self._uses_dali = backend == "dali"
+        self._dali: dali.DaliDecoder | None = None
+        self._lock = Lock()
+        # Reason -> keys of clips that DALI knows the codec of and does not decode.
+        self.refused_by_dali: dict[str, set[str]] = {}
+        # What pruning found to be PyAV's: it is not pruned for DALI again.
+        self._rows_for_pyav: set[int] = set()
+
+    @property
+    def name(self) -> str:
+        """What the bytes depend on, besides the files and the `FrameSpec`."""
+        library = decoder_name(self._library)
+        return f"dali {dali.version()} on {self.device.type}, {library}" if self._uses_dali else library
+
+    def by_dali(self, row: int) -> bool:
+        """Whether DALI is to decode a clip, by what the manifest says of it."""
+        clip = self.clips[row]
+        if not self._uses_dali or row in self._rows_for_pyav:
+            return False
+        if not decodes(clip.codec, Path(clip.key).suffix, self.device):
+            return False
+        return not self._is_refused(clip, refused_size(clip.width, clip.height, self.device))
+
+    def _is_refused(self, clip: Clip, reason: str | None) -> bool:
+        if reason is None:
+            return False
+        with self._lock:
+            self.refused_by_dali.setdefault(reason, set()).add(clip.key)
+        return True
+
+    def decode(self, row: int) -> np.ndarray:
+        """uint8 [T, 3, h, w], decoded on the calling thread.
+
+        Raises:
+            DecodeError: It cannot be read or does not decode, or the file is not the one that was scanned.
+        """
+        clip, path = self.clips[row], self._root / self.clips[row].key
+        indices = frame_indices(clip.num_frames, self.spec.num_frames)
+        with _as_scanned(clip, path, int(indices[0])):
+            frames = decode_clip(path, indices, self.spec, backend=self._library)
+        width, height = self.frame_size
+        if frames.shape[2:] != (height, width):
+            raise DecodeError(
+                path,
+                int(indices[0]),
+                f"frames are {frames.shape[-1]}x{frames.shape[-2]} where the manifest promises {width}x{height}; "
+                f"the file changed after the scan",
+            )
+        return frames
+
+    def prune(self, row: int) -> Source | None:
+        """What DALI needs of a clip; `None` for one that PyAV decodes in its place.
+
+        Raises:
+            DecodeError: The file cannot be read, or is not the one that was scanned.
+        """
+        clip, path = self.clips[row], self._root / self.clips[row].key
+        indices = tuple(frame_indices(clip.num_frames, self.spec.num_frames).tolist())
+        with _as_scanned(clip, path, indices[0]):
+            pruned = pruned_clip(path, indices)
+        # DALI goes by timestamps, which pruning found wanting in what it left whole; VP8 is only unknown to it.
+        is_timed = not pruned.is_whole or clip.codec == "vp8"
+        source = Source(path, indices, pruned, clip.width, clip.height)
+        if is_timed and not self._is_refused(clip, source.refused_format):
+            return source
+        self._rows_for_pyav.add(row)
+        return None
+
+    def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
+        """uint8 [B, T, 3, h, w] on the device, by DALI; and, by place in `sources`, what does not decode."""
+        with self._lock:
+            if self._dali is None:
+                self._dali = dali.DaliDecoder(self.spec, self.device, frame_size=self.frame_size)
+        return self._dali.decode(sources)
+
+    def close(self) -> None:
+        """Give back what DALI holds."""
+        if self._dali is not None:
+            self._dali.close()
+            self._dali = None
+
+
+@contextmanager
+def _as_scanned(clip: Clip, path: Path, frame: int) -> Iterator[None]:
+    """What is read within is the file that was scanned.
+
+    Raises:
+        DecodeError: It is another one, or cannot be read; `frame` is the first wanted of it.
+    """
+    try:
+        _check_unchanged(clip, path, frame)
+        yield
+        # Looked at again: a file may be replaced while it is read.
+        _check_unchanged(clip, path, frame)
+    except OSError as error:
+        raise DecodeError(path, frame, f"cannot be read: {error.strerror or error}") from error
+
+
+def _check_unchanged(clip: Clip, path: Path, frame: int) -> None:
+    if not clip.size_bytes and not clip.mtime_ns:
+        return  # this row was not made by a scan
+    try:
+        is_unchanged = fingerprint(path) == (clip.size_bytes, clip.mtime_ns)
+    except ValueError:  # a folder without images
+        is_unchanged = False
+    if not is_unchanged:
+        raise DecodeError(path, frame, _CHANGED)
