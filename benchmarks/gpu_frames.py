@@ -26,7 +26,7 @@ from benchmarks.measure import timed
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.machine import resident_memory
-from fastemo.video import assembly, dali
+from fastemo.video import backends, dali
 from fastemo.video.backends import refused_size
 from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.bitstream.source import Source
@@ -180,7 +180,7 @@ def _psnr(one: np.ndarray, other: np.ndarray) -> float:
 def _counting(kind: str) -> Iterator[set[Path]]:
     """Note which clips PyAV decodes; with `full` nothing is pruned for DALI."""
     seen: set[Path] = set()
-    real: Any = getattr(assembly, "decode_clip")  # noqa: B009
+    real: Any = getattr(backends, "decode_clip")  # noqa: B009
 
     def noting(path: Path, *arguments: Any, **options: Any) -> np.ndarray:
         seen.add(Path(path))
@@ -191,9 +191,9 @@ def _counting(kind: str) -> Iterator[set[Path]]:
         return PrunedClip(Path(path).read_bytes(), np.asarray(indices, np.int64))
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(assembly, "decode_clip", noting))
+        stack.enter_context(patch.object(backends, "decode_clip", noting))
         if kind == "full":
-            stack.enter_context(patch.object(assembly, "pruned_clip", whole))
+            stack.enter_context(patch.object(backends, "pruned_clip", whole))
         yield seen
 
 

@@ -90,10 +90,12 @@ def parser(prog: str | None = None) -> jsonargparse.ArgumentParser:
     result = jsonargparse.ArgumentParser(
         prog=prog,
         description="Train and test an emotion recogniser; every key of the configuration is an option.",
+        add_help=False,  # train.py shows the options people use
         exit_on_error=False,
         default_env=False,
         allow_abbrev=False,  # `--train.l` is a mistyped key, not a short form of one
     )
+    result.add_argument("--help-all", action="help", help="every key with its type and default")
     result.add_argument("--config", action=_ConfigFile, help="YAML file; options after it win")
     result.add_class_arguments(RunConfig, sub_configs=False)
     return result

@@ -13,10 +13,55 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 
 from fastemo.errors import one_line_errors
 
+_HELP = """\
+usage: {prog} [--config FILE] [--KEY VALUE ...]
+
+Train and test a model; later options win over earlier ones.
+
+Run:
+  --config FILE                 YAML file of keys and values, such as configs/r3d18.yaml
+  --name NAME                   name of the run folder (default: model and time)
+  --runs_dir DIR                where run folders lie (default: {config.runs_dir})
+  --seed N                      of weights, order and augmentation (default: {config.seed})
+  --resume RUN                  continue an interrupted run: its folder, its name, or auto (default: a new run)
+
+Corpus:
+  --corpus.root DIR             folder of videos (default: the built-in corpus of generated faces)
+  --corpus.labels KIND          ravdess or cremad (file names), or folder (default: {config.corpus.labels})
+  --corpus.protocol NAME        report, speech, speech+song, kfold5, loso, cremad, folders (default: by labels)
+  --corpus.fold N               fold that kfold5 or loso tests on (default: {config.corpus.fold})
+
+Frames:
+  --video.num_frames T          frames per clip (default: {config.video.num_frames})
+  --video.size PIXELS           side of the cached frames (default: {config.video.size})
+  --augment.crop_size PIXELS    side of the square that the model sees (default: {config.augment.crop_size})
+  --store.tier KIND             cache of decoded clips: none, disk, memory, device (default: {config.store.tier})
+
+Model:
+  --model.name NAME             early_cnn, early_resnet18, late_fusion, r3d18, cnn_lstm (default: {config.model.name})
+  --model.pretrained BOOL       start from ImageNet or Kinetics-400 weights (default: {config.model.pretrained})
+  --model.weights FILE          those weights from a local file (default: the hub)
+
+Training:
+  --train.batch_size N          clips per step on each device (default: {config.train.batch_size})
+  --train.epochs N              epochs at most (default: {config.train.epochs})
+  --train.lr RATE               Adam's learning rate (default: {config.train.lr})
+  --train.precision KIND        auto, fp32, fp16 or bf16 (default: {config.train.precision})
+
+--help-all lists every key with its type and default.
+"""
+
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> None:
     """Train by the configuration that the arguments give."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     with one_line_errors():
+        from fastemo.config import RunConfig, read_config
+
+        if {"-h", "--help"} & {*arguments}:
+            print(_HELP.format(prog=prog or Path(sys.argv[0]).name, config=RunConfig()), end="")
+            return
+        read_config(arguments, prog=prog)  # a mistyped key, before torch takes seconds to load
         # Late: the processes that draw the built-in corpus import this file again and have no use for torch.
         from fastemo.experiment.resume import resolve
         from fastemo.experiment.run import run
@@ -25,9 +70,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
 
         check_platform()
 
-    # Around what tells of errors: a launcher that sees one process fail sends the others a signal.
+    # Around what reports errors: a launcher that sees one process fail sends the others a signal.
     with StopSignals().installed() as signals, one_line_errors():
-        run(*resolve(sys.argv[1:] if arguments is None else arguments, prog=prog), signals)
+        run(*resolve(arguments, prog=prog), signals)
 
 
 if __name__ == "__main__":

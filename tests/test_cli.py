@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers import write_video
 
 from fastemo import __version__
 from fastemo.cli import main
+from fastemo.config import RunConfig, config_leaves
 from fastemo.corpus.manifest import read_manifest, scan
 
 HAPPY = "02-01-03-01-01-01-01.mp4"
@@ -181,11 +183,35 @@ def test_version_and_help() -> None:
         assert command in done.stdout
 
 
-def test_help_of_train_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["", "train", "synthesize", "index", "evaluate", "study", "page", "figures corpus"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fastemo.cli", *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("usage: ")
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "fastemo" in loaded
+    assert not loaded & {"torch", "torchvision", "timm", "av", "cv2", "accelerate", "matplotlib", "numpy", "sklearn"}
+
+
+def test_help_of_train_is_short_and_help_all_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--help"])
+    short = capsys.readouterr().out.splitlines()
+    assert short[0].startswith("usage: fastemo train")
+    assert sum(1 + len(line) // 80 for line in short) <= 48  # two screens of 24 lines, 80 characters wide
     with pytest.raises(SystemExit) as ended:
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    assert "usage: fastemo train" in shown
-    for key in ("--config", "--train.lr", "--corpus.root", "--corpus.synthetic.difficulty.noise", "--name"):
-        assert f"  {key} " in shown
+    listed = capsys.readouterr().out
+    keys = [key for key, _ in config_leaves(RunConfig())]
+    assert all(f"  --{key} " in listed for key in keys)
+    named = [line.split()[0].removeprefix("--") for line in short if line.startswith("  --")]
+    assert len(named) == 20
+    assert {*named} <= {*keys, "config"}
+    defaults = {key: str(value) for key, value in config_leaves(RunConfig())}
+    for line in short:
+        if (given := re.fullmatch(r"  --(\S+) .*\(default: ([^ ]+)\)", line)) and defaults[given[1]] != "None":
+            assert given[2] == defaults[given[1]]

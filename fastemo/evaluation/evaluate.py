@@ -141,7 +141,7 @@ def summarise(
     """All that is told of a test: metrics, how sure they are, calibration, results by group, and probes of time.
 
     The metrics, calibration and groups count clips, as the report does. Where a take's two files are both among them,
-    every interval draws the two together, and `first_file_per_take` tells the honest count beside.
+    every interval draws the two together, and `one_file_a_take` tells the honest count beside.
 
     Args:
         predictions: Of the model, frames in the order recorded.
@@ -162,7 +162,7 @@ def summarise(
         "loss": predictions.loss,
         "num_takes": num_takes,
         "intervals": _intervals(predictions, shown, len(class_names)),
-        "first_file_per_take": None if num_takes == len(takes) else _one_file_a_take(predictions, shown, class_names),
+        "one_file_a_take": None if num_takes == len(takes) else _one_file_a_take(predictions, shown, class_names),
         "calibration": calibration(predictions.correct, predictions.probabilities.max(1)),
         "groups": groups,
         "gaps": gaps(groups, predictions.correct, shown),

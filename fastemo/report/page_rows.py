@@ -62,7 +62,7 @@ def chance_of(tested: Tested) -> float:
 
 def one_file_of(row: Row) -> tuple[float, list[float] | None, int] | None:
     """Accuracy, interval and clips by one file a take; None where no take counts twice."""
-    found = [tested.result["first_file_per_take"] for tested in row.tested]
+    found = [tested.result["one_file_a_take"] for tested in row.tested]
     if not found or None in found:
         return None
     num_clips = sum(it["num_clips"] for it in found) // max(1, counts_of(row).num_seeds)

@@ -61,7 +61,7 @@ _METRICS: dict[str, Shape] = {
 }
 _RESULT: dict[str, Shape] = {
     "num_takes": whole,
-    "first_file_per_take": _ONE_FILE,
+    "one_file_a_take": _ONE_FILE,
     "probes": _PROBES,
     "cost": _COST,
     "corpus": text,

@@ -17,7 +17,7 @@ from helpers import full_or, noise_frame, write_images, write_video
 from fastemo.corpus.manifest import Manifest, fingerprint, scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.errors import DecodeError
-from fastemo.video import assembly
+from fastemo.video import backends
 from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
@@ -267,7 +267,7 @@ def test_a_clip_replaced_while_it_is_read(template, manifest, tmp_path, monkeypa
                 moved_in("alike.mp4")(path, template)
             return decode_clip(name, *arguments, **options)
 
-        monkeypatch.setattr(assembly, "decode_clip", read)
+        monkeypatch.setattr(backends, "decode_clip", read)
         store = StoreConfig(tier=tier, root=tmp_path / on_error)
         with make_loader(manifest, store, on_error) as loader:
             outcomes[keep_to(template, loader, loader.epoch(1), clip.key)] += 1
@@ -331,7 +331,7 @@ def test_the_store_goes_by_equal_times_not_by_later_ones(template, manifest, tmp
             for is_stored in (False, True):
                 with make_loader(again, store, "stop") as loader, monkeypatch.context() as patch:
                     if is_stored:
-                        patch.setattr(assembly, "decode_clip", lambda *_, **__: pytest.fail("decoded again"))
+                        patch.setattr(backends, "decode_clip", lambda *_, **__: pytest.fail("decoded again"))
                     else:
                         assert not loader.kept.has(VICTIM)
                     rows = [batch.frames.numpy()[0] for batch in loader.epoch(1)]

@@ -22,7 +22,7 @@ from helpers import full_or, noise_frame, write_video
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.machine import give_back_memory
-from fastemo.video import assembly, tiers
+from fastemo.video import backends, tiers
 from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
@@ -175,7 +175,7 @@ def test_loaders_made_and_left_with_dali(tmp_path, monkeypatch, fault_log):
         clip = prune(path, indices)
         return PrunedClip(clip.data, clip.positions + 100) if path.name == broken else clip
 
-    monkeypatch.setattr(assembly, "pruned_clip", damaged)
+    monkeypatch.setattr(backends, "pruned_clip", damaged)
 
     def restart(number: int) -> None:
         with make_loader(manifest, "none", tmp_path, config) as loader:

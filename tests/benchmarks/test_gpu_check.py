@@ -18,7 +18,7 @@ from benchmarks.gpu_frames import Sample
 from benchmarks.gpu_stages import Bench
 from fastemo.console import Console
 from fastemo.training import trainer as trainer_module
-from fastemo.video import assembly, dali
+from fastemo.video import backends, dali
 from fastemo.video.tiers import KeptClips
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -205,8 +205,8 @@ def two_clips(monkeypatch):
 @pytest.mark.usefixtures("two_clips")
 def test_right_frames_are_ok_and_a_wrong_frame_index_is_found(bench, monkeypatch):
     assert gpu_frames.frames(bench)["ok"]
-    real = assembly.pruned_clip
-    monkeypatch.setattr(assembly, "pruned_clip", lambda path, wanted: real(path, [min(i + 1, 23) for i in wanted]))
+    real = backends.pruned_clip
+    monkeypatch.setattr(backends, "pruned_clip", lambda path, wanted: real(path, [min(i + 1, 23) for i in wanted]))
     found = gpu_frames.frames(bench)
     assert not found["ok"]
     assert all(clip["astray"] for clip in found["clips"]["center, pruned"].values())

@@ -27,7 +27,7 @@ from fastemo.video.loader import ClipLoader
 
 KEYS = {
     *("accuracy", "uar", "macro_f1", "per_class", "confusion", "num_clips", "num_takes", "loss"),
-    *("intervals", "first_file_per_take", "calibration", "groups", "gaps"),
+    *("intervals", "one_file_a_take", "calibration", "groups", "gaps"),
 }
 
 
@@ -66,18 +66,18 @@ def test_the_reports_240_clips_are_120_takes(ravdess: dict[str, Splits]) -> None
     clips = ravdess["report"].test
     found = summarise(said_of(clips, twins_differ=0.3), clips, EMOTIONS)
     assert (found["num_clips"], found["num_takes"]) == (240, 120)
-    assert found["intervals"]["takes"]["num_groups"] == found["first_file_per_take"]["num_clips"] == 120
+    assert found["intervals"]["takes"]["num_groups"] == found["one_file_a_take"]["num_clips"] == 120
     assert found["intervals"]["actors"]["num_groups"] == 2
 
 
 def test_one_file_a_take_is_what_protocol_speech_would_have_said(ravdess: dict[str, Splits]) -> None:
     both = summarise(said_of(ravdess["report"].test, twins_differ=0.3), ravdess["report"].test, EMOTIONS)
     alone = summarise(said_of(ravdess["speech"].test), ravdess["speech"].test, EMOTIONS)
-    assert alone["first_file_per_take"] is None
-    assert both["first_file_per_take"]["accuracy"] != both["accuracy"]
+    assert alone["one_file_a_take"] is None
+    assert both["one_file_a_take"]["accuracy"] != both["accuracy"]
     for name in ("accuracy", "uar", "macro_f1", "num_clips"):
-        assert both["first_file_per_take"][name] == alone[name]
-    assert both["first_file_per_take"]["intervals"]["accuracy"] == alone["intervals"]["accuracy"]
+        assert both["one_file_a_take"][name] == alone[name]
+    assert both["one_file_a_take"]["intervals"]["accuracy"] == alone["intervals"]["accuracy"]
 
 
 def test_twins_that_are_predicted_alike_change_no_interval_and_no_gap(ravdess: dict[str, Splits]) -> None:
@@ -185,7 +185,7 @@ def test_a_made_corpus_with_twins_from_its_files_to_the_comparison(twins: tuple[
     tables = [read_predictions(tmp_path / f"{seed}.csv") for seed in range(3)]
     for result, table in zip(found, tables, strict=True):
         assert (result["num_clips"], result["num_takes"]) == (8, 4)
-        assert result["intervals"]["takes"]["num_groups"] == result["first_file_per_take"]["num_clips"] == 4
+        assert result["intervals"]["takes"]["num_groups"] == result["one_file_a_take"]["num_clips"] == 4
         assert len(set(table.takes)) == 4
         assert set(result["groups"]["actor"]) == {"23", "24"}
         assert list(result["groups"]["gender"]) == ["female", "male"]
@@ -210,6 +210,6 @@ def test_real_recordings_are_summarised(clips_folder: Path) -> None:
     found = summarise(
         Predictions.joined([recorded]), manifest.clips, EMOTIONS, probes={"frozen": Predictions.joined([probe])}
     )
-    assert found["num_clips"] == len(manifest.clips) > found["num_takes"] == found["first_file_per_take"]["num_clips"]
+    assert found["num_clips"] == len(manifest.clips) > found["num_takes"] == found["one_file_a_take"]["num_clips"]
     assert found["probes"]["frozen"]["agreement"] <= 1
     json.dumps(found, allow_nan=False)

@@ -266,3 +266,10 @@ def test_a_users_own_folders_and_classes_train(tiny_corpus, tmp_path):
     result = json.loads((run_dir / "test.json").read_text())
     assert list(result["per_class"]) == ["amused", "bored"]
     assert "the same person may be in several splits" in (run_dir / "log.txt").read_text()
+
+
+def test_an_unknown_backbone_is_refused_before_the_corpus_is_scanned(tmp_path: Path) -> None:
+    options = ["--model.backbone", "resnet1800", "--runs_dir", str(tmp_path), "--corpus.root", str(tmp_path / "absent")]
+    with pytest.raises(ValueError, match=r"model.backbone is 'resnet1800', must be one of timm.list_models"):
+        run(read_config(options))
+    assert not list(tmp_path.iterdir())

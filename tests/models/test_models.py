@@ -277,7 +277,6 @@ def test_any_timm_backbone(name: str, backbone: str) -> None:
         ({"rnn_hidden": 0}, "at least 1"),
         ({"dropout": 1.0}, "below 1"),
         ({"dropout": -0.1}, "at least 0"),
-        ({"backbone": "resnet1800"}, "resnet1800"),
         ({"weights": "weights.bin"}, "safetensors, .pt, .pth"),
         ({"weights": "weights.pt", "pretrained": False}, "one or the other"),
         ({"weights": "weights.pt", "name": "early_cnn"}, "no pretrained weights"),

@@ -279,7 +279,7 @@ class TestRuns:
     def test_both_files_of_a_take_are_told_both_ways(self, trained, tmp_path):
         twice = Path(shutil.copytree(trained, tmp_path / "twice"))
         one = {"accuracy": 0.5, "num_clips": 8, "intervals": {"accuracy": [0.25, 0.75]}}
-        change(twice / "test.json", "first_file_per_take", value=one)
+        change(twice / "test.json", "one_file_a_take", value=one)
         tree = page_of(tmp_path / "page.html", twice)
         (row,) = tables_of(tree.section("results"))["Run: what each row got right"]
         assert row[2] == "50.0 %25.0 to 75.0 %"

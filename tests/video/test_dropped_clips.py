@@ -14,7 +14,7 @@ from helpers import noise_frame, write_images, write_video
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.errors import DecodeError
-from fastemo.video import assembly, tiers
+from fastemo.video import backends, tiers
 from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
@@ -199,7 +199,7 @@ def failing(monkeypatch, error):
             raise error
         return decode_clip(path, indices, spec, backend=backend)
 
-    monkeypatch.setattr(assembly, "decode_clip", fail)
+    monkeypatch.setattr(backends, "decode_clip", fail)
 
 
 NOT_OF_THE_CLIP = [
@@ -285,8 +285,8 @@ def test_dali_goes_on_without_every_clip_that_fails(vp9_template, tmp_path, monk
         damaged(path, arguments[0])
         return decode_clip(path, *arguments, **options)
 
-    monkeypatch.setattr(assembly, "pruned_clip", damaged)
-    monkeypatch.setattr(assembly, "decode_clip", decode)
+    monkeypatch.setattr(backends, "pruned_clip", damaged)
+    monkeypatch.setattr(backends, "decode_clip", decode)
     store = StoreConfig(tier="disk" if tier == "device" else tier, root=tmp_path)
     with make_loader(manifest, config=config, store=store) as loader:
         for epoch in (1, 2):

@@ -186,7 +186,7 @@ def without_decoding(monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("fastemo.video.assembly.decode_clip", refuse)
+    monkeypatch.setattr("fastemo.video.backends.decode_clip", refuse)
 
 
 @pytest.mark.parametrize("tier", ["disk", "memory"])
@@ -365,7 +365,7 @@ def test_what_pruning_leaves_whole_goes_past_dali(mixed_corpus, monkeypatch):
         clip = prune(path, indices)
         return PrunedClip(path.read_bytes(), np.array(indices), is_whole=True) if path.name == odd else clip
 
-    monkeypatch.setattr("fastemo.video.assembly.pruned_clip", left_whole)
+    monkeypatch.setattr("fastemo.video.backends.pruned_clip", left_whole)
     with make_loader(mixed_corpus, config, clips, store=StoreConfig(tier="memory")) as loader:
         for _ in range(2):
             seen = rows(loader)

@@ -25,7 +25,7 @@ _TOLD = (
     "num_takes",
     "per_class",
     "confusion",
-    "first_file_per_take",
+    "one_file_a_take",
     "probes",
 )
 _ALSO_TOLD = ("protocol", "corpus", "epoch", "cost")
