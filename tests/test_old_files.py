@@ -1,0 +1,116 @@
+"""Files written by an earlier version still open: a run, a store, a study and a manifest (`tests/data`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import empty_figures
+
+from fastemo.config import read_config, write_config
+from fastemo.console import Console
+from fastemo.corpus.isolation import Examiner
+from fastemo.corpus.manifest import read_manifest, scan
+from fastemo.experiment.resume import resolve
+from fastemo.experiment.retest import evaluate_run
+from fastemo.experiment.run import run
+from fastemo.experiment.study.grid import read_study
+from fastemo.experiment.study.runner import run_study
+from fastemo.models import fusion
+from fastemo.report.collect import write_page
+from fastemo.video import store as store_module
+from fastemo.video.config import FrameSpec, StoreConfig
+
+DATA = Path(__file__).parent / "data" / "0.1.0"
+QUIET = Console(show=False)
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the files, with the modification times that the manifest gives, as the working directory."""
+    folder = tmp_path / "old"
+    shutil.copytree(DATA, folder)
+    for clip in read_manifest(folder / "manifest.csv", folder / "corpus").clips:
+        os.utime(folder / "corpus" / clip.key, ns=(clip.mtime_ns, clip.mtime_ns))
+    monkeypatch.chdir(folder)
+    # The channels of the model that was trained.
+    monkeypatch.setattr(fusion, "_EARLY_WIDTHS", (2, 2, 4, 4))
+    monkeypatch.setattr(fusion, "_EARLY_HIDDEN", 4)
+    return folder
+
+
+def test_the_files_are_small() -> None:
+    assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 300_000
+
+
+def test_a_manifest_saves_examining_the_files_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Examiner, "probe", lambda *_, **__: pytest.fail("examined again"))
+    found = scan("corpus", known=old / "manifest.csv")
+    assert len(found.clips) == 24
+    assert found.rows == read_manifest(old / "manifest.csv", Path("corpus")).rows
+
+
+@empty_figures()
+def test_an_interrupted_run_is_resumed(old: Path) -> None:
+    folder = Path("runs/interrupted")
+    before = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads((folder / "checkpoints" / "last" / "state.json").read_text())
+    run(*resolve(["--resume", str(folder), "--train.epochs", str(len(before) + 1)]))
+    after = (folder / "metrics.jsonl").read_text().splitlines()
+    assert after[:-1] == before
+    assert json.loads(after[-1])["epoch"] == len(before) + 1
+    assert json.loads((folder / "test.json").read_text())["num_clips"] == 8
+
+
+def test_a_configuration_is_read_and_written_alike(old: Path) -> None:
+    for path in old.rglob("config.yaml"):
+        write_config(read_config(["--config", str(path)]), old / "again.yaml")
+        assert (old / "again.yaml").read_text() == path.read_text()
+
+
+def test_a_store_is_read(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was written for the corpus in `/data`, whose files it asks for their size and time."""
+    clips = {str(clip.key): clip for clip in read_manifest(old / "manifest.csv", old / "corpus").clips}
+    root = Path("/data/corpus")
+
+    def fingerprint(path: Path) -> tuple[int, int]:
+        clip = clips[path.relative_to(root).as_posix()]
+        return clip.size_bytes, clip.mtime_ns
+
+    monkeypatch.setattr(store_module, "fingerprint", fingerprint)
+    (folder,) = (old / "store").iterdir()
+    header = json.loads((folder / "header.json").read_text())
+    rows = np.fromfile(folder / "frames.bin", np.uint8).reshape(-1, 2, 3, 20, 20)
+    config, spec = StoreConfig(root=old / "store"), FrameSpec(**header["spec"])
+    with store_module.ClipStore(config, root, [*clips.values()], spec, (20, 20), header["decoder"]) as store:
+        assert store.folder == folder
+        for key, clip in clips.items():
+            slot = np.zeros(rows.shape[1:], np.uint8)
+            assert store.read(clip, slot)
+            assert np.array_equal(slot, rows[header["keys"].index(key)])
+
+
+@empty_figures()
+def test_a_run_of_a_study_is_tested_again(old: Path) -> None:
+    cell = next((old / "studies/small/cells").iterdir())
+    was = json.loads((cell / "test.json").read_text())
+    now = evaluate_run(cell, QUIET, split="test", out=old / "again")
+    assert now["accuracy"] == was["accuracy"]
+    assert now["confusion"] == was["confusion"]
+
+
+def test_a_study_is_finished_and_makes_a_page(old: Path) -> None:
+    study = read_study(Path("study.yaml"), ["--corpus.root", "corpus"])
+    was = json.loads(Path("studies/small/study.json").read_text())
+    found = run_study(study, Path("study.yaml"), Path("studies/small"), QUIET)
+    assert [cell["attempts"] for cell in found["cells"]] == [cell["attempts"] for cell in was["cells"]]
+    assert found["cells"] == was["cells"]
+    assert found["parts"] == was["parts"]
+    write_page([Path("studies/small")], Path("page.html"), QUIET)
+    text = Path("page.html").read_text(encoding="utf-8")
+    assert "Early fusion" in text
+    assert text.count("data:image/") == 18
