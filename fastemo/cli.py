@@ -78,13 +78,13 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "study",
         help="run a grid of configurations and compare what comes of them",
         usage="fastemo study FILE [--dry-run] [--jobs N] [--out DIR] [--KEY VALUE ...]",
-        description="Run every cell of a study file; finished ones are kept, failed ones tried again. Options of "
-        "fastemo train, such as --corpus.root DIR, hold for every cell.",
+        description="Do every run of a study file; finished ones are kept, failed ones tried again. Options of "
+        "fastemo train, such as --corpus.root DIR, hold for every run.",
         allow_abbrev=False,  # `--out` is not short for a key of the configuration
     )
     study.add_argument("file", type=Path, metavar="FILE", help="such as configs/study/quick.yaml")
-    study.add_argument("--dry-run", action="store_true", help="list the cells, and how long they take at most")
-    study.add_argument("--jobs", type=int, metavar="N", help="cells at once (default: what the machine has room for)")
+    study.add_argument("--dry-run", action="store_true", help="list the runs, and how long they take at most")
+    study.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: what the machine has room for)")
     study.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
     study.set_defaults(command=_study)
 

@@ -104,7 +104,7 @@ def test_a_process_that_dies_is_started_again_from_the_last_checkpoint(tiny_corp
     done = launch(["--max-restarts", "1", script, tmp_path / "died", *options], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "died").exists()
-    assert "going on after epoch 2, clip " in done.stdout
+    assert "resuming after epoch 2, clip " in done.stdout
     folder = tmp_path / "runs" / "run"
     epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert epochs == [1, 2]
@@ -124,5 +124,5 @@ def test_without_restarts_the_others_say_so_and_end(tiny_corpus, tmp_path, fault
     assert any("another process of this training ended" in it or "SIGTERM" in it for it in ours), done.stderr
     again = launch([TRAIN, *options, "--resume", "auto"], tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "going on after epoch 2" in again.stdout
+    assert "resuming after epoch 2" in again.stdout
     fault_log("kill -9 of one of 2 processes", {"the other ended with a message; gone on with afterwards": 1})

@@ -1,4 +1,4 @@
-"""Files are examined in processes of their own: one that crashes, stalls or swells costs that file alone.
+"""Files are examined in processes of their own: one that crashes, hangs or exceeds its memory costs that file alone.
 
 A process serves one question after the other, a line of JSON each way, and ends when its standard input does: with
 the process that asks, however that one ends.

@@ -1,7 +1,7 @@
 """Entry of a study's cell: `python -m fastemo.experiment.cell PARENT PROCESSORS -- OPTIONS OF fastemo train`.
 
 Started by `study/runner.py` alone, in a process of its own, which does not outlive the study: where the study's process
-is killed, the cell is asked to end, writes its checkpoint, and is gone on with when the study is.
+is killed, the run is asked to end, writes its checkpoint, and is resumed with the study.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clips that a model got wrong and right, as pictures: what it saw, and where it looked."""
+"""Most confident errors and hits, as pictures: what the model saw, and where it looked."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ STRIP_FRAMES = 6
 _GAP, _LEAST_HEIGHT, _QUALITY = 2, 96, 85  # pixels, pixels, of JPEG
 
 
-def surest(predictions: Predictions, *, wrong: bool, most: int) -> list[int]:
-    """Rows of the clips that the model was surest of, among those it got wrong or right."""
+def most_confident(predictions: Predictions, *, wrong: bool, most: int) -> list[int]:
+    """Rows of the most confident errors, or hits."""
     confidence = predictions.probabilities.max(1)
     rows = np.flatnonzero(predictions.correct != wrong)
     return [int(row) for row in rows[np.argsort(-confidence[rows], kind="stable")][:most]]
@@ -63,7 +63,7 @@ def write_examples(
     confidence = predictions.probabilities.max(1)
     told: list[dict[str, Any]] = []
     for kind, most in (("wrong", MOST_WRONG), ("right", MOST_RIGHT)):
-        for row in surest(predictions, wrong=kind == "wrong", most=most):
+        for row in most_confident(predictions, wrong=kind == "wrong", most=most):
             clip, predicted = by_key[predictions.keys[row]], class_names[predictions.predicted[row]]
             try:
                 shown = _strips(config, root, clip, model, model_classes.index(predicted))

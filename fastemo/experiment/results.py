@@ -16,7 +16,7 @@ from fastemo.corpus.protocol import Splits
 from fastemo.errors import DecodeError
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
-from fastemo.experiment.examples import surest, write_examples
+from fastemo.experiment.examples import most_confident, write_examples
 from fastemo.machine import describe_machine, versions, write_text
 from fastemo.report import figures
 from fastemo.video.decode import decode_clip
@@ -35,7 +35,7 @@ def write_report(
     *,
     epoch: int,
 ) -> dict[str, Any]:
-    """Write what the test says: `predictions.csv`, figures, examples and, last, `test.json`, which is returned.
+    """Write the results of the test: `predictions.csv`, figures, examples and, last, `test.json`, which is returned.
 
     Args:
         model: That was tested, for what it costs and where it looks.
@@ -73,12 +73,12 @@ def write_report(
 def misclassified(
     config: RunConfig, root: Path, clips: Sequence[Clip], predictions: Predictions, class_names: Sequence[str]
 ) -> list[figures.Misclassified]:
-    """The clips that the model was surest of and wrong about, six frames each."""
+    """The most confident errors, six frames each."""
     by_key = {clip.key: clip for clip in clips}
     confidence = predictions.probabilities.max(1)
     spec = replace(config.video.spec, num_frames=6, size=max(128, config.video.size))
     examples = []
-    for row in surest(predictions, wrong=True, most=figures.MAX_MISCLASSIFIED):
+    for row in most_confident(predictions, wrong=True, most=figures.MAX_MISCLASSIFIED):
         clip = by_key[predictions.keys[row]]
         try:
             frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec)

@@ -1,4 +1,4 @@
-"""Which run a command line goes on with, whether it may, and from where."""
+"""Which run a command line resumes, whether it may, and from where."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CLIP_FIELDS = ("emotion", "num_frames", "width", "height", "codec", "size_bytes
 
 
 def resolve(arguments: Sequence[str], *, prog: str | None = None) -> tuple[RunConfig, Path | None]:
-    """What a command line asks for: a configuration, and the folder of the run to go on with.
+    """What a command line asks for: a configuration, and the folder of the run to resume.
 
     With `--resume` the run's own configuration comes first and the command line over it.
 
@@ -70,7 +70,7 @@ def find_run(config: RunConfig) -> Path | None:
 
 
 def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:
-    """Refuse to go on with other settings than a run was begun with.
+    """Refuse to resume a run with other settings than it was started with.
 
     Raises:
         ValueError: They differ; the message names the keys and both values.
@@ -81,11 +81,11 @@ def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:
         changed.append("train.epochs")  # the rate's whole course hangs on it
     if changed:
         listed = "; ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
-        raise ValueError(f"run {run_dir} cannot be gone on with by another configuration: {listed}. Start a new run")
+        raise ValueError(f"run {run_dir} cannot be resumed with another configuration: {listed}. Start a new run")
 
 
 def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:
-    """Refuse to go on with other clips than a run was begun with.
+    """Refuse to resume a run with other clips than it was started with.
 
     Raises:
         ValueError: They differ; the message names some of them.
@@ -102,13 +102,13 @@ def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:
     if troubles:
         more = f" and {len(troubles) - _MOST_NAMES} more" if len(troubles) > _MOST_NAMES else ""
         raise ValueError(
-            f"run {run_dir} was begun with another corpus: {'; '.join(troubles[:_MOST_NAMES])}{more}. Put the clips "
+            f"run {run_dir} was started with another corpus: {'; '.join(troubles[:_MOST_NAMES])}{more}. Put the clips "
             f"back as they were, or start a new run"
         )
 
 
 def recover(run_dir: Path, console: Console) -> Checkpoint | None:
-    """Where to go on from, and `checkpoints/best` in order; `None`: nothing was saved yet.
+    """Where to resume from, with `checkpoints/best` in order; `None`: nothing was saved yet.
 
     Raises:
         ValueError: There are checkpoints, and none is whole.

@@ -53,8 +53,8 @@ def evaluate_run(
         labels, max_rejected: As in `CorpusConfig`, for another corpus; `None`: as in the run.
 
     Raises:
-        ValueError: `run_dir` is no run folder, its checkpoint is damaged, or the other corpus will not do: it shares no
-            two classes, or holds clips that the run was trained on.
+        ValueError: `run_dir` is no run folder, its checkpoint is damaged, or the other corpus is not usable: it shares
+            no two classes, or holds clips that the run was trained on.
         DecodeError: A clip no longer decodes as it did in the run.
     """
     config = _config_of(run_dir)
@@ -133,7 +133,7 @@ def restricted(predictions: Predictions, class_names: Sequence[str], chosen: Seq
 def _shared_clips(
     chosen: CorpusConfig, config: RunConfig, splits: Splits, console: Console
 ) -> tuple[tuple[Clip, ...], tuple[str, ...], dict[str, Any]]:
-    """The clips of another corpus that a run's model can be tested on, their classes, and what to tell of it."""
+    """The clips of another corpus that a run's model can be tested on, their classes, and notes about them."""
     manifest = prepare_corpus(chosen, console)
     trained_on = {(clip.key, clip.size_bytes) for clip in splits.train}
     if seen := [clip.key for clip in manifest.clips if (clip.key, clip.size_bytes) in trained_on]:

@@ -37,14 +37,14 @@ def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | N
     """Train, test and report; the run folder is returned.
 
     Args:
-        run_dir: Of an interrupted run, to go on with.
-        signals: That are heeded, where they are installed.
+        run_dir: Of an interrupted run, to resume.
+        signals: Watched where they are installed.
 
     Raises:
-        ValueError: The configuration, the corpus or the run folder will not do; nothing was trained.
+        ValueError: The configuration, the corpus or the run folder is not usable; nothing was trained.
         DecodeError: A clip stopped decoding since the scan.
         WeightsUnavailable: Pretrained weights cannot be had.
-        UserError: What `Trainer.fit` tells.
+        UserError: As `Trainer.fit` raises.
         Stopped: A signal asked to end.
     """
     with Trainer(config.train, seed=config.seed, signals=signals) as trainer, trainer.plain_faults():
@@ -61,12 +61,12 @@ def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | N
                 _run(config, trainer, found, stack, console)
             except Stopped as stop:
                 if found.folder.is_dir():
-                    stop = Stopped(stop.number, f"go on by the same command with --resume {found.folder}")
+                    stop = Stopped(stop.number, f"resume by the same command with --resume {found.folder}")
                 _log_end(console, str(stop))
                 raise stop from None
             except Exception as error:
                 _log_end(console, f"ended by {type(error).__name__}: {error}")
-                # Only opening a file tells its name; what is written here goes to the run folder.
+                # Only errors of opening a file hold its name; what is written here goes to the run folder.
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
                     raise faults.not_written(error, found.folder) from error
                 raise
@@ -86,7 +86,7 @@ class RunFolder:
     Attributes:
         is_new: Whether it was made now.
         is_finished: Whether the test is done.
-        checkpoint: Where to go on from.
+        checkpoint: Where to resume from.
     """
 
     folder: Path
@@ -204,7 +204,7 @@ def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Ma
     manifest = prepare_corpus(config.corpus, console)
     if found.checkpoint is not None:
         check_same_corpus(read_manifest(run_dir / "manifest.csv", manifest.root), manifest, run_dir)
-        console.say(f"going on after epoch {found.checkpoint.info['epoch']}, clip {found.checkpoint.info['clips']}")
+        console.say(f"resuming after epoch {found.checkpoint.info['epoch']}, clip {found.checkpoint.info['clips']}")
     manifest.write_csv(run_dir / "manifest.csv")
     return manifest
 
@@ -245,7 +245,7 @@ def _make_run_dir(config: RunConfig) -> Path:
         run_dir.mkdir(parents=True)
     except FileExistsError as error:
         raise ValueError(
-            f"run folder {run_dir} exists and is never overwritten; choose another --name, or go on with it by "
+            f"run folder {run_dir} exists and is never overwritten; choose another --name, or resume it by "
             f"--resume {run_dir}"
         ) from error
     except OSError as error:

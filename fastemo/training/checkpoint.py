@@ -59,7 +59,7 @@ class Recovery:
 
     Attributes:
         checkpoint: The furthest that is whole; `None`: there is none.
-        notes: What the user should know: what is damaged, and what is gone on with instead.
+        notes: What the user should know: what is damaged, and what is used instead.
     """
 
     checkpoint: Checkpoint | None = None
@@ -244,7 +244,7 @@ def recover(checkpoints: Path) -> Recovery:
             last.rename(older)
         found.checkpoint = Checkpoint(chosen.folder.rename(last), chosen.model, chosen.state, chosen.info)
     if found.checkpoint is not None and found.notes:
-        found.notes.append(f"going on from {found.checkpoint.folder}")
+        found.notes.append(f"resuming from {found.checkpoint.folder}")
     for folder in checkpoints.glob(".*"):
         shutil.rmtree(folder, ignore_errors=True)
     return found

@@ -31,7 +31,7 @@ def test_kills_change_nothing(tiny_corpus, tmp_path, fault_log):
     assert_same_bits(bits(whole), bits(killed))
     assert not list((killed / "checkpoints").glob(".*"))
     # Not each attempt lived until its first checkpoint, but the kills were spread over the run.
-    positions = set(re.findall(r"going on after (epoch \d+, clip \d+)", (killed / "log.txt").read_text()))
+    positions = set(re.findall(r"resuming after (epoch \d+, clip \d+)", (killed / "log.txt").read_text()))
     assert len(positions) >= 0.4 * KILLS, positions
     for where in sorted(set(found["killed"])):
         fault_log(f"kill -9 {where}", {"same bits as a run never killed": found["killed"].count(where)})

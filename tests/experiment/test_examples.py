@@ -14,7 +14,7 @@ from fastemo.config import read_config
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
 from fastemo.evaluation.evaluate import Predictions
-from fastemo.experiment.examples import MOST_RIGHT, MOST_WRONG, STRIP_FRAMES, surest, write_examples
+from fastemo.experiment.examples import MOST_RIGHT, MOST_WRONG, STRIP_FRAMES, most_confident, write_examples
 from fastemo.models.build import build_model
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
@@ -44,9 +44,9 @@ def predicted(manifest, num_wrong, num_right):
 
 def test_surest_are_sorted_and_counted(manifest):
     _, predictions = predicted(manifest, 10, 6)
-    assert surest(predictions, wrong=True, most=8) == list(range(8))
-    assert surest(predictions, wrong=False, most=4) == [10, 11, 12, 13]
-    assert surest(predictions, wrong=False, most=40) == list(range(10, 16))
+    assert most_confident(predictions, wrong=True, most=8) == list(range(8))
+    assert most_confident(predictions, wrong=False, most=4) == [10, 11, 12, 13]
+    assert most_confident(predictions, wrong=False, most=40) == list(range(10, 16))
 
 
 def written(config, out, manifest, clips, predictions, model=None):

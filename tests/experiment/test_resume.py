@@ -48,7 +48,7 @@ def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, monke
     arguments = options(tiny_corpus, tmp_path, "--name", "run")
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
-        with pytest.raises(Stopped, match=r"stopped by SIGTERM; go on by the same command with --resume .*run$"):
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM; resume by the same command with --resume .*run$"):
             trained(arguments)
     folder = tmp_path / "runs" / "run"
     info = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())
@@ -124,7 +124,9 @@ def test_another_corpus_is_refused_by_clip(tiny_corpus, tmp_path, monkeypatch):
     shutil.copyfile(other, one)
     held = third.read_bytes()
     third.unlink()
-    with pytest.raises(ValueError, match=f"was begun with another corpus: .*{third.name} is gone.*{one.name} changed"):
+    with pytest.raises(
+        ValueError, match=f"was started with another corpus: .*{third.name} is gone.*{one.name} changed"
+    ):
         trained(again)
     third.write_bytes(held)
     shutil.copyfile(next(tiny_corpus.glob(f"Actor_03/{one.name}")), one)
@@ -150,8 +152,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     trained([*arguments, "--resume", "auto"])
     said = capsys.readouterr().out
     assert "last is damaged: model.safetensors is not what was written" in said
-    assert "going on from" in said
-    assert "going on after epoch 1, clip 116" in said
+    assert "resuming from" in said
+    assert "resuming after epoch 1, clip 116" in said
     assert_same_bits(bits(whole), bits(checkpoints.parent))
     assert len(list(checkpoints.glob("damaged-last-*"))) == 1
     fault_log("a flipped bit in the last checkpoint", {"gone on from the one before, and said so": 1})
@@ -234,7 +236,7 @@ def test_a_signal_ends_the_step_and_says_how_to_go_on(tiny_corpus, tmp_path, num
     assert process.returncode == 128 + number, errors
     lines = [line for line in errors.splitlines() if line.startswith("fastemo:")]
     assert (
-        lines[-1] == f"fastemo: stopped by {number.name}; go on by the same command with --resume {tmp_path}/runs/run"
+        lines[-1] == f"fastemo: stopped by {number.name}; resume by the same command with --resume {tmp_path}/runs/run"
     )
     assert "Traceback" not in errors
     fault_log(number.name, {"step ended, checkpoint written, told how to go on": 1})
@@ -254,13 +256,13 @@ def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path, launcher, fa
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert f"stopped by SIGTERM; go on by the same command with --resume {folder}" in errors, errors
+    assert f"stopped by SIGTERM; resume by the same command with --resume {folder}" in errors, errors
     info = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())
     over = ["--train.epochs", str(info["epoch"]), "--train.checkpoint_minutes", "0"]
     again = start([*arguments, *over, "--resume", "auto"], tmp_path, launcher=words)
     output, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
-    assert "going on after epoch" in output
+    assert "resuming after epoch" in output
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, info["epoch"] + 1))
     fault_log(f"SIGTERM to {launcher}", {"all processes stopped at one step and went on from there": 1})

@@ -30,7 +30,7 @@ EXPRESSIONS: dict[str, dict[int, float]] = {
 PAIRS = (("surprised", "fearful"), ("sad", "disgust"))
 
 # How far the mouth opens and rounds at each of a statement's seven syllables ("Kids are talking by the door",
-# "Dogs are sitting by the door"). Palindromes: the mouth must not tell which way time runs.
+# "Dogs are sitting by the door"). Palindromes: the mouth must not show the direction of time.
 SYLLABLE_OPENING = ((0.55, 0.45, 1.0, 0.5, 1.0, 0.45, 0.55), (0.95, 0.4, 0.6, 0.45, 0.6, 0.4, 0.95))
 SYLLABLE_ROUNDING = ((0.0, 0.2, 0.5, -0.4, 0.5, 0.2, 0.0), (0.7, 0.1, -0.5, -0.3, -0.5, 0.1, 0.7))
 

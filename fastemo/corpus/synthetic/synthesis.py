@@ -238,7 +238,7 @@ def _description(config: SyntheticConfig) -> dict[str, object]:
 
 
 def _check_folder(root: Path, config: SyntheticConfig, expected: set[Path]) -> None:
-    """Refuse a folder whose content is not this configuration's."""
+    """Refuse a folder that another configuration filled."""
     if not root.exists() or not any(root.iterdir()):
         return
     advice = "choose another folder, or remove this one"

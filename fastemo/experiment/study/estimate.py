@@ -31,7 +31,7 @@ _START_SECONDS = 20.0
 
 
 def dry_run(study: Study, out: Path, console: Console, *, jobs: int | None = None) -> None:
-    """Say which cells there are, what became of them in `out`, and how long the others take at most.
+    """List the runs, their states in `out`, and how long the others take at most.
 
     Raises:
         ValueError: As `run_study`.
@@ -41,7 +41,7 @@ def dry_run(study: Study, out: Path, console: Console, *, jobs: int | None = Non
     seconds = estimate([cell for cell in study.cells if states[cell.name].status != "finished"], console)
     table: list[dict[str, str | int]] = [
         {
-            "cell": cell.name,
+            "run": cell.name,
             "status": states[cell.name].status,
             "epochs at most": cell.config.train.epochs,
             "minutes at most": f"{seconds[cell.name] / 60:.1f}" if cell.name in seconds else "",
@@ -54,23 +54,23 @@ def dry_run(study: Study, out: Path, console: Console, *, jobs: int | None = Non
             console.say(f"{name} failed: {state.reason}")
     minutes = sum(seconds.values()) / 60
     console.say(
-        f"{len(study.cells)} cells, {len(seconds)} to run: {minutes:.0f} minutes at most one after the other, by steps "
+        f"{len(study.cells)} runs, {len(seconds)} to run: {minutes:.0f} minutes at most one after the other, by steps "
         f"measured here; {at_once} at once"
     )
 
 
 def estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
-    """Seconds that each cell takes at most: all of its epochs on kept clips, and the test in every order.
+    """Seconds that each run takes at most: all of its epochs on cached clips, and the test in every order.
 
     Early stopping, and clips that have to be decoded first, are not foreseen.
 
     Raises:
-        ValueError: A corpus will not do.
+        ValueError: A corpus is not usable.
     """
     steps: dict[str, float] = {}
     splits: dict[str, Splits] = {}
     found = {}
-    with console.track("measuring steps", "cells") as advance:
+    with console.track("measuring steps", "runs") as advance:
         for done, cell in enumerate(cells):
             config = cell.config
             corpus = repr(config.corpus)

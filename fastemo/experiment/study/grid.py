@@ -60,7 +60,7 @@ class Row:
     """Cells that differ in nothing but seed and fold.
 
     Attributes:
-        label: What sets it apart from the part's other rows, in words.
+        label: What distinguishes it from the part's other rows, as text.
         settings: The same as keys.
         cells: Names, by fold and seed in the order of the file.
     """
@@ -98,8 +98,8 @@ def read_study(path: Path, arguments: Sequence[str] = ()) -> Study:
         arguments: `--KEY VALUE` or `--KEY=VALUE`, of every cell, over the file's.
 
     Raises:
-        ValueError: The file is none, holds a key or value that is not allowed, or an argument sets what the study
-            varies; the message names the file and the key.
+        ValueError: The file does not exist, holds a key or value that is not allowed, or an argument sets what the
+            study varies; the message names the file and the key.
     """
     content = load_yaml(path)
     try:
@@ -125,7 +125,7 @@ def _study(content: Any, overrides: Settings) -> Study:
         _check_overrides([settings for settings, _ in chosen], overrides, where)
         chosen = [({**settings, **overrides}, own) for settings, own in chosen]
         if len(chosen) * len(seeds) > _MOST_CELLS:
-            raise ValueError(f"{where} has more than {_MOST_CELLS} cells")
+            raise ValueError(f"{where} has more than {_MOST_CELLS} runs")
         parts.append(_part(part, chosen, seeds, cells, where))
     if not parts:
         raise ValueError("parts is empty: give at least one with cells or a grid")
@@ -148,7 +148,7 @@ def _part(
             config = _config({**settings, "seed": seed}, where)
             leaves = {key: _json(value) for key, value in config_leaves(config)}
             whole = {key: leaves[key] for key in (*settings, "seed")}
-            # What the part's own list of cells or grid sets tells its rows apart; the model is always told.
+            # What the part's own cells or grid set distinguishes its rows; the model is always named.
             shown = {key: leaves[key] for key in ("model.name", *settings) if key in own | {"model.name"}}
             digest = _digest(leaves)
             cell = Cell(name=_cell_name(config, shown, digest), settings=whole, config=config)
@@ -181,12 +181,12 @@ def _combinations(part: Mapping[str, Any], base: Settings, where: str) -> list[t
 
 
 def _check_overrides(chosen: Sequence[Settings], overrides: Settings, where: str) -> None:
-    """Refuse options that would make cells equal which the part tells apart."""
+    """Refuse options that would make different runs of a part equal."""
     for key in overrides:
         if key in _OWN:
-            raise ValueError(f"--{key} is given by the study to each of its cells; choose the study's folder by --out")
+            raise ValueError(f"--{key} is given by the study to each of its runs; choose the study's folder by --out")
         if _num_different(chosen, {key}) < _num_different(chosen, set()):
-            raise ValueError(f"--{key} cannot be set for all cells: {where} compares its values")
+            raise ValueError(f"--{key} cannot be set for all runs: {where} compares its values")
 
 
 def _num_different(chosen: Sequence[Settings], without: set[str]) -> int:
@@ -196,7 +196,7 @@ def _num_different(chosen: Sequence[Settings], without: set[str]) -> int:
 def _config(settings: Settings, where: str) -> RunConfig:
     for key in _OWN:
         if key in settings:
-            raise ValueError(f"{where}: {key} is given by the study to each of its cells")
+            raise ValueError(f"{where}: {key} is given by the study to each of its runs")
     if unknown := settings.keys() - dict(config_leaves(RunConfig())).keys():
         raise ValueError(f"{where}: unknown key {min(unknown)}; keys are those of fastemo train --help")
     try:

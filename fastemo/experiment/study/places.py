@@ -1,4 +1,4 @@
-"""Where cells run at once: a GPU each, or a share of the processors."""
+"""Where several runs go at once: a GPU each, or a share of the processors."""
 
 from __future__ import annotations
 

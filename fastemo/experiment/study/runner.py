@@ -1,4 +1,4 @@
-"""The cells of a study run, several at once where the machine has room, and what became of each written down."""
+"""The runs of a study, several at once where the machine has room, each with its state on disk."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run_study(
     jobs: int | None = None,
     signals: StopSignals | None = None,
 ) -> dict[str, Any]:
-    """Run every cell that is not finished yet; what `study.json` holds is returned.
+    """Do every run that is not finished yet; what `study.json` holds is returned.
 
     A cell is a run folder below `out/cells`, trained by a process of its own. Cells that failed are tried again.
 
@@ -61,7 +61,7 @@ def run_study(
         signals: SIGTERM and SIGINT are passed on to the cells, which write their checkpoints.
 
     Raises:
-        ValueError: The corpus will not do, `out` is in use or of another study, or `jobs` is below 1.
+        ValueError: The corpus is not usable, `out` is in use or of another study, or `jobs` is below 1.
         UserError: Cells failed; the message names the first. The others are finished.
         Stopped: A signal asked to end.
     """
@@ -101,11 +101,11 @@ class _Runner:
         }
 
     def run(self) -> None:
-        """Start cells as places become free, until none waits."""
+        """Start runs as places become free, until none waits."""
         waiting = [cell for cell in self._study.cells if self._states[cell.name].status != "finished"]
         done = len(self._study.cells) - len(waiting)
         self._console.say(
-            f"study {self._study.name}: {len(self._study.cells)} cells, {done} finished, {len(waiting)} to run, "
+            f"study {self._study.name}: {len(self._study.cells)} runs, {done} finished, {len(waiting)} to run, "
             f"{self._places} at once; {self._out}"
         )
         if not waiting:
@@ -123,7 +123,7 @@ class _Runner:
                     free.append(it.place)
                     self._note_end(it)
                 if self._signals.received and not self._running:
-                    raise Stopped(self._signals.received, "the same command goes on with the study")
+                    raise Stopped(self._signals.received, "the same command resumes the study")
                 if self._signals.received:
                     self._pass_on()
                 if time.monotonic() - self._noted > _NOTE_SECONDS:
@@ -132,7 +132,7 @@ class _Runner:
                     time.sleep(_POLL_SECONDS)
 
     def _next(self, waiting: Sequence[Cell]) -> Cell | None:
-        """The first cell whose folder nobody holds: those of a study that was killed still write their checkpoints."""
+        """The first run whose folder nobody holds: those of a study that was killed still write their checkpoints."""
         for cell in waiting:
             folder = self._out / "cells" / cell.name
             try:
@@ -141,13 +141,11 @@ class _Runner:
             except ValueError:
                 if cell.name not in self._waited_for:
                     self._waited_for.add(cell.name)
-                    self._console.say(
-                        f"{time.strftime('%H:%M:%S')} waiting for another process to let go of {cell.name}"
-                    )
+                    self._console.say(f"{time.strftime('%H:%M:%S')} waiting for another process to release {cell.name}")
         return None
 
     def _prepare_corpora(self) -> None:
-        """Make, scan and split every corpus once before the cells do: what is wrong with it is told once, at once."""
+        """Make, scan and split every corpus once before the runs do: an error in it is reported once, at once."""
         seen = []
         for cell in self._study.cells:
             check_backbone(cell.config.model)
@@ -182,7 +180,7 @@ class _Runner:
         return _Running(cell, process, output, time.monotonic(), place, file)
 
     def _pass_on(self) -> None:
-        """Ask every cell to end, once."""
+        """Ask every run to end, once."""
         for it in self._running:
             if self._states[it.cell.name].status == "running":
                 self._states[it.cell.name].status = "waiting"
@@ -190,7 +188,7 @@ class _Runner:
 
     @contextmanager
     def _none_left_behind(self) -> Iterator[None]:
-        """Whatever ends this, no cell goes on without it."""
+        """Whatever ends this process, no run outlives it."""
         try:
             yield
         finally:
@@ -268,8 +266,8 @@ class _Runner:
         if failed:
             name, reason = next(iter(failed.items()))
             raise UserError(
-                f"{len(failed)} of {len(self._states)} cells failed, such as {name}: {reason}. The same command tries "
-                f"them again; what each said stands in {self._out / 'output'}"
+                f"{len(failed)} of {len(self._states)} runs failed, such as {name}: {reason}. The same command tries "
+                f"them again; their output is in {self._out / 'output'}"
             )
         self._console.say(f"written: {self._out / 'study.json'}; see it by fastemo page {self._out}")
         return found
@@ -278,12 +276,18 @@ class _Runner:
 def _line(row: dict[str, Any]) -> dict[str, str | int]:
     """A row as the terminal shows it."""
     if row["accuracy"] is None:
-        return {"cell": row["label"], "accuracy": "not finished", "95 % interval": "", "order told": "", "report": ""}
+        return {
+            "run": row["label"],
+            "accuracy": "not finished",
+            "95 % interval": "",
+            "temporal order": "",
+            "report": "",
+        }
     order, report = row["order"], row["report"]
     return {
-        "cell": row["label"],
+        "run": row["label"],
         "accuracy": f"{row['accuracy']:.1%}",
         "95 % interval": " to ".join(f"{it:.1%}" for it in row["interval"]),
-        "order told": f"{order['accuracy']:.1%}" if order else "",
+        "temporal order": f"{order['accuracy']:.1%}" if order else "",
         "report": f"{report:.1%}" if report is not None else "",
     }

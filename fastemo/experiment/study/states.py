@@ -1,4 +1,4 @@
-"""What became of a study's cells, as `study.json` keeps it from one call to the next."""
+"""States of a study's runs, which `study.json` keeps from one call to the next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_REASON = 400
 
 @dataclass
 class State:
-    """What became of one cell so far; the fields are `study.json`'s."""
+    """State of one run; the fields are those of `study.json`."""
 
     status: str = "waiting"
     reason: str | None = None
@@ -51,10 +51,10 @@ def read_states(study: Study, out: Path) -> dict[str, State]:
 
 
 def reason_of(output: Path, status: int) -> str:
-    """Why a cell failed: the line in which it said so, or its last."""
+    """Why a run failed: the line of its error message, or its last."""
     lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     told = [line.partition("error: ")[2] for line in lines if line.startswith("fastemo: error: ")]
-    reason = told[-1] if told else lines[-1] if lines else "it said nothing"
+    reason = told[-1] if told else lines[-1] if lines else "it printed nothing"
     if status < 0:
         reason = f"ended by signal {-status}" + ("; was memory short?" if status == -9 else "")
     return reason if len(reason) <= _MOST_REASON else f"{reason[: _MOST_REASON - 1]}…"

@@ -32,7 +32,7 @@ _ALSO_TOLD = ("protocol", "corpus", "epoch", "cost")
 
 
 def cell_result(folder: Path) -> dict[str, Any]:
-    """What `study.json` tells of a finished run folder.
+    """A finished run folder's entry in `study.json`.
 
     Raises:
         ValueError: A file of it is damaged; the message names it.
@@ -97,7 +97,7 @@ def _row(row: Row, config: RunConfig, tables: Sequence[PredictionTable] | None, 
         }
     accuracy, low, high = mean_interval(tables)
     first = cell_result(out / "cells" / row.cells[0])
-    # Only the built-in corpus has classes that the order of frames alone tells apart; seeds and folds count together.
+    # Only the built-in corpus has classes that only the order of frames distinguishes; seeds and folds count together.
     order = order_accuracy(joined(tables), PAIRS) if config.corpus.root is None else None
     return {
         **found,

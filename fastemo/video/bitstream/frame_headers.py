@@ -61,7 +61,7 @@ def check_vp9(data: memoryview, is_keyframe: bool) -> None:
         is_inter, is_shown = bits.u(1), bits.u(1)
         num_shown += shows_existing or is_shown
         if number == 0 and is_keyframe and (shows_existing or is_inter):
-            raise NotUnderstood("a keyframe that is none")
+            raise NotUnderstood("a packet marked as a keyframe that holds another frame")
     if num_shown != 1:
         raise NotUnderstood(f"a packet that shows {num_shown} frames")
 
@@ -100,7 +100,7 @@ def check_av1(data: memoryview, is_keyframe: bool) -> None:
             first = data[offset]
             shows_existing, frame_type, is_shown = first >> 7, first >> 5 & 3, first >> 4 & 1
             if is_keyframe and not num_frames and (shows_existing or frame_type != 0 or not is_shown):
-                raise NotUnderstood("a keyframe that is none")
+                raise NotUnderstood("a packet marked as a keyframe that holds another frame")
             num_frames, num_shown = num_frames + 1, num_shown + (shows_existing or is_shown)
         offset += size
     if num_shown != 1:

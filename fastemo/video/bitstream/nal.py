@@ -35,7 +35,7 @@ class Picture:
         resets: Nothing before it in decoding order matters any more: H.264 IDR, HEVC IDR and BLA.
         is_reference: Another picture may be predicted from it.
         skipped_leading: HEVC RASL: undecodable when decoding begins at the random access picture before it.
-        order: Order of output among the pictures since the last that resets; `None` where the headers do not tell.
+        order: Order of output among the pictures since the last that resets; `None` where the headers leave it open.
     """
 
     random_access: bool

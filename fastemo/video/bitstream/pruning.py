@@ -27,7 +27,7 @@ _BINDING_SIDE_DATA = frozenset(
 # Range unspecified; matrix, primaries and transfer unspecified. Source: ISO/IEC 23091-2, tables 2-4.
 _NO_COLOURS = (0, 2, 2, 2)
 # Options for opening an MP4 whose headers say all. FFmpeg otherwise reads and decodes its first frames, to learn what
-# packets and their decoder tell anyhow: 9 of the 13 ms that pruning a RAVDESS clip took. `skip_frame` reaches only the
+# packets and their decoder give anyhow: 9 of the 13 ms that pruning a RAVDESS clip took. `skip_frame` reaches only the
 # decoders of that probe, not the stream's own. The stream's pixel format stays unknown until a frame has been decoded;
 # asking PyAV 17 for it ends the process.
 UNPROBED = {"skip_frame": "all", "probesize": "5000", "analyzeduration": "0", **CONTAINERS_ONLY}
@@ -219,7 +219,7 @@ def _shown_order(packets: list[av.Packet]) -> list[int]:
     """Packet numbers by timestamp.
 
     Raises:
-        NotUnderstood: Timestamps do not tell, or packets carry more than a new file would hold.
+        NotUnderstood: Timestamps are ambiguous, or packets carry more than a new file would hold.
     """
     times: list[int] = []
     for packet in packets:
@@ -237,7 +237,7 @@ def _shown_order(packets: list[av.Packet]) -> list[int]:
 def _coded_order(packets: list[av.Packet], pictures: list[nal.Picture], order: list[int]) -> list[int]:
     """Packet numbers in the order that the stream itself gives its pictures, by which decoders output.
 
-    The timestamps of discarded packets tell less: RAVDESS's last is shown before its last but one.
+    The timestamps of discarded packets say less: RAVDESS's last is shown before its last but one.
 
     Raises:
         NotUnderstood: The timestamps of the other packets say another order, so that one of the two is wrong.

@@ -114,13 +114,13 @@ class TestCells:
         ({"seeds": [1, 1]}, [], "seeds must be different numbers, at least one"),
         ({"name": "a/b"}, [], "name must be letters"),
         ({"title": "x"}, [], "the study has the unknown key 'title'"),
-        ({}, ["--model.name", "r3d18"], "--model.name cannot be set for all cells: part one compares"),
+        ({}, ["--model.name", "r3d18"], "--model.name cannot be set for all runs: part one compares"),
         ({}, ["--runs_dir", "x"], "--runs_dir is given by the study"),
         ({}, ["--train.lr"], "--train.lr needs a value"),
         ({}, ["train.lr", "1"], "train.lr is no option"),
         ({}, ["--train.lr=1", "--train.lr=2"], "--train.lr is given twice"),
         ({}, ["--train.lrr=1"], "part one: unknown key train.lrr"),
-        ({"seeds": list(range(1001))}, [], "more than 1000 cells"),
+        ({"seeds": list(range(1001))}, [], "more than 1000 runs"),
     ],
 )
 def test_what_is_wrong_is_told_by_name(study_file, content, arguments, message):

@@ -93,7 +93,7 @@ class TestRunning:
             done = study(path, few_clips, out)
             assert done.returncode == 2
             assert "Traceback" not in done.stderr
-            assert "1 of 2 cells failed" in done.stderr
+            assert "1 of 2 runs failed" in done.stderr
             assert statuses(out) == ["failed", "finished"]
             failed, finished = json.loads((out / "study.json").read_text())["cells"]
             assert "the loss is infinite or not a number" in failed["reason"]
@@ -125,7 +125,7 @@ class TestRunning:
         assert (first["attempts"], second["attempts"]) == (2, 1)
         # It went on where it was, not from the beginning.
         log = (out / first["folder"] / "log.txt").read_text()
-        assert "going on after epoch" in log
+        assert "resuming after epoch" in log
         assert len((out / first["folder"] / "metrics.jsonl").read_text().splitlines()) == 3
 
     def test_a_dry_run_lists_cells_and_minutes_and_makes_nothing(self, few_clips, tmp_path):
@@ -133,7 +133,7 @@ class TestRunning:
         done = study(path, few_clips, out, "--dry-run")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("waiting") == 2
-        assert "2 cells, 2 to run" in done.stdout
+        assert "2 runs, 2 to run" in done.stdout
         assert not out.exists()
 
 
