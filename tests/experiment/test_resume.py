@@ -205,7 +205,7 @@ def test_a_run_that_is_being_trained_is_not_gone_on_with(tiny_corpus, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
-        patch.setattr(trainer_module.AcceleratorState, "_reset_state", lambda *_: None)
+        patch.setattr("fastemo.training.processes.AcceleratorState._reset_state", lambda *_: None)
         trained([*arguments, "--train.epochs", "1"])
     assert len(refused) == 2
     fault_log("a second training on a run that is being trained", {"refused, the first unharmed": 2})

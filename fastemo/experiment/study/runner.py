@@ -280,7 +280,7 @@ def _line(row: dict[str, Any]) -> dict[str, str | int]:
             "run": row["label"],
             "accuracy": "not finished",
             "95 % interval": "",
-            "temporal order": "",
+            "order": "",
             "report": "",
         }
     order, report = row["order"], row["report"]
@@ -288,6 +288,6 @@ def _line(row: dict[str, Any]) -> dict[str, str | int]:
         "run": row["label"],
         "accuracy": f"{row['accuracy']:.1%}",
         "95 % interval": " to ".join(f"{it:.1%}" for it in row["interval"]),
-        "temporal order": f"{order['accuracy']:.1%}" if order else "",
+        "order": f"{order['accuracy']:.1%}" if order else "",
         "report": f"{report:.1%}" if report is not None else "",
     }
