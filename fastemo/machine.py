@@ -62,8 +62,9 @@ def available_memory() -> int:
 
 
 def readable_bytes(num_bytes: int) -> str:
-    """Such as `1.5 GiB` or `64.0 MiB`."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 / 10 else f"{num_bytes / 2**20:.1f} MiB"
+    """Such as `1.5 GiB` or `64 MiB`."""
+    value, unit = (num_bytes / 2**30, "GiB") if num_bytes >= 2**30 else (num_bytes / 2**20, "MiB")
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def resident_memory() -> int:

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastemo.console import Console
 from fastemo.machine import available_processors
+from fastemo.training import processes
 from fastemo.training import trainer as trainer_module
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
@@ -201,7 +202,7 @@ class ScriptedVal:
         right = round(next(self.accuracies) * 10)
         logits = np.zeros((10, 4), np.float32)
         logits[:right, 0] = logits[right:, 1] = 5
-        return trainer_module.Predictions(tuple(map(str, range(10))), np.zeros(10, np.int64), logits)
+        return processes.Predictions(tuple(map(str, range(10))), np.zeros(10, np.int64), logits)
 
 
 def scripted_fit(monkeypatch, tmp_path, accuracies, **options):
