@@ -184,3 +184,33 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8-range arrays, in dB; the one measure of how alike frames are."""
     error = np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def write_noise_clip(path: Path, number: int, num_frames: int, width: int, height: int, **options) -> Path:
+    """A video whose frames differ from each other and from those of every other number."""
+
+    def draw(frame: int, width: int, height: int) -> np.ndarray:
+        return np.roll(noise_frame(number, width, height) // 2, 2 * frame, axis=1)
+
+    return write_video(path, num_frames, width, height, draw=draw, **options)
+
+
+def decoded_clips(manifest, config) -> dict[str, np.ndarray]:
+    """What PyAV decodes of each clip by a VideoConfig: key -> uint8 [T, 3, h, w]."""
+    from fastemo.video.decode import decode_clip
+    from fastemo.video.sampling import frame_indices
+
+    return {
+        clip.key: decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames), config.spec)
+        for clip in manifest.clips
+    }
+
+
+def check_epoch(loader, expected: dict[str, np.ndarray], epoch: int = 0) -> int:
+    """Load an epoch and compare every clip to `expected`; returns the number of clips."""
+    count = 0
+    for batch in loader.epoch(epoch):
+        for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
+            np.testing.assert_array_equal(frames, expected[key], err_msg=key)
+            count += 1
+    return count

@@ -105,9 +105,7 @@ def the_line(said: list[str], folder: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("tier", ["disk", "memory"])
-def test_a_disk_too_full_for_a_store(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, tier: Tier, fault_log: FaultLog
-) -> None:
+def test_a_disk_too_full_for_a_store(manifest, expected, tmp_path, tier, fault_log):
     needed = len(manifest.clips) * ROW_BYTES
     outcomes: Counter[str] = Counter()
     with disk_of(tmp_path / "disk", 1024) as disk:
@@ -123,9 +121,7 @@ def test_a_disk_too_full_for_a_store(
     fault_log("a disk too full for the store of decoded clips", outcomes)
 
 
-def test_a_disk_that_fills_up_while_clips_are_stored(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_a_disk_that_fills_up_while_clips_are_stored(manifest, expected, tmp_path, fault_log):
     """Files may not grow past a limit, which takes no powers to set up; what was stored before stays good."""
 
     for limit in (0, 100, 4096, 3 * ROW_BYTES + 50, 7 * ROW_BYTES):
@@ -143,9 +139,7 @@ def test_a_disk_that_fills_up_while_clips_are_stored(
     fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 5})
 
 
-def test_a_disk_that_fills_up_between_opening_and_storing(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_a_disk_that_fills_up_between_opening_and_storing(manifest, expected, tmp_path, fault_log):
     with disk_of(tmp_path / "disk", 1024) as disk:
         for free in (0, 4096, 2 * ROW_BYTES, 6 * ROW_BYTES):
             said: list[str] = []
@@ -169,13 +163,7 @@ def test_a_disk_that_fills_up_between_opening_and_storing(
 # ---- the remembered scan
 
 
-def test_a_scan_that_cannot_be_remembered(
-    manifest: Manifest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    fault_log: FaultLog,
-) -> None:
+def test_a_scan_that_cannot_be_remembered(manifest, tmp_path, monkeypatch, capsys, fault_log):
     config = CorpusConfig(root=manifest.root)
     with disk_of(tmp_path / "disk", 64) as disk:
         monkeypatch.setenv("FASTEMO_CACHE", str(disk / "cache"))
@@ -217,9 +205,7 @@ def whole_clips(folder: Path, whole: Path) -> int:
     return len(paths)
 
 
-def test_a_disk_too_full_for_the_built_in_corpus(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_log: FaultLog
-) -> None:
+def test_a_disk_too_full_for_the_built_in_corpus(manifest, tmp_path, monkeypatch, fault_log):
     outcomes: Counter[str] = Counter()
     total = sum(clip.size_bytes for clip in manifest.clips)
     with disk_of(tmp_path / "disk", 1024) as disk:
@@ -247,7 +233,7 @@ def test_a_disk_too_full_for_the_built_in_corpus(
     fault_log("a disk too full for the built-in corpus", outcomes)
 
 
-def test_workers_that_find_the_disk_full(tmp_path: Path, fault_log: FaultLog) -> None:
+def test_workers_that_find_the_disk_full(tmp_path, fault_log):
     """The error of a worker process arrives as the same line."""
     with disk_of(tmp_path / "disk", 64) as disk:
         code = (
@@ -269,9 +255,7 @@ def test_workers_that_find_the_disk_full(tmp_path: Path, fault_log: FaultLog) ->
 # ---- read-only folders
 
 
-def test_folders_that_may_not_be_written(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_folders_that_may_not_be_written(manifest, expected, tmp_path, fault_log):
     closed = tmp_path / "closed"
     closed.mkdir()
     closed.chmod(0o555)
@@ -293,9 +277,7 @@ def test_folders_that_may_not_be_written(
     fault_log("a folder that may not be written, for store, scan and corpus", {"told in one line": 4})
 
 
-def test_a_file_system_that_became_read_only(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_that_became_read_only(manifest, expected, tmp_path, monkeypatch):
     """A whole built-in corpus there is used as it is; the rest goes on without."""
     with disk_of(tmp_path / "disk", 1024) as disk:
         monkeypatch.setenv("FASTEMO_CACHE", str(disk))
@@ -335,7 +317,7 @@ def the_end(done: subprocess.CompletedProcess[str], runs_dir: Path, *words: str)
 
 
 @pytest.mark.slow
-def test_a_disk_too_full_for_a_run(tiny_corpus: Path, tmp_path: Path, fault_log: FaultLog) -> None:
+def test_a_disk_too_full_for_a_run(tiny_corpus, tmp_path, fault_log):
     """quick.yaml's model takes 45 MB, and as much twice again for the optimiser: it fails at another file each time."""
     rooms = full_or((500, 100_000), (0, 500, 30_000, 100_000))
     with disk_of(tmp_path / "disk", 200_000) as disk:
@@ -350,9 +332,7 @@ def test_a_disk_too_full_for_a_run(tiny_corpus: Path, tmp_path: Path, fault_log:
     fault_log("a disk too full for a run's folder", {"told in one line, resumed with more room": len(rooms)})
 
 
-def test_run_folders_that_may_not_be_written(
-    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault_log: FaultLog
-) -> None:
+def test_run_folders_that_may_not_be_written(tiny_corpus, tmp_path, capsys, fault_log):
     def refused(runs_dir: Path) -> subprocess.CompletedProcess[str]:
         with pytest.raises(SystemExit) as ended:
             main(options(runs_dir, tiny_corpus))

@@ -77,7 +77,7 @@ TAGS = [
 
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("key", ["name", "train", "corpus", "train.lr"])
-def test_a_tag_runs_nothing(file: Path, tmp_path: Path, tag: str, key: str, fault_log: FaultLog) -> None:
+def test_a_tag_runs_nothing(file, tmp_path, tag, key, fault_log):
     victim = tmp_path / "victim"
     value = f'{tag} ["touch {victim}"]'
     outer, _, inner = key.partition(".")
@@ -89,9 +89,7 @@ def test_a_tag_runs_nothing(file: Path, tmp_path: Path, tag: str, key: str, faul
 
 
 @pytest.mark.parametrize("key", ["", "train", "corpus", "store", "corpus.synthetic"])
-def test_a_class_path_imports_nothing(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, fault_log: FaultLog
-) -> None:
+def test_a_class_path_imports_nothing(file, tmp_path, monkeypatch, key, fault_log):
     """jsonargparse makes classes by their import path where it may: here it may not."""
     (tmp_path / "victim_module.py").write_text("raise SystemExit('imported')\nclass Thing: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -109,7 +107,7 @@ def test_a_class_path_imports_nothing(
 
 
 @pytest.mark.parametrize("part", [key for key, hint in keys_of(RunConfig) if is_dataclass(hint)])
-def test_a_part_is_not_read_from_another_file(file: Path, tmp_path: Path, part: str, fault_log: FaultLog) -> None:
+def test_a_part_is_not_read_from_another_file(file, tmp_path, part, fault_log):
     """jsonargparse would read it, unchecked."""
     (tmp_path / "part.yaml").write_text("{}")
     *outer, last = part.split(".")
@@ -122,7 +120,7 @@ def test_a_part_is_not_read_from_another_file(file: Path, tmp_path: Path, part: 
     fault_log("configurations that name another file to read", {"refused by name": 3})
 
 
-def test_text_stays_text(file: Path, fault_log: FaultLog) -> None:
+def test_text_stays_text(file, fault_log):
     """No interpolation, no expansion of variables, no commands."""
     for text in ("${HOME}", "${env:HOME}", "${oc.env:HOME}", "$HOME", "`id`", "$(id)", "{{ 7 * 7 }}", "%(seed)s"):
         file.write_text(f"name: '{text}'\n")
@@ -161,7 +159,7 @@ HEAVY = {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_what_would_take_memory_stack_or_time(file: Path, fault_log: FaultLog) -> None:
+def test_what_would_take_memory_stack_or_time(file, fault_log):
     def attack() -> None:
         with little_memory(2**29):
             for what, text in HEAVY.items():
@@ -177,7 +175,7 @@ def test_what_would_take_memory_stack_or_time(file: Path, fault_log: FaultLog) -
     fault_log("aliases that multiply, deep nesting, files of megabytes", {"refused by name": len(HEAVY)})
 
 
-def test_aliases_on_the_command_line() -> None:
+def test_aliases_on_the_command_line():
     laughs = "{" + ", ".join(LAUGHS.splitlines()) + "}"
     assert "--train.lr refers to a value by an alias" in refusal(f"--train.lr={laughs}")
     assert "alias" in refusal("--train.lr", laughs)
@@ -188,7 +186,7 @@ def test_aliases_on_the_command_line() -> None:
 # ---- files that are none
 
 
-def test_paths_that_are_no_file(tmp_path: Path, fault_log: FaultLog) -> None:
+def test_paths_that_are_no_file(tmp_path, fault_log):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
@@ -205,7 +203,7 @@ def test_paths_that_are_no_file(tmp_path: Path, fault_log: FaultLog) -> None:
     fault_log("a folder, pipe, device or nothing as configuration", {"refused by name": len(names) + 4})
 
 
-def test_a_configuration_that_includes_itself(file: Path, tmp_path: Path, fault_log: FaultLog) -> None:
+def test_a_configuration_that_includes_itself(file, tmp_path, fault_log):
     (tmp_path / "other.yaml").write_text("seed: 3\n")
     for name in (file, tmp_path / "other.yaml"):
         assert "unknown key config" in file_refusal(file, f"config: {name}\n")
@@ -246,7 +244,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_file(file: Path, what: str, fault_log: FaultLog) -> None:
+def test_a_broken_file(file, what, fault_log):
     message = file_refusal(file, BROKEN[what])
     if "given twice" in what:
         assert "twice" in message
@@ -269,7 +267,7 @@ def test_a_broken_file(file: Path, what: str, fault_log: FaultLog) -> None:
         *[("train.batch_size", it) for it in (".inf", "9" * 5000, "0", "-1")],
     ],
 )
-def test_numbers_that_are_none(file: Path, key: str, value: str, fault_log: FaultLog) -> None:
+def test_numbers_that_are_none(file, key, value, fault_log):
     *parts, last = key.split(".")
     text = f"{last}: {value}"
     for part in reversed(parts):
@@ -279,7 +277,7 @@ def test_numbers_that_are_none(file: Path, key: str, value: str, fault_log: Faul
     fault_log("numbers that are infinite, no number, huge or of another type", {"refused by name": 2})
 
 
-def test_an_option_that_is_no_text() -> None:
+def test_an_option_that_is_no_text():
     latin = os.fsdecode(b"caf\xe9")
     for key in ("name", "corpus.root", "runs_dir", "store.root"):
         assert key in refusal(f"--{key}={latin}")
@@ -384,7 +382,7 @@ def try_options(file: Path, examples: int) -> Counter[str]:
     return outcomes
 
 
-def test_any_value_for_any_key(file: Path, fault_log: FaultLog) -> None:
+def test_any_value_for_any_key(file, fault_log):
     examples = full_or(25, 325)
     for where, attack in (("a configuration file", try_files), ("the command line", try_options)):
         outcomes = attack(file, examples)
@@ -393,7 +391,7 @@ def test_any_value_for_any_key(file: Path, fault_log: FaultLog) -> None:
         fault_log(f"any value for any key, in {where}", outcomes)
 
 
-def test_files_of_random_text(file: Path, fault_log: FaultLog) -> None:
+def test_files_of_random_text(file, fault_log):
     """Pieces of YAML's own syntax and of real keys, in any order."""
     outcomes: Counter[str] = Counter()
     pieces = st.sampled_from(

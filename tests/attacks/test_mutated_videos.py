@@ -135,7 +135,7 @@ def rejection(row: Clip) -> str:
 FAULTS = [fault for fault in MUTATIONS if "millions" not in fault]
 
 
-def test_mutations(tmp_path: Path, sources: list[bytes], fault_log: Log) -> None:
+def test_mutations(tmp_path, sources, fault_log):
     """Over eighteen hundred in full."""
     attack, each = Attack(tmp_path, LIMITS), full_or(6, 115)
     for fault in FAULTS:
@@ -146,7 +146,7 @@ def test_mutations(tmp_path: Path, sources: list[bytes], fault_log: Log) -> None
     assert total["rejected by name"] > 0.25 * each * len(FAULTS)
 
 
-def test_tables_that_say_millions_of_frames(tmp_path: Path, sources: list[bytes], fault_log: Log) -> None:
+def test_tables_that_say_millions_of_frames(tmp_path, sources, fault_log):
     attack, count = Attack(tmp_path, full_or(Limits(seconds=2, memory_bytes=1 << 30), LIMITS)), full_or(1, 8)
     for fault in MUTATIONS.keys() - set(FAULTS):
         attack.put(fault, count, sources, "slow")
@@ -163,9 +163,7 @@ def test_tables_that_say_millions_of_frames(tmp_path: Path, sources: list[bytes]
         (3, "awkward/hevc_variable_frame_rate.mov", 2),
     ],
 )
-def test_mutations_of_real_clips(
-    tmp_path: Path, clips_folder: Path, fault_log: Log, number: int, name: str, count: int
-) -> None:
+def test_mutations_of_real_clips(tmp_path, clips_folder, fault_log, number, name, count):
     """With those above two thousand in full; in the sample each clip has a quarter of the kinds."""
     attack, count, faults = Attack(tmp_path, LIMITS), *full_or((1, FAULTS[number::4]), (count, FAULTS))
     data = (clips_folder / name).read_bytes()
@@ -175,7 +173,7 @@ def test_mutations_of_real_clips(
 
 
 @pytest.mark.parametrize("all_in_header", [False, True])
-def test_several_frame_sizes_in_one_stream(tmp_path: Path, all_in_header: bool, fault_log: Log) -> None:
+def test_several_frame_sizes_in_one_stream(tmp_path, all_in_header, fault_log):
     """FFmpeg changes size on the way; a sample of it would have frames of two sizes."""
     clips = [write_video(tmp_path / f"{width}.mp4", 12, width, 48, draw=grainy_frame) for width in (64, 96)]
     root = tmp_path / "several frame sizes in one stream"
@@ -193,7 +191,7 @@ def test_several_frame_sizes_in_one_stream(tmp_path: Path, all_in_header: bool, 
 class TestFoundByAttacks:
     """What earlier versions did wrong."""
 
-    def test_a_list_of_files_is_no_video(self, tmp_path: Path, sources: list[bytes]) -> None:
+    def test_a_list_of_files_is_no_video(self, tmp_path, sources):
         """FFmpeg went by its content, opened the files that it names, and called their frames its own."""
         (tmp_path / "other.mp4").write_bytes(sources[0])
         path = tmp_path / "list.mp4"
@@ -206,9 +204,7 @@ class TestFoundByAttacks:
             decode_clip(path, [0], None)
 
     @pytest.mark.parametrize("verify", ["quick", "full"])
-    def test_twenty_kilobytes_that_say_millions_of_frames(
-        self, tmp_path: Path, sources: list[bytes], verify: Verify
-    ) -> None:
+    def test_twenty_kilobytes_that_say_millions_of_frames(self, tmp_path, sources, verify):
         """Counting 16 million took over a minute and a gigabyte of the process that trains."""
         (tmp_path / "bomb.mp4").write_bytes(with_frames(sources[0], 2**22))
         limits = Limits(seconds=1, memory_bytes=1 << 30)
@@ -216,7 +212,7 @@ class TestFoundByAttacks:
         assert row.reason == "decoding took longer than 1 s"
 
     @pytest.mark.parametrize("empty", [b"", b"\x67"])
-    def test_a_parameter_set_without_content(self, tmp_path: Path, sources: list[bytes], empty: bytes) -> None:
+    def test_a_parameter_set_without_content(self, tmp_path, sources, empty):
         """Pruning read its first byte: an IndexError, which names no file."""
         path = tmp_path / "a.mp4"
         path.write_bytes(with_parameters(sources[0], lambda it: packed(it, [*parameter_sets(it), empty])))

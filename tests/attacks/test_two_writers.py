@@ -87,9 +87,7 @@ def fill(manifest: Manifest, root: Path, rank: int, world_size: int) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_a_store_filled_by_several_processes_is_one_processes_byte_for_byte(
-    manifest: Manifest, tmp_path: Path, world_size: int, fault_log: FaultLog
-) -> None:
+def test_a_store_filled_by_several_processes_is_one_processes_byte_for_byte(manifest, tmp_path, world_size, fault_log):
     """Rows are in the clips' order, not in that of writing, and no file holds a time of writing or a random name."""
     fill(manifest, tmp_path / "alone", 0, 1)
     ranks = [
@@ -132,9 +130,7 @@ def num_records(root: Path) -> int:
     return sum(int(it[: len(it) // 64 * 64].reshape(-1, 64).any(axis=1).sum()) for it in bits)
 
 
-def test_writers_killed_while_others_go_on(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_writers_killed_while_others_go_on(manifest, expected, tmp_path, fault_log):
     """One of three is killed while the store fills; the others fill it up."""
     kills, clips = full_or(5, 28), len(manifest.clips)
     root, stop, rng = tmp_path / "stores", tmp_path / "stop", random.Random(kills)
@@ -175,14 +171,14 @@ def finished(processes: list[subprocess.Popen[str]]) -> Path:
     return Path(root)
 
 
-def test_processes_that_make_one_corpus_take_turns(cache: Path, tmp_path: Path, fault_log: FaultLog) -> None:
+def test_processes_that_make_one_corpus_take_turns(cache, tmp_path, fault_log):
     root = finished([making() for _ in range(3)])
     assert root.parent == cache / "synthetic"
     assert contents(root) == contents(synthesize(tmp_path / "alone", TINY, workers=1))
     fault_log("three processes that make the built-in corpus in one cache", {"one made it, the others used it": 1})
 
 
-def test_the_second_waits_for_the_first(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_second_waits_for_the_first(cache, monkeypatch, tmp_path):
     """What the second finds is whole: nothing is made twice, nothing is looked at half made."""
     from fastemo.corpus import prepare
 
@@ -204,9 +200,7 @@ def test_the_second_waits_for_the_first(cache: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_process_killed_while_it_makes_the_corpus_is_followed_by_one_that_finishes_it(
-    cache: Path, tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_a_process_killed_while_it_makes_the_corpus_is_followed_by_one_that_finishes_it(cache, tmp_path, fault_log):
     actors, takes = 4, 30
     kills = 0
     for wanted in sorted(random.Random(0).sample(range(1, actors * takes), 4)):  # so many files, then it is killed
@@ -223,7 +217,7 @@ def test_a_process_killed_while_it_makes_the_corpus_is_followed_by_one_that_fini
     fault_log("a process killed while it makes the built-in corpus", {"the next one finished it": kills})
 
 
-def test_a_whole_corpus_needs_no_lock(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_corpus_needs_no_lock(cache, monkeypatch):
     """A cache that is read-only, or on a file system without locks, serves what lies there."""
     from fastemo import machine
 
@@ -238,7 +232,7 @@ def test_a_whole_corpus_needs_no_lock(cache: Path, monkeypatch: pytest.MonkeyPat
 # ---- the remembered scan
 
 
-def test_processes_that_remember_one_scan(manifest: Manifest, cache: Path, fault_log: FaultLog) -> None:
+def test_processes_that_remember_one_scan(manifest, cache, fault_log):
     """Each writes the whole file or nothing: whoever reads it reads one of theirs."""
     rounds = full_or(10, 45)
 
@@ -258,7 +252,7 @@ def test_processes_that_remember_one_scan(manifest: Manifest, cache: Path, fault
     fault_log("three processes that remember one scan at once", {"whole whenever it was read": seen})
 
 
-def test_a_scan_killed_while_it_is_remembered(manifest: Manifest, cache: Path, fault_log: FaultLog) -> None:
+def test_a_scan_killed_while_it_is_remembered(manifest, cache, fault_log):
     has_scanned = mmap.mmap(-1, 1)  # shared with the forked process
 
     def scan_for_ever() -> None:

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from training.fakes import FakeLoader
 
 from fastemo.console import Console
 from fastemo.errors import UserError
@@ -16,35 +17,9 @@ from fastemo.training.faults import MemoryUse, NotFinite, batch_that_fits, out_o
 from fastemo.training.stopping import FiniteWatch
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import AugmentConfig
-from fastemo.video.loader import ClipBatch
 
 AUGMENT = AugmentConfig(crop_size=8)
 GIB = 2**30
-
-
-class Loader:
-    """Three batches of two clips."""
-
-    def __init__(self, prefix="clip"):
-        self.clips, self.dropped, self._clips = [f"{prefix}{i}" for i in range(6)], {}, 0
-
-    def __len__(self):
-        return 3
-
-    def state_dict(self):
-        return {"clips": self._clips}
-
-    def epoch(self, epoch=0):
-        generator = torch.Generator().manual_seed(epoch)
-        for first in (0, 2, 4):
-            self._clips = first + 2
-            yield ClipBatch(
-                frames=torch.randint(0, 256, (2, 1, 3, 8, 8), generator=generator, dtype=torch.uint8),
-                labels=torch.tensor([0, 1]),
-                keys=self.clips[first : first + 2],
-                is_padding=torch.zeros(2, dtype=torch.bool),
-                num_global=2,
-            )
 
 
 class Breaking(nn.Module):
@@ -52,7 +27,7 @@ class Breaking(nn.Module):
 
     def __init__(self, at, breaks):
         super().__init__()
-        self.linear, self._left, self._breaks = nn.Linear(3 * 8 * 8, 4), at, breaks
+        self.linear, self._left, self._breaks = nn.Linear(2 * 3 * 8 * 8, 4), at, breaks
 
     def forward(self, frames):
         logits = self.linear(frames.flatten(1))
@@ -66,11 +41,13 @@ class Breaking(nn.Module):
 def fit(tmp_path, at, breaks, **config):
     with Trainer(TrainConfig(epochs=3, precision="fp32", **config), seed=0) as trainer, trainer.plain_faults():
         trainer.prepare(Breaking(at, breaks), 3)
-        trainer.fit(Loader(), Loader("val"), AUGMENT, tmp_path, Console(show=False))
-
-
-def spoil_the_second(logits):
-    return torch.stack([logits[0], logits[1] * torch.nan])
+        trainer.fit(
+            FakeLoader([2, 2, 2], prefix="clip"),
+            FakeLoader([2, 2, 2], prefix="val"),
+            AUGMENT,
+            tmp_path,
+            Console(show=False),
+        )
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -78,7 +55,7 @@ def test_a_loss_that_is_no_number_names_its_clips(tmp_path, value, fault_log):
     def spoil(logits):
         return torch.stack([logits[0], logits[1] * value])
 
-    with pytest.raises(NotFinite, match=r"in epoch 2, at clip 4 or before, on clip3; .*lower --train\.lr"):
+    with pytest.raises(NotFinite, match=r"in epoch 2, at clip 4 or before, on clip3\.mp4; .*lower --train\.lr"):
         fit(tmp_path, 5, spoil)
     last = checkpoint.load(tmp_path / "checkpoints" / "last")
     assert last.info["epoch"] == 1

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from training.fakes import random_batches
 
 from fastemo.models import ModelConfig, build_model
 from fastemo.training import speed
@@ -10,7 +11,6 @@ from fastemo.training.config import TrainConfig
 from fastemo.training.speed import compute_in_fp32, conv3d_error, conv3d_errors, keep_conv3d_right, pick
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import AugmentConfig
-from fastemo.video.loader import ClipBatch
 
 CPU = torch.device("cpu")
 MODELS = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")
@@ -72,20 +72,6 @@ def test_single_keys_and_the_launcher_win(monkeypatch):
     assert pick(TrainConfig(), "cpu").precision == "bf16"
 
 
-def batches(count, size, pixels, num_frames=2):
-    generator = torch.Generator().manual_seed(2)
-    return [
-        ClipBatch(
-            frames=torch.randint(0, 256, (size, num_frames, 3, pixels, pixels), generator=generator, dtype=torch.uint8),
-            labels=torch.randint(0, 8, (size,), generator=generator),
-            keys=[f"{number}-{i}" for i in range(size)],
-            is_padding=torch.zeros(size, dtype=torch.bool),
-            num_global=size,
-        )
-        for number in range(count)
-    ]
-
-
 def losses(config, name, data, crop, model=None):
     """The loss of every step."""
     with Trainer(config, seed=1) as trainer:
@@ -108,7 +94,7 @@ def losses(config, name, data, crop, model=None):
 def test_steps_lose_the_same_as_the_plain_loop(name):
     """Step by step. Adam divides gradients by their size, so rounding in small ones parts the weights in time."""
     crop, size = 16 if name in ("early_cnn", "r3d18") else 32, 6
-    data = batches(5, size, crop + 2) * 5
+    data = random_batches([size] * 5, pixels=crop + 2, num_classes=8) * 5
     recipe = {"lr": 2e-5, "batch_size": size}
     plain = losses(TrainConfig(speed="plain", **recipe), name, data, crop)
     exact = losses(TrainConfig(precision="fp32", **recipe), name, data, crop)
@@ -136,7 +122,7 @@ class TinyConvModel(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "cudagraphs"])
 def test_compiled_steps_lose_the_same_and_one_shape_is_compiled(mode):
-    data = [*batches(3, 4, 18), *batches(1, 3, 18)] * 2  # the last batch of an epoch has fewer clips
+    data = random_batches([4, 4, 4, 3], pixels=18, num_classes=8) * 2  # the last batch of an epoch has fewer clips
     torch._dynamo.utils.counters.clear()
     recipe = {"batch_size": 4, "precision": "fp32"}
     compiled = losses(TrainConfig(compile=mode, **recipe), "", data, 16, TinyConvModel())
