@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import resource
@@ -10,30 +9,27 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from attacks.confined import be_nobody_special, exit_code, forked
-from helpers import full_or
+from helpers import check_epoch, decoded_clips, full_or
 
 from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig
-from fastemo.corpus.manifest import Manifest, read_manifest, scan
+from fastemo.corpus.manifest import read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
 from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
 from fastemo.train import main
 from fastemo.video.config import VideoConfig
-from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
-from fastemo.video.sampling import frame_indices
 from fastemo.video.store import StoreConfig, Tier
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="small file systems and file limits are Linux's")
 
-FaultLog = Callable[[str, Mapping[str, int]], None]
 REPOSITORY = Path(__file__).resolve().parents[2]
 VIDEO = VideoConfig(num_frames=3, size=36)
 ROW_BYTES = 3 * 3 * 36 * 36
@@ -41,16 +37,30 @@ CORPUS = SyntheticConfig(actors=2, clips_per_actor=6, width=64, height=64, num_f
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+def manifest(tmp_path_factory):
     return scan(synthesize(tmp_path_factory.mktemp("full") / "corpus", CORPUS, workers=1))
 
 
 @pytest.fixture(scope="module")
-def expected(manifest: Manifest) -> dict[str, np.ndarray]:
-    return {
-        clip.key: decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, 3), VIDEO.spec)
-        for clip in manifest.clips
-    }
+def load(manifest):
+    """Loads two epochs and checks every frame.
+
+    Its result: how many clips were stored before, the messages, and how many clips are stored now.
+    """
+    expected = decoded_clips(manifest, VIDEO)
+
+    def two_epochs(root: Path, tier: Tier, when_open: Callable[[], object] = lambda: None):
+        messages: list[str] = []
+        options = {"batch_size": 3, "store": StoreConfig(tier=tier, root=root), "say": messages.append}
+        with ClipLoader(manifest.clips, manifest.root, manifest.class_names, VIDEO, **options) as loader:
+            rows = range(len(manifest.clips))
+            before = sum(loader.kept.has(row) for row in rows)
+            when_open()
+            for epoch in range(2):
+                check_epoch(loader, expected, epoch)
+            return before, messages, sum(loader.kept.has(row) for row in rows)
+
+    return two_epochs
 
 
 @contextmanager
@@ -75,88 +85,58 @@ def fill_up(disk: Path, free_bytes: int) -> Path:
     return disk / "other"
 
 
-def epoch_of(
-    manifest: Manifest, root: Path, tier: Tier, expected: Mapping[str, np.ndarray]
-) -> tuple[int, list[str], int]:
-    """Two epochs, every frame right: how many clips were stored before, what was said, and how many are now."""
-    said: list[str] = []
-    store = StoreConfig(tier=tier, root=root)
-    with ClipLoader(
-        manifest.clips, manifest.root, manifest.class_names, VIDEO, batch_size=3, store=store, say=said.append
-    ) as loader:
-        rows = range(len(manifest.clips))
-        before = sum(loader.kept.has(row) for row in rows)
-        for epoch in range(2):
-            for batch in loader.epoch(epoch):
-                for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
-                    np.testing.assert_array_equal(frames, expected[key], err_msg=key)
-        return before, said, sum(loader.kept.has(row) for row in rows)
-
-
-def the_line(said: list[str], folder: Path, *words: str) -> None:
-    (line,) = said
+def check_message(messages: list[str], folder: Path, pattern: str) -> None:
+    (line,) = messages
     assert "\n" not in line
     assert str(folder) in line
     assert "training goes on without" in line
-    assert any(word in line for word in words), line
+    assert re.search(pattern, line), line
 
 
 # ---- stores
 
 
 @pytest.mark.parametrize("tier", ["disk", "memory"])
-def test_a_disk_too_full_for_a_store(manifest, expected, tmp_path, tier, fault_log):
+def test_a_disk_too_full_for_a_store(manifest, load, tmp_path, tier, fault_log):
     needed = len(manifest.clips) * ROW_BYTES
     outcomes: Counter[str] = Counter()
     with disk_of(tmp_path / "disk", 1024) as disk:
         for free in (0, 4096, 16_384, needed // 2, needed, needed + 8192):
             other = fill_up(disk, free)
-            _, said, _ = epoch_of(manifest, disk / "stores", tier, expected)
-            the_line(said, disk / "stores", "the disk has", "No space left on device")
+            _, messages, _ = load(disk / "stores", tier)
+            check_message(messages, disk / "stores", "(the disk has|No space left on device).*--store.tier none")
             outcomes["told in one line, trained without a store"] += 1
             other.unlink()
-        _, said, now = epoch_of(manifest, disk / "stores", tier, expected)
-        assert (said, now) == ([], len(manifest.clips))
-        assert epoch_of(manifest, disk / "stores", tier, expected)[0] == now
+        assert load(disk / "stores", tier) == (0, [], len(manifest.clips))
+        fill_up(disk, 0)  # what is stored needs no room
+        assert load(disk / "stores", tier) == (len(manifest.clips), [], len(manifest.clips))
     fault_log("a disk too full for the store of decoded clips", outcomes)
 
 
-def test_a_disk_that_fills_up_while_clips_are_stored(manifest, expected, tmp_path, fault_log):
-    """Files may not grow past a limit, which takes no powers to set up; what was stored before stays good."""
-
+def test_a_disk_that_fills_up_while_clips_are_stored(manifest, load, tmp_path, fault_log):
+    """Files may not grow past a limit, which any user can set; what was stored before stays good."""
     for limit in (0, 100, 4096, 3 * ROW_BYTES + 50, 7 * ROW_BYTES):
         root = tmp_path / str(limit)
 
         def attack(limit: int = limit, root: Path = root) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            _, said, _ = epoch_of(manifest, root, "disk", expected)
-            the_line(said, root, "File too large")
+            check_message(load(root, "disk")[1], root, "File too large")
 
         assert exit_code(forked(attack)) == 0
-        before, said, now = epoch_of(manifest, root, "disk", expected)
-        assert said == []
-        assert before <= now == len(manifest.clips)
+        assert load(root, "disk")[1:] == ([], len(manifest.clips))
     fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 5})
 
 
-def test_a_disk_that_fills_up_between_opening_and_storing(manifest, expected, tmp_path, fault_log):
+def test_a_disk_that_fills_up_between_opening_and_storing(manifest, load, tmp_path, fault_log):
     with disk_of(tmp_path / "disk", 1024) as disk:
         for free in (0, 4096, 2 * ROW_BYTES, 6 * ROW_BYTES):
-            said: list[str] = []
-            store = StoreConfig(tier="disk", root=disk / str(free))
-            with ClipLoader(
-                manifest.clips, manifest.root, manifest.class_names, VIDEO, batch_size=3, store=store, say=said.append
-            ) as loader:
-                other = fill_up(disk, free)
-                for batch in loader.epoch(0):
-                    for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
-                        np.testing.assert_array_equal(frames, expected[key])
-            the_line(said, disk, "No space left on device")
-            other.unlink()
-            before, said, now = epoch_of(manifest, disk / str(free), "disk", expected)
-            assert (said, now) == ([], len(manifest.clips))
-            assert before < now
-            shutil.rmtree(disk / str(free))
+            root = disk / str(free)
+            _, messages, stored = load(root, "disk", when_open=partial(fill_up, disk, free))
+            check_message(messages, disk, "No space left on device")
+            (disk / "other").unlink()
+            assert load(root, "disk") == (stored, [], len(manifest.clips))
+            assert stored < len(manifest.clips)
+            shutil.rmtree(root)
     fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 4})
 
 
@@ -171,10 +151,9 @@ def test_a_scan_that_cannot_be_remembered(manifest, tmp_path, monkeypatch, capsy
             # A whole one is there of the second time on: it must stay.
             other = fill_up(disk, free)
             assert scan_cached(manifest.root, config, Console()) == manifest
-            said = capsys.readouterr().out
             remembered = list((disk / "cache").rglob("*.csv"))
-            assert remembered or "the scan could not be remembered in" in said
-            assert remembered or "No space left on device" in said
+            output = capsys.readouterr().out
+            assert remembered or re.search("the scan could not be remembered in .*No space left on device", output)
             other.unlink()
             for path in remembered:
                 assert read_manifest(path, manifest.root) == manifest
@@ -213,23 +192,18 @@ def test_a_disk_too_full_for_the_built_in_corpus(manifest, tmp_path, monkeypatch
         for free in (0, 4096, 8192, 20_000, *range(total // 5, total, total // 7)):
             other = fill_up(disk, free)
             message = make_corpus_here()
-            whole = whole_clips(disk, manifest.root)
+            assert whole_clips(disk, manifest.root) == len(manifest.clips) or message
             if message:
-                assert "\n" not in message
-                assert re.search(
-                    r"cannot be made in .*/cache/synthetic/.*: No space left on device; .*FASTEMO_CACHE", message
+                assert re.fullmatch(
+                    r".*cannot be made in .*/cache/synthetic/.*: No space left on device; .*FASTEMO_CACHE.*", message
                 )
                 outcomes["told in one line, no half clip left"] += 1
-            else:
-                assert whole == len(manifest.clips)
             other.unlink()
-            shutil.rmtree(disk / "cache", ignore_errors=True)
+            if free:  # a defect: without a free byte, the next start refuses the folder for its temporary file
+                assert make_corpus_here() == ""
+                assert whole_clips(disk, manifest.root) == len(manifest.clips)
+            shutil.rmtree(disk / "cache")
         assert outcomes.total() > 4
-        other = fill_up(disk, total // 2)
-        assert make_corpus_here()
-        other.unlink()
-        assert make_corpus_here() == ""
-        assert whole_clips(disk, manifest.root) == len(manifest.clips)
     fault_log("a disk too full for the built-in corpus", outcomes)
 
 
@@ -255,40 +229,34 @@ def test_workers_that_find_the_disk_full(tmp_path, fault_log):
 # ---- read-only folders
 
 
-def test_folders_that_may_not_be_written(manifest, expected, tmp_path, fault_log):
+def test_folders_that_may_not_be_written(manifest, load, tmp_path, fault_log):
     closed = tmp_path / "closed"
-    closed.mkdir()
-    closed.chmod(0o555)
+    closed.mkdir(0o555)
 
     def attack() -> None:
         be_nobody_special()
         os.environ["FASTEMO_CACHE"] = str(closed / "cache")
         for tier in ("disk", "memory"):
-            _, said, _ = epoch_of(manifest, closed / "stores", tier, expected)
-            the_line(said, closed, "Permission denied")
+            check_message(load(closed / "stores", tier)[1], closed, "Permission denied")
         assert scan_cached(manifest.root, CorpusConfig(root=manifest.root), Console(show=False)) == manifest
-        message = make_corpus_here()
-        assert "Permission denied" in message
-        assert str(closed) in message
-        assert "FASTEMO_CACHE" in message
+        assert re.search(f"{closed}.*Permission denied.*FASTEMO_CACHE", make_corpus_here())
 
     assert exit_code(forked(attack)) == 0
     assert not list(closed.iterdir())
     fault_log("a folder that may not be written, for store, scan and corpus", {"told in one line": 4})
 
 
-def test_a_file_system_that_became_read_only(manifest, expected, tmp_path, monkeypatch):
+def test_a_file_system_that_became_read_only(manifest, load, tmp_path, monkeypatch):
     """A whole built-in corpus there is used as it is; the rest goes on without."""
     with disk_of(tmp_path / "disk", 1024) as disk:
         monkeypatch.setenv("FASTEMO_CACHE", str(disk))
         assert make_corpus_here() == ""
-        assert epoch_of(manifest, disk / "stores", "disk", expected)[1] == []
+        assert load(disk / "stores", "disk")[1] == []
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert make_corpus_here() == ""
         assert whole_clips(disk, manifest.root) == len(manifest.clips)
         assert scan_cached(manifest.root, CorpusConfig(root=manifest.root), Console(show=False)) == manifest
-        _, said, _ = epoch_of(manifest, disk / "stores", "disk", expected)
-        the_line(said, disk, os.strerror(errno.EROFS))
+        check_message(load(disk / "stores", "disk")[1], disk, "Read-only file system")
 
 
 # ---- run folders, by the real command
