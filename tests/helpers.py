@@ -196,14 +196,15 @@ def write_noise_clip(path: Path, number: int, num_frames: int, width: int, heigh
 
 
 def decoded_clips(manifest, config) -> dict[str, np.ndarray]:
-    """What PyAV decodes of each clip by a VideoConfig: key -> uint8 [T, 3, h, w]."""
+    """What the decoder of a VideoConfig, by default PyAV, gives of each clip: key -> uint8 [T, 3, h, w]."""
     from fastemo.video.decode import decode_clip
     from fastemo.video.sampling import frame_indices
 
-    return {
-        clip.key: decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames), config.spec)
-        for clip in manifest.clips
-    }
+    backend, found = config.backend.replace("auto", "pyav"), {}
+    for clip in manifest.clips:
+        indices = frame_indices(clip.num_frames, config.num_frames)
+        found[clip.key] = decode_clip(manifest.root / clip.key, indices, config.spec, backend=backend)
+    return found
 
 
 def check_epoch(loader, expected: dict[str, np.ndarray], epoch: int = 0) -> int:

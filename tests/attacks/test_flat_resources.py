@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import full_or, noise_frame, write_video
+from helpers import full_or, noise_frame, write_noise_clip, write_video
 
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
@@ -93,26 +93,20 @@ def damage(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory) -> Manifest:
+def manifest(tmp_path_factory):
     """Twelve clips of H.264 and MPEG-4, of which one was cut after the scan."""
     folder = tmp_path_factory.mktemp("clips")
     for number in range(NUM_CLIPS):
-
-        def draw(frame: int, width: int, height: int, number: int = number) -> np.ndarray:
-            return np.roll(noise_frame(number, width, height) // 2, 2 * frame, axis=1)
-
-        name = f"02-01-0{number % 8 + 1}-01-01-01-{number // 8 + 1:02d}.mp4"
-        write_video(folder / name, 16, 96, 64, codec="mpeg4" if number % 4 == 3 else "libx264", draw=draw)
+        path = folder / f"02-01-0{number % 8 + 1}-01-01-01-{number // 8 + 1:02d}.mp4"
+        write_noise_clip(path, number, 16, 96, 64, codec="mpeg4" if number % 4 == 3 else "libx264")
     found = scan(folder)
     damage(folder / found.clips[BROKEN].key)
     return found
 
 
 def make_loader(manifest: Manifest, tier: str, root: Path, config: VideoConfig = CONFIG) -> ClipLoader:
-    store = StoreConfig(tier=tier, root=root)
-    return ClipLoader(
-        manifest.clips, manifest.root, EMOTIONS, config, batch_size=4, shuffle=True, store=store, on_error="drop"
-    )
+    options = {"batch_size": 4, "shuffle": True, "store": StoreConfig(tier=tier, root=root), "on_error": "drop"}
+    return ClipLoader(manifest.clips, manifest.root, EMOTIONS, config, **options)
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])

@@ -14,21 +14,8 @@ ROWS = [
     )
     for i in range(1, 4)
 ]
-TEXTS = [
-    "../../etc/passwd",
-    "/etc/passwd",
-    "..",
-    "\0",
-    "C:\\x",
-    "\\\\host\\x",
-    '"',
-    "\n",
-    ",",
-    "nan",
-    "-1",
-    "1e999",
-    "9" * 5000,
-]
+PATHS = ["../../etc/passwd", "/etc/passwd", "..", "C:\\x", "\\\\host\\x"]
+TEXTS = [*PATHS, "\0", '"', "\n", ",", "nan", "-1", "1e999", "9" * 5000]
 
 
 @settings(

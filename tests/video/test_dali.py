@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -35,7 +36,7 @@ if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # there its absen
     pytest.importorskip("nvidia.dali", reason="DALI is a dependency on Linux x86-64 only")
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NUM_FRAMES = 40
 FAST_VPX = {"deadline": "realtime", "cpu-used": "8", "b": "2M", "g": "10"}
 # PSNR in dB: what the chroma's upsampling leaves. Law 1 asks for 38.
@@ -77,12 +78,21 @@ def decoder(spec: FrameSpec, *, size=(160, 90), device: torch.device = CPU, **op
     return DaliDecoder(spec, device, frame_size=spec.out_size(*size), **{"num_threads": 2, **options})
 
 
-def worst_psnr(frames: torch.Tensor, clip: Source, spec: FrameSpec) -> float:
-    """The least alike of a clip's frames and PyAV's, in dB."""
-    expected = decode_clip(clip.path, clip.indices, spec, backend="pyav")
+def frames_of(tested: DaliDecoder, clips: list[Source]) -> torch.Tensor:
+    """All of the clips decode."""
+    frames, errors = tested.decode(clips)
+    assert not errors
+    return frames
+
+
+def assert_as_pyavs(frames: torch.Tensor, clips: list[Source], spec: FrameSpec, floor: float = FLOOR["vp9"]) -> None:
+    """Each frame of each clip is like PyAV's, by its PSNR in dB."""
     assert frames.dtype == torch.uint8
-    assert frames.shape == expected.shape
-    return min(psnr(one, other) for one, other in zip(frames.cpu().numpy(), expected, strict=True))
+    for number, clip in enumerate(clips):
+        expected = decode_clip(clip.path, clip.indices, spec, backend="pyav")
+        assert frames[number].shape == expected.shape
+        for one, other in zip(frames[number].cpu().numpy(), expected, strict=True):
+            assert psnr(one, other) >= floor, clip.path
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +133,7 @@ def test_frames_are_pyavs(by_codec, codec, crop):
     for num_samples in (1, 7, 60):
         spec = FrameSpec(num_frames=num_samples, crop=crop, size=48)
         clip = source(by_codec[codec], num_samples)
-        frames, errors = decoder(spec).decode([clip])
-        assert not errors
-        assert worst_psnr(frames[0], clip, spec) >= FLOOR[codec]
+        assert_as_pyavs(frames_of(decoder(spec), [clip]), [clip], spec, FLOOR[codec])
 
 
 @pytest.mark.parametrize("matrix", [1, 2, 5, 7, 9])
@@ -135,9 +143,7 @@ def test_colours_are_those_of_the_streams_own_matrix_and_range(tmp_path, matrix,
     spec = FrameSpec(num_frames=5, size=64)
     clip = source(path, 5, num_frames=12, size=(320, 192))
     assert clip.matrix == matrix
-    frames, errors = decoder(spec, size=(320, 192)).decode([clip])
-    assert not errors
-    assert worst_psnr(frames[0], clip, spec) >= FLOOR["vp9"]
+    assert_as_pyavs(frames_of(decoder(spec, size=(320, 192)), [clip]), [clip], spec)
 
 
 def test_a_header_seen_before_tells_the_matrix_without_decoding(tmp_path, monkeypatch):
@@ -156,8 +162,7 @@ def test_pruned_and_whole_files_give_the_same_bytes(videos):
     spec = FrameSpec(num_frames=5, size=48)
     pruned, whole = (source(videos[0], 5, pruned=pruned) for pruned in (True, False))
     assert len(pruned.clip.data) < len(whole.clip.data)
-    frames, errors = decoder(spec).decode([pruned, whole])
-    assert not errors
+    frames = frames_of(decoder(spec), [pruned, whole])
     assert torch.equal(frames[0], frames[1])
 
 
@@ -166,21 +171,10 @@ def test_any_order_of_positions_is_kept(videos, wanted):
     spec = FrameSpec(num_frames=5, size=48)
     wanted = np.array(wanted)
     clip = Source(videos[0], tuple(wanted.tolist()), prune(videos[0], wanted), 160, 90)
-    frames, errors = decoder(spec).decode([clip])
-    assert not errors
+    frames = frames_of(decoder(spec), [clip])
     ascending, order = np.unique(wanted, return_inverse=True)
     expected = decode_clip(videos[0], ascending, spec, backend="pyav")[order]
     assert psnr(frames[0].numpy(), expected) >= FLOOR["vp9"]
-
-
-def test_order_is_kept_over_many_micro_batches(videos):
-    spec = FrameSpec(num_frames=3, size=48)
-    clips = [source(videos[i % 5], 3) for i in range(13)]
-    frames, errors = decoder(spec, max_batch=2).decode(clips)
-    assert frames.shape == (13, 3, 3, 48, 48)
-    assert not errors
-    for i, clip in enumerate(clips):
-        assert worst_psnr(frames[i], clip, spec) >= FLOOR["vp9"]
 
 
 def test_sizes_and_numbers_of_frames_mix_in_a_batch(folder, videos):
@@ -190,10 +184,7 @@ def test_sizes_and_numbers_of_frames_mix_in_a_batch(folder, videos):
         path = folder / f"{size[0]}x{size[1]}.mp4"
         write_video(path, num_frames, *size, codec="libvpx-vp9", options=FAST_VPX, draw=colours)
         clips.append(source(path, 30, num_frames=num_frames, size=size))
-    frames, errors = decoder(spec).decode(clips)
-    assert not errors
-    for i, clip in enumerate(clips):
-        assert worst_psnr(frames[i], clip, spec) >= FLOOR["vp9"]
+    assert_as_pyavs(frames_of(decoder(spec), clips), clips, spec)
 
 
 def counting(feed, sizes: list[int]):
@@ -223,10 +214,8 @@ def test_full_size_frames_in_flight_are_bounded(videos, monkeypatch):
         bounded = decoder(spec)
         sizes: list[int] = []
         monkeypatch.setattr(bounded, "_feed", counting(bounded._feed, sizes))
-        frames, errors = bounded.decode(clips)
-        assert not errors
+        assert torch.equal(frames_of(bounded, clips), expected)
         assert sizes == [1] * 5
-        assert torch.equal(frames, expected)
 
 
 def damaged(kind: str, path: Path) -> Source:
@@ -258,28 +247,18 @@ def test_a_clip_that_fails_is_named_and_the_others_are_whole(videos, kind):
         others = [i for i in range(5) if i != place]
         assert torch.equal(frames[others], expected[others])
         assert not frames[place].any()
-    frames, errors = tested.decode(good)
-    assert not errors
-    assert torch.equal(frames, expected)
+    assert torch.equal(frames_of(tested, good), expected)
 
 
-def test_many_failures_in_one_call(videos):
-    spec = FrameSpec(num_frames=5, size=48)
-    good, bad = source(videos[0], 5), damaged("stream", videos[1])
-    frames, errors = decoder(spec, max_batch=2).decode([bad, bad, good, bad, good, good, bad])
-    assert sorted(errors) == [0, 1, 3, 6]
-    assert torch.equal(frames[2], frames[4])
-    assert worst_psnr(frames[5], good, spec) >= FLOOR["vp9"]
-
-
-def test_an_interrupted_call_leaves_nothing_behind(videos, monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError], ids=["interrupt", "torch"])
+def test_what_ends_a_call_is_no_clips_error_and_leaves_nothing_behind(videos, monkeypatch, error):
     spec = FrameSpec(num_frames=5, size=48)
     clips = [source(path, 5) for path in videos]
     tested = decoder(spec, max_batch=1)
     expected, _ = tested.decode(clips)
     with monkeypatch.context() as patch:
-        patch.setattr(tested, "_hand_over", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(tested, "_hand_over", Mock(side_effect=error("CUDA error")))
+        with pytest.raises(error, match=r"^CUDA error$"):
             tested.decode(clips[::-1])
     assert torch.equal(tested.decode(clips)[0], expected)
 
@@ -300,8 +279,7 @@ def test_a_clips_bytes_depend_on_nothing_but_the_clip(videos, by_codec):
     expected = decoder(spec, num_threads=1).decode([clip])[0][0]
     for num_threads in (1, 3):
         for clips in ([clip] * 3, [*others, clip], [clip, *others], [others[0], clip, others[1]]):
-            frames, errors = decoder(spec, num_threads=num_threads, max_batch=3).decode(clips)
-            assert not errors
+            frames = frames_of(decoder(spec, num_threads=num_threads, max_batch=3), clips)
             for i in (i for i, each in enumerate(clips) if each is clip):
                 assert torch.equal(frames[i], expected)
 
@@ -403,25 +381,24 @@ def test_devices(monkeypatch):
     assert "not for meta" in str(why_unavailable(torch.device("meta")))
     monkeypatch.setattr(dali, "_nvcuvid", lambda: "no such file")
     with pytest.raises(DaliUnavailable, match="NVDEC's library is missing"):
-        DaliDecoder(FrameSpec(), torch.device("cuda", 0), frame_size=(128, 128))
+        DaliDecoder(FrameSpec(), CUDA, frame_size=(128, 128))
     found = capabilities()
     assert found["libnvcuvid"] == "no such file"
     assert str(found["dali"])[0].isdigit()
 
 
 def test_what_dali_is_handed():
-    cuda = torch.device("cuda", 0)
     for codec in ("h264", "hevc", "mpeg4"):
-        assert decodes(codec, ".mp4", cuda)
+        assert decodes(codec, ".mp4", CUDA)
         assert not decodes(codec, ".mp4", CPU)
-    assert decodes("vp8", ".webm", cuda)
+    assert decodes("vp8", ".webm", CUDA)
     for codec in ("vp8", "vp9", "mjpeg"):
         assert decodes(codec, ".WEBM", CPU)
     for codec in ("vp9", "mjpeg", "av1"):  # wrong on an H100
-        assert not decodes(codec, ".mp4", cuda)
-    assert not decodes("h264", ".ts", cuda)
-    assert not decodes("h264", "", cuda)
-    assert not decodes("vp6f", ".flv", cuda)
+        assert not decodes(codec, ".mp4", CUDA)
+    assert not decodes("h264", ".ts", CUDA)
+    assert not decodes("h264", "", CUDA)
+    assert not decodes("vp6f", ".flv", CUDA)
     assert not decodes("vp9", ".mp4", torch.device("mps"))
 
 
@@ -477,7 +454,7 @@ def test_what_is_no_clips_fault_is_raised_as_what_it_is(videos, monkeypatch, tex
     ],
 )
 def test_sizes_that_dali_gets_wrong_on_a_gpu_are_pyavs(size, reason):
-    assert refused_size(*size, torch.device("cuda", 0)) == reason
+    assert refused_size(*size, CUDA) == reason
     assert refused_size(*size, CPU) is None
 
 
@@ -503,17 +480,6 @@ def test_a_files_own_pixel_format_is_seen(tmp_path, pixel_format, profile):
         assert found.pixel_format == pixel_format
 
 
-def test_an_error_of_torch_is_no_clips(videos, monkeypatch):
-    tested = decoder(FrameSpec(num_frames=3, size=48))
-
-    def fail(*_):
-        raise RuntimeError("CUDA error")
-
-    monkeypatch.setattr(tested, "_hand_over", fail)
-    with pytest.raises(RuntimeError, match=r"^CUDA error$"):
-        tested.decode([source(videos[0], 3)])
-
-
 def test_colours_are_turned_to_the_bit_as_sums_of_products(monkeypatch):
     pixels = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     red, green, blue = pixels.float().unbind(3)
@@ -534,8 +500,7 @@ def test_a_micro_batch_is_turned_at_once_for_each_matrix(tmp_path, monkeypatch):
     tested, calls, turn = decoder(spec, size=(320, 192)), [], dali._from_bt601
     alone = torch.cat([tested.decode([clip])[0] for clip in clips])
     monkeypatch.setattr(dali, "_from_bt601", lambda pixels, m: (calls.append((m, len(pixels))), turn(pixels, m)))
-    frames, errors = tested.decode(clips)
-    assert not errors
+    frames = frames_of(tested, clips)
     assert calls == [(1, 36), (9, 12)]
     assert torch.equal(frames, alone)
     calls.clear()
@@ -623,12 +588,11 @@ def test_on_a_gpu_frames_are_pyavs(tmp_path, codec):
         for num_samples in (1, 10, 60):
             spec = FrameSpec(num_frames=num_samples, crop=crop, size=96)
             clips = [source(path, num_samples, size=(320, 192))] * 20
-            tested = decoder(spec, size=(320, 192), device=torch.device("cuda"), max_batch=8, num_threads=None)
-            frames, errors = tested.decode(clips)
-            assert not errors
+            tested = decoder(spec, size=(320, 192), device=CUDA, max_batch=8, num_threads=None)
+            frames = frames_of(tested, clips)
             assert frames.is_cuda
             assert all(torch.equal(frames[0], frames[i]) for i in range(1, 20))
-            assert worst_psnr(frames[0], clips[0], spec) >= 38
+            assert_as_pyavs(frames[:1], clips[:1], spec, 38)
 
 
 @pytest.mark.cuda
@@ -638,9 +602,7 @@ def test_on_a_gpu_colours_are_those_of_the_streams_own_matrix_and_range(tmp_path
     path = tagged_video(tmp_path / "clip.mp4", "libx264", matrix, colour_range)
     spec = FrameSpec(num_frames=5, size=96)
     clip = source(path, 5, num_frames=12, size=(320, 192))
-    frames, errors = decoder(spec, size=(320, 192), device=torch.device("cuda")).decode([clip])
-    assert not errors
-    assert worst_psnr(frames[0], clip, spec) >= 38
+    assert_as_pyavs(frames_of(decoder(spec, size=(320, 192), device=CUDA), [clip]), [clip], spec, 38)
 
 
 @pytest.mark.cuda
@@ -653,11 +615,8 @@ def test_on_a_gpu_real_clips_are_pyavs(clips_folder):
             source(manifest.root / clip.key, 10, num_frames=clip.num_frames, size=(clip.width, clip.height))
             for clip in manifest.clips
         ]
-        tested = decoder(spec, size=(1280, 720), device=torch.device("cuda"), num_threads=None)
-        frames, errors = tested.decode(clips)
-        assert not errors
-        for i, clip in enumerate(clips):
-            assert worst_psnr(frames[i], clip, spec) >= 38, (clip.path, crop)
+        tested = decoder(spec, size=(1280, 720), device=CUDA, num_threads=None)
+        assert_as_pyavs(frames_of(tested, clips), clips, spec, 38)
 
 
 @pytest.mark.cuda
@@ -666,7 +625,7 @@ def test_on_a_gpu_a_clip_that_fails_is_named_and_memory_does_not_grow(tmp_path):
     spec = FrameSpec(num_frames=10, size=96)
     good = source(path, 10, size=(320, 192))
     bad = Source(path, good.indices, PrunedClip(good.clip.data, good.clip.positions + NUM_FRAMES), 320, 192)
-    tested = decoder(spec, size=(320, 192), device=torch.device("cuda"), max_batch=4, num_threads=None)
+    tested = decoder(spec, size=(320, 192), device=CUDA, max_batch=4, num_threads=None)
     with torch.cuda.stream(torch.cuda.Stream()):
         expected = tested.decode([good])[0][0]
         for place in range(9):
@@ -675,7 +634,5 @@ def test_on_a_gpu_a_clip_that_fails_is_named_and_memory_does_not_grow(tmp_path):
             assert all(torch.equal(frames[i], expected) for i in range(9) if i != place)
         free, _ = torch.cuda.mem_get_info()
         for _ in range(50):
-            frames, errors = tested.decode([good] * 9)
-            assert not errors
-            assert torch.equal(frames[8], expected)
+            assert torch.equal(frames_of(tested, [good] * 9)[8], expected)
         assert free - torch.cuda.mem_get_info()[0] < 64 << 20
