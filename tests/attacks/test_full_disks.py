@@ -166,7 +166,7 @@ def test_a_scan_that_cannot_be_remembered(manifest, tmp_path, monkeypatch, capsy
 
 
 def make_corpus_here() -> str:
-    """What making the built-in corpus says, where it fails."""
+    """The error of making the built-in corpus, or no text."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastemo.corpus.prepare.available_processors", lambda: 1)
         try:
@@ -247,7 +247,7 @@ def test_folders_that_may_not_be_written(manifest, load, tmp_path, fault_log):
 
 
 def test_a_file_system_that_became_read_only(manifest, load, tmp_path, monkeypatch):
-    """A whole built-in corpus there is used as it is; the rest goes on without."""
+    """A whole built-in corpus there is used as it is; the rest works without it."""
     with disk_of(tmp_path / "disk", 1024) as disk:
         monkeypatch.setenv("FASTEMO_CACHE", str(disk))
         assert make_corpus_here() == ""

@@ -1,7 +1,8 @@
-"""What goes wrong outside the program: told in plain words, nothing that is good overwritten."""
+"""Faults outside the program: reported plainly, and nothing good is overwritten."""
 
 import errno
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -71,13 +72,11 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_memory_that_runs_out_says_what_fits(tmp_path, monkeypatch, fault_log):
+def test_out_of_memory_reports_the_batch_size_that_fits(tmp_path, monkeypatch, fault_log):
     monkeypatch.setattr(MemoryUse, "peak", lambda self: self.fixed + 2 * GIB)
     monkeypatch.setattr(MemoryUse, "capacity", lambda self: self.fixed + GIB)
 
-    def fail(logits):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-
+    fail = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
     with pytest.raises(UserError, match=r"cpu is out of memory with train\.batch_size 8: 2,048 MiB.*at most 4 fit"):
         fit(tmp_path, 1, fail)
     fault_log("memory of the device runs out", {"ended, told which batch size would fit": 1})
@@ -131,13 +130,8 @@ def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint(tmp_path, monkeypa
 
 
 def test_errors_of_safetensors_are_the_disks(tmp_path, monkeypatch):
-    def failing(*args, **kwargs):
-        raise faults_error
-
-    faults_error = checkpoint.SafetensorError(
-        "Error while serializing: I/O error: No space left on device (os error 28)"
-    )
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    monkeypatch.setattr(checkpoint, "save_file", Mock(side_effect=checkpoint.SafetensorError(text)))
     with pytest.raises(OSError, match="No space left") as error:
         checkpoint.save(tmp_path / "c", model={}, state={}, info={})
     assert error.value.errno == errno.ENOSPC

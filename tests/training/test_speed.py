@@ -24,26 +24,23 @@ def no_launcher(monkeypatch):
 
 def has_bf16(monkeypatch, answer):
     monkeypatch.setattr(speed, "bf16_is_fast_on_cpu", lambda: answer)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: answer)
 
 
-def test_auto_on_a_cpu(monkeypatch):
-    has_bf16(monkeypatch, True)
-    assert str(pick(TrainConfig(), "cpu")) == "bf16, channels_last, fused Adam, memory kept"
-    has_bf16(monkeypatch, False)
-    assert str(pick(TrainConfig(), "cpu")) == "fp32, channels_last, fused Adam, memory kept"
-    assert pick(TrainConfig(), "cpu").note == ""
-
-
-def test_auto_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert str(pick(TrainConfig(), "cuda")) == "bf16, channels_last, fused Adam, TF32"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    assert pick(TrainConfig(), "cuda").precision == "fp16"
-
-
-def test_plain_is_what_torch_does_by_itself():
-    for device in ("cpu", "cuda", "mps"):
-        assert str(pick(TrainConfig(speed="plain"), device)) == "fp32"
+@pytest.mark.parametrize(
+    ("device", "answer", "picked"),
+    [
+        ("cpu", True, "bf16, channels_last, fused Adam, memory kept"),
+        ("cpu", False, "fp32, channels_last, fused Adam, memory kept"),
+        ("cuda", True, "bf16, channels_last, fused Adam, TF32"),
+        ("cuda", False, "fp16, channels_last, fused Adam, TF32"),
+        ("mps", True, "fp32, channels_last"),
+    ],
+)
+def test_auto_is_by_device_and_plain_is_what_torch_does_by_itself(monkeypatch, device, answer, picked):
+    has_bf16(monkeypatch, answer)
+    assert (str(pick(TrainConfig(), device)), pick(TrainConfig(), device).note) == (picked, "")
+    assert str(pick(TrainConfig(speed="plain"), device)) == "fp32"
 
 
 def test_gradients_are_exchanged_in_what_they_were_computed_in(monkeypatch):

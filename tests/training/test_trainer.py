@@ -88,7 +88,7 @@ def test_precisions_agree_within_their_tolerance(tmp_path, precision):
     assert [row["train_loss"] for row in history] == pytest.approx(losses, abs=1e-6 if precision == "fp32" else 0.03)
 
 
-def test_a_processor_that_would_emulate_bf16_computes_in_fp32_and_says_so(monkeypatch):
+def test_a_processor_that_would_emulate_bf16_computes_in_fp32_and_reports_it(monkeypatch):
     monkeypatch.setattr("fastemo.training.speed.bf16_is_fast_on_cpu", lambda: False)
     trainer = Trainer(TrainConfig(precision="bf16"), seed=0)
     assert trainer.speed.precision == "fp32"
@@ -102,23 +102,18 @@ def test_a_cpus_processors_all_compute_whatever_the_launcher_says():
     assert torch.get_num_threads() == available_processors()
 
 
-class ScriptedVal:
-    """Stands for a trainer's `predict`: validation accuracies as scripted."""
+def scripted_fit(monkeypatch, tmp_path, accuracies, **options):
+    """Train with validation accuracies as given."""
+    train, left = FakeLoader([4]), iter(accuracies)
 
-    def __init__(self, accuracies):
-        self.accuracies = iter(accuracies)
-
-    def __call__(self, loader, config):
-        right = round(next(self.accuracies) * 10)
+    def predict(loader, config):
+        right = round(next(left) * 10)
         logits = np.zeros((10, 4), np.float32)
         logits[:right, 0] = logits[right:, 1] = 5
         return trainer_module.Predictions(tuple(map(str, range(10))), np.zeros(10, np.int64), logits)
 
-
-def scripted_fit(monkeypatch, tmp_path, accuracies, **options):
-    train = FakeLoader([4])
     trainer = Trainer(TrainConfig(**options), seed=0)
-    monkeypatch.setattr(trainer, "predict", ScriptedVal(accuracies))
+    monkeypatch.setattr(trainer, "predict", predict)
     trainer.prepare(small_model(), 1)
     trainer.fit(train, train, AUGMENT, tmp_path, Console(show=False))
     return trainer
@@ -132,7 +127,7 @@ def test_early_stopping_after_five_epochs_without_gain(monkeypatch, tmp_path):
     assert (best["epoch"], last["epoch"]) == (2, 7)
 
 
-def test_plateau_halves_the_rate_after_more_than_two_stalls(monkeypatch, tmp_path):
+def test_plateau_halves_the_rate_after_more_than_two_epochs_without_gain(monkeypatch, tmp_path):
     trainer = scripted_fit(monkeypatch, tmp_path, [0.5] * 9, epochs=9, early_stop_patience=None)
     assert [row["lr"] for row in trainer.history] == pytest.approx([1e-4] * 4 + [5e-5] * 3 + [2.5e-5] * 2)
 
@@ -178,22 +173,13 @@ def test_the_loop_never_reads_the_device_inside_a_step(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("name", "wrong"),
     [
-        {"batch_size": 0},
-        {"accumulate_steps": 0},
-        {"epochs": 0},
-        {"lr": 0.0},
-        {"lr": float("nan")},
-        {"weight_decay": -1.0},
-        {"clip_norm": -1.0},
-        {"plateau_factor": 1.0},
-        {"plateau_patience": -1},
-        {"early_stop_patience": 0},
-        {"schedule": "cosine"},
-        {"precision": "int8"},
+        *[(name, 0) for name in ("batch_size", "accumulate_steps", "epochs", "early_stop_patience", "lr")],
+        *[(name, -1) for name in ("weight_decay", "clip_norm", "plateau_patience")],
+        *[("lr", float("nan")), ("plateau_factor", 1.0), ("schedule", "cosine"), ("precision", "int8")],
     ],
 )
-def test_config_is_checked(wrong):
-    with pytest.raises(ValueError, match=f"train.{next(iter(wrong))}"):
-        TrainConfig(**wrong)
+def test_config_is_checked(name, wrong):
+    with pytest.raises(ValueError, match=f"train.{name}"):
+        TrainConfig(**{name: wrong})
