@@ -1,4 +1,4 @@
-"""Going on without clips that do not decode: what the batches hold then, and what is never passed over."""
+"""Training without clips that do not decode: what the batches then hold, and which errors are never passed over."""
 
 from __future__ import annotations
 
@@ -64,6 +64,12 @@ def real_rows(batches):
         for key, label, frames, padding in zip(batch.keys, batch.labels, batch.frames, batch.is_padding, strict=True)
         if not padding
     }
+
+
+def store_of(tier, root, monkeypatch):
+    if tier == "device":  # where there is no GPU: cached in a tensor all the same
+        monkeypatch.setattr(tiers, "choose_tier", lambda *_: ("device", "a test"))
+    return StoreConfig(tier="disk" if tier == "device" else tier, root=root)
 
 
 def keys_of(manifest, numbers):
@@ -133,12 +139,10 @@ def test_ranks_keep_their_steps(corpus, expected):
 
 
 @pytest.mark.parametrize("tier", ["none", "disk", "memory", "device"])
-def test_nothing_of_a_dropped_clip_is_kept_and_it_is_tried_again(
+def test_nothing_of_a_dropped_clip_is_cached_and_it_is_tried_again(
     corpus, template, expected, tmp_path, monkeypatch, tier
 ):
-    if tier == "device":  # where there is no GPU: kept in a tensor all the same
-        monkeypatch.setattr(tiers, "choose_tier", lambda *_: ("device", "a test"))
-    store = StoreConfig(tier="disk" if tier == "device" else tier, root=tmp_path / "store")
+    store = store_of(tier, tmp_path / "store", monkeypatch)
     with make_loader(corpus, store=store) as loader:
         assert loader.kept.tier == tier
         for epoch in (1, 2):
@@ -151,12 +155,12 @@ def test_nothing_of_a_dropped_clip_is_kept_and_it_is_tried_again(
         shutil.copy2(template / corpus.clips[4].key, corpus.root / corpus.clips[4].key)
         (corpus.root / corpus.clips[5].key).unlink()
         assert_all_but_the_bad(corpus, expected, loader, 3, bad=(1, 5))
-        assert loader.dropped == first  # the first failure is the one told
+        assert loader.dropped == first  # the first failure is the one reported
     with make_loader(corpus, store=store) as loader:  # a later run reads what was stored
         assert_all_but_the_bad(corpus, expected, loader, bad=(1, 5))
 
 
-def test_an_epoch_goes_on_after_a_dropped_clip(corpus):
+def test_an_epoch_resumes_after_a_dropped_clip(corpus):
     with make_loader(corpus, batch_size=2, shuffle=True) as loader:
         expected = [batch.keys for batch in loader.epoch(1)]
         batches = loader.epoch(1)
@@ -221,7 +225,7 @@ def test_a_disks_error_is_the_clips(template, monkeypatch, code):
         list(loader.epoch())
 
 
-def test_stop_is_what_happens_unless_told_otherwise(corpus):
+def test_stop_is_the_default(corpus):
     loader = ClipLoader(corpus.clips, corpus.root, EMOTIONS, SMALL, batch_size=4)
     with pytest.raises(DecodeError, match=corpus.clips[1].key):
         list(loader.epoch())
@@ -243,14 +247,12 @@ def vp9_template(tmp_path_factory):
 
 @pytest.mark.parametrize("tier", ["none", "disk", "memory", "device"])
 @pytest.mark.parametrize("bad", [(2,), (1, 4, 5), (0, 1, 2, 3), (0, 1, 2, 4, 5, 6, 7)])
-def test_dali_goes_on_without_every_clip_that_fails(vp9_template, tmp_path, monkeypatch, tier, bad):
+def test_dali_drops_every_clip_that_fails(vp9_template, tmp_path, monkeypatch, tier, bad):
     """The file is as scanned, and DALI fails on what it holds: found on the device, several in one call."""
     manifest, config = scan(vp9_template), replace(SMALL, backend="dali")
     names = keys_of(manifest, bad)
     with make_loader(manifest, config=config) as loader:
         expected = real_rows(loader.epoch())
-    if tier == "device":
-        monkeypatch.setattr(tiers, "choose_tier", lambda *_: ("device", "a test"))
 
     def damaged(path, indices):
         clip = prune(path, indices)
@@ -266,7 +268,7 @@ def test_dali_goes_on_without_every_clip_that_fails(vp9_template, tmp_path, monk
 
     monkeypatch.setattr(assembly, "pruned_clip", damaged)
     monkeypatch.setattr(assembly, "decode_clip", decode)
-    store = StoreConfig(tier="disk" if tier == "device" else tier, root=tmp_path)
+    store = store_of(tier, tmp_path, monkeypatch)
     with make_loader(manifest, config=config, store=store) as loader:
         for epoch in (1, 2):
             rows = real_rows(loader.epoch(epoch))

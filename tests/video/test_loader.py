@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import check_epoch, decoded_clips, psnr, write_video
+from helpers import check_epoch, decoded_clips, psnr, smooth_frame, write_video
 
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
-from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import DecodeError
 from fastemo.video.loader import ClipLoader
@@ -157,7 +156,7 @@ def test_an_epoch_continues_where_it_was_left(manifest, tmp_path, tier, done):
 
 
 def test_an_epoch_continues_with_other_batches_and_ranks(manifest):
-    """After 8 clips by one process in batches of 4, two processes go on in batches of 2."""
+    """After 8 clips by one process in batches of 4, two processes resume in batches of 2."""
     options = {"shuffle": True, "even": True, "seed": 3}
     whole = make_loader(manifest, **options)
     expected = [key for batch in whole.epoch(1) for key in batch.keys]
@@ -205,20 +204,13 @@ def mixed_corpus(tmp_path_factory):
     for number in range(8):
         codec, options = ("libvpx-vp9", {"g": "8", "cpu-used": "8"}) if number < 6 else ("libx264", {})
         name = f"02-01-0{number + 1}-01-01-01-01.mp4"
-        write_video(folder / name, 20, 96, 64, codec=codec, options=options, draw=moving_frame)
+        write_video(folder / name, 20, 96, 64, codec=codec, options=options, draw=smooth_frame)
     return scan(folder)
-
-
-def moving_frame(number, width, height):
-    """Colours without hard edges, as of a face: how chroma is brought to full size differs between decoders."""
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
-    waves = [np.sin(x / 9 + number / 3), np.sin(y / 7 - number / 5), np.sin((x + y) / 12 + number)]
-    return (128 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("tier", ["none", "disk", "memory"])
 def test_dali_fills_the_same_batches(mixed_corpus, tmp_path, tier):
-    """Order and labels are PyAV's, frames within law 1, kept bytes those that were decoded (law 3)."""
+    """Order and labels are PyAV's, frames within law 1, cached bytes those that were decoded (law 3)."""
     config, clips = VideoConfig(num_frames=4, size=32, backend="dali"), mixed_corpus.clips
     expected = rows(make_loader(mixed_corpus, replace(config, backend="pyav"), clips, batch_size=3, shuffle=True))
     store = StoreConfig(tier=tier, root=tmp_path)
@@ -232,22 +224,3 @@ def test_dali_fills_the_same_batches(mixed_corpus, tmp_path, tier):
         assert psnr(one[2], true[2]) >= 38
         assert np.array_equal(one[2], two[2])
         assert np.array_equal(one[2], three[2])
-
-
-def test_what_pruning_leaves_whole_goes_past_dali(mixed_corpus, monkeypatch):
-    """DALI orders frames by timestamps, which are what pruning may not have trusted."""
-    config, clips = VideoConfig(num_frames=4, size=32, backend="dali"), mixed_corpus.clips
-    expected = rows(make_loader(mixed_corpus, replace(config, backend="pyav"), clips))
-    odd = clips[1].key
-
-    def left_whole(path, indices):
-        clip = prune(path, indices)
-        return PrunedClip(path.read_bytes(), np.array(indices), is_whole=True) if path.name == odd else clip
-
-    monkeypatch.setattr("fastemo.video.assembly.pruned_clip", left_whole)
-    with make_loader(mixed_corpus, config, clips, store=StoreConfig(tier="memory")) as loader:
-        for _ in range(2):
-            seen = rows(loader)
-            assert [row[:2] for row in seen] == [row[:2] for row in expected]
-            assert np.array_equal(seen[1][2], expected[1][2])
-            assert all(psnr(one[2], other[2]) >= 38 for one, other in zip(seen, expected, strict=True))
