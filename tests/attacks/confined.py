@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import os
+import resource
 import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -61,8 +63,14 @@ def killed(process: int, condition: Callable[[], object], after_seconds: float) 
     assert exit_code(process) == -signal.SIGKILL
 
 
+def limit_memory(extra_bytes: int) -> None:
+    """Allow this process, of Linux, so much more memory than it has: more than that is an error."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + extra_bytes, taken + extra_bytes))
+
+
 def be_nobody_special() -> None:
-    """Give up what root may do beyond others, in a process of its own on Linux: permissions of files then bind."""
+    """Give up root's privileges, in a forked process on Linux: file permissions then apply."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     if os.geteuid() == 0 and ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()) != 0:
         raise OSError("root cannot give up its powers")

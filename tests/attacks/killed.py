@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from attacks.confined import exit_code, forked
 from same_bits import trained
 
 from fastemo.training import checkpoint, trainer
@@ -22,45 +23,39 @@ def attempt(arguments, steps=None, seconds=0.0, flushes=None):
     Returns:
         The status that the process ended with; below zero: the signal that killed it.
     """
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            signal.alarm(600)
-            os.close(told)
-            tell_steps(tell)
-            if flushes is not None:
-                kill_at(flushes)
-            trained(arguments)
-            status = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    os.close(tell)
+    receiver, sender = os.pipe()
+
+    def work():
+        os.close(receiver)
+        report_steps(sender)
+        if flushes is not None:
+            kill_at(flushes)
+        trained(arguments)
+
+    child = forked(work)
+    os.close(sender)
     if steps is not None:
-        while steps and os.read(told, 1):
+        while steps and os.read(receiver, 1):
             steps -= 1
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    os.close(told)
-    return os.waitstatus_to_exitcode(status)
+    os.close(receiver)
+    return exit_code(child)
 
 
-def tell_steps(pipe):
+def report_steps(pipe):
     """Have each step of the training begin with a byte to the pipe."""
     wish = trainer.Trainer._wish
 
-    def telling(self, loader):
+    def reporting(self, loader):
         os.write(pipe, b".")
         return wish(self, loader)
 
-    trainer.Trainer._wish = telling
+    trainer.Trainer._wish = reporting
 
 
 def kill_at(count):
-    """Kill this process at the so manieth flush of a checkpoint's file or folder."""
+    """Kill this process at this flush, counted from 1, of a checkpoint's file or folder."""
     flush, left = checkpoint.flush, [count]
 
     def dying(path):

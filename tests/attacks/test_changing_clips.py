@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import full_or, noise_frame, write_images, write_video
+from helpers import check_epoch, decoded_clips, full_or, write_images, write_noise_clip
 
 from fastemo.corpus.manifest import Manifest, fingerprint, scan
 from fastemo.corpus.ravdess import EMOTIONS
@@ -21,21 +22,13 @@ from fastemo.video import backends
 from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
-from fastemo.video.sampling import frame_indices
+from fastemo.video.store import StoreConfig
 
 CONFIG = VideoConfig(num_frames=3, size=24, prefetch_batches=1, decode_threads=2)
 NUM_CLIPS, NUM_FRAMES, SIZE = 6, 8, (48, 32)
 VICTIM = NUM_CLIPS - 1  # the last of an epoch
 TIERS = ("none", "disk", "memory")
-
-
-def write_clip(path: Path, number: int, num_frames: int = NUM_FRAMES, size: tuple[int, int] = SIZE, **options) -> Path:
-    """Pictures that no other number has."""
-
-    def draw(frame: int, width: int, height: int) -> np.ndarray:
-        return np.roll(noise_frame(number, width, height) // 2, 2 * frame, axis=1)
-
-    return write_video(path, num_frames, *size, draw=draw, **options)
+GARBAGE = np.random.default_rng(5).bytes(100_000)
 
 
 @dataclass(frozen=True)
@@ -48,24 +41,22 @@ class Template:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Template:
+def template(tmp_path_factory):
     folder, spare = tmp_path_factory.mktemp("clips"), tmp_path_factory.mktemp("spare")
     for number in range(NUM_CLIPS):
-        write_clip(folder / f"02-01-0{number + 1}-01-01-01-01.mp4", number)
-    pixels = {}
-    for clip in scan(folder).clips:
-        pixels[clip.key] = decode_clip(folder / clip.key, frame_indices(NUM_FRAMES, 3), CONFIG.spec)
+        write_noise_clip(folder / f"02-01-0{number + 1}-01-01-01-01.mp4", number, NUM_FRAMES, *SIZE)
+    pixels = decoded_clips(scan(folder), CONFIG)
     assert len({frames.tobytes() for frames in pixels.values()}) == NUM_CLIPS
-    write_clip(spare / "alike.mp4", 77)
-    write_clip(spare / "wider.mp4", 78, size=(96, 32))
-    write_clip(spare / "longer.mp4", 79, num_frames=20)
-    write_clip(spare / "shorter.mp4", 80, num_frames=2)
-    write_clip(spare / "other codec.mp4", 81, codec="mpeg4")
+    write_noise_clip(spare / "alike.mp4", 77, NUM_FRAMES, *SIZE)
+    write_noise_clip(spare / "wider.mp4", 78, NUM_FRAMES, 96, 32)
+    write_noise_clip(spare / "longer.mp4", 79, 20, *SIZE)
+    write_noise_clip(spare / "shorter.mp4", 80, 2, *SIZE)
+    write_noise_clip(spare / "other codec.mp4", 81, NUM_FRAMES, *SIZE, codec="mpeg4")
     return Template(folder, pixels, spare)
 
 
 @pytest.fixture
-def manifest(template, tmp_path) -> Manifest:
+def manifest(template, tmp_path):
     return scan(shutil.copytree(template.folder, tmp_path / "corpus"))
 
 
@@ -80,59 +71,18 @@ def moved_in(name: str) -> Callable[[Path, Template], None]:
     return replace_it
 
 
-def written_over(path: Path, template: Template) -> None:
-    shutil.copyfile(template.spare / "alike.mp4", path)
+def in_its_place(make: Callable[[Path], object]) -> Callable[[Path, Template], None]:
+    def replace_it(path: Path, _: Template) -> None:
+        path.unlink()
+        make(path)
 
-
-def another_clip_of_the_corpus(path: Path, template: Template) -> None:
-    shutil.copyfile(template.folder / sorted(template.pixels)[0], path)
-
-
-def garbage(num_bytes: int | None) -> Callable[[Path, Template], None]:
-    def write(path: Path, _: Template) -> None:
-        count = path.stat().st_size if num_bytes is None else num_bytes
-        path.write_bytes(np.random.default_rng(5).bytes(count))
-
-    return write
-
-
-def cut(share: float, at_least: int = 1) -> Callable[[Path, Template], None]:
-    def shorten(path: Path, _: Template) -> None:
-        size = path.stat().st_size
-        os.truncate(path, min(size - at_least, int(size * share)))
-
-    return shorten
+    return replace_it
 
 
 def unreadable(path: Path, _: Template) -> None:
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("permissions do not bind this user")
-
-
-def folder_instead(path: Path, _: Template) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def images_instead(path: Path, _: Template) -> None:
-    path.unlink()
-    write_images(path, NUM_FRAMES, *SIZE)
-
-
-def dangling_link(path: Path, _: Template) -> None:
-    path.unlink()
-    path.symlink_to("nowhere.mp4")
-
-
-def link_to_itself(path: Path, _: Template) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
-
-
-def pipe_instead(path: Path, _: Template) -> None:
-    path.unlink()
-    os.mkfifo(path)
 
 
 def clock_moved(seconds: int) -> Callable[[Path, Template], None]:
@@ -143,26 +93,30 @@ def clock_moved(seconds: int) -> Callable[[Path, Template], None]:
     return touch
 
 
-FAULTS: dict[str, Callable[[Path, Template], None]] = {
+FAULTS: dict[str, Callable[[Path, Template], object]] = {
     "clip deleted": lambda path, _: path.unlink(),
     "clip replaced by a video of the same size and length": moved_in("alike.mp4"),
-    "clip overwritten by a video of the same size and length": written_over,
-    "clip replaced by another clip of the corpus": another_clip_of_the_corpus,
+    "clip overwritten by a video of the same size and length": lambda path, template: shutil.copyfile(
+        template.spare / "alike.mp4", path
+    ),
+    "clip replaced by another clip of the corpus": lambda path, template: shutil.copyfile(
+        template.folder / min(template.pixels), path
+    ),
     "clip replaced by a wider video": moved_in("wider.mp4"),
     "clip replaced by a longer video": moved_in("longer.mp4"),
     "clip replaced by a shorter video": moved_in("shorter.mp4"),
     "clip replaced by a video of another codec": moved_in("other codec.mp4"),
-    "clip cut in half": cut(0.5),
-    "clip cut by one byte": cut(1.0),
-    "clip overwritten by garbage": garbage(500),
-    "clip overwritten by garbage of its length": garbage(None),
-    "clip emptied": garbage(0),
+    "clip cut in half": lambda path, _: os.truncate(path, path.stat().st_size // 2),
+    "clip cut by one byte": lambda path, _: os.truncate(path, path.stat().st_size - 1),
+    "clip overwritten by garbage": lambda path, _: path.write_bytes(GARBAGE[:500]),
+    "clip overwritten by garbage of its length": lambda path, _: path.write_bytes(GARBAGE[: path.stat().st_size]),
+    "clip emptied": lambda path, _: path.write_bytes(b""),
     "clip made unreadable": unreadable,
-    "clip turned into an empty folder": folder_instead,
-    "clip turned into a folder of images": images_instead,
-    "clip turned into a dangling link": dangling_link,
-    "clip turned into a link to itself": link_to_itself,
-    "clip turned into a pipe": pipe_instead,
+    "clip turned into an empty folder": in_its_place(Path.mkdir),
+    "clip turned into a folder of images": in_its_place(lambda path: write_images(path, NUM_FRAMES, *SIZE)),
+    "clip turned into a dangling link": in_its_place(lambda path: path.symlink_to("nowhere.mp4")),
+    "clip turned into a link to itself": in_its_place(lambda path: path.symlink_to(path.name)),
+    "clip turned into a pipe": in_its_place(os.mkfifo),
     "modification time moved a second back": clock_moved(-1),
     "modification time moved ten years ahead": clock_moved(10 * 365 * 86400),
 }
@@ -172,11 +126,11 @@ def make_loader(manifest: Manifest, store: StoreConfig, on_error: str) -> ClipLo
     return ClipLoader(manifest.clips, manifest.root, EMOTIONS, CONFIG, batch_size=1, store=store, on_error=on_error)
 
 
-def keep_to(template: Template, loader: ClipLoader, batches: Iterator, victim: str) -> str:
+def rest_of_epoch(template: Template, loader: ClipLoader, batches: Iterator, victim: str) -> str:
     """Take the rest of an epoch; every frame must be as scanned, and the altered clip alone may be missing.
 
     Returns:
-        What became of that clip.
+        The outcome for that clip.
     """
     shown = set()
     try:
@@ -186,6 +140,7 @@ def keep_to(template: Template, loader: ClipLoader, batches: Iterator, victim: s
                     shown.add(key)
                     np.testing.assert_array_equal(frames, template.pixels[key])
     except DecodeError as error:
+        assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
         return "stopped by name" if Path(victim).name in str(error) else "stopped without a name"
     if victim in shown:
         return "as scanned, from what was kept"
@@ -196,7 +151,7 @@ def keep_to(template: Template, loader: ClipLoader, batches: Iterator, victim: s
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_clip_that_changes_after_the_scan(template, manifest, tmp_path, fault_log, fault):
-    """Before the first epoch, within it, and after it; every tier; told to stop or to drop.
+    """Before the first epoch, within it, and after it; every tier; with `stop` and with `drop`.
 
     In the sample of one fault every second of these: each tier at each time, and what one leaves out the next has.
     """
@@ -216,13 +171,13 @@ def test_a_clip_that_changes_after_the_scan(template, manifest, tmp_path, fault_
             if when == "within":
                 next(batches)
             if when == "after":
-                assert keep_to(template, loader, batches, clip.key) == "as scanned, from what was kept"
+                assert rest_of_epoch(template, loader, batches, clip.key) == "as scanned, from what was kept"
                 batches = loader.epoch(2)
             FAULTS[fault](path, template)
-            outcome = keep_to(template, loader, batches, clip.key)
-        kept = when == "after" and tier != "none"
+            outcome = rest_of_epoch(template, loader, batches, clip.key)
+        is_cached = when == "after" and tier != "none"
         failed = "stopped by name" if on_error == "stop" else "dropped by name"
-        assert outcome == ("as scanned, from what was kept" if kept else failed), (tier, on_error, when)
+        assert outcome == ("as scanned, from what was kept" if is_cached else failed), (tier, on_error, when)
         outcomes[outcome] += 1
         if on_error == "stop" and when == "after":
             outcomes[f"next start: {scanned_anew(template, manifest, store, clip.key)}"] += 1
@@ -230,21 +185,14 @@ def test_a_clip_that_changes_after_the_scan(template, manifest, tmp_path, fault_
 
 
 def scanned_anew(template: Template, manifest: Manifest, store: StoreConfig, victim: str) -> str:
-    """The next start: what stands under the clip's name now is rejected, or decoded as it is now.
+    """The next start: the file that now has the clip's name is rejected, or decoded as it is now.
 
     Returns:
-        What became of it.
+        The outcome for the clip.
     """
     again = scan(manifest.root)
     with make_loader(again, store, "stop") as loader:
-        for batch in loader.epoch(1):
-            (key,) = batch.keys
-            if key == victim:
-                num_frames = next(clip.num_frames for clip in again.clips if clip.key == key)
-                expected = decode_clip(again.root / key, frame_indices(num_frames, 3), CONFIG.spec)
-            else:
-                expected = template.pixels[key]
-            np.testing.assert_array_equal(batch.frames.numpy()[0], expected)
+        check_epoch(loader, decoded_clips(again, CONFIG))
     names = {clip.key for clip in again.clips}
     assert names >= set(template.pixels) - {victim}
     if victim in names:
@@ -256,7 +204,7 @@ def scanned_anew(template: Template, manifest: Manifest, store: StoreConfig, vic
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_clip_replaced_while_it_is_read(template, manifest, tmp_path, monkeypatch, fault_log, tier):
-    """Between the look at the file and its bytes: noticed by a second look, and nothing is kept."""
+    """Between the look at the file and its bytes: noticed by a second look, and nothing is cached."""
     clip, outcomes = manifest.clips[VICTIM], Counter()
     path = manifest.root / clip.key
     for on_error in ("stop", "drop"):
@@ -270,7 +218,7 @@ def test_a_clip_replaced_while_it_is_read(template, manifest, tmp_path, monkeypa
         monkeypatch.setattr(backends, "decode_clip", read)
         store = StoreConfig(tier=tier, root=tmp_path / on_error)
         with make_loader(manifest, store, on_error) as loader:
-            outcomes[keep_to(template, loader, loader.epoch(1), clip.key)] += 1
+            outcomes[rest_of_epoch(template, loader, loader.epoch(1), clip.key)] += 1
             assert not loader.kept.has(VICTIM)
         monkeypatch.undo()
     assert outcomes == {"stopped by name": 1, "dropped by name": 1}
@@ -279,37 +227,24 @@ def test_a_clip_replaced_while_it_is_read(template, manifest, tmp_path, monkeypa
 
 @pytest.mark.parametrize("change", ["deleted", "added"])
 def test_a_folder_of_images_that_changes(tmp_path, fault_log, change):
-    for name in ("happy/one", "sad/two"):
-        write_images(tmp_path / "train" / name, NUM_FRAMES, *SIZE)
-    folder, last = tmp_path / "train" / "happy" / "one", f"frame{NUM_FRAMES:04d}.jpg"
-    outcomes = Counter()
     for tier in TIERS:
-        manifest = scan(tmp_path)
-        store = StoreConfig(tier=tier, root=tmp_path / tier)
-        with ClipLoader(
-            manifest.clips, tmp_path, EMOTIONS, CONFIG, batch_size=2, store=store, on_error="drop"
-        ) as loader:
+        root = tmp_path / tier
+        folder, _ = (write_images(root / "train" / name, NUM_FRAMES, *SIZE) for name in ("happy/one", "sad/two"))
+        manifest, last = scan(root), folder / f"frame{NUM_FRAMES:04d}.jpg"
+        options = {"batch_size": 2, "store": StoreConfig(tier=tier, root=tmp_path / "store"), "on_error": "drop"}
+        with ClipLoader(manifest.clips, root, EMOTIONS, CONFIG, **options) as loader:
             if change == "deleted":
-                (folder / last).unlink()
+                last.unlink()
             else:
-                shutil.copy2(folder / last, folder / f"frame{NUM_FRAMES + 1:04d}.jpg")
+                shutil.copy2(last, folder / f"frame{NUM_FRAMES + 1:04d}.jpg")
             (batch,) = loader.epoch(1)
             assert batch.is_padding.tolist() == [True, False]
             assert "changed after the scan" in loader.dropped["train/happy/one"]
-            outcomes["dropped by name"] += 1
-        shutil.copytree(tmp_path / "train" / "sad" / "two", folder, dirs_exist_ok=True)
-        (folder / f"frame{NUM_FRAMES + 1:04d}.jpg").unlink(missing_ok=True)
-    fault_log(f"folder of images: one {change}", outcomes)
+    fault_log(f"folder of images: one {change}", {"dropped by name": len(TIERS)})
 
 
 YEAR_NS = 365 * 86400 * 10**9
-CLOCKS = {
-    "1902": -68 * YEAR_NS,
-    "1970": 0,
-    "now": None,
-    "2100": 130 * YEAR_NS,
-    "2400": 430 * YEAR_NS,
-}
+CLOCKS = {"1902": -68 * YEAR_NS, "1970": 0, "now": None, "2100": 130 * YEAR_NS, "2400": 430 * YEAR_NS}
 
 
 @pytest.mark.parametrize("tier", ["disk", "memory"])
@@ -326,16 +261,14 @@ def test_the_store_goes_by_equal_times_not_by_later_ones(template, manifest, tmp
                 outcomes[f"this file system has no {year}"] += 1
                 continue
             again = scan(manifest.root)
-            row = again.clips[VICTIM]
-            expected = decode_clip(path, frame_indices(row.num_frames, 3), CONFIG.spec)
+            expected = decoded_clips(again, CONFIG)
             for is_stored in (False, True):
                 with make_loader(again, store, "stop") as loader, monkeypatch.context() as patch:
                     if is_stored:
                         patch.setattr(backends, "decode_clip", lambda *_, **__: pytest.fail("decoded again"))
                     else:
                         assert not loader.kept.has(VICTIM)
-                    rows = [batch.frames.numpy()[0] for batch in loader.epoch(1)]
-                np.testing.assert_array_equal(rows[VICTIM], expected)
+                    assert check_epoch(loader, expected) == NUM_CLIPS
             outcomes["decoded anew, then served from the store"] += 1
     fault_log(f"modification times from 1902 to 2400, tier {tier}", outcomes)
 
@@ -347,7 +280,7 @@ def padded(data: bytes, length: int) -> bytes:
 
 
 def test_an_equal_size_and_time_cannot_be_told(template, manifest, fault_log):
-    """The limit of a fingerprint: the clip is taken for the scanned one, whether it was kept or not."""
+    """The limit of a fingerprint: the clip is taken for the scanned one, whether it was cached or not."""
     clip = manifest.clips[VICTIM]
     path = manifest.root / clip.key
     one, other = path.read_bytes(), (template.spare / "alike.mp4").read_bytes()
@@ -358,9 +291,8 @@ def test_an_equal_size_and_time_cannot_be_told(template, manifest, fault_log):
     path.write_bytes(padded(other, length))
     os.utime(path, ns=(row.mtime_ns, row.mtime_ns))
     assert fingerprint(path) == (row.size_bytes, row.mtime_ns)
+    expected = decoded_clips(again, CONFIG)
+    assert not np.array_equal(expected[clip.key], template.pixels[clip.key])
     with make_loader(again, StoreConfig(tier="none"), "stop") as loader:
-        rows = [batch.frames.numpy()[0] for batch in loader.epoch(1)]
-    expected = decode_clip(path, frame_indices(NUM_FRAMES, 3), CONFIG.spec)
-    assert not np.array_equal(expected, template.pixels[clip.key])
-    np.testing.assert_array_equal(rows[VICTIM], expected)
+        check_epoch(loader, expected)
     fault_log("clip replaced by one of equal size and modification time", {"cannot be told from the scanned one": 1})

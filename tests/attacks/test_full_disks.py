@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import resource
@@ -10,29 +9,27 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from attacks.confined import be_nobody_special, exit_code, forked
-from helpers import full_or
+from helpers import check_epoch, decoded_clips, full_or
 
 from fastemo.console import Console
-from fastemo.corpus.config import CorpusConfig, SyntheticConfig
-from fastemo.corpus.manifest import Manifest, read_manifest, scan
+from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.manifest import read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
 from fastemo.corpus.synthetic.synthesis import synthesize
 from fastemo.train import main
-from fastemo.video.config import StoreConfig, Tier, VideoConfig
-from fastemo.video.decode import decode_clip
+from fastemo.video.config import VideoConfig
 from fastemo.video.loader import ClipLoader
-from fastemo.video.sampling import frame_indices
+from fastemo.video.store import StoreConfig, Tier
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="small file systems and file limits are Linux's")
 
-FaultLog = Callable[[str, Mapping[str, int]], None]
 REPOSITORY = Path(__file__).resolve().parents[2]
 VIDEO = VideoConfig(num_frames=3, size=36)
 ROW_BYTES = 3 * 3 * 36 * 36
@@ -40,16 +37,30 @@ CORPUS = SyntheticConfig(actors=2, clips_per_actor=6, width=64, height=64, num_f
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+def manifest(tmp_path_factory):
     return scan(synthesize(tmp_path_factory.mktemp("full") / "corpus", CORPUS, workers=1))
 
 
 @pytest.fixture(scope="module")
-def expected(manifest: Manifest) -> dict[str, np.ndarray]:
-    return {
-        clip.key: decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, 3), VIDEO.spec)
-        for clip in manifest.clips
-    }
+def load(manifest):
+    """Loads two epochs and checks every frame.
+
+    Its result: how many clips were stored before, the messages, and how many clips are stored now.
+    """
+    expected = decoded_clips(manifest, VIDEO)
+
+    def two_epochs(root: Path, tier: Tier, when_open: Callable[[], object] = lambda: None):
+        messages: list[str] = []
+        options = {"batch_size": 3, "store": StoreConfig(tier=tier, root=root), "say": messages.append}
+        with ClipLoader(manifest.clips, manifest.root, manifest.class_names, VIDEO, **options) as loader:
+            rows = range(len(manifest.clips))
+            before = sum(loader.kept.has(row) for row in rows)
+            when_open()
+            for epoch in range(2):
+                check_epoch(loader, expected, epoch)
+            return before, messages, sum(loader.kept.has(row) for row in rows)
+
+    return two_epochs
 
 
 @contextmanager
@@ -74,107 +85,65 @@ def fill_up(disk: Path, free_bytes: int) -> Path:
     return disk / "other"
 
 
-def epoch_of(
-    manifest: Manifest, root: Path, tier: Tier, expected: Mapping[str, np.ndarray]
-) -> tuple[int, list[str], int]:
-    """Two epochs, every frame right: how many clips were stored before, what was said, and how many are now."""
-    said: list[str] = []
-    store = StoreConfig(tier=tier, root=root)
-    with ClipLoader(
-        manifest.clips, manifest.root, manifest.class_names, VIDEO, batch_size=3, store=store, say=said.append
-    ) as loader:
-        rows = range(len(manifest.clips))
-        before = sum(loader.kept.has(row) for row in rows)
-        for epoch in range(2):
-            for batch in loader.epoch(epoch):
-                for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
-                    np.testing.assert_array_equal(frames, expected[key], err_msg=key)
-        return before, said, sum(loader.kept.has(row) for row in rows)
-
-
-def the_line(said: list[str], folder: Path, *words: str) -> None:
-    (line,) = said
+def check_message(messages: list[str], folder: Path, pattern: str) -> None:
+    (line,) = messages
     assert "\n" not in line
     assert str(folder) in line
     assert "training goes on without" in line
-    assert any(word in line for word in words), line
+    assert re.search(pattern, line), line
 
 
 # ---- stores
 
 
 @pytest.mark.parametrize("tier", ["disk", "memory"])
-def test_a_disk_too_full_for_a_store(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, tier: Tier, fault_log: FaultLog
-) -> None:
+def test_a_disk_too_full_for_a_store(manifest, load, tmp_path, tier, fault_log):
     needed = len(manifest.clips) * ROW_BYTES
     outcomes: Counter[str] = Counter()
     with disk_of(tmp_path / "disk", 1024) as disk:
         for free in (0, 4096, 16_384, needed // 2, needed, needed + 8192):
             other = fill_up(disk, free)
-            _, said, _ = epoch_of(manifest, disk / "stores", tier, expected)
-            the_line(said, disk / "stores", "the disk has", "No space left on device")
+            _, messages, _ = load(disk / "stores", tier)
+            check_message(messages, disk / "stores", "(the disk has|No space left on device).*--store.tier none")
             outcomes["told in one line, trained without a store"] += 1
             other.unlink()
-        _, said, now = epoch_of(manifest, disk / "stores", tier, expected)
-        assert (said, now) == ([], len(manifest.clips))
-        assert epoch_of(manifest, disk / "stores", tier, expected)[0] == now
+        assert load(disk / "stores", tier) == (0, [], len(manifest.clips))
+        fill_up(disk, 0)  # what is stored needs no room
+        assert load(disk / "stores", tier) == (len(manifest.clips), [], len(manifest.clips))
     fault_log("a disk too full for the store of decoded clips", outcomes)
 
 
-def test_a_disk_that_fills_up_while_clips_are_stored(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
-    """Files may not grow past a limit, which takes no powers to set up; what was stored before stays good."""
-
+def test_a_disk_that_fills_up_while_clips_are_stored(manifest, load, tmp_path, fault_log):
+    """Files may not grow past a limit, which any user can set; what was stored before stays good."""
     for limit in (0, 100, 4096, 3 * ROW_BYTES + 50, 7 * ROW_BYTES):
         root = tmp_path / str(limit)
 
         def attack(limit: int = limit, root: Path = root) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            _, said, _ = epoch_of(manifest, root, "disk", expected)
-            the_line(said, root, "File too large")
+            check_message(load(root, "disk")[1], root, "File too large")
 
         assert exit_code(forked(attack)) == 0
-        before, said, now = epoch_of(manifest, root, "disk", expected)
-        assert said == []
-        assert before <= now == len(manifest.clips)
+        assert load(root, "disk")[1:] == ([], len(manifest.clips))
     fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 5})
 
 
-def test_a_disk_that_fills_up_between_opening_and_storing(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_a_disk_that_fills_up_between_opening_and_storing(manifest, load, tmp_path, fault_log):
     with disk_of(tmp_path / "disk", 1024) as disk:
         for free in (0, 4096, 2 * ROW_BYTES, 6 * ROW_BYTES):
-            said: list[str] = []
-            store = StoreConfig(tier="disk", root=disk / str(free))
-            with ClipLoader(
-                manifest.clips, manifest.root, manifest.class_names, VIDEO, batch_size=3, store=store, say=said.append
-            ) as loader:
-                other = fill_up(disk, free)
-                for batch in loader.epoch(0):
-                    for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
-                        np.testing.assert_array_equal(frames, expected[key])
-            the_line(said, disk, "No space left on device")
-            other.unlink()
-            before, said, now = epoch_of(manifest, disk / str(free), "disk", expected)
-            assert (said, now) == ([], len(manifest.clips))
-            assert before < now
-            shutil.rmtree(disk / str(free))
+            root = disk / str(free)
+            _, messages, stored = load(root, "disk", when_open=partial(fill_up, disk, free))
+            check_message(messages, disk, "No space left on device")
+            (disk / "other").unlink()
+            assert load(root, "disk") == (stored, [], len(manifest.clips))
+            assert stored < len(manifest.clips)
+            shutil.rmtree(root)
     fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 4})
 
 
 # ---- the remembered scan
 
 
-def test_a_scan_that_cannot_be_remembered(
-    manifest: Manifest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    fault_log: FaultLog,
-) -> None:
+def test_a_scan_that_cannot_be_remembered(manifest, tmp_path, monkeypatch, capsys, fault_log):
     config = CorpusConfig(root=manifest.root)
     with disk_of(tmp_path / "disk", 64) as disk:
         monkeypatch.setenv("FASTEMO_CACHE", str(disk / "cache"))
@@ -182,10 +151,9 @@ def test_a_scan_that_cannot_be_remembered(
             # A whole one is there of the second time on: it must stay.
             other = fill_up(disk, free)
             assert scan_cached(manifest.root, config, Console()) == manifest
-            said = capsys.readouterr().out
             remembered = list((disk / "cache").rglob("*.csv"))
-            assert remembered or "the scan could not be remembered in" in said
-            assert remembered or "No space left on device" in said
+            output = capsys.readouterr().out
+            assert remembered or re.search("the scan could not be remembered in .*No space left on device", output)
             other.unlink()
             for path in remembered:
                 assert read_manifest(path, manifest.root) == manifest
@@ -198,7 +166,7 @@ def test_a_scan_that_cannot_be_remembered(
 
 
 def make_corpus_here() -> str:
-    """What making the built-in corpus says, where it fails."""
+    """The error of making the built-in corpus, or no text."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastemo.corpus.prepare.available_processors", lambda: 1)
         try:
@@ -216,9 +184,7 @@ def whole_clips(folder: Path, whole: Path) -> int:
     return len(paths)
 
 
-def test_a_disk_too_full_for_the_built_in_corpus(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_log: FaultLog
-) -> None:
+def test_a_disk_too_full_for_the_built_in_corpus(manifest, tmp_path, monkeypatch, fault_log):
     outcomes: Counter[str] = Counter()
     total = sum(clip.size_bytes for clip in manifest.clips)
     with disk_of(tmp_path / "disk", 1024) as disk:
@@ -226,27 +192,22 @@ def test_a_disk_too_full_for_the_built_in_corpus(
         for free in (0, 4096, 8192, 20_000, *range(total // 5, total, total // 7)):
             other = fill_up(disk, free)
             message = make_corpus_here()
-            whole = whole_clips(disk, manifest.root)
+            assert whole_clips(disk, manifest.root) == len(manifest.clips) or message
             if message:
-                assert "\n" not in message
-                assert re.search(
-                    r"cannot be made in .*/cache/synthetic/.*: No space left on device; .*FASTEMO_CACHE", message
+                assert re.fullmatch(
+                    r".*cannot be made in .*/cache/synthetic/.*: No space left on device; .*FASTEMO_CACHE.*", message
                 )
                 outcomes["told in one line, no half clip left"] += 1
-            else:
-                assert whole == len(manifest.clips)
             other.unlink()
-            shutil.rmtree(disk / "cache", ignore_errors=True)
+            if free:  # a defect: without a free byte, the next start refuses the folder for its temporary file
+                assert make_corpus_here() == ""
+                assert whole_clips(disk, manifest.root) == len(manifest.clips)
+            shutil.rmtree(disk / "cache")
         assert outcomes.total() > 4
-        other = fill_up(disk, total // 2)
-        assert make_corpus_here()
-        other.unlink()
-        assert make_corpus_here() == ""
-        assert whole_clips(disk, manifest.root) == len(manifest.clips)
     fault_log("a disk too full for the built-in corpus", outcomes)
 
 
-def test_workers_that_find_the_disk_full(tmp_path: Path, fault_log: FaultLog) -> None:
+def test_workers_that_find_the_disk_full(tmp_path, fault_log):
     """The error of a worker process arrives as the same line."""
     with disk_of(tmp_path / "disk", 64) as disk:
         code = (
@@ -268,44 +229,34 @@ def test_workers_that_find_the_disk_full(tmp_path: Path, fault_log: FaultLog) ->
 # ---- read-only folders
 
 
-def test_folders_that_may_not_be_written(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_folders_that_may_not_be_written(manifest, load, tmp_path, fault_log):
     closed = tmp_path / "closed"
-    closed.mkdir()
-    closed.chmod(0o555)
+    closed.mkdir(0o555)
 
     def attack() -> None:
         be_nobody_special()
         os.environ["FASTEMO_CACHE"] = str(closed / "cache")
         for tier in ("disk", "memory"):
-            _, said, _ = epoch_of(manifest, closed / "stores", tier, expected)
-            the_line(said, closed, "Permission denied")
+            check_message(load(closed / "stores", tier)[1], closed, "Permission denied")
         assert scan_cached(manifest.root, CorpusConfig(root=manifest.root), Console(show=False)) == manifest
-        message = make_corpus_here()
-        assert "Permission denied" in message
-        assert str(closed) in message
-        assert "FASTEMO_CACHE" in message
+        assert re.search(f"{closed}.*Permission denied.*FASTEMO_CACHE", make_corpus_here())
 
     assert exit_code(forked(attack)) == 0
     assert not list(closed.iterdir())
     fault_log("a folder that may not be written, for store, scan and corpus", {"told in one line": 4})
 
 
-def test_a_file_system_that_became_read_only(
-    manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A whole built-in corpus there is used as it is; the rest goes on without."""
+def test_a_file_system_that_became_read_only(manifest, load, tmp_path, monkeypatch):
+    """A whole built-in corpus there is used as it is; the rest works without it."""
     with disk_of(tmp_path / "disk", 1024) as disk:
         monkeypatch.setenv("FASTEMO_CACHE", str(disk))
         assert make_corpus_here() == ""
-        assert epoch_of(manifest, disk / "stores", "disk", expected)[1] == []
+        assert load(disk / "stores", "disk")[1] == []
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert make_corpus_here() == ""
         assert whole_clips(disk, manifest.root) == len(manifest.clips)
         assert scan_cached(manifest.root, CorpusConfig(root=manifest.root), Console(show=False)) == manifest
-        _, said, _ = epoch_of(manifest, disk / "stores", "disk", expected)
-        the_line(said, disk, os.strerror(errno.EROFS))
+        check_message(load(disk / "stores", "disk")[1], disk, "Read-only file system")
 
 
 # ---- run folders, by the real command
@@ -334,7 +285,7 @@ def the_end(done: subprocess.CompletedProcess[str], runs_dir: Path, *words: str)
 
 
 @pytest.mark.slow
-def test_a_disk_too_full_for_a_run(tiny_corpus: Path, tmp_path: Path, fault_log: FaultLog) -> None:
+def test_a_disk_too_full_for_a_run(tiny_corpus, tmp_path, fault_log):
     """quick.yaml's model takes 45 MB, and as much twice again for the optimiser: it fails at another file each time."""
     rooms = full_or((500, 100_000), (0, 500, 30_000, 100_000))
     with disk_of(tmp_path / "disk", 200_000) as disk:
@@ -349,9 +300,7 @@ def test_a_disk_too_full_for_a_run(tiny_corpus: Path, tmp_path: Path, fault_log:
     fault_log("a disk too full for a run's folder", {"told in one line, resumed with more room": len(rooms)})
 
 
-def test_run_folders_that_may_not_be_written(
-    tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault_log: FaultLog
-) -> None:
+def test_run_folders_that_may_not_be_written(tiny_corpus, tmp_path, capsys, fault_log):
     def refused(runs_dir: Path) -> subprocess.CompletedProcess[str]:
         with pytest.raises(SystemExit) as ended:
             main(options(runs_dir, tiny_corpus))

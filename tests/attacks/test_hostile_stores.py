@@ -1,4 +1,4 @@
-"""Stores that were damaged, swapped or booby-trapped: what a loader gives is what decoding gives, or it says why not.
+"""Stores that were damaged, swapped or booby-trapped: a loader gives what decoding gives, or reports why not.
 
 Everything runs in processes of its own: what would end, hang or fill one must not do so to the tests.
 """
@@ -9,34 +9,31 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
-from attacks.confined import be_nobody_special, exit_code, exit_codes, forked, wait_until
-from helpers import full_or, write_video
+from attacks.confined import be_nobody_special, exit_code, exit_codes, forked, limit_memory, wait_until
+from helpers import check_epoch, decoded_clips, full_or, write_noise_clip
 
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.video.backends import Decoder
-from fastemo.video.config import StoreConfig, Tier, VideoConfig
-from fastemo.video.decode import decode_clip
+from fastemo.video.assembly import Decoder
+from fastemo.video.config import VideoConfig
 from fastemo.video.loader import ClipLoader
-from fastemo.video.sampling import frame_indices
-from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS
+from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, StoreConfig, Tier
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stores need Linux's positioned reads and file locks")
 
-FaultLog = Callable[[str, Mapping[str, int]], None]
 Attack = Callable[[Path, random.Random], None]
 CONFIG = VideoConfig(num_frames=3, size=20)
 FILES = (FRAMES, RECORDS, HEADER)
@@ -44,31 +41,24 @@ ROW_BYTES = 3 * 3 * 20 * 20
 NUM_CLIPS = 6
 
 
-def make_corpus(root: Path, brighter: int = 0) -> Manifest:
-    def draw(number: int, width: int, height: int) -> np.ndarray:
-        return np.random.default_rng(number + brighter).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
+def make_corpus(root: Path, first: int = 0) -> Manifest:
     for actor in range(1, NUM_CLIPS + 1):
-        name = f"02-01-03-01-01-01-{actor:02d}.mp4"
-        write_video(root / name, 5, 32, 32, draw=lambda k, w, h, actor=actor: draw(10 * actor + k, w, h))
+        write_noise_clip(root / f"02-01-03-01-01-01-{actor:02d}.mp4", first + actor, 5, 32, 32)
     return scan(root)
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+def manifest(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("one") / "corpus")
 
 
 @pytest.fixture(scope="module")
-def expected(manifest: Manifest) -> dict[str, np.ndarray]:
-    return {
-        clip.key: decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, 3), CONFIG.spec)
-        for clip in manifest.clips
-    }
+def expected(manifest):
+    return decoded_clips(manifest, CONFIG)
 
 
 @pytest.fixture(scope="module")
-def filled(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled(manifest, tmp_path_factory):
     root = tmp_path_factory.mktemp("filled")
     with open_loader(manifest, root) as loader:
         assert len(list(loader.epoch())) == NUM_CLIPS // 2
@@ -76,10 +66,10 @@ def filled(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def of_another_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_another_corpus(tmp_path_factory):
     """A whole store of the same keys and shape with other pixels."""
     root = tmp_path_factory.mktemp("foreign")
-    with open_loader(make_corpus(tmp_path_factory.mktemp("two") / "corpus", brighter=1000), root) as loader:
+    with open_loader(make_corpus(tmp_path_factory.mktemp("two") / "corpus", first=1000), root) as loader:
         list(loader.epoch())
     return next(root.iterdir())
 
@@ -87,16 +77,6 @@ def of_another_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_loader(manifest: Manifest, root: Path, tier: Tier = "disk", say: Callable[[str], None] = print) -> ClipLoader:
     store = StoreConfig(tier=tier, root=root)
     return ClipLoader(manifest.clips, manifest.root, ("happy",), CONFIG, batch_size=2, store=store, say=say)
-
-
-def read_and_compare(loader: ClipLoader, expected: Mapping[str, np.ndarray], epoch: int = 0) -> int:
-    """An epoch; every frame must be what decoding gives. Returns how many clips it served."""
-    count = 0
-    for batch in loader.epoch(epoch):
-        for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
-            np.testing.assert_array_equal(frames, expected[key], err_msg=key)
-            count += 1
-    return count
 
 
 # ---- what is done to a store
@@ -125,11 +105,6 @@ def grow(name: str, folder: Path, rng: random.Random) -> None:
     os.truncate(folder / name, rng.choice((size + 1, 2 * size, 2**31, 2**36, 2**40)))
 
 
-def append(name: str, folder: Path, rng: random.Random) -> None:
-    with (folder / name).open("ab") as file:
-        file.write(rng.randbytes(rng.randrange(1, 5000)))
-
-
 def delete(name: str, folder: Path, rng: random.Random) -> None:
     (folder / name).unlink()
 
@@ -151,10 +126,6 @@ def make_link(name: str, folder: Path, rng: random.Random) -> None:
     (folder / name).unlink(missing_ok=True)
     targets = (folder.parent / "victim", folder / name, folder / "nothing", "/dev/zero", "/dev/full", folder / RECORDS)
     (folder / name).symlink_to(rng.choice(targets))
-
-
-def empty(name: str, folder: Path, rng: random.Random) -> None:
-    (folder / name).write_bytes(b"")
 
 
 def signed(content: dict[str, object]) -> str:
@@ -203,96 +174,64 @@ def attacks(foreign: Path) -> dict[str, list[Attack]]:
     def each(*works: Callable[[str, Path, random.Random], None], names: tuple[str, ...] = FILES) -> list[Attack]:
         return [partial(work, name) for work in works for name in names]
 
+    replacements = (make_folder, make_pipe, make_link)
     return {
         "bit flips in a store's frames, checksums or header": each(flip_bits, overwrite),
-        "a store's file cut off, emptied or deleted": each(truncate, delete, empty),
-        "a store's file grown, up to a terabyte": each(grow, append),
-        "a store's file or lock replaced by a folder, pipe or link": each(
-            make_folder, make_pipe, make_link, names=(*FILES, LOCK)
-        ),
+        "a store's file cut off, emptied or deleted": each(truncate, delete),
+        "a store's file grown, up to a terabyte": each(grow),
+        "a store's file or lock replaced by a folder, pipe or link": each(*replacements, names=(*FILES, LOCK)),
         "a header with wrong types, huge numbers, other clips": [rewrite_header, rewrite_header, no_header],
         "rows swapped, or files of another corpus's store": [swap_rows, partial(swap_in, foreign)],
     }
 
 
-def try_one(
-    attack: Attack, seed: int, work: Path, filled: Path, manifest: Manifest, expected: Mapping[str, np.ndarray]
-) -> str:
-    """Damage a copy of a store and train on it twice. Returns how it ended, in words."""
+def try_one(attack: Attack, seed: int, work: Path, filled: Path, manifest: Manifest, expected: dict) -> str:
+    """Damage a copy of a store and load from it by two tiers; returns the outcome."""
     rng = random.Random(seed)
     root = Path(shutil.copytree(filled, work / "stores"))
     (root / "victim").write_text("precious")
-    attack(next(it for it in root.iterdir() if it.is_dir()), rng)
-    said: list[str] = []
-    decoded = first_decoded = 0
-    decode = Decoder.decode
-
-    def count(self: Decoder, row: int) -> np.ndarray:
-        nonlocal decoded
-        decoded += 1
-        return decode(self, row)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Decoder, "decode", count)
-        for number, tier in enumerate(rng.sample(("disk", "memory"), 2)):
-            with open_loader(manifest, root, tier, said.append) as loader:  # type: ignore[arg-type]
-                assert read_and_compare(loader, expected) == NUM_CLIPS
-                first_decoded = first_decoded if number else decoded
-                assert read_and_compare(loader, expected, epoch=1) == NUM_CLIPS
+    folder = next(it for it in root.iterdir() if it.is_dir())
+    attack(folder, rng)
+    messages: list[str] = []
+    decoded = []
+    with mock.patch.object(Decoder, "decode", autospec=True, side_effect=Decoder.decode) as decode:
+        for tier in rng.sample(("disk", "memory"), 2):
+            with open_loader(manifest, root, tier, messages.append) as loader:
+                assert check_epoch(loader, expected) == NUM_CLIPS
+                decoded.append(decode.call_count)
+                assert check_epoch(loader, expected, epoch=1) == NUM_CLIPS
     assert (root / "victim").read_text() == "precious"
-    assert all("\n" not in line and str(root) in line and "; training goes on without" in line for line in said), said
+    assert all("\n" not in line and str(root) in line and "; training goes on without" in line for line in messages)
+    header = None if messages else (folder / HEADER).read_text()
     shutil.rmtree(root)
-    if said:
+    if header is None:
         return "store given up in a plain sentence, clips decoded"
-    assert decoded == first_decoded, "what was decoded once was stored and served"
-    return "damaged clips decoded again, the rest read" if decoded else "all clips read, none was damaged"
+    assert header == signed(json.loads(header)), "a damaged header is written anew"
+    assert decode.call_count == decoded[0], "what was decoded once was stored and served"
+    return "damaged clips decoded again, the rest read" if decoded[0] else "all clips read, none was damaged"
 
 
-def run_attacks(
-    kinds: Mapping[str, list[Attack]],
-    each: int,
-    work: Path,
-    filled: Path,
-    manifest: Manifest,
-    expected: Mapping[str, np.ndarray],
-) -> dict[str, Counter[str]]:
-    """Every kind of attack `each` times, in a process with little memory to spare; a hang ends it."""
-    results = work / "results.json"
+def test_damaged_stores(filled, of_another_corpus, manifest, expected, tmp_path, fault_log):
+    """In a process with little memory to spare, which a hang ends."""
+    kinds, each, results = attacks(of_another_corpus), full_or(12, 112), tmp_path / "results.json"
 
-    def all_of_them() -> None:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**31, taken + 2**31))
-        found: dict[str, dict[str, int]] = {}
+    def try_all() -> None:
+        limit_memory(2**31)
+        found: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
         for kind, works in kinds.items():
-            outcomes: Counter[str] = Counter()
             for number in range(each):
-                outcomes[try_one(works[number % len(works)], number, work, filled, manifest, expected)] += 1
-            found[kind] = dict(outcomes)
+                work = works[number % len(works)]
+                found[kind][try_one(work, number, tmp_path, filled, manifest, expected)] += 1
         results.write_text(json.dumps(found))
 
-    assert exit_code(forked(all_of_them)) == 0
-    return {kind: Counter(outcomes) for kind, outcomes in json.loads(results.read_text()).items()}
-
-
-def test_damaged_stores(
-    filled: Path,
-    of_another_corpus: Path,
-    manifest: Manifest,
-    expected: dict[str, np.ndarray],
-    tmp_path: Path,
-    fault_log: FaultLog,
-) -> None:
-    kinds, each = attacks(of_another_corpus), full_or(12, 112)
-    outcomes = run_attacks(kinds, each, tmp_path, filled, manifest, expected)
-    assert outcomes.keys() == kinds.keys()
+    assert exit_code(forked(try_all)) == 0
+    outcomes = json.loads(results.read_text())
+    assert {kind: sum(counts.values()) for kind, counts in outcomes.items()} == dict.fromkeys(kinds, each)
     for kind, counts in outcomes.items():
-        assert sum(counts.values()) == each
         fault_log(kind, counts)
 
 
-def test_a_store_that_may_not_be_read_or_written(
-    filled: Path, manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_a_store_that_may_not_be_read_or_written(filled, manifest, expected, tmp_path, fault_log):
     for number, (name, mode) in enumerate((name, mode) for name in (*FILES, LOCK, ".") for mode in (0o000, 0o444)):
         root = Path(shutil.copytree(filled, tmp_path / str(number)))
         folder = next(root.iterdir())
@@ -301,10 +240,10 @@ def test_a_store_that_may_not_be_read_or_written(
         def attack(root: Path = root) -> None:
             be_nobody_special()
             for tier in ("disk", "memory"):
-                said: list[str] = []
-                with open_loader(manifest, root, tier, said.append) as loader:  # type: ignore[arg-type]
-                    assert read_and_compare(loader, expected) == NUM_CLIPS
-                (line,) = said or ["Permission denied, or only the header, which is not written to;"]
+                messages: list[str] = []
+                with open_loader(manifest, root, tier, messages.append) as loader:
+                    assert check_epoch(loader, expected) == NUM_CLIPS
+                (line,) = messages or ["Permission denied, or only the header, which is not written to;"]
                 assert "Permission denied" in line
                 assert "\n" not in line
 
@@ -314,13 +253,8 @@ def test_a_store_that_may_not_be_read_or_written(
 
 
 def test_a_store_that_is_damaged_while_two_processes_train_on_it(
-    filled: Path,
-    of_another_corpus: Path,
-    manifest: Manifest,
-    expected: dict[str, np.ndarray],
-    tmp_path: Path,
-    fault_log: FaultLog,
-) -> None:
+    filled, of_another_corpus, manifest, expected, tmp_path, fault_log
+):
     """Reads and writes go by system calls: a file that shrinks under a reader ends no process, as a mapping would.
 
     Each attack comes after another epoch of the three, so that a busy machine tries as many.
@@ -336,7 +270,7 @@ def test_a_store_that_is_damaged_while_two_processes_train_on_it(
         while not stop.exists():
             with open_loader(manifest, root, tier, lambda line: None) as loader:
                 for epoch in range(20):
-                    assert read_and_compare(loader, expected, epoch) == NUM_CLIPS
+                    assert check_epoch(loader, expected, epoch) == NUM_CLIPS
                     with epochs.open("ab", buffering=0) as file:
                         file.write(b".")
 
@@ -360,26 +294,24 @@ def test_a_store_that_is_damaged_while_two_processes_train_on_it(
     fault_log("a store damaged while three processes train on it", {"every frame right, no process ended": tried})
 
 
-def test_damage_after_a_row_was_checked_is_noticed(
-    filled: Path, manifest: Manifest, expected: dict[str, np.ndarray], tmp_path: Path, fault_log: FaultLog
-) -> None:
+def test_damage_after_a_row_was_checked_is_noticed(filled, manifest, expected, tmp_path, fault_log):
     """A checked row is not checked at every read: but at the first after anybody wrote to the file."""
     root = Path(shutil.copytree(filled, tmp_path / "stores"))
     folder = next(root.iterdir())
 
-    def cut_off() -> None:
-        os.truncate(folder / FRAMES, ROW_BYTES)
+    def flip_bits_of_each_row() -> None:
+        rows = np.fromfile(folder / FRAMES, np.uint8).reshape(NUM_CLIPS, ROW_BYTES)
+        rows[:, 17] ^= 1
+        with (folder / FRAMES).open("r+b") as file:
+            file.write(rows.tobytes())
 
-    def attack() -> None:
-        with open_loader(manifest, root) as loader:
-            for damage in (partial(flip_bits_in_place, folder), cut_off):
-                for epoch in range(3):
-                    assert read_and_compare(loader, expected, epoch) == NUM_CLIPS
-                    time.sleep(0.12)
-                damage()
-                assert read_and_compare(loader, expected, 3) == NUM_CLIPS
-
-    assert exit_code(forked(attack)) == 0
+    with open_loader(manifest, root) as loader:
+        for damage in (flip_bits_of_each_row, partial(os.truncate, folder / FRAMES, ROW_BYTES)):
+            for epoch in range(3):
+                assert check_epoch(loader, expected, epoch) == NUM_CLIPS
+                time.sleep(0.12)
+            damage()
+            assert check_epoch(loader, expected, 3) == NUM_CLIPS
     fault_log("frames damaged after they were checked", {"noticed, clips decoded again": 2})
 
 
@@ -392,24 +324,8 @@ def is_harmless(folder: Path) -> bool:
     return all(stat.S_ISREG(it.st_mode) and it.st_size < 2**24 for it in found)
 
 
-def flip_bits_in_place(folder: Path) -> None:
-    with (folder / FRAMES).open("r+b") as file:
-        for row in range(NUM_CLIPS):
-            file.seek(row * ROW_BYTES + 17)
-            (value,) = file.read(1)
-            file.seek(row * ROW_BYTES + 17)
-            file.write(bytes([value ^ 1]))
-
-
-def test_an_ended_process_is_told_from_a_clean_one() -> None:
-    """Of the harness itself: a crash, a hang and an error of a process are seen."""
-
-    def hang() -> None:
-        time.sleep(60)
-
-    def fail() -> None:
-        raise SystemExit(3)
-
-    assert exit_code(forked(hang, seconds=1)) == -signal.SIGALRM
-    assert exit_code(forked(fail)) == 1
+def test_an_ended_process_is_told_from_a_clean_one():
+    """A test of the harness: a crash, a hang and an error of a process are noticed."""
+    assert exit_code(forked(partial(time.sleep, 60), seconds=1)) == -signal.SIGALRM
+    assert exit_code(forked(partial(sys.exit, 3))) == 1
     assert exit_code(forked(lambda: os.kill(os.getpid(), signal.SIGBUS))) == -signal.SIGBUS

@@ -1,4 +1,4 @@
-"""Law 8: a run killed at any moment and gone on with ends in the same bits as one never killed."""
+"""Law 8: a run killed at any moment and resumed ends in the same bits as one never killed."""
 
 import json
 import re

@@ -4,14 +4,19 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
+from pathlib import Path
+from random import Random
+from unittest.mock import Mock
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from mutations import damaged
 
 from fastemo.training import checkpoint, tree
 from fastemo.training.checkpoint import CheckpointError
+
+FILES = ("model.safetensors", "state.safetensors", "state.json", "info.json")
 
 
 def save(folder, value=1.0, **state):
@@ -34,20 +39,6 @@ def test_a_permuted_layout_reads_as_it_was(tmp_path):
     assert torch.equal(checkpoint.load_model(tmp_path / "c")[0]["w"], kernel)
 
 
-def test_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
-    folder = tmp_path / "last"
-    save(folder, 1.0)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        save(folder, 2.0)
-    assert checkpoint.load_model(folder)[0]["w"][0, 0] == 1.0
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
-
-
 def test_the_state_comes_back_as_it_was(tmp_path):
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([weight])
@@ -65,9 +56,7 @@ def test_the_state_comes_back_as_it_was(tmp_path):
 
 def test_nothing_is_unpickled(tmp_path):
     save(tmp_path / "c", step=torch.tensor(3))
-    assert sorted(it.name for it in (tmp_path / "c").iterdir()) == sorted(
-        ["model.safetensors", "state.safetensors", "state.json", "info.json", "checksums.json"]
-    )
+    assert {it.name for it in (tmp_path / "c").iterdir()} == {*FILES, "checksums.json"}
     with pytest.raises(TypeError, match="function cannot be saved"):
         save(tmp_path / "d", code=test_nothing_is_unpickled)
 
@@ -75,7 +64,7 @@ def test_nothing_is_unpickled(tmp_path):
 def test_missing_and_damaged_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="nothing holds no checkpoint"):
         checkpoint.load_model(tmp_path / "nothing")
-    for name in ("model.safetensors", "state.safetensors", "state.json", "info.json", "checksums.json"):
+    for name in (*FILES, "checksums.json"):
         for damage in (b"", b"\x08\0\0\0\0\0\0\0damaged!", b"[" * 100_000):
             folder = tmp_path / "c"
             save(folder, step=torch.tensor(3))
@@ -83,70 +72,49 @@ def test_missing_and_damaged_are_named(tmp_path):
             with pytest.raises(CheckpointError, match=f"{folder} is damaged"):
                 checkpoint.load(folder)
         (folder / name).unlink()
-        with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint: {name} is missing"):
-            checkpoint.load_model(folder)
-        os.mkfifo(folder / name)
-        with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint: {name} is missing"):
-            checkpoint.load_model(folder)
+        for make in (Path, os.mkfifo):  # nothing, and then a pipe
+            make(folder / name)
+            with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint: {name} is missing"):
+                checkpoint.load_model(folder)
 
 
 def resum(folder):
     """Checksums that fit whatever the files hold now."""
-    names = ("model.safetensors", "state.safetensors", "state.json", "info.json")
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
     (folder / "checksums.json").write_text(json.dumps(sums))
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_hostile_files_with_checksums_that_fit(tmp_path, data, fault_log):
+def test_hostile_files_with_checksums_that_fit(tmp_path, fault_log):
     """A checkpoint from elsewhere may hold anything: it is read or refused, and nothing runs."""
-    folder = tmp_path / "c"
-    save(folder, step=torch.tensor(3), rows=[{"a": 1}])
-    name = data.draw(st.sampled_from(["model.safetensors", "state.safetensors", "state.json", "info.json"]))
-    held = bytearray((folder / name).read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        kind, at = data.draw(st.sampled_from("fic")), data.draw(st.integers(0, max(0, len(held) - 1)))
-        if kind == "f" and held:
-            held[at] ^= 1 << data.draw(st.integers(0, 7))
-        elif kind == "i":
-            held[at:at] = data.draw(st.binary(max_size=12))
-        else:
-            del held[at:]
-    (folder / name).write_bytes(held)
-    resum(folder)
-    trouble = ""
-    try:
-        found = checkpoint.load(folder)
-    except CheckpointError as error:
-        trouble = str(error)
-    assert str(folder) in trouble if trouble else isinstance(found.state, dict) and isinstance(found.info, dict)
-    outcome = "refused by name" if trouble else "read as what they say"
-    fault_log("mutated checkpoint files whose checksums fit", {outcome: 1})
+    folder, outcomes = tmp_path / "c", Counter()
+    for seed in range(150):
+        rng = Random(seed)
+        save(folder, step=torch.tensor(3), rows=[{"a": 1}])
+        path = folder / rng.choice(FILES)
+        path.write_bytes(damaged(path.read_bytes(), rng))
+        resum(folder)
+        try:
+            found = checkpoint.load(folder)
+            assert isinstance(found.state, dict)
+            assert isinstance(found.info, dict)
+            outcomes["read as what they say"] += 1
+        except CheckpointError as error:
+            outcomes["refused by name" if str(folder) in str(error) else f"refused: {error}"] += 1
+    assert outcomes.keys() == {"read as what they say", "refused by name"}
+    assert min(outcomes.values()) >= 3
+    fault_log("mutated checkpoint files whose checksums fit", outcomes)
 
 
-@pytest.mark.parametrize(
-    "plain",
-    [
-        [],
-        {"tensor": "9"},
-        {"tensor": {}},
-        {"dict": [["a"]]},
-        {"dict": [[{}, 1]]},
-        {"dict": 3},
-        {"list": {}},
-        {"code": []},
-        {"a": 1, "b": 2},
-    ],
-)
+WRONG = [{"a": 1, "b": 2}, *({"dict": it} for it in (3, [["a"]], [[{}, 1]]))]
+
+
+@pytest.mark.parametrize("plain", [[], {"tensor": "9"}, {"tensor": {}}, {"list": {}}, {"code": []}, *WRONG])
 def test_a_tree_that_is_none(plain):
     with pytest.raises(ValueError, match=r".+"):
         tree.unflatten(plain, {})
 
 
-def test_older_ones_are_kept_and_the_oldest_go(tmp_path):
+def test_older_ones_stay_and_the_oldest_are_removed(tmp_path):
     for epoch in range(1, 6):
         checkpoint.save(tmp_path / "last", model={}, state={}, info={"epoch": epoch, "clips": 8}, keep=2)
     names = sorted(it.name for it in tmp_path.iterdir())
@@ -196,11 +164,8 @@ def test_a_copy_shares_bytes_and_is_replaced_alone(tmp_path):
 
 
 def test_a_disk_without_hard_links_gets_a_copy(tmp_path, monkeypatch):
-    def refuse(*_args):
-        raise PermissionError(1, "Operation not permitted")
-
     checkpoint.save(tmp_path / "last", model={"a": torch.ones(2)}, state={}, info={})
-    monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr("os.link", Mock(side_effect=PermissionError(1, "Operation not permitted")))
     checkpoint.copy(tmp_path / "last", tmp_path / "best")
     assert checkpoint.load_model(tmp_path / "best")[0]["a"].tolist() == [1, 1]
 
@@ -213,16 +178,14 @@ def test_a_snapshot_does_not_follow_the_training():
     assert taken["groups"][0]["betas"][1].tolist() == [1, 1]
 
 
-def test_the_writer_works_in_order_and_tells_what_failed():
+def test_the_writer_works_in_order_and_raises_what_failed():
     written, writer = [], checkpoint.Writer()
     for number in range(5):
         writer.submit(lambda number=number: written.append(number))
     writer.wait()
     assert written == list(range(5))
 
-    def fail():
-        raise OSError(28, "No space left on device")
-
+    fail = Mock(side_effect=OSError(28, "No space left on device"))
     writer.submit(fail)
     with pytest.raises(OSError, match="No space left"):
         writer.submit(lambda: written.append(5))

@@ -1,11 +1,13 @@
-"""What goes wrong outside the program: told in plain words, nothing that is good overwritten."""
+"""Faults outside the program: reported plainly, and nothing good is overwritten."""
 
 import errno
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
+from training.fakes import FakeLoader
 
 from fastemo.console import Console
 from fastemo.errors import UserError
@@ -15,36 +17,10 @@ from fastemo.training.config import TrainConfig
 from fastemo.training.faults import MemoryUse, NotFinite, batch_that_fits, out_of_memory, process_lost
 from fastemo.training.stopping import FiniteWatch
 from fastemo.training.trainer import Trainer
-from fastemo.video.config import AugmentConfig
-from fastemo.video.loader import ClipBatch
+from fastemo.video.augment import AugmentConfig
 
 AUGMENT = AugmentConfig(crop_size=8)
 GIB = 2**30
-
-
-class Loader:
-    """Three batches of two clips."""
-
-    def __init__(self, prefix="clip"):
-        self.clips, self.dropped, self._clips = [f"{prefix}{i}" for i in range(6)], {}, 0
-
-    def __len__(self):
-        return 3
-
-    def state_dict(self):
-        return {"clips": self._clips}
-
-    def epoch(self, epoch=0):
-        generator = torch.Generator().manual_seed(epoch)
-        for first in (0, 2, 4):
-            self._clips = first + 2
-            yield ClipBatch(
-                frames=torch.randint(0, 256, (2, 1, 3, 8, 8), generator=generator, dtype=torch.uint8),
-                labels=torch.tensor([0, 1]),
-                keys=self.clips[first : first + 2],
-                is_padding=torch.zeros(2, dtype=torch.bool),
-                num_global=2,
-            )
 
 
 class Breaking(nn.Module):
@@ -52,7 +28,7 @@ class Breaking(nn.Module):
 
     def __init__(self, at, breaks):
         super().__init__()
-        self.linear, self._left, self._breaks = nn.Linear(3 * 8 * 8, 4), at, breaks
+        self.linear, self._left, self._breaks = nn.Linear(2 * 3 * 8 * 8, 4), at, breaks
 
     def forward(self, frames):
         logits = self.linear(frames.flatten(1))
@@ -66,11 +42,13 @@ class Breaking(nn.Module):
 def fit(tmp_path, at, breaks, **config):
     with Trainer(TrainConfig(epochs=3, precision="fp32", **config), seed=0) as trainer, trainer.plain_faults():
         trainer.prepare(Breaking(at, breaks), 3)
-        trainer.fit(Loader(), Loader("val"), AUGMENT, tmp_path, Console(show=False))
-
-
-def spoil_the_second(logits):
-    return torch.stack([logits[0], logits[1] * torch.nan])
+        trainer.fit(
+            FakeLoader([2, 2, 2], prefix="clip"),
+            FakeLoader([2, 2, 2], prefix="val"),
+            AUGMENT,
+            tmp_path,
+            Console(show=False),
+        )
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -78,7 +56,7 @@ def test_a_loss_that_is_no_number_names_its_clips(tmp_path, value, fault_log):
     def spoil(logits):
         return torch.stack([logits[0], logits[1] * value])
 
-    with pytest.raises(NotFinite, match=r"in epoch 2, at clip 4 or before, on clip3; .*lower --train\.lr"):
+    with pytest.raises(NotFinite, match=r"in epoch 2, at clip 4 or before, on clip3\.mp4; .*lower --train\.lr"):
         fit(tmp_path, 5, spoil)
     last = checkpoint.load(tmp_path / "checkpoints" / "last")
     assert last.info["epoch"] == 1
@@ -94,13 +72,11 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_memory_that_runs_out_says_what_fits(tmp_path, monkeypatch, fault_log):
+def test_out_of_memory_reports_the_batch_size_that_fits(tmp_path, monkeypatch, fault_log):
     monkeypatch.setattr(MemoryUse, "peak", lambda self: self.fixed + 2 * GIB)
     monkeypatch.setattr(MemoryUse, "capacity", lambda self: self.fixed + GIB)
 
-    def fail(logits):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-
+    fail = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
     with pytest.raises(UserError, match=r"cpu is out of memory with train\.batch_size 8: 2,048 MiB.*at most 4 fit"):
         fit(tmp_path, 1, fail)
     fault_log("memory of the device runs out", {"ended, told which batch size would fit": 1})
@@ -154,13 +130,8 @@ def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint(tmp_path, monkeypa
 
 
 def test_errors_of_safetensors_are_the_disks(tmp_path, monkeypatch):
-    def failing(*args, **kwargs):
-        raise faults_error
-
-    faults_error = checkpoint.SafetensorError(
-        "Error while serializing: I/O error: No space left on device (os error 28)"
-    )
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    monkeypatch.setattr(checkpoint, "save_file", Mock(side_effect=checkpoint.SafetensorError(text)))
     with pytest.raises(OSError, match="No space left") as error:
         checkpoint.save(tmp_path / "c", model={}, state={}, info={})
     assert error.value.errno == errno.ENOSPC

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from training.fakes import random_batches
 
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
@@ -10,8 +11,7 @@ from fastemo.training import speed
 from fastemo.training.config import TrainConfig
 from fastemo.training.speed import compute_in_fp32, conv3d_error, conv3d_errors, keep_conv3d_right, pick
 from fastemo.training.trainer import Trainer
-from fastemo.video.config import AugmentConfig
-from fastemo.video.loader import ClipBatch
+from fastemo.video.augment import AugmentConfig
 
 CPU = torch.device("cpu")
 MODELS = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")
@@ -25,26 +25,23 @@ def no_launcher(monkeypatch):
 
 def has_bf16(monkeypatch, answer):
     monkeypatch.setattr(speed, "bf16_is_fast_on_cpu", lambda: answer)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: answer)
 
 
-def test_auto_on_a_cpu(monkeypatch):
-    has_bf16(monkeypatch, True)
-    assert str(pick(TrainConfig(), "cpu")) == "bf16, channels_last, fused Adam, memory kept"
-    has_bf16(monkeypatch, False)
-    assert str(pick(TrainConfig(), "cpu")) == "fp32, channels_last, fused Adam, memory kept"
-    assert pick(TrainConfig(), "cpu").note == ""
-
-
-def test_auto_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert str(pick(TrainConfig(), "cuda")) == "bf16, channels_last, fused Adam, TF32"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    assert pick(TrainConfig(), "cuda").precision == "fp16"
-
-
-def test_plain_is_what_torch_does_by_itself():
-    for device in ("cpu", "cuda", "mps"):
-        assert str(pick(TrainConfig(speed="plain"), device)) == "fp32"
+@pytest.mark.parametrize(
+    ("device", "answer", "picked"),
+    [
+        ("cpu", True, "bf16, channels_last, fused Adam, memory kept"),
+        ("cpu", False, "fp32, channels_last, fused Adam, memory kept"),
+        ("cuda", True, "bf16, channels_last, fused Adam, TF32"),
+        ("cuda", False, "fp16, channels_last, fused Adam, TF32"),
+        ("mps", True, "fp32, channels_last"),
+    ],
+)
+def test_auto_is_by_device_and_plain_is_what_torch_does_by_itself(monkeypatch, device, answer, picked):
+    has_bf16(monkeypatch, answer)
+    assert (str(pick(TrainConfig(), device)), pick(TrainConfig(), device).note) == (picked, "")
+    assert str(pick(TrainConfig(speed="plain"), device)) == "fp32"
 
 
 def test_gradients_are_exchanged_in_what_they_were_computed_in(monkeypatch):
@@ -73,20 +70,6 @@ def test_single_keys_and_the_launcher_win(monkeypatch):
     assert pick(TrainConfig(), "cpu").precision == "bf16"
 
 
-def batches(count, size, pixels, num_frames=2):
-    generator = torch.Generator().manual_seed(2)
-    return [
-        ClipBatch(
-            frames=torch.randint(0, 256, (size, num_frames, 3, pixels, pixels), generator=generator, dtype=torch.uint8),
-            labels=torch.randint(0, 8, (size,), generator=generator),
-            keys=[f"{number}-{i}" for i in range(size)],
-            is_padding=torch.zeros(size, dtype=torch.bool),
-            num_global=size,
-        )
-        for number in range(count)
-    ]
-
-
 def losses(config, name, data, crop, model=None):
     """The loss of every step."""
     with Trainer(config, seed=1) as trainer:
@@ -109,7 +92,7 @@ def losses(config, name, data, crop, model=None):
 def test_steps_lose_the_same_as_the_plain_loop(name):
     """Step by step. Adam divides gradients by their size, so rounding in small ones parts the weights in time."""
     crop, size = 16 if name in ("early_cnn", "r3d18") else 32, 6
-    data = batches(5, size, crop + 2) * 5
+    data = random_batches([size] * 5, pixels=crop + 2, num_classes=8) * 5
     recipe = {"lr": 2e-5, "batch_size": size}
     plain = losses(TrainConfig(speed="plain", **recipe), name, data, crop)
     exact = losses(TrainConfig(precision="fp32", **recipe), name, data, crop)
@@ -137,7 +120,7 @@ class TinyConvModel(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "cudagraphs"])
 def test_compiled_steps_lose_the_same_and_one_shape_is_compiled(mode):
-    data = [*batches(3, 4, 18), *batches(1, 3, 18)] * 2  # the last batch of an epoch has fewer clips
+    data = random_batches([4, 4, 4, 3], pixels=18, num_classes=8) * 2  # the last batch of an epoch has fewer clips
     torch._dynamo.utils.counters.clear()
     recipe = {"batch_size": 4, "precision": "fp32"}
     compiled = losses(TrainConfig(compile=mode, **recipe), "", data, 16, TinyConvModel())

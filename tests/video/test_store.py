@@ -1,49 +1,42 @@
-"""Decoded clips kept: what is read is what was decoded, whatever happened to the store in between."""
+"""The clip store, a cache of decoded clips: what is read is what was decoded, whatever happened in between."""
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from attacks.confined import exit_code, exit_codes, forked, killed
-from helpers import full_or
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from attacks.confined import exit_codes, forked
 
 from fastemo import machine
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.manifest import fingerprint
 from fastemo.video import store as store_module
-from fastemo.video.config import TIERS, FrameSpec, StoreConfig
-from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, ClipStore, StoreUnavailable
-from fastemo.video.tiers import choose_tier
+from fastemo.video.decode import FrameSpec
+from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, ClipStore, StoreConfig, StoreUnavailable, choose_tier
 
 SPEC = FrameSpec(num_frames=3, size=20)
 SHAPE = (3, 3, 20, 20)
 ROW_BYTES = 3 * 3 * 20 * 20
-RECORD_BYTES = 64
 DECODER = "tests 1"
 SCAN_NS = 1_700_000_000_123_456_789
 
 
-def make_clips(corpus: Path, count: int, start: int = 0) -> list[Clip]:
+def make_clips(corpus: Path, count: int) -> list[Clip]:
     """Files that stand for videos, of one size and one age: the store looks at no more of them."""
     clips = []
-    for number in range(start, start + count):
+    for number in range(count):
         path = corpus / f"Actor_{number % 3:02d}" / f"clip é {number}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"video")
@@ -84,19 +77,6 @@ def fill(store: ClipStore, clips: list[Clip]) -> None:
         store.write(clip, pixels(clip))
 
 
-def contents(folder: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Of each key: its row's bytes and its record."""
-    keys = json.loads((folder / HEADER).read_text())["keys"]
-    frames, records = (folder / FRAMES).read_bytes(), (folder / RECORDS).read_bytes()
-    return {
-        key: (
-            frames[row * ROW_BYTES : (row + 1) * ROW_BYTES],
-            records[row * RECORD_BYTES : (row + 1) * RECORD_BYTES],
-        )
-        for row, key in enumerate(keys)
-    }
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     return tmp_path / "my corpus"
@@ -112,10 +92,10 @@ def open_store(config: StoreConfig, corpus: Path, clips: list[Clip], **changes: 
     return ClipStore(config, corpus, clips, **arguments)  # type: ignore[arg-type]
 
 
-# ---- what is kept
+# ---- what is stored
 
 
-def test_a_stored_clip_and_a_fresh_one_are_the_same_bytes(config: StoreConfig, corpus: Path) -> None:
+def test_a_stored_clip_and_a_fresh_one_are_the_same_bytes(config, corpus):
     clips = make_clips(corpus, 5)
     with open_store(config, corpus, clips) as store:
         assert not any(store.has(clip) or is_stored(store, clip) for clip in clips)
@@ -130,27 +110,20 @@ def test_a_stored_clip_and_a_fresh_one_are_the_same_bytes(config: StoreConfig, c
         assert all(is_stored(again, clip) for clip in clips)
 
 
-def test_the_file_is_the_array_of_all_clips(config: StoreConfig, corpus: Path) -> None:
-    clips = make_clips(corpus, 4)
-    with open_store(config, corpus, clips) as store:
-        fill(store, clips)
-        rows = np.memmap(store.folder / FRAMES, np.uint8, "r", shape=(4, *SHAPE))
-        header = json.loads((store.folder / HEADER).read_text())
+@pytest.mark.parametrize("width", [20, 36])
+def test_the_file_is_the_array_of_all_clips(config, corpus, width):
+    clips, shape = make_clips(corpus, 4), (3, 3, 20, width)
+    with open_store(config, corpus, clips, frame_size=(width, 20)) as store:
+        for clip in clips:
+            store.write(clip, pixels(clip, shape))
+        assert all(is_stored(store, clip, shape) for clip in clips)
+        rows = np.memmap(store.folder / FRAMES, np.uint8, "r", shape=(4, *shape))
+    header = json.loads((store.folder / HEADER).read_text())
     assert header["keys"] == [clip.key for clip in clips]
     assert header["spec"] == {"num_frames": 3, "crop": "center", "size": 20}
     assert header["decoder"] == DECODER
     for row, clip in zip(rows, clips, strict=True):
-        np.testing.assert_array_equal(row, pixels(clip))
-
-
-def test_frames_need_not_be_square(config: StoreConfig, corpus: Path) -> None:
-    [clip] = make_clips(corpus, 1)
-    frames = np.arange(3 * 3 * 20 * 36, dtype=np.uint32).astype(np.uint8).reshape(3, 3, 20, 36)
-    with open_store(config, corpus, [clip], frame_size=(36, 20)) as store:
-        store.write(clip, frames)
-        slot = np.empty_like(frames)
-        assert store.read(clip, slot)
-    np.testing.assert_array_equal(slot, frames)
+        np.testing.assert_array_equal(row, pixels(clip, shape))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +131,7 @@ def test_frames_need_not_be_square(config: StoreConfig, corpus: Path) -> None:
     [{"spec": FrameSpec(num_frames=3, size=20, crop="head")}, {"decoder": "tests 2"}],
     ids=["spec", "decoder"],
 )
-def test_what_was_made_differently_is_not_served(config: StoreConfig, corpus: Path, changes: dict[str, object]) -> None:
+def test_what_was_made_differently_is_not_served(config, corpus, changes):
     clips = make_clips(corpus, 2)
     with open_store(config, corpus, clips) as store, open_store(config, corpus, clips, **changes) as other:
         fill(store, clips)
@@ -171,14 +144,14 @@ def test_what_was_made_differently_is_not_served(config: StoreConfig, corpus: Pa
         assert not any(is_stored(other, clip) for clip in clips)
 
 
-def test_a_clip_with_another_frame_count_is_another_sample(config: StoreConfig, corpus: Path) -> None:
+def test_a_clip_with_another_frame_count_is_another_sample(config, corpus):
     [clip] = make_clips(corpus, 1)
     with open_store(config, corpus, [clip]) as store:
         fill(store, [clip])
         assert not is_stored(store, replace(clip, num_frames=13))
 
 
-def test_stores_with_different_clips_share_a_folder(config: StoreConfig, corpus: Path) -> None:
+def test_stores_with_different_clips_share_a_folder(config, corpus):
     clips = make_clips(corpus, 9)
     train, val = clips[:6], clips[4:]
     with open_store(config, corpus, train) as one:
@@ -194,10 +167,11 @@ def test_stores_with_different_clips_share_a_folder(config: StoreConfig, corpus:
             assert all(is_stored(one, clip) for clip in train)
     with open_store(config, corpus, clips[::-1]) as whole:
         assert all(is_stored(whole, clip) for clip in clips)
-        assert sorted(contents(whole.folder)) == sorted(clip.key for clip in clips)
+        keys = json.loads((whole.folder / HEADER).read_text())["keys"]
+        assert sorted(keys) == sorted(clip.key for clip in clips)
 
 
-def test_a_key_that_is_no_text(config: StoreConfig, corpus: Path) -> None:
+def test_a_key_that_is_not_utf_8(config, corpus):
     path = Path(os.fsdecode(os.fsencode(corpus) + b"/caf\xe9.mp4"))
     path.parent.mkdir(parents=True)
     path.write_bytes(b"video")
@@ -208,7 +182,7 @@ def test_a_key_that_is_no_text(config: StoreConfig, corpus: Path) -> None:
         assert is_stored(store, clip)
 
 
-def test_the_default_place_is_the_cache_folder(cache_folder: Path, corpus: Path) -> None:
+def test_the_default_place_is_the_cache_folder(cache_folder, corpus):
     with open_store(StoreConfig(), corpus, make_clips(corpus, 1)) as store:
         assert store.folder.parent == cache_folder / "store"
         assert store.folder.name.startswith("my_corpus-")
@@ -217,22 +191,7 @@ def test_the_default_place_is_the_cache_folder(cache_folder: Path, corpus: Path)
 # ---- changed files
 
 
-def test_a_changed_file_is_stored_anew(config: StoreConfig, corpus: Path) -> None:
-    clips = make_clips(corpus, 3)
-    with open_store(config, corpus, clips) as store:
-        fill(store, clips)
-        assert is_stored(store, clips[1])
-        new = changed(corpus, clips[1])
-        assert not store.has(new)
-        assert not is_stored(store, new)
-        store.write(new, pixels(new))
-        assert is_stored(store, new)
-        assert not is_stored(store, clips[1])
-        assert is_stored(store, clips[0])
-        assert is_stored(store, clips[2])
-
-
-def test_another_process_that_stores_a_changed_file_is_noticed(config: StoreConfig, corpus: Path) -> None:
+def test_another_process_that_stores_a_changed_file_is_noticed(config, corpus):
     [clip] = make_clips(corpus, 1)
     with open_store(config, corpus, [clip]) as store:
         fill(store, [clip])
@@ -241,14 +200,15 @@ def test_another_process_that_stores_a_changed_file_is_noticed(config: StoreConf
         with open_store(config, corpus, [new]) as other:
             fill(other, [new])
         assert not is_stored(store, clip)
-        flip(store.folder, FRAMES, 0.5, 3)
+        frames = (store.folder / FRAMES).read_bytes()
+        (store.folder / FRAMES).write_bytes(frames[:-1] + bytes([frames[-1] ^ 8]))
         assert not is_stored(store, new)
-        flip(store.folder, FRAMES, 0.5, 3)
+        (store.folder / FRAMES).write_bytes(frames)
         assert is_stored(store, new)
 
 
 @pytest.mark.parametrize("how", ["touched", "deleted"])
-def test_a_file_that_changed_after_the_scan_is_not_stored(config: StoreConfig, corpus: Path, how: str) -> None:
+def test_a_file_that_changed_after_the_scan_is_not_stored(config, corpus, how):
     [clip] = make_clips(corpus, 1)
     with open_store(config, corpus, [clip]) as store:
         if how == "touched":
@@ -264,78 +224,12 @@ def test_a_file_that_changed_after_the_scan_is_not_stored(config: StoreConfig, c
 # ---- damage
 
 
-def flip(folder: Path, name: str, where: float, bit: int) -> None:
-    data = bytearray((folder / name).read_bytes())
-    data[int(where * len(data))] ^= 1 << bit
-    (folder / name).write_bytes(data)
-
-
-def truncate(folder: Path, name: str, where: float, bit: int) -> None:
-    os.truncate(folder / name, int(where * (folder / name).stat().st_size))
-
-
-def delete(folder: Path, name: str, where: float, bit: int) -> None:
-    (folder / name).unlink()
-
-
-def scribble(folder: Path, name: str, where: float, bit: int) -> None:
-    """A page of another file's bytes, as a file system's journal may leave after a power cut."""
-    with (folder / name).open("r+b") as file:
-        file.seek(int(where * (folder / name).stat().st_size))
-        file.write(bytes(range(256)) * (bit + 1))
-
-
-def swap_rows(folder: Path, name: str, where: float, bit: int) -> None:
-    """Two rows change places, each with its record."""
-    if (folder / FRAMES).stat().st_size % ROW_BYTES or (folder / RECORDS).stat().st_size % RECORD_BYTES:
-        return
-    for file, size in ((FRAMES, ROW_BYTES), (RECORDS, RECORD_BYTES)):
-        rows = np.fromfile(folder / file, np.uint8).reshape(-1, size)
-        first, second = int(where * len(rows)), bit % len(rows)
-        rows[[first, second]] = rows[[second, first]]
-        rows.tofile(folder / file)
-
-
-DAMAGE = st.tuples(
-    st.sampled_from([flip, truncate, delete, scribble, swap_rows]),
-    st.sampled_from([FRAMES, RECORDS, HEADER]),
-    st.floats(0, 1, exclude_max=True),
-    st.integers(0, 7),
-)
-
-
-@settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(damages=st.lists(DAMAGE, min_size=1, max_size=3))
-def test_a_damaged_store_gives_the_right_bytes_or_none(
-    config: StoreConfig, corpus: Path, damages: list[tuple[Callable[..., None], str, float, int]]
-) -> None:
-    clips = make_clips(corpus, 4)
-    with open_store(config, corpus, clips) as store:
-        fill(store, clips)
-        folder = store.folder
-    header = (folder / HEADER).read_text()
-    for damage, name, where, bit in damages:
-        if all((folder / file).is_file() and (folder / file).stat().st_size for file in (FRAMES, RECORDS, HEADER)):
-            damage(folder, name, where, bit)
-    with open_store(config, corpus, clips) as store:
-        for clip in clips:
-            if not is_stored(store, clip):
-                store.write(clip, pixels(clip))
-        assert all(is_stored(store, clip) for clip in clips)
-        assert store.trouble is None
-    with open_store(config, corpus, clips) as store:
-        assert all(is_stored(store, clip) for clip in clips)
-    assert (folder / HEADER).read_text() == header
-
-
-def test_who_has_a_store_open_is_not_harmed_when_it_is_made_anew(config: StoreConfig, corpus: Path) -> None:
+def test_a_process_with_an_open_store_is_not_harmed_when_it_is_made_anew(config, corpus):
     clips = make_clips(corpus, 3)
     with open_store(config, corpus, clips) as old:
         fill(old, clips)
         assert is_stored(old, clips[0])
-        truncate(old.folder, HEADER, 0.5, 0)
+        os.truncate(old.folder / HEADER, 99)
         with open_store(config, corpus, clips[::-1]) as new:
             assert not any(is_stored(new, clip) for clip in clips)
             fill(new, clips[::-1])
@@ -344,7 +238,7 @@ def test_who_has_a_store_open_is_not_harmed_when_it_is_made_anew(config: StoreCo
             assert all(is_stored(store, clip) for clip in clips for store in (old, new))
 
 
-def test_a_shortened_file_is_never_filled_up_with_zeros(config: StoreConfig, corpus: Path) -> None:
+def test_a_shortened_file_is_never_filled_up_with_zeros(config, corpus):
     clips = make_clips(corpus, 3)
     with open_store(config, corpus, clips) as old:
         fill(old, clips)
@@ -354,18 +248,12 @@ def test_a_shortened_file_is_never_filled_up_with_zeros(config: StoreConfig, cor
             assert [is_stored(old, clip) for clip in clips] == [True, False, False]
 
 
-def test_a_disk_that_fails_to_read_is_a_miss(
-    config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fails_to_read_is_a_miss(config, corpus, monkeypatch):
     [clip] = make_clips(corpus, 1)
     with open_store(config, corpus, [clip]) as store:
         fill(store, [clip])
-
-        def fail(*_: object) -> int:
-            raise OSError(5, "Input/output error")
-
         with monkeypatch.context() as patch:
-            patch.setattr(os, "preadv", fail)
+            patch.setattr(os, "preadv", Mock(side_effect=OSError(5, "Input/output error")))
             assert not is_stored(store, clip)
         assert is_stored(store, clip)
 
@@ -373,7 +261,7 @@ def test_a_disk_that_fails_to_read_is_a_miss(
 # ---- many at once
 
 
-def test_threads_and_processes_read_and_write_files_that_change(config: StoreConfig, corpus: Path) -> None:
+def test_threads_and_processes_read_and_write_files_that_change(config, corpus):
     paths = [corpus / clip.key for clip in make_clips(corpus, 4)]
     spec, shape = FrameSpec(num_frames=10, size=64), (10, 3, 64, 64)
 
@@ -392,10 +280,7 @@ def test_threads_and_processes_read_and_write_files_that_change(config: StoreCon
 
     def work_in_threads(seed: int) -> None:
         clips = [scanned(corpus, path) for path in paths]
-        with (
-            open_store(config, corpus, clips, spec=spec, frame_size=(64, 64)) as store,
-            ThreadPoolExecutor(3) as pool,
-        ):
+        with open_store(config, corpus, clips, spec=spec, frame_size=(64, 64)) as store, ThreadPoolExecutor(3) as pool:
             assert sum(pool.map(work, [store] * 3, range(seed, seed + 3))) > 0
             assert store.trouble is None
 
@@ -403,33 +288,7 @@ def test_threads_and_processes_read_and_write_files_that_change(config: StoreCon
     assert exit_codes(processes) == [0] * 3
 
 
-def test_processes_fill_one_store_as_one_process_would(config: StoreConfig, corpus: Path, tmp_path: Path) -> None:
-    clips = make_clips(corpus, 24)
-
-    start = time.monotonic() + 0.1
-
-    def work(seed: int) -> None:
-        time.sleep(max(0, start - time.monotonic()))
-        order = np.random.default_rng(seed).permutation(len(clips))
-        mine = [clips[i] for i in order[: 16 + seed]]
-        with open_store(config, corpus, mine) as store:
-            for clip in mine:
-                if not is_stored(store, clip):
-                    store.write(clip, pixels(clip))
-            assert all(is_stored(store, clip) for clip in mine)
-
-    processes = [forked(partial(work, seed)) for seed in range(6)]
-    assert exit_codes(processes) == [0] * 6
-    with open_store(config, corpus, clips) as store:
-        fill(store, [clip for clip in clips if not is_stored(store, clip)])
-        together = contents(store.folder)
-    alone = replace(config, root=tmp_path / "alone")
-    with open_store(alone, corpus, clips) as store:
-        fill(store, clips)
-        assert contents(store.folder) == together
-
-
-def test_a_process_of_its_own_finds_the_store(config: StoreConfig, corpus: Path) -> None:
+def test_a_process_of_its_own_finds_the_store(config, corpus):
     clips = make_clips(corpus, 2)
     with open_store(config, corpus, clips) as store:
         fill(store, clips)
@@ -445,9 +304,7 @@ def test_a_process_of_its_own_finds_the_store(config: StoreConfig, corpus: Path)
     assert read.stdout == pixels(clips[-1]).tobytes()
 
 
-def test_at_no_moment_of_a_rewrite_a_record_belies_its_bytes(
-    config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_no_moment_of_a_rewrite_a_record_belies_its_bytes(config, corpus, monkeypatch):
     old = make_clips(corpus, 2)
     moments = 0
 
@@ -474,9 +331,7 @@ def test_at_no_moment_of_a_rewrite_a_record_belies_its_bytes(
     assert moments == 9
 
 
-def test_a_row_that_is_rewritten_while_it_is_read_is_a_miss(
-    config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_that_is_rewritten_while_it_is_read_is_a_miss(config, corpus, monkeypatch):
     [old] = make_clips(corpus, 1)
     with open_store(config, corpus, [old]) as store:
         fill(store, [old])
@@ -493,7 +348,7 @@ def test_a_row_that_is_rewritten_while_it_is_read_is_a_miss(
         assert is_stored(store, new)
 
 
-def test_one_at_a_time_opens_or_writes(config: StoreConfig, corpus: Path) -> None:
+def test_one_at_a_time_opens_or_writes(config, corpus):
     clips = make_clips(corpus, 2)
     with open_store(config, corpus, clips) as store, ThreadPoolExecutor(2) as pool:
         with machine.locked(store.folder / LOCK):
@@ -511,119 +366,29 @@ def test_one_at_a_time_opens_or_writes(config: StoreConfig, corpus: Path) -> Non
 
 @pytest.mark.parametrize("step", ["touch", "ftruncate", "write_text", "replace"])
 @pytest.mark.parametrize("count", [0, 3])
-def test_ended_while_rows_are_added(
-    config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch, step: str, count: int
-) -> None:
+def test_ended_while_rows_are_added(config, corpus, monkeypatch, step, count):
     clips = make_clips(corpus, 6)
     before = clips[:count]
     with open_store(config, corpus, before) as store:
         fill(store, before)
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
     owner = {"touch": Path, "ftruncate": os, "write_text": store_module, "replace": Path}[step]
     with monkeypatch.context() as patch:
-        patch.setattr(owner, step, end)
+        patch.setattr(owner, step, Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             open_store(config, corpus, clips)
+    (store.folder / f".{HEADER}.of a killed process").touch()
     with open_store(config, corpus, clips) as store:
+        assert not list(store.folder.glob(".*"))
         assert [is_stored(store, clip) for clip in clips] == [clip in before for clip in clips]
         fill(store, clips)
         assert all(is_stored(store, clip) for clip in clips)
 
 
-def test_a_process_killed_at_any_moment_leaves_nothing_wrong(config: StoreConfig, corpus: Path) -> None:
-    random = np.random.default_rng(0)
-    clips = make_clips(corpus, 12)
-    hits, turns = 0, mmap.mmap(-1, 8)  # shared with the forked process
-
-    def write_for_ever() -> None:
-        newest = list(clips)
-        for turn in range(10**9):
-            newest = [changed(corpus, clip) if (turn + i) % 3 == 0 else clip for i, clip in enumerate(newest)]
-            with open_store(config, corpus, newest[: turn % len(newest) + 1]) as store:
-                fill(store, newest)
-            if turn % 7 == 6:
-                truncate(store.folder, (HEADER, FRAMES, RECORDS)[turn % 3], 0.7, 0)
-            turns[turn % 8] = 1
-
-    for _ in range(full_or(40, 400)):
-        turns[:] = bytes(8)
-        wanted = int(random.integers(0, 8))
-        killed(forked(write_for_ever), lambda wanted=wanted: turns[wanted] or not wanted, random.uniform(0, 0.02))
-        clips = [scanned(corpus, corpus / clip.key) for clip in clips]
-        with open_store(config, corpus, clips) as store:
-            hits += sum(is_stored(store, clip) for clip in clips)
-            fill(store, clips)
-            assert all(is_stored(store, clip) for clip in clips)
-            assert not list(store.folder.glob(".*"))
-    assert hits > 0
-
-
 # ---- no room
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a small file system takes root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def test_a_disk_too_small_is_told_before_anything_is_stored(small_disk: Path, corpus: Path) -> None:
-    clips = make_clips(corpus, 300)
-    with pytest.raises(StoreUnavailable, match=r"need 1\.0 MiB more in .* 1\.0 MiB to give.*--store.root.*tier none"):
-        open_store(StoreConfig(root=small_disk), corpus, clips)
-    with open_store(StoreConfig(root=small_disk), corpus, clips[:250]) as store:
-        fill(store, clips[:250])
-        assert store.trouble is None
-    # What is stored needs no room.
-    with open_store(StoreConfig(root=small_disk), corpus, clips[:250]) as store:
-        assert all(is_stored(store, clip) for clip in clips[:250])
-
-
-def test_a_disk_that_fills_up_ends_the_storing_and_nothing_else(small_disk: Path, corpus: Path) -> None:
-    clips = make_clips(corpus, 100)
-    with open_store(StoreConfig(root=small_disk), corpus, clips) as store:
-        (small_disk / "other").write_bytes(bytes(2**20 - 2**17))
-        fill(store, clips)
-        assert store.trouble is not None
-        assert "No space left on device" in store.trouble
-        assert str(store.folder) in store.trouble
-        stored = [is_stored(store, clip) for clip in clips]
-        assert 5 < sum(stored) < 60
-        (small_disk / "other").unlink()
-        fill(store, clips)
-        assert [is_stored(store, clip) for clip in clips] == stored
-    with open_store(StoreConfig(root=small_disk), corpus, clips) as store:
-        assert [is_stored(store, clip) for clip in clips] == stored
-        fill(store, clips)
-        assert all(is_stored(store, clip) for clip in clips)
-
-
-def test_a_file_that_may_not_grow_ends_the_storing(config: StoreConfig, corpus: Path) -> None:
-    clips = make_clips(corpus, 10)
-
-    def work() -> None:
-        with open_store(config, corpus, clips) as store:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (ROW_BYTES * 9 // 2, resource.RLIM_INFINITY))
-            fill(store, clips)
-            assert store.trouble is not None
-            assert "File too large" in store.trouble
-            assert [is_stored(store, clip) for clip in clips] == [True] * 4 + [False] * 6
-
-    assert exit_code(forked(work)) == 0
-
-
-def test_a_store_that_is_deleted_while_open_ends_the_storing(config: StoreConfig, corpus: Path) -> None:
+def test_a_store_that_is_deleted_while_open_ends_the_storing(config, corpus):
     clips = make_clips(corpus, 2)
     with open_store(config, corpus, clips) as store:
         fill(store, clips[:1])
@@ -634,7 +399,7 @@ def test_a_store_that_is_deleted_while_open_ends_the_storing(config: StoreConfig
         assert not is_stored(store, clips[1])
 
 
-def test_the_limit_holds_over_all_stores(config: StoreConfig, corpus: Path, tmp_path: Path) -> None:
+def test_the_limit_holds_over_all_stores(config, corpus, tmp_path):
     clips, others = make_clips(corpus, 20), make_clips(tmp_path / "other", 20)
     limited = replace(config, max_gib=30 * 4096 / 2**30)
     with open_store(limited, corpus, clips) as store:
@@ -646,7 +411,7 @@ def test_the_limit_holds_over_all_stores(config: StoreConfig, corpus: Path, tmp_
         assert all(is_stored(store, clip) for clip in clips)
 
 
-def test_stores_that_fit_alone_keep_the_limit_together(config: StoreConfig, corpus: Path) -> None:
+def test_stores_that_fit_alone_keep_the_limit_together(config, corpus):
     clips = make_clips(corpus, 40)
     limited = replace(config, max_gib=25 * ROW_BYTES / 2**30)
     with open_store(limited, corpus, clips[:20]) as train, open_store(limited, corpus, clips[20:]) as val:
@@ -662,42 +427,13 @@ def test_stores_that_fit_alone_keep_the_limit_together(config: StoreConfig, corp
         assert is_stored(train, new)
 
 
-def test_a_folder_that_cannot_be_made(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    config = StoreConfig(root=tmp_path / "file")
-    with pytest.raises(StoreUnavailable, match=r"cannot be kept in .*Not a directory; .*--store.root.*tier none"):
-        open_store(config, corpus, make_clips(corpus, 1))
-
-
-def test_a_read_only_disk(small_disk: Path, corpus: Path) -> None:
-    clips = make_clips(corpus, 2)
-    with open_store(StoreConfig(root=small_disk), corpus, clips) as store:
-        fill(store, clips[:1])
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(StoreUnavailable, match="Read-only file system"):
-        open_store(StoreConfig(root=small_disk), corpus, clips)
-
-
-def test_where_there_are_no_file_locks(config: StoreConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_are_no_file_locks(config, corpus, monkeypatch):
     monkeypatch.setattr(machine, "fcntl", None)
     with pytest.raises(StoreUnavailable, match=r"no file locks; .*--store.tier none"):
         open_store(config, corpus, make_clips(corpus, 1))
 
 
 # ---- what is chosen
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"tier": "ram"}, r"store.tier must be one of auto, none, disk, memory, device, not 'ram'"),
-        ({"max_gib": 0.0}, r"store.max_gib must be a number above 0"),
-        ({"max_gib": float("nan")}, r"store.max_gib must be a number above 0"),
-    ],
-)
-def test_a_wrong_choice_names_the_key(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        StoreConfig(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -715,14 +451,7 @@ def test_a_wrong_choice_names_the_key(values: dict[str, object], message: str) -
         ("device", "cpu", 0, 0, "memory"),
     ],
 )
-def test_the_tier(
-    tier: store_module.Tier,
-    device: str,
-    gpu_free: int,
-    available: int,
-    chosen: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_tier(tier, device, gpu_free, available, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gpu_free, 10**6))
     monkeypatch.setattr(store_module, "available_memory", lambda: available)
     got, reason = choose_tier(StoreConfig(tier=tier), 1000, torch.device(device))
@@ -732,14 +461,7 @@ def test_the_tier(
     assert (reason == "as asked") == (tier == chosen)
 
 
-def test_clips_that_do_not_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 2**32))
-    for size in (3 * 2**30, 2**30):  # the model needs some, too
-        with pytest.raises(ValueError, match=r"GiB and cuda has 0\.8 GiB .*--store.tier memory, disk or auto"):
-            choose_tier(StoreConfig(tier="device"), size, torch.device("cuda"))
-
-
-def test_all_splits_share_one_budget_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_splits_share_one_budget_of_the_gpu(monkeypatch):
     card, held = 4000, 0
     monkeypatch.setattr(store_module, "available_memory", lambda: 10**6)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (card - held, card))
@@ -749,10 +471,6 @@ def test_all_splits_share_one_budget_of_the_gpu(monkeypatch: pytest.MonkeyPatch)
         tiers.append(tier)
         held += num_bytes if tier == "device" else 0
     assert tiers == ["device", "device", "memory"]
-    with pytest.raises(ValueError, match=r"store\.tier device: the decoded clips take"):
+    with pytest.raises(ValueError, match=r"store\.tier device: .* take .*--store.tier memory, disk or auto"):
         choose_tier(StoreConfig(tier="device"), 2001, torch.device("cuda"), held)
     assert choose_tier(StoreConfig(tier="device"), 2000, torch.device("cuda"), held)[0] == "device"
-
-
-def test_every_tier_is_listed() -> None:
-    assert TIERS == ("auto", "none", "disk", "memory", "device")

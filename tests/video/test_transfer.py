@@ -1,5 +1,7 @@
 """Batches on their way to a device, by a double that behaves on a processor as if copies took time."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -23,19 +25,27 @@ def allocated(monkeypatch):
     return shapes
 
 
+CONFIG = VideoConfig(num_frames=2, size=32, backend="pyav", prefetch_batches=2)
+
+
+@pytest.fixture
+def make_loader(few_clips):
+    manifest = scan(few_clips)
+
+    def make(count, **options):
+        clips, names = manifest.clips[:count], manifest.class_names
+        return ClipLoader(clips, manifest.root, names, CONFIG, batch_size=3, **options)
+
+    return make
+
+
 @pytest.mark.parametrize("tier", ["none", "disk", "memory", "device"])
-def test_batches_are_those_of_any_loader_and_buffers_are_few(few_clips, tmp_path, monkeypatch, allocated, tier):
+def test_batches_are_those_of_any_loader_and_buffers_are_few(make_loader, tmp_path, monkeypatch, allocated, tier):
     monkeypatch.setattr(tiers, "choose_tier", lambda *_: (tier, "as asked"))
-    manifest, config = scan(few_clips), VideoConfig(num_frames=2, size=32, backend="pyav", prefetch_batches=2)
-
-    def loader(store):
-        clips, names = manifest.clips[:24], manifest.class_names
-        return ClipLoader(clips, manifest.root, names, config, batch_size=3, shuffle=True, store=store)
-
-    with loader(StoreConfig(root=tmp_path)) as ours, monkeypatch.context() as patch:
+    with make_loader(24, shuffle=True, store=StoreConfig(root=tmp_path)) as ours, monkeypatch.context() as patch:
         patch.setattr(tiers, "choose_tier", lambda *_: ("none", "as asked"))
         patch.setattr(loader_module, "Transfer", Transfer)
-        with loader(StoreConfig(tier="none")) as plain:
+        with make_loader(24, shuffle=True) as plain:
             for epoch in range(3):
                 before = len(allocated)
                 for one, other in zip(ours.epoch(epoch), plain.epoch(epoch), strict=True):
@@ -45,12 +55,11 @@ def test_batches_are_those_of_any_loader_and_buffers_are_few(few_clips, tmp_path
                     assert torch.equal(one.labels, other.labels)
                 assert tier != "device" or epoch == 0 or len(allocated) == before, "all of it is there already"
         ours.transfer.check_over()
-    assert 0 < len(allocated) <= config.prefetch_batches + 2
+    assert 0 < len(allocated) <= CONFIG.prefetch_batches + 2
 
 
-def test_clips_that_do_not_decode_are_left_out_on_the_device(few_clips, monkeypatch, allocated):
+def test_clips_that_do_not_decode_are_left_out_on_the_device(make_loader, monkeypatch, allocated):
     """The others are picked there: a copy of the host's buffer would lie in other memory, which is waited for."""
-    manifest, config = scan(few_clips), VideoConfig(num_frames=2, size=32, backend="pyav")
     real, bad = loader_module.Decoder.decode, 1
 
     def decode(self, row):
@@ -59,9 +68,7 @@ def test_clips_that_do_not_decode_are_left_out_on_the_device(few_clips, monkeypa
         return real(self, row)
 
     monkeypatch.setattr(loader_module.Decoder, "decode", decode)
-    with ClipLoader(
-        manifest.clips[:3], manifest.root, manifest.class_names, config, batch_size=3, on_error="drop"
-    ) as loader:
+    with make_loader(3, on_error="drop") as loader:
         (batch,) = loader.epoch()
         loader.transfer.check_batch(batch)
         assert batch.is_padding.tolist() == [False, True, False]
@@ -70,15 +77,10 @@ def test_clips_that_do_not_decode_are_left_out_on_the_device(few_clips, monkeypa
         loader.transfer.check_over()
 
 
-def test_loaders_on_one_device_know_of_each_other_until_they_are_closed(few_clips, tmp_path, monkeypatch):
+def test_loaders_on_one_device_know_of_each_other_until_they_are_closed(make_loader, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(tiers, "choose_tier", lambda *given: (seen.append(given[3]), ("device", "as asked"))[1])
-    manifest, config = scan(few_clips), VideoConfig(num_frames=2, size=32, backend="pyav")
-
-    def loader(count):
-        clips, names = manifest.clips[:count], manifest.class_names
-        return ClipLoader(clips, manifest.root, names, config, batch_size=3, store=StoreConfig(root=tmp_path))
-
+    loader = partial(make_loader, store=StoreConfig(root=tmp_path))
     a_clip = 2 * 3 * 32 * 32
     with loader(2), loader(3):
         pass

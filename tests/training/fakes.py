@@ -1,0 +1,51 @@
+"""Random batches, and a loader of them that needs no videos."""
+
+from __future__ import annotations
+
+import torch
+
+from fastemo.video.loader import ClipBatch
+
+
+def random_batches(sizes, *, pixels=10, num_classes=4, padding=0, prefix=""):
+    """One batch of each size, of two frames per clip; the last `padding` clips of each are padding."""
+    generator = torch.Generator().manual_seed(1)
+    batches, number = [], 0
+    for size in sizes:
+        is_padding = torch.zeros(size, dtype=torch.bool)
+        is_padding[size - padding :] = True
+        batches.append(
+            ClipBatch(
+                frames=torch.randint(0, 256, (size, 2, 3, pixels, pixels), generator=generator, dtype=torch.uint8),
+                labels=torch.randint(0, num_classes, (size,), generator=generator),
+                keys=[f"{prefix}{number + i}.mp4" for i in range(size)],
+                is_padding=is_padding,
+                num_global=size - padding,
+            )
+        )
+        number += size
+    return batches
+
+
+class FakeLoader:
+    """The same random batches in every epoch, with `ClipLoader`'s interface."""
+
+    def __init__(self, sizes, **options):
+        self.batches = random_batches(sizes, **options)
+        self.dropped, self._handed_out = {}, 0
+
+    @property
+    def clips(self):
+        return [key for batch in self.batches for key in batch.keys]
+
+    def state_dict(self):
+        return {"clips": self._handed_out}
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, epoch=0):
+        self._handed_out = 0
+        for batch in self.batches:
+            self._handed_out += len(batch.keys)
+            yield batch
