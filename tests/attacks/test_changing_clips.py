@@ -22,7 +22,6 @@ from fastemo.video import backends
 from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
-from fastemo.video.store import StoreConfig
 
 CONFIG = VideoConfig(num_frames=3, size=24, prefetch_batches=1, decode_threads=2)
 NUM_CLIPS, NUM_FRAMES, SIZE = 6, 8, (48, 32)

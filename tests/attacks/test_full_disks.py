@@ -24,9 +24,8 @@ from fastemo.corpus.manifest import read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
 from fastemo.corpus.synthetic.synthesis import synthesize
 from fastemo.train import main
-from fastemo.video.config import VideoConfig
+from fastemo.video.config import StoreConfig, Tier, VideoConfig
 from fastemo.video.loader import ClipLoader
-from fastemo.video.store import StoreConfig, Tier
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="small file systems and file limits are Linux's")
 

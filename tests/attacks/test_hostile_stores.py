@@ -27,10 +27,10 @@ from attacks.confined import be_nobody_special, exit_code, exit_codes, forked, l
 from helpers import check_epoch, decoded_clips, full_or, write_noise_clip
 
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.video.assembly import Decoder
-from fastemo.video.config import VideoConfig
+from fastemo.video.backends import Decoder
+from fastemo.video.config import StoreConfig, Tier, VideoConfig
 from fastemo.video.loader import ClipLoader
-from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, StoreConfig, Tier
+from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="stores need Linux's positioned reads and file locks")
 

@@ -23,9 +23,9 @@ from mutations import MUTATIONS, checked, mixed_sizes, packed, parameter_sets, w
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import Verify
 from fastemo.corpus.isolation import Limits, Unsettled, Workers
-from fastemo.corpus.manifest import Clip, scan
-from fastemo.corpus.probe import Verify
-from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.corpus.manifest import scan
+from fastemo.errors import DecodeError
+from fastemo.video.decode import decode_clip
 
 Log = Callable[[str, Mapping[str, int]], None]
 LIMITS = Limits(seconds=20, memory_bytes=1 << 30)

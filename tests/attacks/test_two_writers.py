@@ -19,13 +19,13 @@ from helpers import check_epoch, decoded_clips, full_or
 
 from fastemo.console import Console
 from fastemo.corpus import prepare
-from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
-from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
-from fastemo.video.config import VideoConfig
+from fastemo.corpus.synthetic.synthesis import synthesize
+from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
-from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, StoreConfig
+from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, and stores need file locks")
 

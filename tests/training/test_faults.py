@@ -17,7 +17,7 @@ from fastemo.training.config import TrainConfig
 from fastemo.training.faults import MemoryUse, NotFinite, batch_that_fits, out_of_memory, process_lost
 from fastemo.training.stopping import FiniteWatch
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import AugmentConfig
+from fastemo.video.config import AugmentConfig
 
 AUGMENT = AugmentConfig(crop_size=8)
 GIB = 2**30

@@ -11,7 +11,7 @@ from fastemo.training import speed
 from fastemo.training.config import TrainConfig
 from fastemo.training.speed import compute_in_fp32, conv3d_error, conv3d_errors, keep_conv3d_right, pick
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import AugmentConfig
+from fastemo.video.config import AugmentConfig
 
 CPU = torch.device("cpu")
 MODELS = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")

@@ -14,7 +14,6 @@ from training.fakes import FakeLoader
 from fastemo.console import Console
 from fastemo.machine import available_processors
 from fastemo.training import processes
-from fastemo.training import trainer as trainer_module
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import augment

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from fastemo.video import dali
-from fastemo.video.augment import AugmentConfig
-from fastemo.video.config import VideoConfig, choose_backend
-from fastemo.video.decode import FrameSpec
-from fastemo.video.store import StoreConfig
+from fastemo.video.backends import choose_backend
+from fastemo.video.config import AugmentConfig, FrameSpec, StoreConfig, VideoConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -38,7 +36,7 @@ def test_what_is_asked_for_is_taken_or_refused(monkeypatch):
 
 def test_two_packages_in_decords_folder_are_named(monkeypatch):
     installed = ["decord", "decord2"]
-    monkeypatch.setattr("fastemo.video.config.distributions", lambda name: [it for it in installed if it == name])
+    monkeypatch.setattr("fastemo.video.backends.distributions", lambda name: [it for it in installed if it == name])
     chosen, why = choose_backend("decord", CPU)
     assert chosen == "decord"
     assert "pip uninstall -y decord decord2, then pip install decord2" in why

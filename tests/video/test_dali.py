@@ -21,11 +21,11 @@ from mutations import box
 from benchmarks.gpu_doubles import RecordingTransfer
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
-from fastemo.video import dali
+from fastemo.video import backends, dali
 from fastemo.video import loader as loader_module
-from fastemo.video import source as source_module
 from fastemo.video.assembly import _is_the_clips
 from fastemo.video.backends import CODECS_CUDA, Decoder, decodes, refused_size
+from fastemo.video.bitstream import source as source_module
 from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.bitstream.source import Source
 from fastemo.video.config import CROPS, FrameSpec, StoreConfig, VideoConfig
@@ -115,7 +115,7 @@ def by_codec(folder, videos):
     }
 
 
-@pytest.mark.parametrize("codec", sorted(source_module.CODECS_CPU))
+@pytest.mark.parametrize("codec", sorted(backends.CODECS_CPU))
 @pytest.mark.parametrize("crop", CROPS)
 def test_frames_are_pyavs(by_codec, codec, crop):
     for num_samples in (1, 7, 60):
@@ -488,7 +488,7 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
             PrunedClip(path.read_bytes(), np.array(indices), is_whole=True) if path == whole else prune(path, indices)
         )
 
-    monkeypatch.setattr("fastemo.video.assembly.pruned_clip", pruned_clip)
+    monkeypatch.setattr("fastemo.video.backends.pruned_clip", pruned_clip)
     monkeypatch.setattr(Source, "refused_format", property(lambda self: "format" if self.path == by_format else None))
     monkeypatch.setattr(Decoder, "by_dali", by_dali_unless(Decoder.by_dali, by_size.name))
     configs = (VideoConfig(num_frames=3, size=48, backend=backend) for backend in ("dali", "pyav"))

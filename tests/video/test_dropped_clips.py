@@ -19,7 +19,6 @@ from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
-from fastemo.video.store import StoreConfig
 
 SMALL = VideoConfig(num_frames=3, size=24)
 BAD = (1, 4, 5)
@@ -267,8 +266,8 @@ def test_dali_drops_every_clip_that_fails(vp9_template, tmp_path, monkeypatch, t
         damaged(path, arguments[0])
         return decode_clip(path, *arguments, **options)
 
-    monkeypatch.setattr(assembly, "pruned_clip", damaged)
-    monkeypatch.setattr(assembly, "decode_clip", decode)
+    monkeypatch.setattr(backends, "pruned_clip", damaged)
+    monkeypatch.setattr(backends, "decode_clip", decode)
     store = store_of(tier, tmp_path, monkeypatch)
     with make_loader(manifest, config=config, store=store) as loader:
         for epoch in (1, 2):

@@ -10,11 +10,10 @@ from helpers import check_epoch, decoded_clips, psnr, smooth_frame, write_video
 
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
-from fastemo.video.config import VideoConfig
-from fastemo.video.decode import DecodeError
+from fastemo.errors import DecodeError
+from fastemo.video.config import StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import epoch_order
-from fastemo.video.store import StoreConfig
 
 SMALL = VideoConfig(num_frames=3, size=24)
 
@@ -129,7 +128,7 @@ def test_without_a_disk_for_the_store_the_memory_still_holds_the_clips(manifest,
         assert loader.kept.tier == ("memory" if tier == "memory" else "none")
         check_epoch(loader, decoded["pyav"])
         if tier == "memory":
-            monkeypatch.setattr("fastemo.video.assembly.decode_clip", None)
+            monkeypatch.setattr("fastemo.video.backends.decode_clip", None)
         check_epoch(loader, decoded["pyav"], 1)
     (message,) = messages
     assert re.search(r"cannot be kept in .*Not a directory; .*--store.root.*tier none; training goes on", message)

@@ -23,8 +23,9 @@ from fastemo import machine
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.manifest import fingerprint
 from fastemo.video import store as store_module
-from fastemo.video.decode import FrameSpec
-from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, ClipStore, StoreConfig, StoreUnavailable, choose_tier
+from fastemo.video.config import FrameSpec, StoreConfig
+from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, ClipStore, StoreUnavailable
+from fastemo.video.tiers import choose_tier
 
 SPEC = FrameSpec(num_frames=3, size=20)
 SHAPE = (3, 3, 20, 20)
@@ -453,7 +454,7 @@ def test_where_there_are_no_file_locks(config, corpus, monkeypatch):
 )
 def test_the_tier(tier, device, gpu_free, available, chosen, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gpu_free, 10**6))
-    monkeypatch.setattr(store_module, "available_memory", lambda: available)
+    monkeypatch.setattr("fastemo.video.tiers.available_memory", lambda: available)
     got, reason = choose_tier(StoreConfig(tier=tier), 1000, torch.device(device))
     assert got == chosen
     assert reason
@@ -463,7 +464,7 @@ def test_the_tier(tier, device, gpu_free, available, chosen, monkeypatch):
 
 def test_all_splits_share_one_budget_of_the_gpu(monkeypatch):
     card, held = 4000, 0
-    monkeypatch.setattr(store_module, "available_memory", lambda: 10**6)
+    monkeypatch.setattr("fastemo.video.tiers.available_memory", lambda: 10**6)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (card - held, card))
     tiers = []
     for num_bytes in (600, 400, 1):
