@@ -19,7 +19,7 @@ from attacks.confined import be_nobody_special, exit_code, forked
 from helpers import check_epoch, decoded_clips, full_or
 
 from fastemo.console import Console
-from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.manifest import read_manifest, scan
 from fastemo.corpus.prepare import corpus_root, scan_cached
 from fastemo.corpus.synthetic.synthesis import synthesize
