@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastemo.corpus.isolation import Examiner
-from fastemo.corpus.manifest import Clip, Manifest, Status, fingerprint, read_manifest, scan
+from fastemo.corpus.manifest import Clip, Manifest, fingerprint, read_manifest, scan
 from fastemo.corpus.probe import Probe
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.video.decode import decode_clip
@@ -28,13 +27,13 @@ AWKWARD_NAMES = ["a\r\nb", "a\nb", "a\rb", '"', 'a"b', ",", ",,", "'", "a\tb", "
 
 
 @pytest.fixture(scope="session")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def master(tmp_path_factory):
     """One small video to copy wherever a test wants a good file."""
     return write_video(tmp_path_factory.mktemp("master") / "a.mp4", 12)
 
 
 @pytest.fixture
-def put(tmp_path: Path, master: Path) -> Callable[..., Path]:
+def put(tmp_path, master):
     """Put a good file at a key below `tmp_path`."""
 
     def copy(*keys: str) -> Path:
@@ -47,7 +46,7 @@ def put(tmp_path: Path, master: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def probed(monkeypatch):
     """Names of the files that are probed while the test runs."""
     names: list[str] = []
     genuine = Examiner.probe
@@ -69,12 +68,12 @@ def keys(clips: tuple[Clip, ...]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def quick(clips_folder: Path) -> Manifest:
+def quick(clips_folder):
     return scan(clips_folder)
 
 
 class TestRealClips:
-    def test_what_becomes_of_each(self, quick: Manifest) -> None:
+    def test_what_becomes_of_each(self, quick):
         assert len(quick.rows) == 13
         assert len(quick.clips) == 7
         assert len(quick.unlabelled) == 6
@@ -82,17 +81,17 @@ class TestRealClips:
         assert quick.class_names == EMOTIONS
         assert all("RAVDESS naming" in clip.reason for clip in quick.unlabelled)
 
-    def test_counts_are_those_of_a_full_decode(self, quick: Manifest, clips_folder: Path) -> None:
+    def test_counts_are_those_of_a_full_decode(self, quick, clips_folder):
         assert {clip.key: clip.num_frames for clip in quick.rows} == {
             clip.key: count_decoded(clips_folder / clip.key) for clip in quick.rows
         }
 
-    def test_full_verification_finds_the_same(self, quick: Manifest, clips_folder: Path) -> None:
+    def test_full_verification_finds_the_same(self, quick, clips_folder):
         full = scan(clips_folder, verify="full")
         assert {clip.verified for clip in full.rows} == {"full"}
         assert [replace(clip, verified="quick") for clip in full.rows] == list(quick.rows)
 
-    def test_fields_of_a_name(self, quick: Manifest) -> None:
+    def test_fields_of_a_name(self, quick):
         clip = next(clip for clip in quick.clips if clip.key.endswith("02-01-08-02-01-01-01.mp4"))
         assert clip.key == "ravdess/Actor_01/02-01-08-02-01-01-01.mp4"
         assert clip.emotion == "surprised"
@@ -102,7 +101,7 @@ class TestRealClips:
 
 
 class TestFinding:
-    def test_any_depth_and_either_case(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_any_depth_and_either_case(self, tmp_path, put):
         deep = "/".join(f"level{i}" for i in range(30))
         put(f"{HAPPY}.mp4", f"{deep}/{SAD}.MP4", "Video_Speech_Actor_01/Actor_01/02-01-05-01-01-01-01.Mp4")
         put("notes.txt", "a.mp4.part")
@@ -112,7 +111,7 @@ class TestFinding:
         )
         assert len(found.rows) == 3
 
-    def test_every_container(self, tmp_path: Path) -> None:
+    def test_every_container(self, tmp_path):
         codecs = {"mp4": "libx264", "mov": "libx264", "mkv": "libx264", "avi": "mpeg4", "webm": "libvpx-vp9"}
         codecs["flv"] = "flv"
         for number, (suffix, codec) in enumerate(codecs.items(), start=1):
@@ -121,10 +120,10 @@ class TestFinding:
         assert reasons(found) == {}
         assert [clip.num_frames for clip in found.clips] == [8] * 6
 
-    def test_an_empty_folder(self, tmp_path: Path) -> None:
+    def test_an_empty_folder(self, tmp_path):
         assert scan(tmp_path) == Manifest(tmp_path, ())
 
-    def test_links_that_lead_back_end(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_links_that_lead_back_end(self, tmp_path, put):
         put(f"one/{HAPPY}.mp4", f"two/{SAD}.mp4")
         (tmp_path / "one/up").symlink_to(tmp_path)
         (tmp_path / "one/two").symlink_to(tmp_path / "two")
@@ -134,14 +133,14 @@ class TestFinding:
         # Reached a second time over a link, a take is a duplicate like any other, and said to be one.
         assert set(reasons(found)) == {f"two/{SAD}.mp4", f"two/one/{HAPPY}.mp4"}
 
-    def test_a_link_to_a_folder_elsewhere_is_followed(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_a_link_to_a_folder_elsewhere_is_followed(self, tmp_path, put):
         put(f"elsewhere/{HAPPY}.mp4")
         root = tmp_path / "root"
         root.mkdir()
         (root / "linked").symlink_to(tmp_path / "elsewhere")
         assert keys(scan(root).clips) == [f"linked/{HAPPY}.mp4"]
 
-    def test_entries_that_cannot_be_read(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_entries_that_cannot_be_read(self, tmp_path, put):
         put(f"{HAPPY}.mp4")
         (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing")
         os.mkfifo(tmp_path / "pipe.mp4")  # opening it would wait for ever
@@ -149,9 +148,7 @@ class TestFinding:
         assert reasons(found) == {"gone.mp4": "unreadable: No such file or directory", "pipe.mp4": "zero length"}
         assert len(found.clips) == 1
 
-    def test_a_file_without_permission(
-        self, tmp_path: Path, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_file_without_permission(self, tmp_path, put, monkeypatch):
         put(f"{HAPPY}.mp4")
 
         def forbidden(self: Examiner, path: Path, **_: object) -> None:
@@ -160,9 +157,7 @@ class TestFinding:
         monkeypatch.setattr(Examiner, "probe", forbidden)
         assert reasons(scan(tmp_path)) == {f"{HAPPY}.mp4": "unreadable: Permission denied"}
 
-    def test_a_folder_without_permission_is_named(
-        self, tmp_path: Path, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_without_permission_is_named(self, tmp_path, put, monkeypatch):
         put(f"open/{HAPPY}.mp4", f"closed/{SAD}.mp4")
         genuine = os.scandir
 
@@ -176,7 +171,7 @@ class TestFinding:
         assert reasons(found) == {"closed": "unreadable folder: Permission denied"}
         assert keys(found.clips) == [f"open/{HAPPY}.mp4"]
 
-    def test_names_that_are_no_text(self, tmp_path: Path, master: Path) -> None:
+    def test_names_that_are_no_text(self, tmp_path, master):
         try:
             shutil.copy(master, os.fsencode(tmp_path) + b"/caf\xe9.mp4")
         except OSError:
@@ -191,7 +186,7 @@ class TestFinding:
 
 
 @pytest.fixture(scope="module")
-def bad_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bad_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("bad")
     for name, faststart in (("moov_first", True), ("moov_last", False)):
         whole = write_video(root / "whole.mp4", 40, draw=noise_frame, faststart=faststart).read_bytes()
@@ -209,7 +204,7 @@ def bad_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestRejecting:
-    def test_each_is_named_with_its_reason(self, bad_folder: Path) -> None:
+    def test_each_is_named_with_its_reason(self, bad_folder):
         found = scan(bad_folder)
         why = reasons(found)
         cut = [f"moov_{where}_{percent}.mp4" for where in ("first", "last") for percent in (20, 50, 95)]
@@ -222,12 +217,12 @@ class TestRejecting:
         assert keys(found.clips) == [f"{HAPPY}.mp4"]
         assert found.unlabelled == ()
 
-    def test_audio_only_is_passed_over_unread(self, bad_folder: Path) -> None:
+    def test_audio_only_is_passed_over_unread(self, bad_folder):
         found = scan(bad_folder)
         assert keys(found.audio_only) == ["03-01-03-01-01-01-01.mp4", "03-01-03-01-01-01-02.wav"]
         assert {clip.reason for clip in found.audio_only} == {"RAVDESS audio-only (modality 03)"}
 
-    def test_damage_inside_passes_quick_and_is_rejected_by_full(self, tmp_path: Path) -> None:
+    def test_damage_inside_passes_quick_and_is_rejected_by_full(self, tmp_path):
         path = write_video(tmp_path / f"{HAPPY}.mp4", 60, draw=noise_frame)
         data = bytearray(path.read_bytes())
         middle = data.index(b"mdat") + len(data) // 2
@@ -237,14 +232,14 @@ class TestRejecting:
         (why,) = reasons(scan(tmp_path, verify="full")).values()
         assert "damaged" in why or "does not decode" in why
 
-    def test_a_take_and_modality_twice(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_a_take_and_modality_twice(self, tmp_path, put):
         put(f"a/{HAPPY}.mp4", f"b/{HAPPY}.mp4", f"c/{HAPPY}.mkv", f"b/{HAPPY_TWIN}.mp4")
         found = scan(tmp_path)
         assert keys(found.clips) == [f"a/{HAPPY}.mp4", f"b/{HAPPY_TWIN}.mp4"]
         duplicate = f"duplicate take and modality: same as a/{HAPPY}.mp4"
         assert reasons(found) == {f"b/{HAPPY}.mp4": duplicate, f"c/{HAPPY}.mkv": duplicate}
 
-    def test_a_bad_first_file_leaves_its_place_to_the_second(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_a_bad_first_file_leaves_its_place_to_the_second(self, tmp_path, put):
         put(f"b/{HAPPY}.mp4")
         (tmp_path / "a").mkdir()
         (tmp_path / f"a/{HAPPY}.mp4").touch()
@@ -252,18 +247,18 @@ class TestRejecting:
         assert keys(found.clips) == [f"b/{HAPPY}.mp4"]
         assert reasons(found) == {f"a/{HAPPY}.mp4": "zero length"}
 
-    def test_an_unlabelled_file_takes_no_place(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_an_unlabelled_file_takes_no_place(self, tmp_path, put):
         put(f"{HAPPY}.mp4", f"angry/{HAPPY}.mp4", f"test/{HAPPY}.mp4")
         found = scan(tmp_path, labels="folder")
         assert keys(found.clips) == [f"angry/{HAPPY}.mp4"]
         assert keys(found.unlabelled) == [f"{HAPPY}.mp4", f"test/{HAPPY}.mp4"]
 
-    def test_files_without_a_name_are_never_duplicates(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_files_without_a_name_are_never_duplicates(self, tmp_path, put):
         assert len(scan(put("a/x.mp4", "b/x.mp4")).unlabelled) == 2
 
 
 class TestFolderLabels:
-    def test_classes_are_folders(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_classes_are_folders(self, tmp_path, put):
         put("amused/a.mp4", "amused/b.mp4", "Bored stiff/deep.mp4", "x/y/tired/c.mp4")
         found = scan(tmp_path, labels="folder")
         assert {clip.key: clip.emotion for clip in found.clips} == {
@@ -275,7 +270,7 @@ class TestFolderLabels:
         assert found.class_names == ("Bored stiff", "amused", "tired")
         assert {clip.split for clip in found.clips} == {""}
 
-    def test_split_folders(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_split_folders(self, tmp_path, put):
         put("train/happy/a.mp4", "val/happy/a.mp4", "test/sad/actor07_b.mp4", "test/c.mp4", "d.mp4")
         found = scan(tmp_path, labels="folder")
         assert {clip.key: (clip.split, clip.emotion, clip.actor) for clip in found.clips} == {
@@ -287,7 +282,7 @@ class TestFolderLabels:
         assert keys(found.unlabelled) == ["d.mp4", "test/c.mp4"]
         assert all("in no folder named after its class" in clip.reason for clip in found.unlabelled)
 
-    def test_the_folder_wins_over_the_name(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_the_folder_wins_over_the_name(self, tmp_path, put):
         put(f"angry/{HAPPY}.mp4")
         assert scan(tmp_path).clips[0].emotion == "happy"
         (clip,) = scan(tmp_path, labels="folder").clips
@@ -304,18 +299,16 @@ class TestFolderLabels:
             ("Love", "Love"),
         ],
     )
-    def test_usual_spellings_of_the_eight_emotions_are_one_class(
-        self, tmp_path: Path, put: Callable[..., Path], folder: str, emotion: str
-    ) -> None:
+    def test_usual_spellings_of_the_eight_emotions_are_one_class(self, tmp_path, put, folder, emotion):
         assert scan(put(f"{folder}/a.mp4"), labels="folder").clips[0].emotion == emotion
 
-    def test_eight_classes_as_soon_as_all_are_of_the_eight(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_eight_classes_as_soon_as_all_are_of_the_eight(self, tmp_path, put):
         assert scan(put("sad/a.mp4", "happy/b.mp4"), labels="folder").class_names == EMOTIONS
         assert scan(put("sorry/a.mp4"), labels="folder").class_names == ("happy", "sad", "sorry")
 
 
 @pytest.fixture(scope="module")
-def frames_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def frames_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("frames")
     write_images(root / "train/happy/actor01_a", 5)
     write_images(root / "train/surprise/actor02_b", 7)
@@ -325,7 +318,7 @@ def frames_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestFoldersOfImages:
-    def test_the_layout_of_the_report(self, frames_root: Path) -> None:
+    def test_the_layout_of_the_report(self, frames_root):
         found = scan(frames_root)
         assert {c.key: (c.split, c.emotion, c.actor, c.num_frames) for c in found.clips} == {
             "train/happy/actor01_a": ("train", "happy", 1, 5),
@@ -337,29 +330,29 @@ class TestFoldersOfImages:
         assert len(found.rows) == 4
         assert found.class_names == EMOTIONS
 
-    def test_labels_from_folders(self, frames_root: Path) -> None:
+    def test_labels_from_folders(self, frames_root):
         found = scan(frames_root, labels="folder", verify="full")
         assert [clip.emotion for clip in found.clips] == ["sad", "happy", "surprised", "fearful"]
         assert [clip.split for clip in found.clips] == ["test", "train", "train", "val"]
 
-    def test_they_decode_to_those_images(self, frames_root: Path) -> None:
+    def test_they_decode_to_those_images(self, frames_root):
         wanted = [0, 3, 3, 6]
         frames = decode_clip(frames_root / "train/surprise/actor02_b", wanted, None)
         assert frames.shape == (4, 3, 48, 64)
         assert frames.dtype == np.uint8
         assert [frame_number(frame.transpose(1, 2, 0)) for frame in frames] == wanted
 
-    def test_a_bad_image(self, tmp_path: Path) -> None:
+    def test_a_bad_image(self, tmp_path):
         folder = write_images(tmp_path / "train/happy/a", 3)
         (folder / "frame0001.jpg").write_text("no image")
         assert reasons(scan(tmp_path)) == {"train/happy/a": "image frame0001.jpg does not decode"}
 
-    def test_an_unknown_class_needs_folder_labels(self, tmp_path: Path) -> None:
+    def test_an_unknown_class_needs_folder_labels(self, tmp_path):
         write_images(tmp_path / "train/bored/a", 2)
         assert len(scan(tmp_path).unlabelled) == 1
         assert scan(tmp_path, labels="folder").clips[0].emotion == "bored"
 
-    def test_a_changed_image_is_probed_again(self, tmp_path: Path) -> None:
+    def test_a_changed_image_is_probed_again(self, tmp_path):
         folder = write_images(tmp_path / "train/happy/a", 3)
         scan(tmp_path).write_csv(tmp_path / "m.csv")
         write_images(folder, 5)
@@ -367,7 +360,7 @@ class TestFoldersOfImages:
 
 
 class TestCsv:
-    def test_round_trip(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_round_trip(self, tmp_path, put):
         put(f"{HAPPY}.mp4", f"twin/{HAPPY}.mp4", "other.mp4", "03-01-03-01-01-01-01.mp4")
         (tmp_path / "empty.mp4").touch()
         write_video(tmp_path / "odd rate.mkv", 7, rate=13)
@@ -377,7 +370,7 @@ class TestCsv:
         assert read_manifest(tmp_path / "new folder/manifest.csv", tmp_path) == found
         assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["manifest.csv"]
 
-    def test_every_field_comes_back(self, tmp_path: Path) -> None:
+    def test_every_field_comes_back(self, tmp_path):
         clip = Clip(
             key="é, \n/x.mp4",
             status="rejected",
@@ -416,9 +409,7 @@ class TestCsv:
         ],
         ids=["header", "empty", "word for number", "short row", "long row", "status", "huge field"],
     )
-    def test_what_is_no_manifest(
-        self, tmp_path: Path, put: Callable[..., Path], damage: Callable[[list[str]], list[str]], line: int
-    ) -> None:
+    def test_what_is_no_manifest(self, tmp_path, put, damage, line):
         put(f"{HAPPY}.mp4")
         path = tmp_path / "m.csv"
         scan(tmp_path).write_csv(path)
@@ -451,7 +442,7 @@ class TestUntrustedManifests:
         ],
     )
     @pytest.mark.parametrize("status", ["clip", "rejected"])
-    def test_a_key_that_leads_out_of_the_corpus(self, tmp_path: Path, key: str, status: Status) -> None:
+    def test_a_key_that_leads_out_of_the_corpus(self, tmp_path, key, status):
         path = tmp_path / "m.csv"
         Manifest(tmp_path, (Clip(key="a.mp4"),), rejected=(Clip(key="KEY", status=status),)).write_csv(path)
         path.write_text(path.read_text().replace("KEY", key), newline="")
@@ -474,7 +465,7 @@ class TestUntrustedManifests:
             ("duration_seconds", float("nan")),
         ],
     )
-    def test_a_number_that_makes_no_sense(self, tmp_path: Path, field: str, value: float) -> None:
+    def test_a_number_that_makes_no_sense(self, tmp_path, field, value):
         Manifest.of(tmp_path, [replace(Clip(key="a.mp4"), **{field: value})]).write_csv(tmp_path / "m.csv")
         with pytest.raises(ValueError, match=rf"m\.csv, line 2: not a manifest \({field} is "):
             read_manifest(tmp_path / "m.csv", tmp_path)
@@ -484,7 +475,7 @@ class TestUntrustedManifests:
         st.binary(max_size=8).filter(lambda it: not set(it) & set(b"/\\\0:")),
     )
     @settings(max_examples=200, deadline=None)
-    def test_any_name_comes_back(self, name: str, some_bytes: bytes) -> None:
+    def test_any_name_comes_back(self, name, some_bytes):
         clip = Clip(key=f"folder/{name}{os.fsdecode(some_bytes)}x.mp4")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "m.csv")
@@ -494,17 +485,17 @@ class TestUntrustedManifests:
     @pytest.mark.parametrize(
         "name", ["a\r\nb", "a\nb", "a\rb", '"', 'a"b', ",", ",,", "'", "a\tb", "\udce9", " a ", "a:b", "..a"]
     )
-    def test_awkward_names_come_back(self, tmp_path: Path, name: str) -> None:
+    def test_awkward_names_come_back(self, tmp_path, name):
         clip = Clip(key=f"{name}/{name}.mp4", reason=name)
         Manifest(tmp_path, (clip,)).write_csv(tmp_path / "m.csv")
         assert read_manifest(tmp_path / "m.csv", tmp_path).clips == (clip,)
 
-    def test_a_scan_refuses_names_that_its_manifest_would(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_a_scan_refuses_names_that_its_manifest_would(self, tmp_path, put):
         put("C:\\a.mp4")
         with pytest.raises(ValueError, match=r"the key 'C:.*a\.mp4' is no path below the corpus root"):
             scan(tmp_path)
 
-    def test_an_actor_of_twenty_digits_is_none(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_an_actor_of_twenty_digits_is_none(self, tmp_path, put):
         put(f"happy/actor{'9' * 20}_a.mp4", "happy/actor07_b.mp4")
         found = scan(tmp_path, labels="folder")
         assert [clip.actor for clip in found.clips] == [7, 0]
@@ -513,9 +504,7 @@ class TestUntrustedManifests:
 
 
 class TestReuse:
-    def test_unchanged_files_are_not_probed_again(
-        self, tmp_path: Path, put: Callable[..., Path], probed: list[str]
-    ) -> None:
+    def test_unchanged_files_are_not_probed_again(self, tmp_path, put, probed):
         put("a.mp4", "b.mp4", f"{HAPPY}.mp4", f"x/{HAPPY}.mp4")
         (tmp_path / "empty.mp4").touch()
         first = scan(tmp_path)
@@ -525,7 +514,7 @@ class TestReuse:
         assert scan(tmp_path, known=tmp_path / "m.csv") == first
         assert probed == []
 
-    def test_changed_and_new_files_are(self, tmp_path: Path, put: Callable[..., Path], probed: list[str]) -> None:
+    def test_changed_and_new_files_are(self, tmp_path, put, probed):
         put("size.mp4", "time.mp4", "same.mp4", "gone.mp4")
         (tmp_path / "mended.mp4").touch()
         scan(tmp_path).write_csv(tmp_path / "m.csv")
@@ -544,9 +533,7 @@ class TestReuse:
             "time.mp4": 12,
         }
 
-    def test_a_quick_look_does_not_stand_in_for_a_full_one(
-        self, tmp_path: Path, put: Callable[..., Path], probed: list[str]
-    ) -> None:
+    def test_a_quick_look_does_not_stand_in_for_a_full_one(self, tmp_path, put, probed):
         put("a.mp4")
         scan(tmp_path).write_csv(tmp_path / "m.csv")
         full = scan(tmp_path, verify="full", known=tmp_path / "m.csv")
@@ -560,21 +547,17 @@ class TestReuse:
         [b"", b"words", b"\0" * 10, b"\xff\xfe\n\r\n", b'"' + b"x" * 200_000],
         ids=["empty", "words", "zeros", "no text", "huge field"],
     )
-    def test_a_damaged_memory_is_as_good_as_none(
-        self, tmp_path: Path, put: Callable[..., Path], probed: list[str], content: bytes
-    ) -> None:
+    def test_a_damaged_memory_is_as_good_as_none(self, tmp_path, put, probed, content):
         put("a.mp4")
         (tmp_path / "m.csv").write_bytes(content)
         assert len(scan(tmp_path, known=tmp_path / "m.csv").unlabelled) == 1
         assert probed == ["a.mp4"]
 
-    def test_no_memory(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_no_memory(self, tmp_path, put):
         put("a.mp4")
         assert scan(tmp_path, known=tmp_path / "none.csv") == scan(tmp_path, known=tmp_path) == scan(tmp_path)
 
-    def test_other_labels_relabel_what_is_reused(
-        self, tmp_path: Path, put: Callable[..., Path], probed: list[str]
-    ) -> None:
+    def test_other_labels_relabel_what_is_reused(self, tmp_path, put, probed):
         put("amused/a.mp4", f"bored/{HAPPY}.mp4", f"tired/{HAPPY}.mp4")
         by_name, by_folder = scan(tmp_path), scan(tmp_path, labels="folder")
         probed.clear()
@@ -584,7 +567,7 @@ class TestReuse:
         assert scan(tmp_path, known=tmp_path / "m.csv") == by_name
         assert probed == []
 
-    def test_a_duplicate_whose_first_is_gone_counts_again(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_a_duplicate_whose_first_is_gone_counts_again(self, tmp_path, put):
         put(f"a/{HAPPY}.mp4", f"b/{HAPPY}.mp4")
         scan(tmp_path).write_csv(tmp_path / "m.csv")
         (tmp_path / f"a/{HAPPY}.mp4").unlink()
@@ -594,7 +577,7 @@ class TestReuse:
 
 
 class TestScan:
-    def test_progress_counts_every_file_once(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_progress_counts_every_file_once(self, tmp_path, put):
         put("a.mp4", "b.mp4", f"{HAPPY}.mp4", "03-01-03-01-01-01-01.mp4")
         (tmp_path / "empty.mp4").touch()
         said: list[tuple[int, int]] = []
@@ -602,11 +585,11 @@ class TestScan:
         assert said == [(done, 5) for done in range(1, 6)]
 
     @pytest.mark.parametrize("threads", [1, 4])
-    def test_threads_change_nothing(self, tmp_path: Path, put: Callable[..., Path], threads: int) -> None:
+    def test_threads_change_nothing(self, tmp_path, put, threads):
         put("a.mp4", "b.mp4", f"{HAPPY}.mp4", f"x/{HAPPY}.mp4", f"{SAD}.mp4")
         assert scan(tmp_path, threads=threads) == scan(str(tmp_path))
 
-    def test_an_interrupted_scan_stops(self, tmp_path: Path, put: Callable[..., Path], probed: list[str]) -> None:
+    def test_an_interrupted_scan_stops(self, tmp_path, put, probed):
         put(*(f"{number}.mp4" for number in range(200)))
 
         def interrupt(done: int, total: int) -> None:
@@ -616,14 +599,14 @@ class TestScan:
             scan(tmp_path, threads=1, on_progress=interrupt)
         assert len(probed) < 200
 
-    def test_a_root_that_is_no_folder(self, tmp_path: Path, put: Callable[..., Path]) -> None:
+    def test_a_root_that_is_no_folder(self, tmp_path, put):
         put("a.mp4")
         for root in (tmp_path / "missing", tmp_path / "a.mp4"):
             with pytest.raises(ValueError, match="is not a folder") as raised:
                 scan(root)
             assert str(root) in str(raised.value)
 
-    def test_options_that_do_not_exist(self, tmp_path: Path) -> None:
+    def test_options_that_do_not_exist(self, tmp_path):
         with pytest.raises(ValueError, match=r"^labels must be one of ravdess, cremad, folder, not 'names'$"):
             scan(tmp_path, labels="names")
         with pytest.raises(ValueError, match=r"^verify must be one of quick, full, not 'slow'$"):

@@ -77,7 +77,7 @@ def assert_disjoint(splits: Splits) -> None:
         assert not {c.take for c in splits[one]} & {c.take for c in splits[other]}
 
 
-def test_the_made_corpus_is_ravdess() -> None:
+def test_the_made_corpus_is_ravdess():
     assert len(WHOLE.clips) == 2 * (24 * 60 + 23 * 44) == 4904
     song = [clip for clip in WHOLE.clips if clip.channel == 2 and clip.actor == 1 and clip.modality == 2]
     assert class_counts(song) == {"neutral": 4, "calm": 8, "happy": 8, "sad": 8, "angry": 8, "fearful": 8}
@@ -85,7 +85,7 @@ def test_the_made_corpus_is_ravdess() -> None:
 
 class TestReport:
     @pytest.mark.parametrize("song", [False, True])
-    def test_counts_of_the_report(self, song: bool) -> None:
+    def test_counts_of_the_report(self, song):
         splits = split_clips(corpus(song=song), "report")
         assert sizes(splits) == (2400, 240, 240)
         for name, (neutral, others) in {"train": (160, 320), "val": (16, 32), "test": (16, 32)}.items():
@@ -95,7 +95,7 @@ class TestReport:
         assert actors_of(splits.test) == {23, 24}
         assert splits.class_names == EMOTIONS
 
-    def test_it_says_that_takes_are_counted_twice(self) -> None:
+    def test_it_says_that_takes_are_counted_twice(self):
         notes = split_clips(WHOLE, "report").notes
         assert notes == (
             "2024 song files left out",
@@ -104,12 +104,12 @@ class TestReport:
             "test: 240 clips are 120 takes, most counted twice (with and without sound)",
         )
 
-    def test_one_modality_alone_needs_no_such_note(self) -> None:
+    def test_one_modality_alone_needs_no_such_note(self):
         splits = split_clips(corpus(modalities=[2]), "report")
         assert sizes(splits) == (1200, 120, 120)
         assert splits.notes == ()
 
-    def test_the_same_from_files(self, tmp_path: Path) -> None:
+    def test_the_same_from_files(self, tmp_path):
         """From the folder on: a corpus of one actor a split, twins and a song among them."""
         master = write_video(tmp_path / "master.mp4", 2)
         for actor in (1, 21, 23):
@@ -125,7 +125,7 @@ class TestReport:
 
 
 class TestOneFileATake:
-    def test_speech(self) -> None:
+    def test_speech(self):
         splits = split_clips(WHOLE, "speech")
         assert sizes(splits) == (1200, 120, 120)
         assert class_counts(splits.test) == {e: 8 if e == "neutral" else 16 for e in EMOTIONS}
@@ -135,10 +135,10 @@ class TestOneFileATake:
             "1440 files left out: the same take in another modality",
         )
 
-    def test_speech_is_what_ravdess_gets_unasked(self) -> None:
+    def test_speech_is_what_ravdess_gets_unasked(self):
         assert split_clips(WHOLE) == split_clips(WHOLE, "speech")
 
-    def test_speech_and_song(self) -> None:
+    def test_speech_and_song(self):
         splits = split_clips(WHOLE, "speech+song")
         assert sizes(splits) == (1200 + 19 * 44, 120 + 88, 120 + 88)
         assert class_counts(splits.test) == {
@@ -149,13 +149,13 @@ class TestOneFileATake:
         assert sum(clip.actor == 18 for clip in splits.train) == 60
 
     @pytest.mark.parametrize("protocol", ["speech", "speech+song", "kfold5", "loso"])
-    def test_the_video_only_file_is_the_one(self, protocol: Protocol) -> None:
+    def test_the_video_only_file_is_the_one(self, protocol):
         splits = split_clips(WHOLE, protocol)
         for name in SPLITS:
             assert {clip.modality for clip in splits[name]} == {2}
             assert len({clip.take for clip in splits[name]}) == len(splits[name])
 
-    def test_the_other_one_where_there_is_no_video_only_file(self) -> None:
+    def test_the_other_one_where_there_is_no_video_only_file(self):
         clips = [clip for clip in WHOLE.clips if clip.modality == 1 or clip.statement == 1]
         splits = split_clips(Manifest.of(ROOT, clips), "speech")
         assert sizes(splits) == (1200, 120, 120)
@@ -164,7 +164,7 @@ class TestOneFileATake:
 
 class TestFolds:
     @pytest.mark.parametrize("fold", range(5))
-    def test_kfold5_tests_the_published_actors(self, fold: int) -> None:
+    def test_kfold5_tests_the_published_actors(self, fold):
         published = (
             {2, 5, 14, 15, 16},
             {3, 6, 7, 13, 18},
@@ -178,11 +178,11 @@ class TestFolds:
         assert actors_of(splits.train) == set(ACTORS) - actors_of(splits.val) - actors_of(splits.test)
         assert sum(sizes(splits)) == 1440
 
-    def test_kfold5_tests_every_actor_once(self) -> None:
+    def test_kfold5_tests_every_actor_once(self):
         assert sorted(actor for fold in KFOLD5_TEST_ACTORS for actor in fold) == list(ACTORS)
         assert num_folds(WHOLE, "kfold5") == 5
 
-    def test_loso_tests_each_actor_once(self) -> None:
+    def test_loso_tests_each_actor_once(self):
         manifest = corpus([3, 5, 8, 20])
         assert num_folds(manifest, "loso") == 4
         for fold, (test, val) in enumerate([(3, 5), (5, 8), (8, 20), (20, 3)]):
@@ -192,7 +192,7 @@ class TestFolds:
             assert actors_of(splits.train) == {3, 5, 8, 20} - {test, val}
             assert sizes(splits) == (120, 60, 60)
 
-    def test_loso_counts_those_who_speak(self) -> None:
+    def test_loso_counts_those_who_speak(self):
         """Somebody with song alone has no speech to be tested on."""
         singer = [clip_of(take) for take in songs(9)]
         manifest = Manifest.of(ROOT, [*corpus([1, 2, 3]).clips, *singer])
@@ -200,19 +200,19 @@ class TestFolds:
         assert actors_of(split_clips(manifest, "loso", fold=2).test) == {3}
 
     @pytest.mark.parametrize(("actors", "held"), [([], "none"), ([4], "actors 4 alone"), ([4, 7], "actors 4, 7 alone")])
-    def test_loso_needs_three(self, actors: list[int], held: str) -> None:
+    def test_loso_needs_three(self, actors, held):
         with pytest.raises(ValueError, match=f"loso needs speech of at least 3 actors, and corpus has {held}"):
             split_clips(corpus(actors), "loso")
 
     @pytest.mark.parametrize(
         ("protocol", "fold", "last"), [("kfold5", 5, 4), ("kfold5", -1, 4), ("loso", 24, 23), ("speech", 1, 0)]
     )
-    def test_a_fold_that_does_not_exist(self, protocol: Protocol, fold: int, last: int) -> None:
+    def test_a_fold_that_does_not_exist(self, protocol, fold, last):
         with pytest.raises(ValueError, match=f"^fold must be 0 to {last} with protocol {protocol}, not {fold}$"):
             split_clips(WHOLE, protocol, fold=fold)
 
     @pytest.mark.parametrize("protocol", ["report", "speech", "speech+song", "folders"])
-    def test_the_others_have_one_fold(self, protocol: Protocol) -> None:
+    def test_the_others_have_one_fold(self, protocol):
         assert num_folds(WHOLE, protocol) == 1
 
 
@@ -222,38 +222,36 @@ class TestMissing:
         [(range(21, 23), "val", "21-22"), (range(23, 25), "test", "23-24"), (range(1, 21), "train", "1-20")],
     )
     @pytest.mark.parametrize("protocol", ["report", "speech", "speech+song"])
-    def test_a_split_without_anybody_names_whom_it_needs(
-        self, protocol: Protocol, absent: range, split: str, listed: str
-    ) -> None:
+    def test_a_split_without_anybody_names_whom_it_needs(self, protocol, absent, split, listed):
         manifest = corpus(sorted(set(ACTORS) - set(absent)))
         with pytest.raises(ValueError, match=f"needs actors {listed} for {split}, and corpus has no clips of them"):
             split_clips(manifest, protocol)
 
-    def test_kfold5_names_its_own(self) -> None:
+    def test_kfold5_names_its_own(self):
         with pytest.raises(ValueError, match="needs actors 1, 4, 9, 22 for test"):
             split_clips(corpus([2, 3, 5, 8, 10]), "kfold5", fold=4)
 
-    def test_some_who_are_missing_are_noted(self) -> None:
+    def test_some_who_are_missing_are_noted(self):
         splits = split_clips(corpus([1, 2, 3, 5, 21, 24], modalities=[2]), "speech")
         assert splits.notes == ("train lacks actors 4, 6-20", "val lacks actors 22", "test lacks actors 23")
 
-    def test_an_empty_corpus(self) -> None:
+    def test_an_empty_corpus(self):
         for protocol in PROTOCOLS:
             with pytest.raises(ValueError, match=str(ROOT)):
                 split_clips(Manifest(ROOT, ()), protocol)
 
-    def test_unlabelled_and_rejected_files_are_never_dealt(self) -> None:
+    def test_unlabelled_and_rejected_files_are_never_dealt(self):
         extra = replace(WHOLE.clips[0], key="x.mp4")
         manifest = replace(WHOLE, unlabelled=(extra,), rejected=(extra,))
         assert split_clips(manifest, "report") == split_clips(WHOLE, "report")
 
-    def test_clips_without_a_ravdess_name_are_left_out_and_noted(self) -> None:
+    def test_clips_without_a_ravdess_name_are_left_out_and_noted(self):
         manifest = Manifest.of(ROOT, [*corpus(modalities=[2]).clips, Clip(key="happy/a.mp4", emotion="happy")])
         splits = split_clips(manifest, "speech")
         assert sizes(splits) == (1200, 120, 120)
         assert splits.notes == ("1 clips without a RAVDESS name left out",)
 
-    def test_an_unknown_protocol(self) -> None:
+    def test_an_unknown_protocol(self):
         with pytest.raises(ValueError, match=r"protocol must be one of report, speech, .*, not 'random'"):
             split_clips(WHOLE, "random")
         assert get_args(Protocol) == PROTOCOLS
@@ -264,7 +262,7 @@ def free_clip(key: str, **fields: object) -> Clip:
 
 
 class TestFolders:
-    def test_splits_are_the_folders(self) -> None:
+    def test_splits_are_the_folders(self):
         rows = [free_clip(f"{split}/{e}/{i}.mp4", split=split) for split in SPLITS for e in "ab" for i in range(3)]
         splits = split_clips(Manifest.of(ROOT, rows))
         assert splits.protocol == "folders"
@@ -273,24 +271,24 @@ class TestFolders:
             assert [clip.key for clip in splits[name]] == [f"{name}/{e}/{i}.mp4" for e in "ab" for i in range(3)]
         assert splits.notes == ()
 
-    def test_clips_outside_are_left_out_and_noted(self) -> None:
+    def test_clips_outside_are_left_out_and_noted(self):
         rows = [free_clip(f"{split}/a/x.mp4", split=split) for split in SPLITS] + [free_clip("other/a/x.mp4")]
         splits = split_clips(Manifest.of(ROOT, rows))
         assert sizes(splits) == (1, 1, 1)
         assert splits.notes == ("1 clips lie outside train, val and test and are left out",)
 
     @pytest.mark.parametrize("absent", SPLITS)
-    def test_a_split_without_clips(self, absent: str) -> None:
+    def test_a_split_without_clips(self, absent):
         rows = [free_clip(f"{split}/a/x.mp4", split=split) for split in SPLITS if split != absent]
         with pytest.raises(ValueError, match=f"no labelled clip for {absent} in corpus; lay the corpus out as"):
             split_clips(Manifest.of(ROOT, rows), "folders")
 
-    def test_an_actor_in_two_folders(self) -> None:
+    def test_an_actor_in_two_folders(self):
         rows = [free_clip(f"{split}/a/x.mp4", split=split, actor=7) for split in SPLITS]
         with pytest.raises(ValueError, match="actor 7 is in both train and val"):
             split_clips(Manifest.of(ROOT, rows), "folders")
 
-    def test_without_folders_actors_are_dealt(self) -> None:
+    def test_without_folders_actors_are_dealt(self):
         rows = [free_clip(f"a/actor{n:02d}_{i}.mp4", actor=n) for n in range(1, 21) for i in range(5)]
         splits = split_clips(Manifest.of(ROOT, rows))
         assert {name: len(actors_of(splits[name])) for name in SPLITS} == {"train": 14, "val": 3, "test": 3}
@@ -302,37 +300,37 @@ class TestFolders:
         shuffled = random.Random(0).sample(rows, len(rows))
         assert split_clips(Manifest.of(ROOT, shuffled)) == splits
 
-    def test_without_actors_each_class_is_dealt_and_the_risk_is_told(self) -> None:
+    def test_without_actors_each_class_is_dealt_and_the_risk_is_told(self):
         rows = [free_clip(f"{e}/{i}.mp4") for e in ("a", "b") for i in range(20)]
         splits = split_clips(Manifest.of(ROOT, rows))
         for name, count in {"train": 14, "val": 3, "test": 3}.items():
             assert class_counts(splits[name]) == {"a": count, "b": count}
         assert "the same person may be in several splits" in splits.notes[0]
 
-    def test_ravdess_names_in_a_users_folders_keep_twins_together(self) -> None:
+    def test_ravdess_names_in_a_users_folders_keep_twins_together(self):
         rows = [replace(clip, key=f"mine/{Path(clip.key).name}") for clip in corpus(range(1, 11)).clips]
         assert_disjoint(split_clips(Manifest.of(ROOT, rows), "folders"))
 
 
 class TestSplits:
-    def test_an_actor_in_two_splits_is_refused(self) -> None:
+    def test_an_actor_in_two_splits_is_refused(self):
         one, other = WHOLE.clips[0], WHOLE.clips[2]
         assert one.actor == other.actor
         with pytest.raises(ValueError, match="actor 1 is in both train and test: no actor may be in two splits"):
             Splits(protocol="speech", class_names=EMOTIONS, train=(one,), val=(), test=(other,))
 
-    def test_a_take_in_two_splits_is_refused(self) -> None:
+    def test_a_take_in_two_splits_is_refused(self):
         one, twin = Clip(key="a.mp4"), Clip(key="a.mp4")
         with pytest.raises(ValueError, match=r"take a\.mp4 is in both val and test"):
             Splits(protocol="folders", class_names=("a",), train=(), val=(one,), test=(twin,))
 
-    def test_a_split_by_name(self) -> None:
+    def test_a_split_by_name(self):
         splits = split_clips(WHOLE)
         assert splits["val"] is splits.val
         with pytest.raises(KeyError):
             splits["notes"]
 
-    def test_count_table(self) -> None:
+    def test_count_table(self):
         assert split_clips(WHOLE, "report").count_table() == [
             {"split": split, "clips": clips, "takes": clips // 2, "actors": actors}
             | {name: per_class // 2 if name == "neutral" else per_class for name in EMOTIONS}
@@ -352,9 +350,7 @@ class TestSplits:
     st.integers(0, 2**32),
     st.floats(0.02, 1.0),
 )
-def test_no_person_and_no_take_on_both_sides(
-    protocol: Protocol, actors: set[int], fold: int, seed: int, share: float
-) -> None:
+def test_no_person_and_no_take_on_both_sides(protocol, actors, fold, seed, share):
     """Whatever part of RAVDESS is there: disjoint splits of files that are there, or a word on what is missing."""
     generator = random.Random(seed)
     clips = [clip for clip in WHOLE.clips if clip.actor in actors and generator.random() < share]

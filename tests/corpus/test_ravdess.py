@@ -24,7 +24,7 @@ def is_real(numbers: tuple[int, ...]) -> bool:
     return not (numbers[2] == 1 and numbers[3] == 2)  # neutral has no strong intensity
 
 
-def test_every_valid_name_is_read_and_written_back() -> None:
+def test_every_valid_name_is_read_and_written_back():
     names = {}
     for numbers in filter(is_real, all_numbers()):
         stem = "-".join(f"{number:02d}" for number in numbers)
@@ -36,7 +36,7 @@ def test_every_valid_name_is_read_and_written_back() -> None:
     assert len(set(names.values())) == len(names)
 
 
-def test_what_a_name_says() -> None:
+def test_what_a_name_says():
     performance = parse_stem("02-01-06-01-02-01-12")
     assert performance.take == "01-06-01-02-01-12"
     assert performance.label == 5
@@ -46,14 +46,14 @@ def test_what_a_name_says() -> None:
     assert not parse_stem("01-02-03-02-01-02-11").is_female
 
 
-def test_labels_follow_the_order_of_ravdess() -> None:
+def test_labels_follow_the_order_of_ravdess():
     assert EMOTIONS == ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
     for number, name in enumerate(EMOTIONS, start=1):
         performance = parse_stem(f"01-01-{number:02d}-01-01-01-01")
         assert (performance.label, performance.emotion_name) == (number - 1, name)
 
 
-def test_the_files_of_one_take_differ_in_modality_alone() -> None:
+def test_the_files_of_one_take_differ_in_modality_alone():
     video = parse_stem("02-01-04-01-02-01-01")
     sound = video.with_modality(3)
     assert sound.stem == "03-01-04-01-02-01-01"
@@ -66,7 +66,7 @@ def test_the_files_of_one_take_differ_in_modality_alone() -> None:
 
 @pytest.mark.parametrize(("position", "field"), list(enumerate(FIELDS)))
 @pytest.mark.parametrize("beyond", [False, True])
-def test_a_field_out_of_range_is_named(position: int, field: str, beyond: bool) -> None:
+def test_a_field_out_of_range_is_named(position, field, beyond):
     numbers = [1] * len(FIELDS)
     numbers[position] = COUNTS[position] + 1 if beyond else 0
     stem = "-".join(f"{number:02d}" for number in numbers)
@@ -75,7 +75,7 @@ def test_a_field_out_of_range_is_named(position: int, field: str, beyond: bool) 
     assert str(raised.value) == f"{field} is {numbers[position]:02d}, RAVDESS has 01 to {COUNTS[position]:02d}"
 
 
-def test_a_strong_neutral_is_refused() -> None:
+def test_a_strong_neutral_is_refused():
     with pytest.raises(ValueError, match="neutral is marked strong"):
         parse_stem("01-01-01-02-01-01-01")
     with pytest.raises(ValueError, match="neutral is marked strong"):
@@ -102,7 +102,7 @@ def test_a_strong_neutral_is_refused() -> None:
         "Actor_01",
     ],
 )
-def test_what_is_no_name_at_all_is_quoted(stem: str) -> None:
+def test_what_is_no_name_at_all_is_quoted(stem):
     with pytest.raises(ValueError, match="is not seven two-digit numbers joined by '-'") as raised:
         parse_stem(stem)
     assert f"'{stem}'" in str(raised.value)
@@ -111,7 +111,7 @@ def test_what_is_no_name_at_all_is_quoted(stem: str) -> None:
 @given(st.text() | st.from_regex(r"[0-9]{2}(-[0-9]{2}){6}", fullmatch=True))
 @example("00-00-00-00-00-00-00")
 @example("99-99-99-99-99-99-99")
-def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
+def test_any_text_is_a_name_or_a_value_error(text):
     try:
         performance = parse_stem(text)
     except ValueError:
@@ -122,7 +122,7 @@ def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
 
 @pytest.mark.parametrize("actor", [1, 18, 24])
 @pytest.mark.parametrize("modality", [1, 2])
-def test_an_actor_speaks_sixty_takes(actor: int, modality: int) -> None:
+def test_an_actor_speaks_sixty_takes(actor, modality):
     takes = speech_performances(actor, modality=modality)
     assert len(takes) == len({take.take for take in takes}) == 60
     assert Counter(take.emotion_name for take in takes) == {name: 4 if name == "neutral" else 8 for name in EMOTIONS}
@@ -130,6 +130,6 @@ def test_an_actor_speaks_sixty_takes(actor: int, modality: int) -> None:
     assert [take.stem for take in takes] == sorted(take.stem for take in takes)
 
 
-def test_speech_is_video_only_unless_asked_otherwise() -> None:
+def test_speech_is_video_only_unless_asked_otherwise():
     assert {take.modality for take in speech_performances(5)} == {2}
     assert ravdess.NUM_ACTORS == 24

@@ -43,14 +43,14 @@ def decoded(path: Path) -> list[av.VideoFrame]:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(tmp_path_factory):
     return synthesize(tmp_path_factory.mktemp("corpus") / "made", SMALL, workers=1)
 
 
 # --- pixels ---------------------------------------------------------------------------------------
 
 
-def test_same_seed_same_pixels_and_another_seed_others() -> None:
+def test_same_seed_same_pixels_and_another_seed_others():
     take = performance("happy")
     first = render_frames(take, SMALL)
     render_frames(performance("angry", actor=8), SMALL)
@@ -63,14 +63,14 @@ def test_same_seed_same_pixels_and_another_seed_others() -> None:
 @pytest.mark.parametrize("pair", action_units.PAIRS)
 @pytest.mark.parametrize("actor", [1, 2, 11, 24])
 @pytest.mark.parametrize("intensity", [1, 2])
-def test_the_second_class_of_a_pair_is_the_first_reversed(pair: tuple[str, str], actor: int, intensity: int) -> None:
+def test_the_second_class_of_a_pair_is_the_first_reversed(pair, actor, intensity):
     forwards = bare(performance(pair[0], actor=actor, intensity=intensity, statement=2))
     backwards = bare(performance(pair[1], actor=actor, intensity=intensity, statement=2))
     np.testing.assert_array_equal(forwards, backwards[::-1])
     assert (forwards != backwards).any()
 
 
-def test_the_first_class_of_a_pair_shows_its_own_expression_first() -> None:
+def test_the_first_class_of_a_pair_shows_its_own_expression_first():
     for first, second in action_units.PAIRS:
         for actor in range(1, 25):
             units = tracks_of(performance(first, actor=actor)).units
@@ -80,7 +80,7 @@ def test_the_first_class_of_a_pair_shows_its_own_expression_first() -> None:
             assert units[15:25].mean(axis=0) @ own > units[36:46].mean(axis=0) @ own
 
 
-def test_neutral_shows_no_action_units_and_a_still_face_without_nuisances() -> None:
+def test_neutral_shows_no_action_units_and_a_still_face_without_nuisances():
     take = performance("neutral", intensity=1)
     assert not tracks_of(take).units.any()
     still = replace(SMALL, difficulty=Difficulty(motion=0, light=0))
@@ -90,7 +90,7 @@ def test_neutral_shows_no_action_units_and_a_still_face_without_nuisances() -> N
 
 
 @pytest.mark.parametrize("emotion", ravdess.EMOTIONS[1:])
-def test_intensity_scales_the_action_units(emotion: str) -> None:
+def test_intensity_scales_the_action_units(emotion):
     peaks = [
         np.mean([tracks_of(performance(emotion, actor=a, intensity=i)).units.max() for a in range(1, 25)])
         for i in (1, 2)
@@ -98,7 +98,7 @@ def test_intensity_scales_the_action_units(emotion: str) -> None:
     assert 0.2 < peaks[0] < 0.85 * peaks[1]
 
 
-def test_speech_and_blinks_do_not_tell_which_way_time_runs() -> None:
+def test_speech_and_blinks_do_not_tell_which_way_time_runs():
     time = np.linspace(-1, 1, 60)
     for emotion in ("surprised", "fearful", "sad", "disgust"):
         takes = [p for a in range(1, 25) for p in ravdess.speech_performances(a) if p.emotion_name == emotion]
@@ -112,7 +112,7 @@ def test_speech_and_blinks_do_not_tell_which_way_time_runs() -> None:
         assert syllables == syllables[::-1]
 
 
-def test_every_nuisance_has_its_switch() -> None:
+def test_every_nuisance_has_its_switch():
     take = performance("happy")
     plain = SyntheticConfig(width=160, height=90, num_frames=12)
     everything = render_frames(take, plain)
@@ -125,7 +125,7 @@ def test_every_nuisance_has_its_switch() -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 2.0])
 @pytest.mark.parametrize("num_frames", [1, 2, 7])
-def test_extreme_difficulties_and_lengths_draw(strength: float, num_frames: int) -> None:
+def test_extreme_difficulties_and_lengths_draw(strength, num_frames):
     hard = Difficulty(identity=strength, timing=strength, motion=strength, light=strength, noise=strength)
     config = SyntheticConfig(width=96, height=64, num_frames=num_frames, difficulty=hard)
     for actor in (5, 6):
@@ -135,7 +135,7 @@ def test_extreme_difficulties_and_lengths_draw(strength: float, num_frames: int)
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_the_stream_is_built_as_ravdess_is(corpus: Path) -> None:
+def test_the_stream_is_built_as_ravdess_is(corpus):
     path = min(corpus.rglob("*.mp4"))
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -149,14 +149,14 @@ def test_the_stream_is_built_as_ravdess_is(corpus: Path) -> None:
     assert kinds == "I" + "BBP" * 9 + "P" + "IP"
 
 
-def test_the_file_shows_what_was_drawn(corpus: Path) -> None:
+def test_the_file_shows_what_was_drawn(corpus):
     path = min(corpus.rglob("*.mp4"))
     drawn = render_frames(ravdess.parse_stem(path.stem), SMALL)
     seen = np.stack([frame.to_ndarray(format="rgb24") for frame in decoded(path)])
     assert np.abs(drawn.astype(int) - seen).mean() < 4
 
 
-def test_names_and_folders_are_ravdess_s(corpus: Path) -> None:
+def test_names_and_folders_are_ravdess_s(corpus):
     found = sorted(corpus.rglob("*.mp4"))
     assert len(found) == 6
     for path in found:
@@ -166,7 +166,7 @@ def test_names_and_folders_are_ravdess_s(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("clips", [1, 4, 8, 13, 30, 60])
-def test_smaller_corpora_are_balanced_over_classes(clips: int) -> None:
+def test_smaller_corpora_are_balanced_over_classes(clips):
     takes = synthesis.corpus_performances(SyntheticConfig(clips_per_actor=clips))
     assert len(takes) == len(set(takes)) == 24 * clips
     counts = np.bincount([take.label for take in takes], minlength=8)
@@ -177,7 +177,7 @@ def test_smaller_corpora_are_balanced_over_classes(clips: int) -> None:
         assert np.ptp(counts[1:]) <= 24
 
 
-def test_twins_are_the_same_takes_in_other_bytes(tmp_path: Path) -> None:
+def test_twins_are_the_same_takes_in_other_bytes(tmp_path):
     config = replace(SMALL, actors=1, clips_per_actor=2, twins=True)
     root = synthesize(tmp_path, config, workers=1)
     paths = sorted(root.rglob("*.mp4"))
@@ -192,7 +192,7 @@ def test_twins_are_the_same_takes_in_other_bytes(tmp_path: Path) -> None:
         assert 0 < np.abs(one - other).mean() < 2
 
 
-def test_the_number_of_workers_does_not_change_a_byte(corpus: Path, tmp_path: Path) -> None:
+def test_the_number_of_workers_does_not_change_a_byte(corpus, tmp_path):
     calls: list[tuple[int, int]] = []
     root = synthesize(tmp_path / "two", SMALL, workers=2, on_progress=lambda *call: calls.append(call))
     assert contents(root) == contents(corpus)
@@ -203,7 +203,7 @@ def test_the_number_of_workers_does_not_change_a_byte(corpus: Path, tmp_path: Pa
 # --- the folder's life ----------------------------------------------------------------------------
 
 
-def test_reuse_and_resume(tmp_path: Path) -> None:
+def test_reuse_and_resume(tmp_path):
     config = replace(SMALL, actors=1)
     root = synthesize(tmp_path / "corpus", config, workers=1)
     before = contents(root)
@@ -224,7 +224,7 @@ def test_reuse_and_resume(tmp_path: Path) -> None:
     assert all((root / path).stat().st_mtime_ns == stamps[root / path] for path in kept)
 
 
-def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_continued(tmp_path):
     class Stop(Exception):
         pass
 
@@ -242,7 +242,7 @@ def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
     assert len(contents(tmp_path)) == 3
 
 
-def test_a_folder_with_something_else_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_is_refused(corpus, tmp_path):
     harder = replace(SMALL, num_frames=32, difficulty=Difficulty(noise=0.5))
     with pytest.raises(ValueError, match=r"difficulty.noise 1.0 \(wanted 0.5\), num_frames 31 .*another folder"):
         synthesize(corpus, harder)
@@ -270,12 +270,12 @@ def test_a_folder_with_something_else_is_refused(corpus: Path, tmp_path: Path) -
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_bad_parameters_are_named(fields: dict[str, int], message: str) -> None:
+def test_bad_parameters_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         SyntheticConfig(**fields)  # type: ignore[arg-type]
 
 
-def test_bad_difficulty_and_workers_are_named(tmp_path: Path) -> None:
+def test_bad_difficulty_and_workers_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"difficulty.noise is 2.5, allowed are 0 \(none\) to 2"):
         Difficulty(noise=2.5)
     with pytest.raises(ValueError, match="workers is 0"):

@@ -62,12 +62,12 @@ def accuracy(model: nn.Module, order: str) -> float:
     return float(predict(model, Batches(200, 32), AUGMENT, order=order).correct.mean())
 
 
-def test_the_names() -> None:
+def test_the_names():
     assert ("recorded", *PROBES) == ORDERS
     assert PROBES == ("reversed", "shuffled", "frozen")
 
 
-def test_each_order_is_what_its_name_says() -> None:
+def test_each_order_is_what_its_name_says():
     frames, keys = frames_of(3), ["a", "b", "c"]
     assert reorder(frames, keys, "recorded") is frames
     assert torch.equal(reorder(frames, keys, "reversed"), torch.stack([frames[:, T - 1 - t] for t in range(T)], 1))
@@ -79,7 +79,7 @@ def test_each_order_is_what_its_name_says() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_frames_given_are_left_as_they_are(order: str) -> None:
+def test_the_frames_given_are_left_as_they_are(order):
     frames = frames_of(2)
     before = frames.clone()
     predict_frames = reorder(frames, ["a", "b"], order)
@@ -88,12 +88,12 @@ def test_the_frames_given_are_left_as_they_are(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_clip_of_one_frame_has_one_order(order: str) -> None:
+def test_a_clip_of_one_frame_has_one_order(order):
     frames = frames_of(2, num_frames=1)
     assert torch.equal(reorder(frames, ["a", "b"], order), frames)
 
 
-def test_permutations_depend_on_seed_and_key_alone() -> None:
+def test_permutations_depend_on_seed_and_key_alone():
     keys = [f"clip{n}" for n in range(60)]
     whole = permutations(keys, T, seed=0)
     np.testing.assert_array_equal(np.sort(whole), np.tile(np.arange(T), (60, 1)))
@@ -104,13 +104,13 @@ def test_permutations_depend_on_seed_and_key_alone() -> None:
 
 
 @pytest.mark.parametrize("order", PROBES)
-def test_batch_size_changes_nothing(order: str) -> None:
+def test_batch_size_changes_nothing(order):
     one, many = (predict(Rising(), Batches(50, size), AUGMENT, order=order, seed=3) for size in (1, 17))
     assert one.keys == many.keys
     np.testing.assert_array_equal(one.logits, many.logits)
 
 
-def test_ranks_change_nothing() -> None:
+def test_ranks_change_nothing():
     whole = predict(Rising(), Batches(50, 8), AUGMENT, order="shuffled")
 
     class Rank(Batches):
@@ -123,20 +123,20 @@ def test_ranks_change_nothing() -> None:
     np.testing.assert_array_equal(joined.logits, whole.logits)
 
 
-def test_a_model_that_sees_order_alone() -> None:
+def test_a_model_that_sees_order_alone():
     assert accuracy(Rising(), "recorded") == 1
     assert accuracy(Rising(), "reversed") == 0
     assert accuracy(Rising(), "frozen") == 0.5  # nothing rises: class 0 for all
     assert 0.35 < accuracy(Rising(), "shuffled") < 0.65
 
 
-def test_a_model_that_is_blind_to_order_answers_the_same() -> None:
+def test_a_model_that_is_blind_to_order_answers_the_same():
     recorded = predict(Mean(), Batches(40, 8), AUGMENT)
     for order in ("reversed", "shuffled"):
         probed = predict(Mean(), Batches(40, 8), AUGMENT, order=order)
         np.testing.assert_array_equal(probed.logits, recorded.logits)
 
 
-def test_an_unknown_order_is_an_error() -> None:
+def test_an_unknown_order_is_an_error():
     with pytest.raises(ValueError, match="order must be one of recorded, reversed, shuffled, frozen, not 'backwards'"):
         predict(Mean(), Batches(4, 4), AUGMENT, order="backwards")

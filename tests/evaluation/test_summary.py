@@ -57,11 +57,11 @@ def said_of(clips: tuple[Clip, ...], *, twins_differ: float = 0.0, seed: int = 0
 
 
 @pytest.fixture(scope="module")
-def ravdess() -> dict[str, Splits]:
+def ravdess():
     return {name: split_clips(all_of_ravdess(), name) for name in ("report", "speech", "kfold5")}
 
 
-def test_the_reports_240_clips_are_120_takes(ravdess: dict[str, Splits]) -> None:
+def test_the_reports_240_clips_are_120_takes(ravdess):
     clips = ravdess["report"].test
     found = summarise(said_of(clips, twins_differ=0.3), clips, EMOTIONS)
     assert (found["num_clips"], found["num_takes"]) == (240, 120)
@@ -69,7 +69,7 @@ def test_the_reports_240_clips_are_120_takes(ravdess: dict[str, Splits]) -> None
     assert found["intervals"]["actors"]["num_groups"] == 2
 
 
-def test_one_file_a_take_is_what_protocol_speech_would_have_said(ravdess: dict[str, Splits]) -> None:
+def test_one_file_a_take_is_what_protocol_speech_would_have_said(ravdess):
     both = summarise(said_of(ravdess["report"].test, twins_differ=0.3), ravdess["report"].test, EMOTIONS)
     alone = summarise(said_of(ravdess["speech"].test), ravdess["speech"].test, EMOTIONS)
     assert alone["one_file_a_take"] is None
@@ -79,7 +79,7 @@ def test_one_file_a_take_is_what_protocol_speech_would_have_said(ravdess: dict[s
     assert both["one_file_a_take"]["intervals"]["accuracy"] == alone["intervals"]["accuracy"]
 
 
-def test_twins_that_are_predicted_alike_change_no_interval_and_no_gap(ravdess: dict[str, Splits]) -> None:
+def test_twins_that_are_predicted_alike_change_no_interval_and_no_gap(ravdess):
     both, alone = (
         summarise(said_of(splits.test), splits.test, EMOTIONS) for splits in map(ravdess.get, ("report", "speech"))
     )
@@ -89,7 +89,7 @@ def test_twins_that_are_predicted_alike_change_no_interval_and_no_gap(ravdess: d
     assert both["calibration"]["ece"] == pytest.approx(alone["calibration"]["ece"])
 
 
-def test_it_is_plain_json_with_the_keys_promised(ravdess: dict[str, Splits]) -> None:
+def test_it_is_plain_json_with_the_keys_promised(ravdess):
     clips = ravdess["report"].test
     found = summarise(said_of(clips), clips, EMOTIONS)
     assert set(found) == KEYS
@@ -104,7 +104,7 @@ def test_it_is_plain_json_with_the_keys_promised(ravdess: dict[str, Splits]) -> 
     assert sum(row["num_clips"] for row in found["calibration"]["bins"]) == 240
 
 
-def test_actors_are_drawn_where_two_are_known(ravdess: dict[str, Splits]) -> None:
+def test_actors_are_drawn_where_two_are_known(ravdess):
     clips = ravdess["kfold5"].test
     predictions = said_of(clips)
     assert summarise(predictions, clips, EMOTIONS)["intervals"]["actors"]["num_groups"] == 5
@@ -122,7 +122,7 @@ def test_actors_are_drawn_where_two_are_known(ravdess: dict[str, Splits]) -> Non
     assert list(found["groups"]["actor"]) == ["1", "2", "3", "4", "5"]
 
 
-def test_probes_are_told_beside_the_order_recorded(ravdess: dict[str, Splits]) -> None:
+def test_probes_are_told_beside_the_order_recorded(ravdess):
     clips = ravdess["speech"].test
     recorded = said_of(clips)
     other = Predictions(recorded.keys, recorded.labels, np.roll(recorded.logits, 1, axis=1))
@@ -159,7 +159,7 @@ class Untrained(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Splits]:
+def twins(tmp_path_factory):
     """A made corpus of RAVDESS's actors, two takes each as two files, and what protocol `report` makes of it."""
     config = SyntheticConfig(clips_per_actor=2, width=64, height=64, num_frames=6, twins=True)
     root = synthesize(tmp_path_factory.mktemp("twins") / "corpus", config, workers=1)
@@ -179,7 +179,7 @@ def summary_of(twins: tuple[Path, Splits], seed: int, folder: Path) -> dict[str,
     return summarise(recorded, splits.test, splits.class_names, probes={name: said(name) for name in PROBES})
 
 
-def test_a_made_corpus_with_twins_from_its_files_to_the_comparison(twins: tuple[Path, Splits], tmp_path: Path) -> None:
+def test_a_made_corpus_with_twins_from_its_files_to_the_comparison(twins, tmp_path):
     found = [summary_of(twins, seed, tmp_path) for seed in range(3)]
     tables = [read_predictions(tmp_path / f"{seed}.csv") for seed in range(3)]
     for result, table in zip(found, tables, strict=True):
@@ -199,7 +199,7 @@ def test_a_made_corpus_with_twins_from_its_files_to_the_comparison(twins: tuple[
     assert low <= mean <= high
 
 
-def test_real_recordings_are_summarised(clips_folder: Path) -> None:
+def test_real_recordings_are_summarised(clips_folder):
     manifest = scan(clips_folder / "ravdess")
     video = VideoConfig(num_frames=4, size=32, backend="pyav")
     with ClipLoader(manifest.clips, manifest.root, EMOTIONS, video, batch_size=4) as loader:

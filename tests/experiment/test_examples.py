@@ -1,7 +1,5 @@
 """Strips of what a model saw and where it looked: the right clips, frames and heat, and nothing left of older ones."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -61,11 +61,11 @@ def rnn_parameters(gates: int) -> int:
         ("cnn_lstm", {"rnn_norm": True}, RESNET18 + 2 * 512 + rnn_parameters(4) + HEAD),
     ],
 )
-def test_parameters_are_those_of_the_formula(name: str, options: dict, expected: int) -> None:
+def test_parameters_are_those_of_the_formula(name, options, expected):
     assert count(build(name, 10, **options)) == expected
 
 
-def test_early_cnn_layer_by_layer() -> None:
+def test_early_cnn_layer_by_layer():
     model = build("early_cnn", 5, dropout=0.3)
     assert isinstance(model, EarlyCNN)
     kinds = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d] * 4
@@ -81,7 +81,7 @@ def test_early_cnn_layer_by_layer() -> None:
     assert (model.classifier[0].in_features, model.classifier[0].out_features) == (512, 1024)
 
 
-def test_early_resnet18_has_the_reports_first_convolution() -> None:
+def test_early_resnet18_has_the_reports_first_convolution():
     model = build("early_resnet18", 4)
     assert isinstance(model, EarlyResNet18)
     conv = model.backbone.conv1
@@ -92,13 +92,13 @@ def test_early_resnet18_has_the_reports_first_convolution() -> None:
 
 
 @pytest.mark.parametrize("name", ["early_resnet18", "late_fusion", "r3d18", "cnn_lstm"])
-def test_only_the_early_cnn_has_dropout(name: str) -> None:
+def test_only_the_early_cnn_has_dropout(name):
     assert not any(isinstance(module, nn.Dropout) for module in build(name, dropout=0.9).modules())
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 7])
 @pytest.mark.parametrize("name", NAMES)
-def test_forward_and_backward(name: str, num_frames: int) -> None:
+def test_forward_and_backward(name, num_frames):
     model = build(name, num_frames)
     logits = model(clips(num_frames))
     assert logits.shape == (2, NUM_CLASSES)
@@ -110,14 +110,14 @@ def test_forward_and_backward(name: str, num_frames: int) -> None:
 
 
 @pytest.mark.parametrize("options", [{"fusion": "concat"}, {"fusion": "max"}])
-def test_every_fusion_trains(options: dict) -> None:
+def test_every_fusion_trains(options):
     model = build("late_fusion", 3, **SMALL, **options)
     model(clips(3)).square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluation_is_deterministic_and_takes_one_clip(name: str) -> None:
+def test_evaluation_is_deterministic_and_takes_one_clip(name):
     model = build(name, 3).eval()
     pair = clips(3, height=33, width=47)
     with torch.no_grad():
@@ -126,13 +126,13 @@ def test_evaluation_is_deterministic_and_takes_one_clip(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_seed_decides_the_initialisation(name: str) -> None:
+def test_the_seed_decides_the_initialisation(name):
     first, second = build(name, 1, **SMALL).state_dict(), build(name, 1, **SMALL).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_memory_layout_changes_nothing(name: str) -> None:
+def test_memory_layout_changes_nothing(name):
     model = build(name, 3, **SMALL).eval()
     frames = clips(3)
     per_frame_channels_last = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
@@ -140,7 +140,7 @@ def test_memory_layout_changes_nothing(name: str) -> None:
         torch.testing.assert_close(model(per_frame_channels_last), model(frames), rtol=1e-4, atol=1e-4)
 
 
-def test_frames_fold_into_the_batch_without_a_copy() -> None:
+def test_frames_fold_into_the_batch_without_a_copy():
     seen: list[Tensor] = []
 
     class Spy(nn.Module):
@@ -161,7 +161,7 @@ def logits_of(model: nn.Module, frames: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max"])
-def test_late_fusion_is_blind_to_the_order_of_frames(fusion: str) -> None:
+def test_late_fusion_is_blind_to_the_order_of_frames(fusion):
     model = build("late_fusion", 5, **SMALL, fusion=fusion)
     frames = clips(5)
     shuffled = frames[:, [3, 0, 4, 2, 1]]
@@ -179,14 +179,14 @@ def test_late_fusion_is_blind_to_the_order_of_frames(fusion: str) -> None:
         ("cnn_lstm", {"rnn": "gru"}),
     ],
 )
-def test_the_others_see_the_order_of_frames(name: str, options: dict) -> None:
+def test_the_others_see_the_order_of_frames(name, options):
     model = build(name, 5, **SMALL, **options)
     frames = clips(5)
     difference = (logits_of(model, frames.flip(1)) - logits_of(model, frames)).abs().max()
     assert difference > 1e-4
 
 
-def test_fusions_are_what_they_are_called() -> None:
+def test_fusions_are_what_they_are_called():
     frames = clips(3)
     for fusion, join in (
         ("mean", lambda features: features.mean(1)),
@@ -201,7 +201,7 @@ def test_fusions_are_what_they_are_called() -> None:
 
 
 @pytest.mark.parametrize("rnn", ["lstm", "gru"])
-def test_cnn_rnn_classifies_its_last_hidden_state(rnn: str) -> None:
+def test_cnn_rnn_classifies_its_last_hidden_state(rnn):
     model = build("cnn_lstm", 4, **SMALL, rnn=rnn, rnn_hidden=32).eval()
     frames = clips(4)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_cnn_rnn_classifies_its_last_hidden_state(rnn: str) -> None:
     torch.testing.assert_close(logits_of(model, frames), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rnn_norm_normalises_the_features() -> None:
+def test_rnn_norm_normalises_the_features():
     model = build("cnn_lstm", 2, **SMALL, rnn_norm=True).eval()
     seen: list[Tensor] = []
     model.rnn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -220,7 +220,7 @@ def test_rnn_norm_normalises_the_features() -> None:
     torch.testing.assert_close(seen[0].var(-1, unbiased=False), torch.ones(2, 2), rtol=0, atol=1e-2)
 
 
-def test_r3d18_sees_time_where_torchvision_has_it() -> None:
+def test_r3d18_sees_time_where_torchvision_has_it():
     model = build("r3d18", 3).eval()
     frames = clips(3)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_r3d18_sees_time_where_torchvision_has_it() -> None:
     torch.testing.assert_close(logits_of(model, frames), expected)
 
 
-def test_inflated_stem_sees_a_still_clip_as_one_frame() -> None:
+def test_inflated_stem_sees_a_still_clip_as_one_frame():
     image = clips(1)
     single = build("late_fusion", 1)
     inflated = build("early_resnet18", 6, stem="inflate")
@@ -246,13 +246,13 @@ def test_inflated_stem_sees_a_still_clip_as_one_frame() -> None:
 @pytest.mark.parametrize(
     ("name", "options"), [("early_cnn", {}), ("early_resnet18", {}), ("late_fusion", {"fusion": "concat"})]
 )
-def test_models_built_for_one_t_must_be_told_it(name: str, options: dict) -> None:
+def test_models_built_for_one_t_must_be_told_it(name, options):
     with pytest.raises(ValueError, match=r"model\.num_frames is None"):
         build(name, None, **options)
 
 
 @pytest.mark.parametrize(("name", "options"), [("late_fusion", {}), ("cnn_lstm", {}), ("r3d18", {})])
-def test_the_others_take_any_t(name: str, options: dict) -> None:
+def test_the_others_take_any_t(name, options):
     model = build(name, None, **SMALL, **options).eval()
     for num_frames in (2, 5):
         assert logits_of(model, clips(num_frames)).shape == (2, NUM_CLASSES)
@@ -260,7 +260,7 @@ def test_the_others_take_any_t(name: str, options: dict) -> None:
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "mobilenetv3_small_050", "convnext_atto"])
 @pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
-def test_any_timm_backbone(name: str, backbone: str) -> None:
+def test_any_timm_backbone(name, backbone):
     model = build(name, 2, backbone=backbone)
     assert model(clips(2, height=64, width=64)).shape == (2, NUM_CLASSES)
 
@@ -282,7 +282,7 @@ def test_any_timm_backbone(name: str, backbone: str) -> None:
         ({"weights": "weights.pt", "name": "early_cnn"}, "no pretrained weights"),
     ],
 )
-def test_a_wrong_choice_names_the_right_ones(options: dict, message: str) -> None:
+def test_a_wrong_choice_names_the_right_ones(options, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**options)
 

@@ -6,7 +6,6 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -48,7 +47,7 @@ def assert_loaded(loaded: dict[str, Tensor], state: dict[str, Tensor], *, but: t
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def no_network(monkeypatch, tmp_path):
     """Empty caches, and hubs at a port that nobody listens on; gives the folder of the caches."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -63,13 +62,13 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
 @pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
-def test_a_local_file_is_loaded_without_its_classifier(tmp_path: Path, name: str, suffix: str) -> None:
+def test_a_local_file_is_loaded_without_its_classifier(tmp_path, name, suffix):
     state = random_resnet18()
     path = save(state, tmp_path / f"resnet18{suffix}")
     assert_loaded(backbone_of(name=name, weights=path), state)
 
 
-def test_the_early_resnet18_keeps_all_but_its_first_convolution(tmp_path: Path) -> None:
+def test_the_early_resnet18_keeps_all_but_its_first_convolution(tmp_path):
     state = random_resnet18()
     path = save(state, tmp_path / "resnet18.safetensors")
     fresh = backbone_of(name="early_resnet18", weights=path)
@@ -81,7 +80,7 @@ def test_the_early_resnet18_keeps_all_but_its_first_convolution(tmp_path: Path) 
     torch.testing.assert_close(inflated["conv1.weight"], state["conv1.weight"].repeat(1, 4, 1, 1) / 4)
 
 
-def test_r3d18_reads_torchvisions_keys(tmp_path: Path) -> None:
+def test_r3d18_reads_torchvisions_keys(tmp_path):
     state = {key: value.half() + 0.5 for key, value in r3d_18(weights=None).state_dict().items()}
     loaded = backbone_of(name="r3d18", weights=save(state, tmp_path / "r3d18.pt"))
     assert {key for key in state if not key.startswith("fc.")} == set(loaded)
@@ -89,7 +88,7 @@ def test_r3d18_reads_torchvisions_keys(tmp_path: Path) -> None:
     assert torch.equal(loaded["stem.0.weight"], state["stem.0.weight"].float())
 
 
-def test_a_classifier_of_another_name_is_dropped(tmp_path: Path) -> None:
+def test_a_classifier_of_another_name_is_dropped(tmp_path):
     state = timm.create_model("mobilenetv3_small_050", num_classes=10).state_dict()
     assert "classifier.weight" in state
     path = save(state, tmp_path / "mobilenet.safetensors")
@@ -97,13 +96,13 @@ def test_a_classifier_of_another_name_is_dropped(tmp_path: Path) -> None:
     assert torch.equal(loaded["conv_stem.weight"], state["conv_stem.weight"])
 
 
-def test_files_from_before_batch_counts_are_whole(tmp_path: Path) -> None:
+def test_files_from_before_batch_counts_are_whole(tmp_path):
     state = {key: value for key, value in random_resnet18().items() if "num_batches" not in key}
     loaded = backbone_of(weights=save(state, tmp_path / "old.pth"))
     assert torch.equal(loaded["bn1.running_mean"], state["bn1.running_mean"])
 
 
-def test_keys_that_do_not_fit_are_named_with_the_file(tmp_path: Path) -> None:
+def test_keys_that_do_not_fit_are_named_with_the_file(tmp_path):
     state = random_resnet18()
     del state["conv1.weight"]
     state["module.extra"] = torch.zeros(1)
@@ -118,7 +117,7 @@ def test_keys_that_do_not_fit_are_named_with_the_file(tmp_path: Path) -> None:
     assert "bn1.bias is 5 for 64" in message
 
 
-def test_only_the_first_few_of_many_keys_are_named(tmp_path: Path) -> None:
+def test_only_the_first_few_of_many_keys_are_named(tmp_path):
     path = save({f"other.{i}": torch.zeros(1) for i in range(50)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"50 unexpected: other\.0, other\.1, other\.2, \.\.\.") as caught:
         backbone_of(weights=path)
@@ -137,7 +136,7 @@ class Malicious:
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_code_in_a_file_is_not_run(tmp_path: Path, suffix: str, writer: str) -> None:
+def test_code_in_a_file_is_not_run(tmp_path, suffix, writer):
     path, trace = tmp_path / f"malicious{suffix}", tmp_path / "was-here"
     content = {"conv1.weight": Malicious(trace)}
     if writer == "torch":
@@ -150,7 +149,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, suffix: str, writer: str) -> 
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {"conv1.weight": torch.zeros(1)}}, [torch.zeros(1)]])
-def test_something_else_than_a_state_dict_is_an_error(tmp_path: Path, content: object) -> None:
+def test_something_else_than_a_state_dict_is_an_error(tmp_path, content):
     path = tmp_path / "checkpoint.pt"
     torch.save(content, path)
     with pytest.raises(ValueError, match="does not hold a state dict"):
@@ -159,14 +158,14 @@ def test_something_else_than_a_state_dict_is_an_error(tmp_path: Path, content: o
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
-def test_a_broken_file_is_an_error(tmp_path: Path, suffix: str, content: bytes) -> None:
+def test_a_broken_file_is_an_error(tmp_path, suffix, content):
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read as weights"):
         backbone_of(weights=path)
 
 
-def test_an_absent_file_is_an_error(tmp_path: Path) -> None:
+def test_an_absent_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         backbone_of(weights=tmp_path / "absent.pt")
 
@@ -181,7 +180,7 @@ def test_an_absent_file_is_an_error(tmp_path: Path) -> None:
         ("r3d18", "Kinetics-400"),
     ],
 )
-def test_no_network_is_one_line_with_both_ways_on(name: str, which: str) -> None:
+def test_no_network_is_one_line_with_both_ways_on(name, which):
     start = time.monotonic()
     with pytest.raises(WeightsUnavailable) as caught:
         backbone_of(name=name)
@@ -193,12 +192,12 @@ def test_no_network_is_one_line_with_both_ways_on(name: str, which: str) -> None
 
 
 @pytest.mark.usefixtures("no_network")
-def test_from_scratch_needs_no_network() -> None:
+def test_from_scratch_needs_no_network():
     build_model(ModelConfig(name="early_cnn", num_frames=2), 8)
     backbone_of(name="late_fusion", pretrained=False)
 
 
-def test_the_cache_serves_without_a_network(no_network: Path) -> None:
+def test_the_cache_serves_without_a_network(no_network):
     state, commit = random_resnet18(), "0" * 40
     repository = no_network / "hub" / "models--timm--resnet18.tv_in1k"
     snapshot = repository / "snapshots" / commit
@@ -209,7 +208,7 @@ def test_the_cache_serves_without_a_network(no_network: Path) -> None:
     assert_loaded(backbone_of(name="cnn_lstm"), state)
 
 
-def test_torchs_cache_serves_without_a_network(no_network: Path) -> None:
+def test_torchs_cache_serves_without_a_network(no_network):
     state = {key: value.half() + 0.5 for key, value in r3d_18(weights=None).state_dict().items()}
     folder = no_network / "torch" / "checkpoints"
     folder.mkdir(parents=True)
@@ -217,7 +216,7 @@ def test_torchs_cache_serves_without_a_network(no_network: Path) -> None:
     assert torch.equal(backbone_of(name="r3d18")["stem.1.weight"], torch.full((64,), 1.5))
 
 
-def test_a_download_that_breaks_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_breaks_is_told_in_one_line(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise OSError("connection\nreset")
 
@@ -228,21 +227,21 @@ def test_a_download_that_breaks_is_told_in_one_line(monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(caught.value)
 
 
-def test_a_backbone_without_pretrained_weights_says_so() -> None:
+def test_a_backbone_without_pretrained_weights_says_so():
     name = next(m for m in timm.list_models() if not timm.get_pretrained_cfg(m).has_weights)
     with pytest.raises(WeightsUnavailable, match="timm has none for it"):
         backbone_of(name="late_fusion", backbone=name)
 
 
 @pytest.fixture
-def silent_server() -> Iterator[str]:
+def silent_server():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_a_host_that_never_answers_is_given_up(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_never_answers_is_given_up(silent_server, monkeypatch):
     monkeypatch.setattr(weights, "REACH_SECONDS", 0.3)
     start = time.monotonic()
     with pytest.raises(OSError, match=r"no answer|timed out"):
@@ -250,6 +249,6 @@ def test_a_host_that_never_answers_is_given_up(silent_server: str, monkeypatch: 
     assert time.monotonic() - start < 5
 
 
-def test_the_reports_tag_is_torchvisions_first_imagenet_weights() -> None:
+def test_the_reports_tag_is_torchvisions_first_imagenet_weights():
     """timm's tag and torchvision's IMAGENET1K_V1 are one file."""
     assert timm.get_pretrained_cfg(weights.RESNET18).url.endswith("/resnet18-f37072fd.pth")

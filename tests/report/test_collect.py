@@ -75,14 +75,14 @@ def folds_of(tree: Element) -> list[Element]:
 
 
 @pytest.fixture
-def copied(made_study: Path, tmp_path: Path) -> Path:
+def copied(made_study, tmp_path):
     """A study that a test may change."""
     return Path(shutil.copytree(made_study, tmp_path / "copied"))
 
 
 @pytest.fixture(scope="module")
 @empty_figures()
-def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny_corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return run(read_config([*SMALL, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "one"]))
 

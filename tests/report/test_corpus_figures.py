@@ -1,7 +1,5 @@
 """A corpus's figures: counts as the protocol has them, the crop where the decoder makes it, any corpus drawn."""
 
-from __future__ import annotations
-
 import shutil
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What is read for a page is of its shape or refused by name, whatever stands in the file."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ PART = {"name": "one", "base": {"model.pretrained": False}, "grid": {"model.name
 
 
 @pytest.fixture
-def study_file(tmp_path: Path) -> Callable[..., Path]:
+def study_file(tmp_path):
     def write(**content: Any) -> Path:
         path = tmp_path / "study.yaml"
         path.write_text(json.dumps({"name": "made", "parts": [PART], **content}))
