@@ -16,6 +16,9 @@ import av
 import numpy as np
 import pytest
 
+from fastemo.corpus.manifest import Clip
+from fastemo.corpus.ravdess import Performance, speech_performances
+
 NUMBER_BITS = 8
 T = TypeVar("T")
 
@@ -184,3 +187,22 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8-range arrays, in dB; the one measure of how alike frames are."""
     error = np.mean((np.asarray(one, np.float64) - np.asarray(other, np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def ravdess_clip(performance: Performance) -> Clip:
+    """The clip that a file of RAVDESS's name becomes, without the file."""
+    names = ("actor", "modality", "channel", "intensity", "statement", "repetition")
+    return Clip(
+        key=f"Actor_{performance.actor:02d}/{performance.stem}.mp4",
+        emotion=performance.emotion_name,
+        num_frames=100,
+        **{name: getattr(performance, name) for name in names},
+    )
+
+
+def ravdess_clips(*actors: int, modalities: tuple[int, ...] = (2,)) -> list[Clip]:
+    """All speech of some actors: 60 clips for each and each modality."""
+    takes = [
+        take for actor in actors for modality in modalities for take in speech_performances(actor, modality=modality)
+    ]
+    return [ravdess_clip(take) for take in takes]
