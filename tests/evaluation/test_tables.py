@@ -48,12 +48,6 @@ def test_what_was_written_is_read(tmp_path_factory, seed):
     assert table.modalities.tolist() == [by_key[key].modality for key in table.keys]
 
 
-def test_twins_share_their_take_and_others_are_their_own(tmp_path):
-    write_predictions(tmp_path / "p.csv", predictions(), CLIPS, NAMES)
-    table = read_predictions(tmp_path / "p.csv")
-    assert table.takes == ("01-04-01-01-01-23", "01-04-01-01-01-23", "mine/clip \udce4,1.mp4", 'x"\n.mp4')
-
-
 def test_rows_are_sorted_whatever_their_order(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text(f"{HEADER}\n{ROW.replace('a.mp4', 'b.mp4')}\n{ROW}\n")
