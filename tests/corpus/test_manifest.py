@@ -492,10 +492,7 @@ class TestScan:
             scan(root)
 
     def test_options_that_do_not_exist(self, tmp_path):
-        for name, value, allowed in (
-            ("labels", "names", "ravdess, cremad, folder"),
-            ("verify", "slow", "quick, full"),
-        ):
+        for name, value, allowed in (("labels", "names", "ravdess, cremad, folder"), ("verify", "slow", "quick, full")):
             with pytest.raises(ValueError, match=rf"^{name} must be one of {allowed}, not '{value}'$"):
                 scan(tmp_path, **{name: value})
 

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import av
 import pytest
-from helpers import (
-    count_decoded,
-    noise_frame,
-    numbered_frame,
-    write_image,
-    write_images,
-    write_video,
-)
+from helpers import count_decoded, noise_frame, numbered_frame, write_image, write_images, write_video
 
 from fastemo.corpus.probe import BadFile, Probe, Verify, image_files, probe_images, probe_video
 

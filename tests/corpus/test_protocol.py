@@ -16,13 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastemo.corpus.manifest import SPLITS, Clip, Manifest
-from fastemo.corpus.protocol import (
-    PROTOCOLS,
-    Protocol,
-    Splits,
-    num_folds,
-    split_clips,
-)
+from fastemo.corpus.protocol import PROTOCOLS, Protocol, Splits, num_folds, split_clips
 from fastemo.corpus.ravdess import EMOTIONS, Performance, speech_performances
 
 ROOT = Path("corpus")
@@ -78,11 +72,7 @@ class TestReport:
         assert splits.count_table() == [
             {"split": split, "clips": clips, "takes": clips // 2, "actors": actors}
             | {name: per_class // 2 if name == "neutral" else per_class for name in EMOTIONS}
-            for split, clips, actors, per_class in (
-                ("train", 2400, 20, 320),
-                ("val", 240, 2, 32),
-                ("test", 240, 2, 32),
-            )
+            for split, clips, actors, per_class in (("train", 2400, 20, 320), ("val", 240, 2, 32), ("test", 240, 2, 32))
         ]
 
     def test_a_note_says_that_takes_are_counted_twice(self):
@@ -102,10 +92,7 @@ class TestOneFilePerTake:
         assert sizes(splits) == (1200, 120, 120)
         assert class_counts(splits.test) == {e: 8 if e == "neutral" else 16 for e in EMOTIONS}
         assert actors_of(splits.val) == {21, 22}
-        assert splits.notes == (
-            "2024 song files left out",
-            "1440 files left out: the same take in another modality",
-        )
+        assert splits.notes == ("2024 song files left out", "1440 files left out: the same take in another modality")
         assert split_clips(WHOLE) == splits  # the default for RAVDESS
 
     def test_speech_and_song(self):

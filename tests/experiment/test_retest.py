@@ -145,10 +145,7 @@ def test_rejected_files_are_refused_until_allowed(trained, cremad_corpus, tmp_pa
 
 @pytest.mark.slow
 def test_real_recordings(trained, clips_folder, tmp_path):
-    for name, labels, classes in (
-        ("crema-d", "cremad", ["happy", "sad", "angry"]),
-        ("ravdess", "ravdess", None),
-    ):
+    for name, labels, classes in (("crema-d", "cremad", ["happy", "sad", "angry"]), ("ravdess", "ravdess", None)):
         words = ["evaluate", trained, "--corpus.root", clips_folder / name, "--corpus.labels", labels]
         done = subprocess.run([FASTEMO, *words, "--out", tmp_path / name], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -313,10 +313,7 @@ class TestRuns:
 class TestRefusing:
     @pytest.mark.parametrize(
         ("make", "message"),
-        [
-            (lambda folder: folder / "nowhere", "there is no folder"),
-            (lambda folder: folder, "holds no test.json"),
-        ],
+        [(lambda folder: folder / "nowhere", "there is no folder"), (lambda folder: folder, "holds no test.json")],
     )
     def test_no_run(self, tmp_path, make, message, capsys):
         with pytest.raises(SystemExit) as caught:

@@ -82,13 +82,7 @@ def test_one_epoch_is_visible(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_curves_without_validation_or_finite_loss(tmp_path, drawn):
     history = [
-        {
-            "epoch": 1,
-            "train_loss": float("nan"),
-            "train_accuracy": 0.1,
-            "val_loss": None,
-            "val_accuracy": None,
-        },
+        {"epoch": 1, "train_loss": float("nan"), "train_accuracy": 0.1, "val_loss": None, "val_accuracy": None},
         {"epoch": 2, "train_loss": float("inf"), "train_accuracy": 0.2},
     ]
     save_curves(history, tmp_path / "curves.png")
