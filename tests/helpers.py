@@ -21,6 +21,11 @@ from fastemo.corpus.manifest import Clip
 from fastemo.corpus.ravdess import Performance, speech_performances
 
 NUMBER_BITS = 8
+# Options of a run that takes seconds.
+TINY_RUN = [
+    *("--model.name", "early_cnn", "--train.epochs", "1", "--train.batch_size", "16", "--video.num_frames", "2"),
+    *("--video.size", "36", "--augment.crop_size", "32"),
+]
 T = TypeVar("T")
 
 
@@ -63,7 +68,7 @@ def readme_commands() -> list[str]:
 
 
 def readme_command(script: str) -> list[str]:
-    """The words of the README's line that runs a script, without the installation before it, by this Python."""
+    """The arguments of the README's line that runs a script, without the installation before it, by this Python."""
     (line,) = (line.split(" && ")[-1] for line in readme_commands() if script in line)
     program, *words = line.split()
     assert program == "python"

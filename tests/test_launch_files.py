@@ -10,6 +10,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from helpers import TINY_RUN
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "configs" / "accelerate"
@@ -21,10 +22,7 @@ EXPECTED = {
     "one_node": (8, 1, True, False, "bf16"),
     "several_nodes": (16, 2, True, False, "bf16"),
 }
-SMALL = (
-    *("--corpus.max_rejected", "0", "--model.name", "early_cnn", "--video.num_frames", "2", "--video.size", "36"),
-    *("--augment.crop_size", "32", "--train.batch_size", "16", "--train.epochs", "1", "--store.tier", "none"),
-)
+SMALL = [*TINY_RUN, "--corpus.max_rejected", "0", "--store.tier", "none"]
 
 
 def environment(**other):

@@ -25,7 +25,7 @@ RECIPE = [
 def takes(root, splits):
     """The built-in corpus's takes by one face in one light: what is left to learn is the expression.
 
-    Images, for a video tells the order by its coding: frames near a keyframe are better.
+    Images, for the coding of a video reveals the order: frames near a keyframe are better.
     """
     easy = Difficulty(identity=0, motion=0, light=0)
     config = SyntheticConfig(clips_per_actor=16, width=64, height=64, num_frames=4, difficulty=easy)

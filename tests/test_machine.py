@@ -1,4 +1,4 @@
-"""What the machine gives: memory, as the system and its containers say."""
+"""What the machine gives: memory, as the system and its containers report it."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ class TestFoldersOfImages:
             "train/happy/actor01_a": ("train", "happy", 1, 5),
             "train/surprise/actor02_b": ("train", "surprised", 2, 7),
             "val/fear/actor03_c": ("val", "fearful", 3, 6),
-            "test/sad/02-01-05-01-01-01-04": ("test", "angry", 4, 8),  # a RAVDESS name says more than its folder
+            "test/sad/02-01-05-01-01-01-04": ("test", "angry", 4, 8),  # a RAVDESS name wins over the folder
         }
         assert {(c.codec, c.width, c.height) for c in found.clips} == {("images", 64, 48)}
         assert len(found.rows) == 4

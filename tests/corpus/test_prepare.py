@@ -1,4 +1,4 @@
-"""From a configuration to a manifest: what is refused, what is remembered, what is said."""
+"""From a configuration to a manifest: what is refused, what is cached, what is printed."""
 
 from pathlib import Path
 
@@ -64,8 +64,8 @@ def test_a_corpus_without_labels(tmp_path):
 
 def test_the_second_scan_probes_nothing(root, cache, monkeypatch):
     first = scan_cached(root, CorpusConfig(root=root), CONSOLE)
-    (remembered,) = (cache / "manifests").iterdir()
-    assert read_manifest(remembered, root) == first
+    (cached,) = (cache / "manifests").iterdir()
+    assert read_manifest(cached, root) == first
     monkeypatch.setattr(manifest_module.Examiner, "probe", lambda *_, **__: pytest.fail("probed again"))
     assert scan_cached(root, CorpusConfig(root=root), CONSOLE) == first
     monkeypatch.chdir(root.parent)

@@ -122,7 +122,7 @@ class TestBadFiles:
 
 
 class TestTruncated:
-    """FFmpeg reads most of these without a word and finds fewer frames: the container's own sizes tell."""
+    """FFmpeg reads most of these without an error and finds fewer frames: the container's own sizes show it."""
 
     @pytest.mark.parametrize("faststart", [False, True])
     @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75, 0.9, 0.999])

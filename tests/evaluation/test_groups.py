@@ -34,7 +34,7 @@ CLIPS = [*ravdess_clips(9, 10, 23), *CREMAD]
 @settings(max_examples=40, deadline=None)
 def test_groups_share_out_the_clips(rows):
     clips = [CLIPS[row] for row, _ in rows]
-    labels, predicted = labels_of(clips), np.array([said for _, said in rows])
+    labels, predicted = labels_of(clips), np.array([guess for _, guess in rows])
     found = group_metrics(labels, predicted, clips, 8)
     assert list(found) == list(FIELDS) == ["actor", "gender", "intensity", "statement", "channel"]
     for field, of_field in found.items():
@@ -56,7 +56,7 @@ def test_groups_are_named_and_in_order():
     assert list(found["channel"]) == ["speech"]
 
 
-def test_other_corpora_say_nothing_of_gender_and_of_ravdess_statements():
+def test_gender_and_statement_are_known_in_ravdess_alone():
     other = [replace(clip, statement=2, intensity=2) for clip in CREMAD]
     found = group_metrics(labels_of(other), labels_of(other), other, 8)
     assert found["gender"] == found["channel"] == {}

@@ -1,4 +1,4 @@
-"""Temporal-order probes: what a model that sees order alone answers, and an order-blind one."""
+"""Temporal-order probes: the frames in another order, and what a model that sees order alone then answers."""
 
 from __future__ import annotations
 
@@ -22,15 +22,6 @@ class Rising(nn.Module):
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         rise = frames[:, -1].mean(dim=(1, 2, 3)) - frames[:, 0].mean(dim=(1, 2, 3))
         return torch.stack([-rise, rise], dim=1)
-
-
-class Mean(nn.Module):
-    """The frames' mean brightness, whatever their order."""
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        # Summed in float64 and rounded, so that the order of the sum leaves no trace.
-        mean = frames.double().mean(dim=(1, 2, 3, 4)).float()
-        return torch.stack([-mean, mean], dim=1)
 
 
 class Batches:
@@ -108,13 +99,6 @@ def test_a_model_that_sees_order_alone():
     assert 0.35 < accuracy(Rising(), "shuffled") < 0.65
 
 
-def test_an_order_blind_model_answers_the_same():
-    recorded = predict(Mean(), Batches(40, 8), AUGMENT)
-    for order in ("reversed", "shuffled"):
-        probed = predict(Mean(), Batches(40, 8), AUGMENT, order=order)
-        np.testing.assert_array_equal(probed.logits, recorded.logits)
-
-
 def test_an_unknown_order_is_an_error():
     with pytest.raises(ValueError, match="order must be one of recorded, reversed, shuffled, frozen, not 'backwards'"):
-        predict(Mean(), Batches(4, 4), AUGMENT, order="backwards")
+        predict(Rising(), Batches(4, 4), AUGMENT, order="backwards")

@@ -96,18 +96,18 @@ def test_a_malformed_table_is_named_with_its_line(tmp_path, text, line, message)
 
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 400))
 @settings(max_examples=150, deadline=None)
-def test_damage_is_read_or_told_and_nothing_else(tmp_path_factory, noise, start, end):
+def test_damage_is_read_or_refused(tmp_path_factory, noise, start, end):
     path = tmp_path_factory.getbasetemp() / "damaged.csv"
     write_predictions(path, predictions(), CLIPS, NAMES)
     whole = path.read_bytes()
     path.write_bytes(whole[:start] + noise + whole[end:])
-    told, table = "", None
+    message, table = "", None
     try:
         table = read_predictions(path)
     except ValueError as error:
-        told = str(error)
+        message = str(error)
     if table is None:
-        assert "damaged.csv, line " in told
+        assert "damaged.csv, line " in message
     else:
         assert len(table.keys) == len(table.labels) == len(table.probabilities) > 0
         assert np.isfinite(table.probabilities).all()

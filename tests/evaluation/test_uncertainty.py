@@ -78,19 +78,6 @@ def test_twins_of_every_clip_change_no_interval(clips):
     assert twice == once
 
 
-def test_actors_are_drawn_whole():
-    """Of an actor always right and one never: both, or one of them twice."""
-    labels = np.arange(40) % 4
-    predicted = np.where(np.arange(40) < 20, labels, (labels + 1) % 4)
-    actors = ["1"] * 20 + ["2"] * 20
-    member, num_groups = group_members(actors)
-    sums = group_sums(member, num_groups, labels == predicted)
-    assert set(resample(sums, num_resamples=500)) == {0, 20, 40}
-    assert score_intervals(labels, predicted, actors, 4)["accuracy"] == (0, 1)
-    takes = score_intervals(labels, predicted, names("take", 40), 4)["accuracy"]
-    assert 0.3 < takes[0] < 0.5 < takes[1] < 0.7
-
-
 def test_same_input_same_interval():
     labels, predicted = some_table(0)
     takes = names("take", 120)

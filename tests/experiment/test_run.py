@@ -45,7 +45,7 @@ def command(*words, cwd, **environment):
 
 
 def assert_run_files(run_dir):
-    """There may be more checkpoints, kept in case the last is damaged."""
+    """There may be more checkpoints, in case the last is damaged."""
     assert {name for name in files_of(run_dir) if not name.startswith("checkpoints/epoch-")} == RUN_FILES
 
 
@@ -96,7 +96,7 @@ def test_results_agree_with_each_other(launched, tiny_corpus):
     assert shares.argmax(1).tolist() == predicted
     best = json.loads((run_dir / "checkpoints" / "best" / "info.json").read_text())
     assert result["epoch"] == best["epoch"]
-    # Of the two epochs, the second tells the speed.
+    # The speed is that of the second epoch of two.
     (_, last) = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
     assert {name: result["cost"][name] for name in ("clips_per_second", "epoch_seconds")} == {
         name: last[name] for name in ("clips_per_second", "epoch_seconds")

@@ -203,7 +203,7 @@ def test_torchs_cache_serves_without_a_network(no_network):
     assert torch.equal(backbone_of(name="r3d18")["stem.1.weight"], torch.full((64,), 1.5))
 
 
-def test_a_download_that_breaks_is_told_in_one_line(monkeypatch):
+def test_a_download_that_breaks_is_one_line(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise OSError("connection\nreset")
 
