@@ -106,9 +106,7 @@ def test_the_model_stays_as_it_was(name, is_training):
         frames = torch.randn(2, 3, 3, 32, 48)
     heat = gradcam(model, frames, torch.tensor([1, 7]))
     assert heat.shape == (2, 3, 32, 48)
-    assert np.isfinite(heat).all()
-    assert heat.min() >= 0
-    assert heat.max() <= 1
+    assert ((heat >= 0) & (heat <= 1)).all()
     assert model.training is is_training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == [False] + [True] * len(others)
@@ -117,15 +115,11 @@ def test_the_model_stays_as_it_was(name, is_training):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_model_none_of_whose_weights_is_trained():
+def test_neither_frozen_weights_nor_mixed_precision_around_it_count():
     model, frames, classes = built("late_fusion"), torch.randn(1, 3, 3, 64, 64), torch.tensor([3])
     expected = gradcam(model, frames, classes)
     assert np.array_equal(gradcam(model.requires_grad_(False), frames, classes), expected)
-
-
-def test_mixed_precision_around_it_does_not_count():
-    model, frames, classes = built("late_fusion"), torch.randn(1, 3, 3, 64, 64), torch.tensor([3])
-    expected = gradcam(model, frames, classes)
+    model.requires_grad_(True)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert np.array_equal(gradcam(model, frames, classes), expected)
     with Trainer(TrainConfig(precision="bf16"), seed=0) as trainer:

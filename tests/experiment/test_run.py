@@ -108,13 +108,6 @@ def test_results_agree_with_each_other(launched, tiny_corpus):
     assert result["machine"]["processors"] >= 1
 
 
-def test_the_saved_configuration_loads_and_is_complete(launched, tiny_corpus):
-    run_dir, _ = launched
-    config = read_config(["--config", str(run_dir / "config.yaml")])
-    given = read_config(["--config", str(QUICK), *SMALL, "--corpus.root", str(tiny_corpus), "--name", "first"])
-    assert config == given
-
-
 def test_evaluate_repeats_the_test_and_takes_other_splits(launched, tmp_path):
     run_dir, _ = launched
     done = command(BIN / "fastemo", "evaluate", run_dir, cwd=run_dir.parent)

@@ -282,7 +282,7 @@ class TestRuns:
         beside = page_of(tmp_path / "beside.html", changed_run)
         for tree in (alone, beside):
             (rows,) = tables_of(tree.section("retests")).values()
-            assert [row[0] for row in rows] == ["again on the split val"]
+            assert [row[0] for row in rows] == ["run on the split val"]
         assert "results" not in {it.attributes.get("id") for it in alone}
 
     def test_real_recordings(self, changed_run, clips_folder, tmp_path):
