@@ -26,7 +26,7 @@ def options(corpus, tmp_path, *more):
 
 
 def stopped(arguments, monkeypatch, steps):
-    """Train and have it be asked to stop after so many steps."""
+    """Train, with a request to stop after so many steps."""
     real, left = trainer_module.Trainer._wish, [steps]
 
     def wish(self, loader):
