@@ -37,7 +37,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own, so that nothing an earlier session kept can make a test pass."""
+    """A cache of the tests' own, so that nothing cached by an earlier session can make a test pass."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTEMO_CACHE", str(folder))
@@ -84,7 +84,7 @@ def few_clips(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def fault_log(request: pytest.FixtureRequest) -> Callable[[str, Mapping[str, int]], None]:
-    """Tells what an attack tried and how often it ended how: `fault_log("bit flips in an MP4", {"rejected": 9})`.
+    """Logs what an attack tried and how often it ended how: `fault_log("bit flips in an MP4", {"rejected": 9})`.
 
     With `--faults FILE` it becomes a line of that file, from which the README's table is made.
     """
@@ -105,3 +105,16 @@ def made_study(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from study_folder import make_study
 
     return make_study(tmp_path_factory.mktemp("made"), tiny_corpus)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on the small corpus, for tests that change nothing in it."""
+    from helpers import TINY_RUN, empty_figures
+
+    from fastemo.config import read_config
+    from fastemo.experiment.run import run
+
+    options = ["--corpus.root", str(tiny_corpus), "--runs_dir", str(tmp_path_factory.mktemp("runs")), "--name", "tiny"]
+    with empty_figures():
+        return run(read_config([*TINY_RUN, *options]))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -16,7 +17,15 @@ import av
 import numpy as np
 import pytest
 
+from fastemo.corpus.manifest import Clip
+from fastemo.corpus.ravdess import Performance, speech_performances
+
 NUMBER_BITS = 8
+# Options of a run that takes seconds.
+TINY_RUN = [
+    *("--model.name", "early_cnn", "--train.epochs", "1", "--train.batch_size", "16", "--video.num_frames", "2"),
+    *("--video.size", "36", "--augment.crop_size", "32"),
+]
 T = TypeVar("T")
 
 
@@ -33,6 +42,13 @@ def empty_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "write_figure", lambda _, path: Path(path).touch())
         yield
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
 
 
 def files_of(run_dir: Path) -> set[str]:
@@ -52,7 +68,7 @@ def readme_commands() -> list[str]:
 
 
 def readme_command(script: str) -> list[str]:
-    """The words of the README's line that runs a script, without the installation before it, by this Python."""
+    """The arguments of the README's line that runs a script, without the installation before it, by this Python."""
     (line,) = (line.split(" && ")[-1] for line in readme_commands() if script in line)
     program, *words = line.split()
     assert program == "python"
@@ -186,40 +202,20 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def write_noise_clip(path: Path, number: int, num_frames: int, width: int, height: int, **options) -> Path:
-    """A video whose frames differ from each other and from those of every other number."""
-
-    def draw(frame: int, width: int, height: int) -> np.ndarray:
-        return np.roll(noise_frame(number, width, height) // 2, 2 * frame, axis=1)
-
-    return write_video(path, num_frames, width, height, draw=draw, **options)
-
-
-def decoded_clips(manifest, config) -> dict[str, np.ndarray]:
-    """What the decoder of a VideoConfig, by default PyAV, gives of each clip: key -> uint8 [T, 3, h, w]."""
-    from fastemo.video.decode import decode_clip
-    from fastemo.video.sampling import frame_indices
-
-    backend, found = config.backend.replace("auto", "pyav"), {}
-    for clip in manifest.clips:
-        indices = frame_indices(clip.num_frames, config.num_frames)
-        found[clip.key] = decode_clip(manifest.root / clip.key, indices, config.spec, backend=backend)
-    return found
+def ravdess_clip(performance: Performance) -> Clip:
+    """The clip that a file of RAVDESS's name becomes, without the file."""
+    names = ("actor", "modality", "channel", "intensity", "statement", "repetition")
+    return Clip(
+        key=f"Actor_{performance.actor:02d}/{performance.stem}.mp4",
+        emotion=performance.emotion_name,
+        num_frames=100,
+        **{name: getattr(performance, name) for name in names},
+    )
 
 
-def check_epoch(loader, expected: dict[str, np.ndarray], epoch: int = 0) -> int:
-    """Load an epoch and compare every clip to `expected`; returns the number of clips."""
-    count = 0
-    for batch in loader.epoch(epoch):
-        for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
-            np.testing.assert_array_equal(frames, expected[key], err_msg=key)
-            count += 1
-    return count
-
-
-def smooth_frame(number: int, width: int, height: int, phase: float = 0.0) -> np.ndarray:
-    """uint8 [H, W, 3]: coloured waves without hard edges; neighbouring frames are less than 35 dB alike."""
-    y, x = np.mgrid[0:height, 0:width]
-    red = np.sin(x / 17 + number / 3 + phase) * np.cos(y / 13)
-    green, blue = np.cos(x / 29 - number / 4 + phase), np.sin((x + y) / 23 + number / 3 + phase)
-    return (127 + 60 * np.stack([red, green, blue], axis=-1)).clip(0, 255).astype(np.uint8)
+def ravdess_clips(*actors: int, modalities: tuple[int, ...] = (2,)) -> list[Clip]:
+    """All speech of some actors: 60 clips for each and each modality."""
+    takes = [
+        take for actor in actors for modality in modalities for take in speech_performances(actor, modality=modality)
+    ]
+    return [ravdess_clip(take) for take in takes]

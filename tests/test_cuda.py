@@ -56,14 +56,8 @@ def test_models_equal_the_cpus(name, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_run_trains(tiny_corpus, tmp_path, precision):
-    options = [
-        "--config",
-        str(REPOSITORY / "configs" / "quick.yaml"),
-        "--corpus.root",
-        str(tiny_corpus),
-        "--runs_dir",
-        str(tmp_path),
-    ]
+    options = ["--config", str(REPOSITORY / "configs" / "quick.yaml")]
+    options += ["--corpus.root", str(tiny_corpus), "--runs_dir", str(tmp_path)]
     small = ["--video.size", "36", "--augment.crop_size", "32", "--train.epochs", "2"]
     run_dir = run(read_config([*options, *small, "--train.precision", precision]))
     assert (run_dir / "test.json").is_file()

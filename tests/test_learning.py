@@ -1,14 +1,16 @@
-"""Models learn, and one that is blind to order only guesses between classes that differ in order alone."""
+"""Models learn, and an order-blind one only guesses between classes that differ in order alone."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import write_image
 
 from fastemo.config import read_config
-from fastemo.corpus.config import Difficulty, SyntheticConfig
-from fastemo.corpus.synthetic.synthesis import corpus_performances, render_frames
+from fastemo.corpus.synthetic.action_units import PAIRS
+from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig, corpus_performances, render_frames
+from fastemo.evaluation.compare import order_counts
 from fastemo.experiment.run import run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -23,7 +25,7 @@ RECIPE = [
 def takes(root, splits):
     """The built-in corpus's takes by one face in one light: what is left to learn is the expression.
 
-    Images, for a video tells the order by its coding: frames near a keyframe are better.
+    Images, for the coding of a video reveals the order: frames near a keyframe are better.
     """
     easy = Difficulty(identity=0, motion=0, light=0)
     config = SyntheticConfig(clips_per_actor=16, width=64, height=64, num_frames=4, difficulty=easy)
@@ -73,11 +75,6 @@ def test_late_fusion_learns_yet_only_guesses_within_the_paired_classes(tmp_path)
     losses, result = trained(corpus, tmp_path, *options)
     assert losses[-1] < 0.8 * losses[0]
     assert 0.4 < result["accuracy"] < 0.8  # chance is 0.125, the ceiling of a model blind to order 0.75
-    names, confusion = list(result["per_class"]), result["confusion"]
-    right = swapped = 0
-    for one, other in (("surprised", "fearful"), ("sad", "disgust")):
-        i, j = names.index(one), names.index(other)
-        right += confusion[i][i] + confusion[j][j]
-        swapped += confusion[i][j] + confusion[j][i]
+    right, swapped, _ = order_counts(np.array(result["confusion"]), list(result["per_class"]), PAIRS)
     assert right + swapped >= 75  # of 88: it knows the pairs from the rest ...
     assert 0.3 < right / (right + swapped) < 0.7  # ... and nothing within them: 75 guesses leave these bounds 1 in 2000

@@ -7,48 +7,22 @@ from pathlib import Path
 
 import av
 import pytest
-from helpers import (
-    count_decoded,
-    noise_frame,
-    numbered_frame,
-    write_image,
-    write_images,
-    write_sound,
-    write_video,
-)
+from helpers import count_decoded, noise_frame, numbered_frame, write_image, write_images, write_video
 
 from fastemo.corpus.config import Verify
 from fastemo.corpus.probe import BadFile, Probe, image_files, probe_images, probe_video
 
-# Name -> (codec, header's size, frames that decode). RAVDESS's headers count one more, awkward ones what they like.
+# Frames that decode, codec, width, height. RAVDESS's headers count a frame more, those of awkward files anything.
 REAL_CLIPS = {
-    "ravdess/Actor_01/01-01-01-01-01-01-01.mp4": ("h264", 1280, 720),
-    "ravdess/Actor_01/01-01-08-01-01-02-01.mp4": ("h264", 1280, 720),
-    "ravdess/Actor_01/02-01-01-01-01-01-01.mp4": ("h264", 1280, 720),
-    "ravdess/Actor_01/02-01-02-01-01-02-01.mp4": ("h264", 1280, 720),
-    "ravdess/Actor_01/02-01-04-01-02-01-01.mp4": ("h264", 1280, 720),
-    "ravdess/Actor_01/02-01-08-01-01-02-01.mp4": ("h264", 1280, 720),
-    "ravdess/Actor_01/02-01-08-02-01-01-01.mp4": ("h264", 1280, 720),
-    "crema-d/1001_DFA_ANG_XX.flv": ("vp6f", 480, 360),
-    "crema-d/1001_DFA_HAP_XX.flv": ("vp6f", 480, 360),
-    "crema-d/1001_DFA_SAD_XX.flv": ("vp6f", 480, 360),
+    "ravdess/Actor_01/02-01-01-01-01-01-01.mp4": (98, "h264", 1280, 720),
+    "awkward/header_157_decodes_110.mp4": (110, "h264", 256, 256),
+    "awkward/negative_pts_header_98_decodes_95.mp4": (95, "h264", 960, 540),
+    "awkward/hevc_variable_frame_rate.mov": (169, "hevc", 960, 540),
+    "crema-d/1001_DFA_ANG_XX.flv": (67, "vp6f", 480, 360),
+    "crema-d/1001_DFA_HAP_XX.flv": (56, "vp6f", 480, 360),
+    "crema-d/1001_DFA_SAD_XX.flv": (60, "vp6f", 480, 360),
 }
-REAL_COUNTS = {
-    "awkward/header_157_decodes_110.mp4": 110,
-    "awkward/negative_pts_header_98_decodes_95.mp4": 95,
-    "awkward/hevc_variable_frame_rate.mov": 169,
-    "crema-d/1001_DFA_ANG_XX.flv": 67,
-    "crema-d/1001_DFA_HAP_XX.flv": 56,
-    "crema-d/1001_DFA_SAD_XX.flv": 60,
-}
-CONTAINERS = {
-    "mp4": "libx264",
-    "mov": "mpeg4",
-    "mkv": "libx264",
-    "webm": "libvpx-vp9",
-    "avi": "mpeg4",
-    "flv": "flv",
-}
+CONTAINERS = {"mp4": "libx264", "mov": "mpeg4", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "flv": "flv"}
 
 
 def reason(path: Path, verify: Verify = "quick") -> str:
@@ -63,70 +37,49 @@ def packets(path: Path) -> list[tuple[int, int]]:
         return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size and packet.pos]
 
 
-class TestRealClips:
-    @pytest.mark.parametrize(("name", "count"), REAL_COUNTS.items())
-    def test_the_true_count_of_awkward_files(self, clips_folder: Path, name: str, count: int) -> None:
-        assert probe_video(clips_folder / name).num_frames == count
-
-    @pytest.mark.parametrize("name", [name for name in REAL_CLIPS if name.startswith("ravdess")])
-    def test_ravdess_headers_count_one_frame_too_many(self, clips_folder: Path, name: str) -> None:
-        with av.open(str(clips_folder / name)) as container:
-            header = container.streams.video[0].frames
-        probe = probe_video(clips_folder / name)
-        assert probe.num_frames == header - 1
+@pytest.mark.parametrize(("name", "expected"), REAL_CLIPS.items())
+def test_real_clips(clips_folder, name, expected):
+    probe = probe_video(clips_folder / name)
+    assert (probe.num_frames, probe.codec, probe.width, probe.height) == expected
+    if name.startswith("ravdess"):
         assert probe.fps == pytest.approx(30000 / 1001)
-        assert probe.duration_seconds == pytest.approx((header - 1) * 1001 / 30000)
-
-    @pytest.mark.parametrize(("name", "what"), REAL_CLIPS.items())
-    def test_codec_and_size(self, clips_folder: Path, name: str, what: tuple[str, int, int]) -> None:
-        probe = probe_video(clips_folder / name)
-        assert (probe.codec, probe.width, probe.height) == what
+        assert probe.duration_seconds == pytest.approx(probe.num_frames * 1001 / 30000)
 
 
 class TestMadeFiles:
     @pytest.mark.parametrize("verify", ["quick", "full"])
-    def test_everything_about_a_small_mp4(self, tmp_path: Path, verify: Verify) -> None:
+    def test_everything_about_a_small_mp4(self, tmp_path, verify):
         path = write_video(tmp_path / "a.mp4", 24, 64, 48, rate=12)
         expected = Probe(num_frames=24, fps=12.0, width=64, height=48, codec="h264", duration_seconds=2.0)
         assert probe_video(path, verify=verify) == expected
 
     @pytest.mark.parametrize("verify", ["quick", "full"])
     @pytest.mark.parametrize(("suffix", "codec"), CONTAINERS.items())
-    def test_containers(self, tmp_path: Path, suffix: str, codec: str, verify: Verify) -> None:
+    def test_containers(self, tmp_path, suffix, codec, verify):
         path = write_video(tmp_path / f"a.{suffix}", 20, codec=codec)
         probe = probe_video(path, verify=verify)
-        assert probe.num_frames == count_decoded(path) == 20
-        assert (probe.width, probe.height) == (64, 48)
+        assert (probe.num_frames, probe.width, probe.height) == (count_decoded(path), 64, 48) == (20, 64, 48)
 
-    def test_a_frame_is_counted_once_beside_sound(self, tmp_path: Path) -> None:
-        assert probe_video(write_video(tmp_path / "a.mp4", 15, silence=True)).num_frames == 15
-
-    def test_one_frame(self, tmp_path: Path) -> None:
-        assert probe_video(write_video(tmp_path / "a.mp4", 1), verify="full").num_frames == 1
+    @pytest.mark.parametrize("num_frames", [1, 15])
+    def test_frames_are_counted_once_beside_sound(self, tmp_path, num_frames):
+        path = write_video(tmp_path / "a.mp4", num_frames, silence=True)
+        assert probe_video(path).num_frames == probe_video(path, verify="full").num_frames == num_frames
 
 
 class TestBadFiles:
-    def test_zero_length(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.mp4"
-        path.touch()
-        assert reason(path) == "zero length"
-
     @pytest.mark.parametrize("size", [1, 7, 8, 100, 100_000])
-    def test_random_bytes(self, tmp_path: Path, size: int) -> None:
+    def test_random_bytes(self, tmp_path, size):
         path = tmp_path / "a.mp4"
         path.write_bytes(random.Random(size).randbytes(size))
         assert reason(path).startswith(("unreadable: ", "no video stream", "no frame decodes"))
 
     @pytest.mark.parametrize("suffix", CONTAINERS)
-    def test_text_under_a_video_name(self, tmp_path: Path, suffix: str) -> None:
+    def test_text_under_a_video_name(self, tmp_path, suffix):
         path = tmp_path / f"a.{suffix}"
         path.write_text("no video, only words\n" * 50)
         assert reason(path).startswith("unreadable: ")
 
-    def test_sound_alone(self, tmp_path: Path) -> None:
-        assert reason(write_sound(tmp_path / "a.mp4")) == "no video stream"
-
-    def test_a_cover_picture_is_no_video(self, tmp_path: Path) -> None:
+    def test_a_cover_picture_is_no_video(self, tmp_path):
         path = tmp_path / "a.mp4"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mjpeg")
@@ -137,12 +90,12 @@ class TestBadFiles:
             container.mux(stream.encode())
         assert reason(path) == "no video stream, only a cover picture"
 
-    def test_a_codec_nobody_knows(self, tmp_path: Path) -> None:
+    def test_a_codec_nobody_knows(self, tmp_path):
         path = write_video(tmp_path / "a.mp4")
         path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
         assert reason(path) == "no frame decodes: the video's codec is unknown"
 
-    def test_a_header_without_frames(self, tmp_path: Path) -> None:
+    def test_a_header_without_frames(self, tmp_path):
         path = tmp_path / "a.mkv"
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=25)
@@ -159,22 +112,22 @@ class TestBadFiles:
         ],
         ids=["concat", "HLS", "SDP"],
     )
-    def test_a_list_of_other_files_is_not_followed(self, tmp_path: Path, content: str) -> None:
+    def test_a_list_of_other_files_is_not_followed(self, tmp_path, content):
         write_video(tmp_path / "other.mp4")
         (tmp_path / "a.mp4").write_text(content)
         assert reason(tmp_path / "a.mp4").startswith("unreadable: ")
 
-    def test_a_file_that_is_gone_is_an_os_error(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_gone_is_an_os_error(self, tmp_path):
         with pytest.raises(FileNotFoundError):
             probe_video(tmp_path / "a.mp4")
 
 
 class TestTruncated:
-    """FFmpeg reads most of these without a word and finds fewer frames: the container's own sizes tell."""
+    """FFmpeg reads most of these without an error and finds fewer frames: the container's own sizes show it."""
 
     @pytest.mark.parametrize("faststart", [False, True])
     @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75, 0.9, 0.999])
-    def test_mp4_with_the_index_before_and_after(self, tmp_path: Path, faststart: bool, share: float) -> None:
+    def test_mp4_with_the_index_before_and_after(self, tmp_path, faststart, share):
         whole = write_video(tmp_path / "whole.mp4", 60, draw=noise_frame, faststart=faststart)
         data = whole.read_bytes()
         assert (data.index(b"moov") < data.index(b"mdat")) == faststart
@@ -187,21 +140,21 @@ class TestTruncated:
         ("faststart", "expected"),
         [(True, "the file ends inside a frame"), (False, "its 'moov' box ends 1 bytes past the file")],
     )
-    def test_mp4_short_of_its_last_byte(self, tmp_path: Path, faststart: bool, expected: str) -> None:
+    def test_mp4_short_of_its_last_byte(self, tmp_path, faststart, expected):
         path = write_video(tmp_path / "a.mp4", faststart=faststart)
         path.write_bytes(path.read_bytes()[:-1])
         assert reason(path) == f"truncated: {expected}"
 
     @pytest.mark.parametrize("suffix", ["mkv", "webm", "avi", "flv", "mov"])
     @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.999])
-    def test_other_containers(self, tmp_path: Path, suffix: str, share: float) -> None:
+    def test_other_containers(self, tmp_path, suffix, share):
         whole = write_video(tmp_path / f"whole.{suffix}", 60, codec=CONTAINERS[suffix], draw=noise_frame)
         data = whole.read_bytes()
         cut = tmp_path / f"cut.{suffix}"
         cut.write_bytes(data[: int(len(data) * share)])
         assert reason(cut).startswith("truncated: ")
 
-    def test_flv_cut_between_two_frames(self, tmp_path: Path) -> None:
+    def test_flv_cut_between_two_frames(self, tmp_path):
         """FFmpeg sees a whole frame less; the file ends five bytes into the next one's header."""
         path = write_video(tmp_path / "a.flv", 20, codec="flv")
         data = path.read_bytes()
@@ -210,7 +163,7 @@ class TestTruncated:
         assert count_decoded(path) == 19
         assert reason(path) == "truncated: it ends inside a tag"
 
-    def test_bytes_after_the_end_do_no_harm(self, tmp_path: Path) -> None:
+    def test_bytes_after_the_end_do_no_harm(self, tmp_path):
         path = write_video(tmp_path / "a.mp4")
         path.write_bytes(path.read_bytes() + bytes(100))
         assert probe_video(path, verify="full").num_frames == 12
@@ -220,47 +173,36 @@ class TestDamagedInside:
     """Damage that the decoder reports: it conceals much (zeros in a picture are a picture), but not these two."""
 
     @pytest.fixture
-    def whole(self, tmp_path: Path) -> Path:
+    def whole(self, tmp_path):
         return write_video(tmp_path / "a.mp4", 60, draw=noise_frame)
 
     @pytest.mark.parametrize("number", [20, 45])
-    def test_a_unit_longer_than_its_packet(self, whole: Path, number: int) -> None:
-        data = bytearray(whole.read_bytes())
-        offset, _ = packets(whole)[number]
-        data[offset : offset + 4] = b"\x7f\xff\xff\xff"
-        whole.write_bytes(data)
-        assert probe_video(whole).num_frames == 60
-        assert "does not decode" in reason(whole, "full")
-
-    @pytest.mark.parametrize("number", [20, 45])
-    def test_bytes_that_no_picture_holds(self, whole: Path, number: int) -> None:
-        data = bytearray(whole.read_bytes())
+    @pytest.mark.parametrize(
+        ("share", "damage"),
+        [(0, b"\x7f\xff\xff\xff"), (0.5, b"\xff" * 64)],
+        ids=["a unit longer than its packet", "bytes that no picture holds"],
+    )
+    def test_only_a_full_decode_finds_it(self, whole, number, share, damage):
         offset, size = packets(whole)[number]
-        data[offset + size // 2 : offset + size // 2 + 64] = b"\xff" * 64
-        whole.write_bytes(data)
+        start = offset + int(size * share)
+        data = whole.read_bytes()
+        whole.write_bytes(data[:start] + damage + data[start + len(damage) :])
         assert probe_video(whole).num_frames == 60
         assert "damaged" in reason(whole, "full") or "does not decode" in reason(whole, "full")
 
-    def test_a_slice_that_claims_another_place(self, whole: Path, tmp_path: Path) -> None:
+    def test_a_slice_that_claims_another_place(self, whole, tmp_path):
         """One byte of any frame: without strict decoding FFmpeg paints over a few of these."""
         data, path = whole.read_bytes(), tmp_path / "damaged.mp4"
-        passed = []
-        for number, (offset, _) in enumerate(packets(whole)[5:], start=5):
+        for offset, _ in packets(whole)[5:]:
             damaged = bytearray(data)
             damaged[offset + 5] = 0  # after the unit's length and type: the slice's first macroblock
             path.write_bytes(damaged)
-            try:
+            with pytest.raises(BadFile):
                 probe_video(path, verify="full")
-            except BadFile:
-                continue
-            passed.append(number)
-        assert passed == []
 
     @pytest.mark.parametrize("suffix", ["mkv", "mp4"])
     @pytest.mark.parametrize("verify", ["quick", "full"])
-    def test_frames_before_the_first_keyframe_are_not_counted_blindly(
-        self, tmp_path: Path, suffix: str, verify: Verify
-    ) -> None:
+    def test_frames_before_the_first_keyframe_are_not_counted_blindly(self, tmp_path, suffix, verify):
         """A stream cut without re-encoding: 39 packets, of which those up to the next keyframe decode to nothing."""
         source = write_video(tmp_path / f"source.{suffix}", 40, options={"g": "10", "bf": "0"})
         path = tmp_path / f"headless.{suffix}"
@@ -272,56 +214,37 @@ class TestDamagedInside:
                     output.mux(packet)
         assert reason(path, verify) == f"39 frames are stored but {count_decoded(path)} decode"
 
-    def test_a_first_frame_that_does_not_decode_is_seen_at_once(self, tmp_path: Path) -> None:
+    def test_a_first_frame_that_does_not_decode_is_seen_at_once(self, tmp_path):
         path = write_video(tmp_path / "a.mp4", 1, draw=noise_frame)
-        data = bytearray(path.read_bytes())
         ((offset, size),) = packets(path)
-        data[offset : offset + size] = b"\xff" * size
-        path.write_bytes(data)
+        data = path.read_bytes()
+        path.write_bytes(data[:offset] + b"\xff" * size + data[offset + size :])
         assert reason(path).startswith("no frame decodes")
 
 
 class TestFoldersOfImages:
     @pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".png"])
-    def test_count_and_size(self, tmp_path: Path, suffix: str) -> None:
+    def test_count_and_size(self, tmp_path, suffix):
         folder = write_images(tmp_path / "clip", 7, 64, 48, suffix)
         expected = Probe(num_frames=7, fps=0.0, width=64, height=48, codec="images", duration_seconds=0.0)
         assert probe_images(folder) == probe_images(folder, verify="full") == expected
 
-    def test_a_folder_named_as_a_pattern(self, tmp_path: Path) -> None:
+    def test_a_folder_named_as_a_pattern(self, tmp_path):
         assert probe_images(write_images(tmp_path / "50%d", 3), verify="full").num_frames == 3
 
-    def test_order_is_that_of_the_numbers(self, tmp_path: Path) -> None:
+    def test_order_is_that_of_the_numbers(self, tmp_path):
         for number in (1, 2, 10, 9):
             write_image(tmp_path / f"frame{number}.jpg", numbered_frame(number, 64, 48))
         (tmp_path / "notes.txt").touch()
         (tmp_path / "frame11.jpg").mkdir()
-        assert [path.name for path in image_files(tmp_path)] == [
-            "frame1.jpg",
-            "frame2.jpg",
-            "frame9.jpg",
-            "frame10.jpg",
-        ]
+        assert [path.name for path in image_files(tmp_path)] == [f"frame{number}.jpg" for number in (1, 2, 9, 10)]
 
-    def test_a_later_bad_image_is_found_by_full_alone(self, tmp_path: Path) -> None:
-        folder = write_images(tmp_path / "clip", 4)
-        (folder / "frame0003.jpg").write_text("no image")
-        assert probe_images(folder).num_frames == 4
-        with pytest.raises(BadFile, match=r"^image frame0003.jpg does not decode$"):
-            probe_images(folder, verify="full")
-
-    def test_an_image_of_another_size(self, tmp_path: Path) -> None:
+    def test_an_image_of_another_size(self, tmp_path):
         folder = write_images(tmp_path / "clip", 3)
         write_image(folder / "frame0002.jpg", numbered_frame(1, 32, 48))
         with pytest.raises(BadFile, match=r"^image frame0002.jpg is 32x48, the first is 64x48$"):
             probe_images(folder, verify="full")
 
-    def test_a_first_image_of_no_bytes(self, tmp_path: Path) -> None:
-        folder = write_images(tmp_path / "clip", 2)
-        (folder / "frame0001.jpg").write_bytes(b"")
-        with pytest.raises(BadFile, match=r"^image frame0001.jpg does not decode$"):
-            probe_images(folder)
-
-    def test_a_folder_without_images(self, tmp_path: Path) -> None:
+    def test_a_folder_without_images(self, tmp_path):
         with pytest.raises(BadFile, match=r"^no images named frame0001\.jpg and so on$"):
             probe_images(tmp_path)

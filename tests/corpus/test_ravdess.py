@@ -9,64 +9,57 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastemo.corpus import ravdess
 from fastemo.corpus.ravdess import EMOTIONS, Performance, parse_stem, speech_performances
 
 FIELDS = ("modality", "channel", "emotion", "intensity", "statement", "repetition", "actor")
 COUNTS = (3, 2, 8, 2, 2, 2, 24)
-
-
-def all_numbers() -> list[tuple[int, ...]]:
-    return list(product(*(range(1, count + 1) for count in COUNTS)))
+NOT_NAMES = [
+    *("", "01-01-01-01-01-01", "01-01-01-01-01-01-01-01", "1-1-1-1-1-1-1", "001-01-01-01-01-01-01"),
+    *("01_01_01_01_01_01_01", "01-01-01-01-01-01-01.mp4", " 01-01-01-01-01-01-01", "01-01-01-01-01-01-01 "),
+    *("01-01-01-01-01-01-01\n", "01-01-01-01-01-01-1a", "+1-01-01-01-01-01-01", "Actor_01"),
+    *("٠١-01-01-01-01-01-01", "01-01-01-01-01-01-０１"),  # digits of other scripts, which int() reads
+]
 
 
 def is_real(numbers: tuple[int, ...]) -> bool:
     return not (numbers[2] == 1 and numbers[3] == 2)  # neutral has no strong intensity
 
 
-def test_every_valid_name_is_read_and_written_back() -> None:
+def test_every_valid_name_is_read_and_written_back():
     names = {}
-    for numbers in filter(is_real, all_numbers()):
+    for numbers in filter(is_real, product(*(range(1, count + 1) for count in COUNTS))):
         stem = "-".join(f"{number:02d}" for number in numbers)
         performance = parse_stem(stem)
         assert tuple(getattr(performance, field) for field in FIELDS) == numbers
         assert performance.stem == stem
         names[stem] = performance
-    assert len(names) == 3 * 2 * (7 * 2 + 1) * 2 * 2 * 24
-    assert len(set(names.values())) == len(names)
+    takes = 2 * (7 * 2 + 1) * 2 * 2 * 24
+    assert len(names) == len(set(names.values())) == 3 * takes
+    assert len({performance.take for performance in names.values()}) == takes
 
 
-def test_what_a_name_says() -> None:
+def test_what_a_name_says():
     performance = parse_stem("02-01-06-01-02-01-12")
-    assert performance.take == "01-06-01-02-01-12"
-    assert performance.label == 5
-    assert performance.emotion_name == "fearful"
+    assert (performance.take, performance.label, performance.emotion_name) == ("01-06-01-02-01-12", 5, "fearful")
     assert performance.is_female
     assert not performance.is_audio_only
     assert not parse_stem("01-02-03-02-01-02-11").is_female
+    sound = performance.with_modality(3)
+    assert (sound.stem, sound.take) == ("03-01-06-01-02-01-12", performance.take)
+    assert sound.is_audio_only
+    assert performance.modality == 2
 
 
-def test_labels_follow_the_order_of_ravdess() -> None:
+def test_labels_follow_the_order_of_ravdess():
     assert EMOTIONS == ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
     for number, name in enumerate(EMOTIONS, start=1):
         performance = parse_stem(f"01-01-{number:02d}-01-01-01-01")
         assert (performance.label, performance.emotion_name) == (number - 1, name)
 
 
-def test_the_files_of_one_take_differ_in_modality_alone() -> None:
-    video = parse_stem("02-01-04-01-02-01-01")
-    sound = video.with_modality(3)
-    assert sound.stem == "03-01-04-01-02-01-01"
-    assert sound.take == video.take
-    assert sound.is_audio_only
-    assert video.modality == 2
-    takes = {parse_stem("-".join(f"{n:02d}" for n in numbers)).take for numbers in filter(is_real, all_numbers())}
-    assert len(takes) == 2 * (7 * 2 + 1) * 2 * 2 * 24
-
-
 @pytest.mark.parametrize(("position", "field"), list(enumerate(FIELDS)))
 @pytest.mark.parametrize("beyond", [False, True])
-def test_a_field_out_of_range_is_named(position: int, field: str, beyond: bool) -> None:
+def test_a_field_out_of_range_is_named(position, field, beyond):
     numbers = [1] * len(FIELDS)
     numbers[position] = COUNTS[position] + 1 if beyond else 0
     stem = "-".join(f"{number:02d}" for number in numbers)
@@ -75,34 +68,15 @@ def test_a_field_out_of_range_is_named(position: int, field: str, beyond: bool) 
     assert str(raised.value) == f"{field} is {numbers[position]:02d}, RAVDESS has 01 to {COUNTS[position]:02d}"
 
 
-def test_a_strong_neutral_is_refused() -> None:
+def test_a_strong_neutral_is_refused():
     with pytest.raises(ValueError, match="neutral is marked strong"):
         parse_stem("01-01-01-02-01-01-01")
     with pytest.raises(ValueError, match="neutral is marked strong"):
         Performance(modality=1, channel=1, emotion=1, intensity=2, statement=1, repetition=1, actor=1)
 
 
-@pytest.mark.parametrize(
-    "stem",
-    [
-        "",
-        "01-01-01-01-01-01",
-        "01-01-01-01-01-01-01-01",
-        "1-1-1-1-1-1-1",
-        "001-01-01-01-01-01-01",
-        "01_01_01_01_01_01_01",
-        "01-01-01-01-01-01-01.mp4",
-        " 01-01-01-01-01-01-01",
-        "01-01-01-01-01-01-01 ",
-        "01-01-01-01-01-01-01\n",
-        "01-01-01-01-01-01-1a",
-        "+1-01-01-01-01-01-01",
-        "٠١-01-01-01-01-01-01",  # digits of another script, which int() reads
-        "01-01-01-01-01-01-０１",
-        "Actor_01",
-    ],
-)
-def test_what_is_no_name_at_all_is_quoted(stem: str) -> None:
+@pytest.mark.parametrize("stem", NOT_NAMES)
+def test_what_is_not_a_name_is_quoted(stem):
     with pytest.raises(ValueError, match="is not seven two-digit numbers joined by '-'") as raised:
         parse_stem(stem)
     assert f"'{stem}'" in str(raised.value)
@@ -111,7 +85,7 @@ def test_what_is_no_name_at_all_is_quoted(stem: str) -> None:
 @given(st.text() | st.from_regex(r"[0-9]{2}(-[0-9]{2}){6}", fullmatch=True))
 @example("00-00-00-00-00-00-00")
 @example("99-99-99-99-99-99-99")
-def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
+def test_any_text_is_a_name_or_a_value_error(text):
     try:
         performance = parse_stem(text)
     except ValueError:
@@ -121,15 +95,10 @@ def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
 
 
 @pytest.mark.parametrize("actor", [1, 18, 24])
-@pytest.mark.parametrize("modality", [1, 2])
-def test_an_actor_speaks_sixty_takes(actor: int, modality: int) -> None:
-    takes = speech_performances(actor, modality=modality)
+@pytest.mark.parametrize("options", [{}, {"modality": 1}, {"modality": 2}])
+def test_an_actor_speaks_sixty_takes(actor, options):
+    takes = speech_performances(actor, **options)
     assert len(takes) == len({take.take for take in takes}) == 60
     assert Counter(take.emotion_name for take in takes) == {name: 4 if name == "neutral" else 8 for name in EMOTIONS}
-    assert {(take.actor, take.modality, take.channel) for take in takes} == {(actor, modality, 1)}
+    assert {(take.actor, take.modality, take.channel) for take in takes} == {(actor, options.get("modality", 2), 1)}
     assert [take.stem for take in takes] == sorted(take.stem for take in takes)
-
-
-def test_speech_is_video_only_unless_asked_otherwise() -> None:
-    assert {take.modality for take in speech_performances(5)} == {2}
-    assert ravdess.NUM_ACTORS == 24

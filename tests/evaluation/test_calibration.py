@@ -1,7 +1,5 @@
 """Calibration against a plain loop over the bins, and what is known of extreme models."""
 
-from __future__ import annotations
-
 import json
 import math
 
@@ -21,7 +19,7 @@ CLIPS = st.lists(
 
 @given(CLIPS, st.integers(1, 15))
 @settings(max_examples=100, deadline=None)
-def test_agrees_with_a_plain_loop(clips: list[tuple[bool, float]], num_bins: int) -> None:
+def test_agrees_with_a_plain_loop(clips, num_bins):
     correct, confidence = zip(*clips, strict=True)
     found = calibration(correct, confidence, num_bins=num_bins)
     ece, counted = 0.0, 0
@@ -43,18 +41,18 @@ def test_agrees_with_a_plain_loop(clips: list[tuple[bool, float]], num_bins: int
     assert found["ece"] == pytest.approx(ece)
 
 
-def test_known_errors() -> None:
+def test_known_errors():
     assert calibration([True] * 4, [1.0] * 4)["ece"] == 0
     assert calibration([False] * 4, [1.0] * 4)["ece"] == 1
     assert calibration([True, True, True, False], [0.75] * 4)["ece"] == 0
     assert calibration([True, False], [0.9, 0.9])["ece"] == pytest.approx(0.4)
 
 
-def test_a_probability_rounded_above_one_is_in_the_last_bin() -> None:
+def test_a_probability_rounded_above_one_is_in_the_last_bin():
     assert calibration([True], [np.nextafter(1, 2)])["bins"][-1]["num_clips"] == 1
 
 
-def test_it_is_plain_json() -> None:
+def test_it_is_plain_json():
     found = calibration(np.array([True, False]), np.array([0.3, 0.8]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
@@ -67,6 +65,6 @@ def test_it_is_plain_json() -> None:
         ([True], [0.5], {"num_bins": 0}, "at least 1"),
     ],
 )
-def test_errors(correct: list, confidence: list, options: dict, message: str) -> None:
+def test_errors(correct, confidence, options, message):
     with pytest.raises(ValueError, match=message):
         calibration(correct, confidence, **options)

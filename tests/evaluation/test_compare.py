@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, chi2, chisquare
+from scipy.stats import binomtest, chi2
 
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.corpus.synthetic.action_units import PAIRS
@@ -54,7 +54,7 @@ def drawn(seed: int, share: float, count: int = 120) -> np.ndarray:
 
 @given(st.integers(0, 60), st.integers(0, 60))
 @settings(max_examples=200, deadline=None)
-def test_mcnemar_agrees_with_scipy(only_a: int, only_b: int) -> None:
+def test_mcnemar_agrees_with_scipy(only_a, only_b):
     found = mcnemar(only_a, only_b)
     differing = only_a + only_b
     if differing == 0:
@@ -70,17 +70,9 @@ def test_mcnemar_agrees_with_scipy(only_a: int, only_b: int) -> None:
     assert 0 <= found <= 1
 
 
-def test_mcnemar_by_a_published_table() -> None:
-    """Agresti, "Categorical Data Analysis", approval ratings: 150 against 86, z^2 = 17.36 without correction."""
-    assert pytest.approx(17.36, abs=0.005) == (150 - 86) ** 2 / 236
-    assert mcnemar(150, 86) == pytest.approx(chi2.sf(63**2 / 236, 1))
-    # As a fit to equal shares, each count half a clip nearer: the same by another routine.
-    assert mcnemar(150, 86) == pytest.approx(chisquare([149.5, 86.5]).pvalue)
-
-
 @given(P_VALUES)
 @settings(max_examples=150, deadline=None)
-def test_holm_agrees_with_a_plain_reference(p_values: list[float]) -> None:
+def test_holm_agrees_with_a_plain_reference(p_values):
     """Step down: the k-th smallest p is rejected at level a where all up to it are below a / (m - k + 1)."""
     found = holm(p_values)
     m, order = len(p_values), sorted(range(len(p_values)), key=lambda i: p_values[i])
@@ -97,12 +89,7 @@ def test_holm_agrees_with_a_plain_reference(p_values: list[float]) -> None:
         assert {i for i, p in enumerate(found) if p <= level} == rejected
 
 
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
-
-
-def test_every_pair_is_compared_once_and_corrected() -> None:
+def test_every_pair_is_compared_once_and_corrected():
     models = {"a": [table(drawn(0, 0.9))], "b": [table(drawn(1, 0.6))], "c": [table(drawn(2, 0.55))]}
     rows = compare(models)
     assert [(row["a"], row["b"]) for row in rows] == list(combinations("abc", 2))
@@ -126,7 +113,7 @@ def test_every_pair_is_compared_once_and_corrected() -> None:
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
-def test_the_other_way_round_is_the_same() -> None:
+def test_the_other_way_round_is_the_same():
     a, b = table(drawn(0, 0.7)), table(drawn(1, 0.6))
     (one,), (other,) = compare({"a": [a], "b": [b]}), compare({"b": [b], "a": [a]})
     assert one["difference"] == -other["difference"]
@@ -134,25 +121,15 @@ def test_the_other_way_round_is_the_same() -> None:
     assert (one["p_bootstrap"], one["p_mcnemar"]) == (other["p_bootstrap"], other["p_mcnemar"])
 
 
-def test_a_model_does_not_differ_from_itself() -> None:
+def test_a_model_does_not_differ_from_itself():
     one = table(drawn(0, 0.7))
     (row,) = compare({"a": [one, one], "b": [one]})
     assert (row["difference"], row["interval"], row["p_bootstrap"], row["p_mcnemar"]) == (0, [0, 0], 1, 1)
-
-
-def test_the_paired_bootstrap_agrees_with_mcnemar_on_many_takes() -> None:
-    """The sampling error of a paired difference: sqrt(only_a + only_b - (only_a - only_b)^2 / n) / n."""
-    a, b = drawn(3, 0.63, 1500), drawn(4, 0.62, 1500)
-    (row,) = compare({"a": [table(a)], "b": [table(b)]})
-    error = math.sqrt(row["only_a"] + row["only_b"] - (row["only_a"] - row["only_b"]) ** 2 / 1500) / 1500
-    assert row["interval"] == pytest.approx(
-        [row["difference"] - 1.96 * error, row["difference"] + 1.96 * error], abs=0.1 * error
-    )
-    assert row["p_bootstrap"] == pytest.approx(row["p_mcnemar"], rel=0.25)
+    assert compare({}) == compare({"a": [one]}) == []
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_twins_count_as_one_take(seed: int) -> None:
+def test_twins_count_as_one_take(seed):
     a, b = drawn(seed, 0.7), drawn(seed + 9, 0.6)
     (once,) = compare({"a": [table(a)], "b": [table(b)]})
     twice = [table(np.repeat(correct, 2), twins=True) for correct in (a, b)]
@@ -162,39 +139,32 @@ def test_twins_count_as_one_take(seed: int) -> None:
     assert mean_interval(twice[:1]) == mean_interval([table(a)])
 
 
-def test_mcnemar_takes_the_video_only_file_of_a_take() -> None:
+def test_mcnemar_takes_the_video_only_file_of_a_take():
     audio_video_right = np.tile([True, False], 30)
     (row,) = compare({"a": [table(audio_video_right, twins=True)], "b": [table(~audio_video_right, twins=True)]})
     assert (row["only_a"], row["only_b"], row["difference"], row["num_takes"]) == (0, 30, 0, 30)
 
 
-def test_several_seeds_are_averaged_and_mcnemar_takes_the_first() -> None:
+def test_several_seeds_are_averaged_and_mcnemar_takes_the_first():
     a, b = [drawn(seed, 0.8) for seed in range(3)], [drawn(seed + 5, 0.6) for seed in range(2)]
+    takes = table(a[0]).takes
     (row,) = compare({"a": [table(x) for x in a], "b": [table(x) for x in b]})
     assert row["difference"] == pytest.approx(np.mean(a) - np.mean(b))
     assert (row["only_a"], row["only_b"]) == ((a[0] & ~b[0]).sum(), (b[0] & ~a[0]).sum())
-    expected = interval_of_mean(np.mean(a, 0) - np.mean(b, 0), table(a[0]).takes, num_resamples=10_000)
+    expected = interval_of_mean(np.mean(a, 0) - np.mean(b, 0), takes, num_resamples=10_000)
     assert row["interval"] == pytest.approx(expected)
-    mean, low, high = mean_interval([table(x) for x in a])
-    assert mean == pytest.approx(np.mean(a))
-    assert low < mean < high
-    assert (low, high) == pytest.approx(
-        interval_of_mean(np.mean(a, 0), table(a[0]).takes, num_resamples=10_000), abs=1e-12
-    )
+    expected = (np.mean(a), *interval_of_mean(np.mean(a, 0), takes, num_resamples=10_000))
+    assert mean_interval([table(x) for x in a]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_p_and_interval_say_the_same() -> None:
+def test_p_and_interval_say_the_same():
     for seed in range(12):
         (row,) = compare({"a": [table(drawn(seed, 0.65))], "b": [table(drawn(seed + 50, 0.55))]})
         outside = row["interval"][0] > 0 or row["interval"][1] < 0
         assert outside == (row["p_bootstrap"] <= 0.05) or abs(row["p_bootstrap"] - 0.05) < 0.02
 
 
-def test_one_model_or_none_has_nobody_to_be_compared_with() -> None:
-    assert compare({}) == compare({"a": [table(drawn(0, 0.5))]}) == []
-
-
-def test_other_clips_labels_or_classes_are_refused() -> None:
+def test_other_clips_labels_or_classes_are_refused():
     one = table(drawn(0, 0.5, 10))
     others = [
         (replace(one, source="two", keys=(*one.keys[:-1], "else")), "one and two .* only one of them of 'clip0009'"),
@@ -220,17 +190,13 @@ EIGHT = replace(
 )
 
 
-def test_order_is_counted_as_by_a_plain_loop() -> None:
+def test_order_is_counted_as_by_a_plain_loop():
     right = swapped = elsewhere = 0
     for label, predicted in zip(EIGHT.labels, EIGHT.predicted, strict=True):
-        for pair in PAIRS:
-            if EMOTIONS[label] in pair:
-                if label == predicted:
-                    right += 1
-                elif EMOTIONS[predicted] in pair:
-                    swapped += 1
-                else:
-                    elsewhere += 1
+        of_pairs = [pair for pair in PAIRS if EMOTIONS[label] in pair]
+        right += sum(label == predicted for _ in of_pairs)
+        swapped += sum(label != predicted and EMOTIONS[predicted] in pair for pair in of_pairs)
+        elsewhere += sum(EMOTIONS[predicted] not in pair for pair in of_pairs)
     found = order_accuracy(EIGHT, PAIRS)
     assert (found["right"], found["swapped"], found["elsewhere"]) == (right, swapped, elsewhere)
     assert order_counts(confusion(EIGHT.labels, EIGHT.predicted, 8), EMOTIONS, PAIRS) == (right, swapped, elsewhere)
@@ -239,7 +205,7 @@ def test_order_is_counted_as_by_a_plain_loop() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-def test_order_counts_twins_as_one_take() -> None:
+def test_order_counts_twins_as_one_take():
     correct = drawn(7, 0.8)
     once = order_accuracy(table(correct), PAIRS)
     twice = order_accuracy(table(np.repeat(correct, 2), twins=True), PAIRS)
@@ -247,10 +213,8 @@ def test_order_counts_twins_as_one_take() -> None:
     assert twice["right"] == 2 * once["right"]
 
 
-def test_no_clip_of_a_pair_has_no_order() -> None:
+def test_no_clip_of_a_pair_has_no_order():
     neither = replace(EIGHT, labels=np.zeros(400, dtype=int))
-    assert order_accuracy(neither, PAIRS) is None
-    assert order_accuracy(EIGHT, ()) is None
-    assert order_accuracy(EIGHT, (("sad", "bored"),)) is None
     elsewhere = replace(EIGHT, labels=np.full(400, EMOTIONS.index("sad")), predicted=np.zeros(400, dtype=int))
-    assert order_accuracy(elsewhere, PAIRS) is None
+    for predictions, pairs in ((neither, PAIRS), (elsewhere, PAIRS), (EIGHT, ()), (EIGHT, (("sad", "bored"),))):
+        assert order_accuracy(predictions, pairs) is None

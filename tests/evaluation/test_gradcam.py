@@ -35,77 +35,6 @@ def built(name, num_frames=3):
     return build_model(ModelConfig(name=name, pretrained=False, num_frames=num_frames, rnn_hidden=16), 8)
 
 
-class ByFrame(nn.Module):
-    """A map for each frame, its mean classified."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1, stride=2)
-        self.relu = nn.ReLU(inplace=True)
-        self.head = nn.Linear(4, 3)
-
-    def maps(self, frames):
-        return F.relu(self.conv(frames.flatten(0, 1)))
-
-    def forward(self, frames):
-        maps = self.relu(self.conv(frames.flatten(0, 1)))
-        return self.head(maps.mean((2, 3))).unflatten(0, frames.shape[:2]).mean(1)
-
-
-class Bright(nn.Module):
-    """Class 1 is how red a clip is, wherever."""
-
-    def __init__(self, dimensions: int) -> None:
-        super().__init__()
-        self.dimensions = dimensions
-        self.maps = (nn.Conv3d if dimensions == 3 else nn.Conv2d)(3, 2, 1, bias=False)
-        with torch.no_grad():
-            self.maps.weight.zero_()
-            self.maps.weight[1, 0] = 1
-
-    def forward(self, frames):
-        if self.dimensions == 3:
-            return self.maps(frames.transpose(1, 2)).mean((2, 3, 4))
-        if self.dimensions == 1:
-            return self.maps(frames.mean(1)).mean((2, 3))
-        return self.maps(frames.flatten(0, 1)).mean((2, 3)).unflatten(0, frames.shape[:2]).mean(1)
-
-
-def test_equals_the_formula():
-    torch.manual_seed(0)
-    model, frames, classes = ByFrame(), torch.randn(2, 3, 3, 8, 8), torch.tensor([2, 0])
-    heat = gradcam(model, frames, classes)
-    # The logit is linear in the maps: the gradient is the head's weight, shared out over frames and places.
-    maps = model.maps(frames).detach()
-    weights = model.head.weight[classes].repeat_interleave(3, 0) / (3 * 4 * 4)
-    expected = F.relu((weights[:, :, None, None] * maps).sum(1))
-    expected = F.interpolate(expected[:, None], (8, 8), mode="bilinear").view(2, 3, 8, 8)
-    expected = expected / expected.amax((1, 2, 3), keepdim=True)
-    np.testing.assert_allclose(heat, expected.detach().numpy(), atol=1e-5)
-    assert heat.dtype == np.float32
-    assert heat.max(axis=(1, 2, 3)).tolist() == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_lights_up_where_the_evidence_is(dimensions):
-    frames = torch.zeros(1, 4, 3, 16, 16)
-    frames[0, 2, 0, 4:8, 8:12] = 1
-    heat = gradcam(Bright(dimensions), frames, torch.tensor([1]))
-    assert np.array_equal(heat[0] > 0.5, frames[0, :, 0].numpy() > 0.5)
-    # Of the other class there is no evidence anywhere, and nothing to scale by.
-    assert not gradcam(Bright(dimensions), frames, torch.tensor([0])).any()
-
-
-def test_one_map_for_all_frames_is_shown_on_each():
-    frames = torch.zeros(2, 4, 3, 16, 16)
-    frames[0, 2, 0, 4:8, 8:12] = 1
-    frames[1, 0, 0, 0:2, 0:2] = 1
-    heat = gradcam(Bright(1), frames, torch.tensor([1, 1]))
-    assert all(np.array_equal(heat[:, time], heat[:, 0]) for time in range(4))
-    assert np.array_equal(heat[0, 0] > 0.5, frames[0, 2, 0].numpy() > 0.5)
-    assert np.array_equal(heat[1, 0] > 0.5, frames[1, 0, 0].numpy() > 0.5)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_equals_the_formula(name):
     model, frames = built(name).eval(), torch.randn(2, 3, 3, 64, 96)
@@ -123,11 +52,13 @@ def test_every_model_equals_the_formula(name):
     if name == "r3d18":
         heat = F.interpolate(heat[:, None], (3, 64, 96), mode="trilinear")[:, 0]
     else:
-        # Of early fusion one map a clip, of the others one a frame.
+        # Early fusion has one map per clip, the others one per frame.
         heat = F.interpolate(heat[:, None], (64, 96), mode="bilinear").view(2, -1, 64, 96).expand(-1, 3, -1, -1)
     assert heat.any()
     expected = heat / heat.amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
-    np.testing.assert_allclose(gradcam(model, frames, classes), expected.numpy(), atol=1e-4)
+    found = gradcam(model, frames, classes)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
 def lets_red_through(model):
@@ -176,9 +107,7 @@ def test_the_model_stays_as_it_was(name, is_training):
         frames = torch.randn(2, 3, 3, 32, 48)
     heat = gradcam(model, frames, torch.tensor([1, 7]))
     assert heat.shape == (2, 3, 32, 48)
-    assert np.isfinite(heat).all()
-    assert heat.min() >= 0
-    assert heat.max() <= 1
+    assert ((heat >= 0) & (heat <= 1)).all()
     assert model.training is is_training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == [False] + [True] * len(others)
@@ -187,15 +116,11 @@ def test_the_model_stays_as_it_was(name, is_training):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_model_none_of_whose_weights_is_trained():
+def test_neither_frozen_weights_nor_mixed_precision_around_it_count():
     model, frames, classes = built("late_fusion"), torch.randn(1, 3, 3, 64, 64), torch.tensor([3])
     expected = gradcam(model, frames, classes)
     assert np.array_equal(gradcam(model.requires_grad_(False), frames, classes), expected)
-
-
-def test_mixed_precision_around_it_does_not_count():
-    model, frames, classes = built("late_fusion"), torch.randn(1, 3, 3, 64, 64), torch.tensor([3])
-    expected = gradcam(model, frames, classes)
+    model.requires_grad_(True)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert np.array_equal(gradcam(model, frames, classes), expected)
     with Trainer(TrainConfig(precision="bf16"), seed=0) as trainer:
@@ -216,9 +141,9 @@ def test_the_same_on_a_gpu(name):
 
 
 def test_hooks_are_gone_after_an_error():
-    model = ByFrame()
+    model = built("late_fusion")
     with pytest.raises(RuntimeError):
-        gradcam(model, torch.randn(1, 1, 4, 8, 8), torch.tensor([0]))
+        gradcam(model, torch.randn(1, 1, 4, 32, 32), torch.tensor([0]))
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
 

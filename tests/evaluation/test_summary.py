@@ -1,4 +1,4 @@
-"""All that is told of a test: on RAVDESS's counts exactly, and on a made corpus with twins from the files on."""
+"""A test's summary: on RAVDESS's counts exactly, and on a generated corpus with twins from the files on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ravdess_clips
 from torch import nn
 
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import SyntheticConfig
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.protocol import Splits, split_clips
-from fastemo.corpus.ravdess import EMOTIONS, speech_performances
-from fastemo.corpus.synthetic.synthesis import synthesize
+from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
 from fastemo.evaluation.compare import compare, mean_interval, read_predictions
 from fastemo.evaluation.evaluate import Predictions, predict, summarise, write_predictions
 from fastemo.evaluation.metrics import compute_metrics
@@ -31,19 +32,7 @@ KEYS = {
 }
 
 
-def all_of_ravdess() -> Manifest:
-    """The 2880 speech videos by name, both files of each take."""
-    names = ("actor", "modality", "channel", "intensity", "statement", "repetition")
-    clips = [
-        Clip(key=f"{p.stem}.mp4", emotion=p.emotion_name, **{name: getattr(p, name) for name in names})
-        for actor in range(1, 25)
-        for modality in (1, 2)
-        for p in speech_performances(actor, modality=modality)
-    ]
-    return Manifest.of(Path("ravdess"), clips)
-
-
-def said_of(clips: tuple[Clip, ...], *, twins_differ: float = 0.0, seed: int = 0) -> Predictions:
+def predictions_of(clips: tuple[Clip, ...], *, twins_differ: float = 0.0, seed: int = 0) -> Predictions:
     """Logits by take, the same for both files but for a share of the audio-video ones."""
     ordered = sorted(clips, key=lambda clip: clip.key)
     labels = np.array([EMOTIONS.index(clip.emotion) for clip in ordered])
@@ -58,21 +47,15 @@ def said_of(clips: tuple[Clip, ...], *, twins_differ: float = 0.0, seed: int = 0
 
 
 @pytest.fixture(scope="module")
-def ravdess() -> dict[str, Splits]:
-    return {name: split_clips(all_of_ravdess(), name) for name in ("report", "speech", "kfold5")}
+def ravdess():
+    """The 2880 speech videos by name, both files of each take."""
+    manifest = Manifest.of(Path("ravdess"), ravdess_clips(*range(1, 25), modalities=(1, 2)))
+    return {name: split_clips(manifest, name) for name in ("report", "speech", "kfold5")}
 
 
-def test_the_reports_240_clips_are_120_takes(ravdess: dict[str, Splits]) -> None:
-    clips = ravdess["report"].test
-    found = summarise(said_of(clips, twins_differ=0.3), clips, EMOTIONS)
-    assert (found["num_clips"], found["num_takes"]) == (240, 120)
-    assert found["intervals"]["takes"]["num_groups"] == found["one_file_a_take"]["num_clips"] == 120
-    assert found["intervals"]["actors"]["num_groups"] == 2
-
-
-def test_one_file_a_take_is_what_protocol_speech_would_have_said(ravdess: dict[str, Splits]) -> None:
-    both = summarise(said_of(ravdess["report"].test, twins_differ=0.3), ravdess["report"].test, EMOTIONS)
-    alone = summarise(said_of(ravdess["speech"].test), ravdess["speech"].test, EMOTIONS)
+def test_one_file_a_take_is_what_protocol_speech_reports(ravdess):
+    both = summarise(predictions_of(ravdess["report"].test, twins_differ=0.3), ravdess["report"].test, EMOTIONS)
+    alone = summarise(predictions_of(ravdess["speech"].test), ravdess["speech"].test, EMOTIONS)
     assert alone["one_file_a_take"] is None
     assert both["one_file_a_take"]["accuracy"] != both["accuracy"]
     for name in ("accuracy", "uar", "macro_f1", "num_clips"):
@@ -80,70 +63,60 @@ def test_one_file_a_take_is_what_protocol_speech_would_have_said(ravdess: dict[s
     assert both["one_file_a_take"]["intervals"]["accuracy"] == alone["intervals"]["accuracy"]
 
 
-def test_twins_that_are_predicted_alike_change_no_interval_and_no_gap(ravdess: dict[str, Splits]) -> None:
-    both, alone = (
-        summarise(said_of(splits.test), splits.test, EMOTIONS) for splits in map(ravdess.get, ("report", "speech"))
-    )
-    assert both["num_clips"] == 2 * alone["num_clips"]
-    assert both["intervals"] == alone["intervals"]
-    assert both["gaps"] == alone["gaps"]
-    assert both["calibration"]["ece"] == pytest.approx(alone["calibration"]["ece"])
-
-
-def test_it_is_plain_json_with_the_keys_promised(ravdess: dict[str, Splits]) -> None:
+def test_it_is_plain_json_with_the_keys_promised(ravdess):
     clips = ravdess["report"].test
-    found = summarise(said_of(clips), clips, EMOTIONS)
+    found = summarise(predictions_of(clips, twins_differ=0.3), clips, EMOTIONS)
     assert set(found) == KEYS
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["intervals"]["level"] == 0.95
-    assert found["intervals"]["resampled"] == "takes"
-    assert found["intervals"]["accuracy"] == found["intervals"]["takes"]["accuracy"]
+    assert (found["num_clips"], found["num_takes"]) == (240, 120)
+    intervals = found["intervals"]
+    assert (intervals["level"], intervals["resampled"]) == (0.95, "takes")
+    assert intervals["takes"]["num_groups"] == found["one_file_a_take"]["num_clips"] == 120
+    assert intervals["actors"]["num_groups"] == 2
+    assert intervals["accuracy"] == intervals["takes"]["accuracy"]
     for by in ("takes", "actors"):
         for name in ("accuracy", "uar", "macro_f1"):
-            low, high = found["intervals"][by][name]
+            low, high = intervals[by][name]
             assert low <= found[name] <= high
     assert sum(row["num_clips"] for row in found["calibration"]["bins"]) == 240
 
 
-def test_actors_are_drawn_where_two_are_known(ravdess: dict[str, Splits]) -> None:
+def test_actors_are_drawn_where_two_are_known(ravdess):
     clips = ravdess["kfold5"].test
-    predictions = said_of(clips)
-    assert summarise(predictions, clips, EMOTIONS)["intervals"]["actors"]["num_groups"] == 5
+    assert summarise(predictions_of(clips), clips, EMOTIONS)["intervals"]["actors"]["num_groups"] == 5
     one = tuple(clip for clip in clips if clip.actor == 2)
-    assert summarise(said_of(one), one, EMOTIONS)["intervals"]["actors"] is None
-    nameless = [Clip(key=f"clip{i}.mp4", emotion="sad", actor=i) for i in range(6)]  # the first of no known actor
-    labels = np.full(6, EMOTIONS.index("sad"))
-    found = summarise(
-        Predictions(tuple(clip.key for clip in nameless), labels, np.eye(8, dtype=np.float32)[labels]),
-        nameless,
-        EMOTIONS,
-    )
+    assert summarise(predictions_of(one), one, EMOTIONS)["intervals"]["actors"] is None
+    # Files without RAVDESS's names, the first of an unknown actor.
+    nameless = tuple(Clip(key=f"clip{i}.mp4", emotion="sad", actor=i) for i in range(6))
+    found = summarise(predictions_of(nameless), nameless, EMOTIONS)
     assert found["intervals"]["actors"] is None
     assert found["groups"]["gender"] == {}
     assert list(found["groups"]["actor"]) == ["1", "2", "3", "4", "5"]
 
 
-def test_probes_are_told_beside_the_order_recorded(ravdess: dict[str, Splits]) -> None:
+def test_probes_are_reported_beside_the_order_recorded(ravdess):
     clips = ravdess["speech"].test
-    recorded = said_of(clips)
+    recorded = predictions_of(clips)
     other = Predictions(recorded.keys, recorded.labels, np.roll(recorded.logits, 1, axis=1))
     # The first clip could not be read this time.
     partly = recorded.at(np.arange(1, len(recorded.keys)))
     found = summarise(recorded, clips, EMOTIONS, probes={"reversed": other, "frozen": recorded, "shuffled": partly})
     assert set(found) == {*KEYS, "probes"}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    probed = found["probes"]
-    assert probed["frozen"]["agreement"] == probed["shuffled"]["agreement"] == 1
-    assert probed["frozen"]["accuracy"] == found["accuracy"]
-    assert probed["frozen"]["interval"] == found["intervals"]["accuracy"]
-    assert (probed["frozen"]["difference"], probed["frozen"]["difference_interval"]) == (0, [0, 0])
-    assert probed["shuffled"]["accuracy"] == partly.correct.mean()
-    assert probed["reversed"]["agreement"] == 0
-    assert probed["reversed"]["accuracy"] == compute_metrics(other.labels, other.predicted, EMOTIONS).accuracy
-    assert probed["reversed"]["difference"] == pytest.approx(probed["reversed"]["accuracy"] - found["accuracy"])
-    low, high = probed["reversed"]["difference_interval"]
-    assert low < probed["reversed"]["difference"] < high < 0
-    assert "probes" not in summarise(recorded, clips, EMOTIONS)
+    frozen, shuffled, backwards = (found["probes"][name] for name in ("frozen", "shuffled", "reversed"))
+    assert frozen == {
+        "accuracy": found["accuracy"],
+        "interval": found["intervals"]["accuracy"],
+        "agreement": 1,
+        "difference": 0,
+        "difference_interval": [0, 0],
+    }
+    assert (shuffled["agreement"], shuffled["accuracy"]) == (1, partly.correct.mean())
+    assert backwards["agreement"] == 0
+    assert backwards["accuracy"] == compute_metrics(other.labels, other.predicted, EMOTIONS).accuracy
+    assert backwards["difference"] == pytest.approx(backwards["accuracy"] - found["accuracy"])
+    low, high = backwards["difference_interval"]
+    assert low < backwards["difference"] < high < 0
 
 
 class Untrained(nn.Module):
@@ -160,8 +133,8 @@ class Untrained(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Splits]:
-    """A made corpus of RAVDESS's actors, two takes each as two files, and what protocol `report` makes of it."""
+def twins(tmp_path_factory):
+    """A generated corpus of RAVDESS's actors, two takes each as two files, and what protocol `report` makes of it."""
     config = SyntheticConfig(clips_per_actor=2, width=64, height=64, num_frames=6, twins=True)
     root = synthesize(tmp_path_factory.mktemp("twins") / "corpus", config, workers=1)
     return root, split_clips(scan(root), "report")
@@ -171,16 +144,16 @@ def summary_of(twins: tuple[Path, Splits], seed: int, folder: Path) -> dict[str,
     root, splits = twins
     video = VideoConfig(num_frames=4, size=32, backend="pyav")
 
-    def said(order: str) -> Predictions:
+    def predicted(order: str) -> Predictions:
         with ClipLoader(splits.test, root, splits.class_names, video, batch_size=3) as loader:
             return Predictions.joined([predict(Untrained(seed), loader, AugmentConfig(crop_size=32), order=order)])
 
-    recorded = said("recorded")
+    recorded = predicted("recorded")
     write_predictions(folder / f"{seed}.csv", recorded, splits.test, splits.class_names)
-    return summarise(recorded, splits.test, splits.class_names, probes={name: said(name) for name in PROBES})
+    return summarise(recorded, splits.test, splits.class_names, probes={name: predicted(name) for name in PROBES})
 
 
-def test_a_made_corpus_with_twins_from_its_files_to_the_comparison(twins: tuple[Path, Splits], tmp_path: Path) -> None:
+def test_a_generated_corpus_with_twins_from_its_files_to_the_comparison(twins, tmp_path):
     found = [summary_of(twins, seed, tmp_path) for seed in range(3)]
     tables = [read_predictions(tmp_path / f"{seed}.csv") for seed in range(3)]
     for result, table in zip(found, tables, strict=True):
@@ -198,18 +171,3 @@ def test_a_made_corpus_with_twins_from_its_files_to_the_comparison(twins: tuple[
     mean, low, high = mean_interval(tables)
     assert mean == pytest.approx(np.mean([result["accuracy"] for result in found]))
     assert low <= mean <= high
-
-
-def test_real_recordings_are_summarised(clips_folder: Path) -> None:
-    manifest = scan(clips_folder / "ravdess")
-    video = VideoConfig(num_frames=4, size=32, backend="pyav")
-    with ClipLoader(manifest.clips, manifest.root, EMOTIONS, video, batch_size=4) as loader:
-        recorded, probe = (
-            predict(Untrained(0), loader, AugmentConfig(crop_size=32), order=o) for o in ("recorded", "frozen")
-        )
-    found = summarise(
-        Predictions.joined([recorded]), manifest.clips, EMOTIONS, probes={"frozen": Predictions.joined([probe])}
-    )
-    assert found["num_clips"] == len(manifest.clips) > found["num_takes"] == found["one_file_a_take"]["num_clips"]
-    assert found["probes"]["frozen"]["agreement"] <= 1
-    json.dumps(found, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: where it stopped, with what it was begun with, or not at all."""
+"""Resuming an interrupted run: where it stopped, with what it was begun with, or not at all."""
 
 import json
 import os
@@ -6,10 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from helpers import wait_until
 from same_bits import SMALL, assert_same_bits, bits, trained
 
 from fastemo.errors import Stopped
@@ -22,55 +22,51 @@ TRAIN = Path(__file__).resolve().parents[2] / "fastemo" / "train.py"
 
 def options(corpus, tmp_path, *more):
     fixed = ["--corpus.root", str(corpus), "--runs_dir", str(tmp_path / "runs"), "--train.epochs", "2"]
-    return [*SMALL, *fixed, *more]
+    return [*SMALL, *fixed, "--name", "run", *more]
 
 
-def stop_after(monkeypatch, steps):
-    """Have the training be asked to stop after so many steps."""
+def stopped(arguments, monkeypatch, steps):
+    """Train, with a request to stop after so many steps."""
     real, left = trainer_module.Trainer._wish, [steps]
 
     def wish(self, loader):
         left[0] -= 1
         return STOP if left[0] == 0 else real(self, loader)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_wish", wish)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.Trainer, "_wish", wish)
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM; go on by the same command with --resume .*run$"):
+            trained(arguments)
+
+
+def metrics_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_corpus, tmp_path_factory):
     """A run that was never interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    return trained(options(tiny_corpus, folder, "--name", "run"))
+    return trained(options(tiny_corpus, tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "run"
 
 
 @pytest.mark.parametrize("steps", [1, 17, 40, 41])
-def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, monkeypatch, steps):
-    arguments = options(tiny_corpus, tmp_path, "--name", "run")
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(Stopped, match=r"stopped by SIGTERM; resume by the same command with --resume .*run$"):
-            trained(arguments)
-    folder = tmp_path / "runs" / "run"
+def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, folder, monkeypatch, steps):
+    stopped(options(tiny_corpus, tmp_path), monkeypatch, steps)
     info = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())
-    assert (info["epoch"], info["clips"], info["is_epoch_end"]) == (
-        (steps - 1) // 40 + 1,
-        (steps - 1) % 40 * 4 + 4,
-        False,
-    )
+    place = (info["epoch"], info["clips"], info["is_epoch_end"])
+    assert place == ((steps - 1) // 40 + 1, (steps - 1) % 40 * 4 + 4, False)
     assert trained(["--resume", str(folder)]) == folder
     assert_same_bits(bits(whole), bits(folder))
     assert trained(["--resume", str(folder)]) == folder, "a finished run is left as it is"
 
 
-def stopped(arguments, monkeypatch, steps):
-    with monkeypatch.context() as patch:
-        stop_after(patch, steps)
-        with pytest.raises(Stopped):
-            trained(arguments)
-
-
-def test_between_epochs_it_stops_as_well(whole, tiny_corpus, tmp_path, monkeypatch):
-    arguments = options(tiny_corpus, tmp_path, "--name", "run")
+def test_between_epochs_it_stops_as_well(whole, tiny_corpus, tmp_path, folder, monkeypatch):
+    arguments = options(tiny_corpus, tmp_path)
     real = trainer_module.Trainer._end_epoch
 
     def signalled(self, *args):
@@ -81,17 +77,14 @@ def test_between_epochs_it_stops_as_well(whole, tiny_corpus, tmp_path, monkeypat
         patch.setattr(trainer_module.Trainer, "_end_epoch", signalled)
         with pytest.raises(Stopped, match="stopped by SIGINT"):
             trained(arguments)
-    lines = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 1
+    assert len(metrics_of(folder)) == 1
     trained([*arguments, "--resume", "auto"])
-    assert_same_bits(bits(whole), bits(tmp_path / "runs" / "run"))
+    assert_same_bits(bits(whole), bits(folder))
 
 
-def test_another_configuration_is_refused_by_key(tiny_corpus, tmp_path, monkeypatch):
-    arguments = options(tiny_corpus, tmp_path, "--name", "run")
-    stopped(arguments, monkeypatch, 2)
-    folder = str(tmp_path / "runs" / "run")
-    before = (tmp_path / "runs" / "run" / "config.yaml").read_bytes()
+def test_another_configuration_is_refused_by_key(tiny_corpus, tmp_path, folder, monkeypatch):
+    stopped(options(tiny_corpus, tmp_path), monkeypatch, 2)
+    before = (folder / "config.yaml").read_bytes()
     for extra, message in (
         (["--train.lr", "0.5"], r"train\.lr was 0\.001 and is 0\.5"),
         (["--model.name", "early_resnet18"], "model.name was early_cnn and is early_resnet18"),
@@ -100,36 +93,33 @@ def test_another_configuration_is_refused_by_key(tiny_corpus, tmp_path, monkeypa
         (["--augment.flip", "0", "--train.clip_norm", "1"], r"augment\.flip was .*; train\.clip_norm was"),
     ):
         with pytest.raises(ValueError, match=message):
-            resolve([*extra, "--resume", folder])
-    assert (tmp_path / "runs" / "run" / "config.yaml").read_bytes() == before
-    config, found = resolve(["--resume", folder, "--train.epochs", "3", "--train.keep", "4"])
-    assert (config.train.epochs, config.train.keep, config.seed, found) == (3, 4, 3, Path(folder))
+            resolve([*extra, "--resume", str(folder)])
+    assert (folder / "config.yaml").read_bytes() == before
+    config, found = resolve(["--resume", str(folder), "--train.epochs", "3", "--train.keep", "4"])
+    assert (config.train.epochs, config.train.keep, config.seed, found) == (3, 4, 3, folder)
 
 
-def test_the_rates_course_keeps_its_length(tiny_corpus, tmp_path, monkeypatch):
-    arguments = options(tiny_corpus, tmp_path, "--name", "run", "--train.schedule", "onecycle")
-    stopped(arguments, monkeypatch, 2)
+def test_a_schedule_over_all_epochs_keeps_its_length(tiny_corpus, tmp_path, folder, monkeypatch):
+    stopped(options(tiny_corpus, tmp_path, "--train.schedule", "onecycle"), monkeypatch, 2)
     with pytest.raises(ValueError, match=r"train\.epochs was 2 and is 3"):
-        resolve(["--resume", str(tmp_path / "runs" / "run"), "--train.epochs", "3"])
-    trained(["--resume", str(tmp_path / "runs" / "run")])
+        resolve(["--resume", str(folder), "--train.epochs", "3"])
+    trained(["--resume", str(folder)])
 
 
-def test_another_corpus_is_refused_by_clip(tiny_corpus, tmp_path, monkeypatch):
+def test_another_corpus_is_refused_by_clip(tiny_corpus, tmp_path, folder, monkeypatch):
     corpus = shutil.copytree(tiny_corpus, tmp_path / "corpus")
-    arguments = options(corpus, tmp_path, "--name", "run")
-    stopped(arguments, monkeypatch, 2)
+    stopped(options(corpus, tmp_path), monkeypatch, 2)
     moved = corpus.rename(tmp_path / "moved")
-    again = ["--resume", str(tmp_path / "runs" / "run"), "--corpus.root", str(moved)]
+    again = ["--resume", str(folder), "--corpus.root", str(moved)]
     (one, other, third) = sorted((moved / "Actor_03").glob("*.mp4"))[:3]
     shutil.copyfile(other, one)
-    held = third.read_bytes()
     third.unlink()
     with pytest.raises(
         ValueError, match=f"was started with another corpus: .*{third.name} is gone.*{one.name} changed"
     ):
         trained(again)
-    third.write_bytes(held)
-    shutil.copyfile(next(tiny_corpus.glob(f"Actor_03/{one.name}")), one)
+    for path in (one, third):
+        shutil.copyfile(tiny_corpus / "Actor_03" / path.name, path)
     trained(again)
 
 
@@ -142,35 +132,33 @@ def flip_a_bit(path):
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    whole, tiny_corpus, tmp_path, monkeypatch, capsys, fault_log
+    whole, tiny_corpus, tmp_path, folder, monkeypatch, capsys, fault_log
 ):
-    arguments = options(tiny_corpus, tmp_path, "--name", "run", "--train.checkpoint_minutes", "1e-9")
+    arguments = options(tiny_corpus, tmp_path, "--train.checkpoint_minutes", "1e-9")
     stopped(arguments, monkeypatch, 30)
-    checkpoints = tmp_path / "runs" / "run" / "checkpoints"
-    flip_a_bit(checkpoints / "last" / "model.safetensors")
+    flip_a_bit(folder / "checkpoints" / "last" / "model.safetensors")
     capsys.readouterr()
     trained([*arguments, "--resume", "auto"])
-    said = capsys.readouterr().out
-    assert "last is damaged: model.safetensors is not what was written" in said
-    assert "resuming from" in said
-    assert "resuming after epoch 1, clip 116" in said
-    assert_same_bits(bits(whole), bits(checkpoints.parent))
-    assert len(list(checkpoints.glob("damaged-last-*"))) == 1
+    shown = capsys.readouterr().out
+    assert "last is damaged: model.safetensors is not what was written" in shown
+    assert "going on from" in shown
+    assert "going on after epoch 1, clip 116" in shown
+    assert_same_bits(bits(whole), bits(folder))
+    assert len(list(folder.glob("checkpoints/damaged-last-*"))) == 1
     fault_log("a flipped bit in the last checkpoint", {"gone on from the one before, and said so": 1})
 
 
-def test_without_a_whole_checkpoint_it_refuses(tiny_corpus, tmp_path, monkeypatch):
-    arguments = options(tiny_corpus, tmp_path, "--name", "run", "--train.keep", "0")
+def test_without_a_whole_checkpoint_it_refuses(tiny_corpus, tmp_path, folder, monkeypatch):
+    arguments = options(tiny_corpus, tmp_path, "--train.keep", "0")
     stopped(arguments, monkeypatch, 2)
-    flip_a_bit(tmp_path / "runs" / "run" / "checkpoints" / "last" / "state.safetensors")
+    flip_a_bit(folder / "checkpoints" / "last" / "state.safetensors")
     with pytest.raises(ValueError, match="no checkpoint is whole; start a new run"):
         trained([*arguments, "--resume", "auto"])
 
 
-def test_a_lost_best_is_stood_in_for(tiny_corpus, tmp_path, monkeypatch, capsys):
-    arguments = options(tiny_corpus, tmp_path, "--name", "run")
+def test_a_lost_best_checkpoint_is_replaced(tiny_corpus, tmp_path, folder, monkeypatch, capsys):
+    arguments = options(tiny_corpus, tmp_path)
     stopped(arguments, monkeypatch, 45)
-    folder = tmp_path / "runs" / "run"
     shutil.rmtree(folder / "checkpoints" / "best")
     capsys.readouterr()
     trained([*arguments, "--resume", "auto"])
@@ -191,8 +179,8 @@ def test_auto_finds_the_newest_run_of_the_model_or_begins_one(tmp_path):
         resolve([*base[:2], "--resume", "nowhere"])
 
 
-def test_a_run_that_is_being_trained_is_not_gone_on_with(tiny_corpus, tmp_path, monkeypatch, fault_log):
-    arguments = options(tiny_corpus, tmp_path, "--name", "run")
+def test_a_run_that_is_being_trained_is_not_resumed(tiny_corpus, tmp_path, monkeypatch, fault_log):
+    arguments = options(tiny_corpus, tmp_path, "--train.epochs", "1")
     refused = []
     real = trainer_module.Trainer._train_epoch
 
@@ -205,8 +193,8 @@ def test_a_run_that_is_being_trained_is_not_gone_on_with(tiny_corpus, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
-        patch.setattr("fastemo.training.processes.AcceleratorState._reset_state", lambda *_: None)
-        trained([*arguments, "--train.epochs", "1"])
+        patch.setattr(trainer_module.AcceleratorState, "_reset_state", lambda *_: None)
+        trained(arguments)
     assert len(refused) == 2
     fault_log("a second training on a run that is being trained", {"refused, the first unharmed": 2})
 
@@ -218,9 +206,11 @@ def start(arguments, cwd, *, launcher=()):
 
 
 def wait_for(process, path):
-    while not path.exists():
+    def exists():
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        return path.exists()
+
+    wait_until(exists, 600)
 
 
 LONG = ("--train.epochs", "500", "--train.checkpoint_minutes", "1e-9")
@@ -228,41 +218,37 @@ LONG = ("--train.epochs", "500", "--train.checkpoint_minutes", "1e-9")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_says_how_to_go_on(tiny_corpus, tmp_path, number, fault_log):
-    process = start(options(tiny_corpus, tmp_path, "--name", "run", *LONG), tmp_path)
-    wait_for(process, tmp_path / "runs" / "run" / "checkpoints" / "last")
+def test_a_signal_ends_the_step_and_says_how_to_resume(tiny_corpus, tmp_path, folder, number, fault_log):
+    process = start(options(tiny_corpus, tmp_path, *LONG), tmp_path)
+    wait_for(process, folder / "checkpoints" / "last")
     process.send_signal(number)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + number, errors
     lines = [line for line in errors.splitlines() if line.startswith("fastemo:")]
-    assert (
-        lines[-1] == f"fastemo: stopped by {number.name}; resume by the same command with --resume {tmp_path}/runs/run"
-    )
+    assert lines[-1] == f"fastemo: stopped by {number.name}; go on by the same command with --resume {folder}"
     assert "Traceback" not in errors
     fault_log(number.name, {"step ended, checkpoint written, told how to go on": 1})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path, launcher, fault_log):
+def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path, folder, launcher, fault_log):
     words = {
         "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
         "accelerate": ["-m", "accelerate.commands.launch", "-q", "--num_processes", "1", "--cpu"],
     }[launcher]
-    arguments = options(tiny_corpus, tmp_path, "--name", "run")
+    arguments = options(tiny_corpus, tmp_path)
     process = start([*arguments, *LONG], tmp_path, launcher=words)
-    folder = tmp_path / "runs" / "run"
     wait_for(process, folder / "checkpoints" / "last")
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert f"stopped by SIGTERM; resume by the same command with --resume {folder}" in errors, errors
-    info = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())
-    over = ["--train.epochs", str(info["epoch"]), "--train.checkpoint_minutes", "0"]
+    assert f"stopped by SIGTERM; go on by the same command with --resume {folder}" in errors, errors
+    epoch = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())["epoch"]
+    over = ["--train.epochs", str(epoch), "--train.checkpoint_minutes", "0"]
     again = start([*arguments, *over, "--resume", "auto"], tmp_path, launcher=words)
     output, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
-    assert "resuming after epoch" in output
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == list(range(1, info["epoch"] + 1))
+    assert "going on after epoch" in output
+    assert [row["epoch"] for row in metrics_of(folder)] == list(range(1, epoch + 1))
     fault_log(f"SIGTERM to {launcher}", {"all processes stopped at one step and went on from there": 1})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import empty_figures, write_video
+from helpers import TINY_RUN, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,20 +22,13 @@ from fastemo.experiment.retest import evaluate_run, restricted
 from fastemo.experiment.run import run
 
 FASTEMO = Path(sys.executable).parent / "fastemo"
-TINY = [
-    *("--model.name", "early_cnn", "--train.epochs", "1", "--train.batch_size", "16", "--store.tier", "memory"),
-    *("--video.size", "36", "--augment.crop_size", "32", "--video.num_frames", "2"),
-    *("--train.early_stop_patience", "null"),
-]
 QUIET = Console(show=False)
 
 
 @pytest.fixture(scope="module")
-@empty_figures()
-def trained(tiny_corpus, tmp_path_factory):
+def trained(tiny_run, tmp_path_factory):
     """A run on RAVDESS's names and eight classes."""
-    folder = tmp_path_factory.mktemp("runs")
-    return run(read_config([*TINY, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "eight"]))
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "eight")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +40,14 @@ def cremad_corpus(tmp_path_factory):
             for emotion in cremad.EMOTIONS:
                 write_video(root / f"{actor}_DFA_{emotion}_XX.mp4", 4)
     return root
+
+
+def evaluated(run_dir, root, labels, *more):
+    """What the command prints."""
+    words = [FASTEMO, "evaluate", run_dir, "--corpus.root", root, "--corpus.labels", labels, *more]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @given(
@@ -88,25 +89,18 @@ def test_another_corpus_by_the_shared_classes(trained, cremad_corpus):
 
 @pytest.mark.slow
 def test_and_the_other_way_round(cremad_corpus, tiny_corpus, tmp_path):
-    run_dir = run(
-        read_config(
-            [*TINY, "--corpus.root", str(cremad_corpus), "--corpus.labels", "cremad", "--runs_dir", str(tmp_path)]
-        )
-    )
+    options = ["--corpus.root", str(cremad_corpus), "--corpus.labels", "cremad", "--runs_dir", str(tmp_path)]
+    run_dir = run(read_config([*TINY_RUN, *options]))
     assert json.loads((run_dir / "test.json").read_text())["protocol"] == "cremad"
     # A model of six classes still has RAVDESS's eight outputs; two of them were never trained.
-    words = ["evaluate", run_dir, "--corpus.root", tiny_corpus, "--corpus.labels", "ravdess"]
-    done = subprocess.run([FASTEMO, *words], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    shown = evaluated(run_dir, tiny_corpus, "ravdess")
     out = run_dir / "evaluation" / f"all-{tiny_corpus.name}"
     result = json.loads((out / "all.json").read_text())
-    counts = {
-        name: len(list(tiny_corpus.glob(f"*/??-??-0{number}-*"))) for number, name in enumerate(EMOTIONS, start=1)
-    }
+    counts = {name: len(list(tiny_corpus.glob(f"*/??-??-0{number}-*"))) for number, name in enumerate(EMOTIONS, 1)}
     assert result["left_out"] == {name: counts[name] for name in ("calm", "surprised") if counts[name]}
     assert result["num_clips"] == sum(counts[name] for name in result["classes"])
     assert not {"calm", "surprised"} & set(result["per_class"])
-    assert "clips of calm left out: not a class of both corpora" in done.stdout
+    assert "clips of calm left out: not a class of both corpora" in shown
     examples = json.loads((out / "examples.json").read_text())["examples"]
     assert {example["prediction"] for example in examples} <= set(result["classes"])
     assert all((out / example["gradcam"]).is_file() for example in examples)
@@ -116,23 +110,21 @@ def test_the_runs_own_corpus_at_another_place(trained, tiny_corpus, tmp_path):
     moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
     result = evaluate_run(trained, QUIET, split="test", root=moved, out=tmp_path / "out")
     own = json.loads((trained / "test.json").read_text())
-    assert {name: result[name] for name in ("accuracy", "loss", "confusion")} == {
-        name: own[name] for name in ("accuracy", "loss", "confusion")
-    }
+    assert [result[name] == own[name] for name in ("accuracy", "loss", "confusion")] == [True] * 3
     with pytest.raises(ValueError, match=r"were trained on, such as .*give --split test"):
         evaluate_run(trained, QUIET, root=moved)
 
 
-def test_what_cannot_be_compared_is_told(trained, tmp_path, cremad_corpus):
-    write_video(tmp_path / "one" / "1001_DFA_ANG_XX.mp4", 4)
-    with pytest.raises(ValueError, match=r"shows angry and the run was trained on .* two classes that both have"):
-        evaluate_run(trained, QUIET, root=tmp_path / "one", labels="cremad")
-    with pytest.raises(ValueError, match=r"--corpus\.labels cremad"):
-        evaluate_run(trained, QUIET, root=cremad_corpus)
-    with pytest.raises(ValueError, match="no --split"):
-        evaluate_run(trained, QUIET, split="test", labels="cremad")
-    with pytest.raises(ValueError, match="is not a folder"):
-        evaluate_run(trained, QUIET, root=tmp_path / "absent")
+def test_what_cannot_be_compared_is_refused(trained, tmp_path, cremad_corpus):
+    one = write_video(tmp_path / "one" / "1001_DFA_ANG_XX.mp4", 4).parent
+    for options, message in (
+        ({"root": one, "labels": "cremad"}, r"shows angry and the run was trained on .* two classes that both have"),
+        ({"root": cremad_corpus}, r"--corpus\.labels cremad"),
+        ({"split": "test", "labels": "cremad"}, "no --split"),
+        ({"root": tmp_path / "absent"}, "is not a folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_run(trained, QUIET, **options)
 
 
 def test_rejected_files_are_refused_until_allowed(trained, cremad_corpus, tmp_path):
@@ -145,13 +137,8 @@ def test_rejected_files_are_refused_until_allowed(trained, cremad_corpus, tmp_pa
 
 @pytest.mark.slow
 def test_real_recordings(trained, clips_folder, tmp_path):
-    for name, labels, classes in (
-        ("crema-d", "cremad", ["happy", "sad", "angry"]),
-        ("ravdess", "ravdess", None),
-    ):
-        words = ["evaluate", trained, "--corpus.root", clips_folder / name, "--corpus.labels", labels]
-        done = subprocess.run([FASTEMO, *words, "--out", tmp_path / name], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    for name, labels, classes in (("crema-d", "cremad", ["happy", "sad", "angry"]), ("ravdess", "ravdess", None)):
+        evaluated(trained, clips_folder / name, labels, "--out", tmp_path / name)
         result = json.loads((tmp_path / name / "all.json").read_text())
         assert classes in (None, result["classes"])
         assert result["num_clips"] == result["num_takes"]

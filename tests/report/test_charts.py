@@ -1,7 +1,5 @@
 """Charts: well-formed, every mark where its value is, every text escaped, never outside the picture."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from xml.etree import ElementTree

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import empty_figures, full_or
+from helpers import TINY_RUN, empty_figures, full_or
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from study_folder import QUIET, Element, cells_of, parsed
@@ -22,12 +22,6 @@ from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
 from fastemo.report.collect import write_page
 from fastemo.report.published import ANCHORS, report_accuracy
-
-SMALL = [
-    *("--model.name", "early_cnn", "--train.epochs", "1", "--train.batch_size", "16", "--video.num_frames", "2"),
-    *("--video.size", "36", "--augment.crop_size", "32"),
-]
-
 
 # Pictures of a corpus take a second; only tests that look at them let the page find it.
 NOWHERE = Path("nowhere")
@@ -75,16 +69,15 @@ def folds_of(tree: Element) -> list[Element]:
 
 
 @pytest.fixture
-def copied(made_study: Path, tmp_path: Path) -> Path:
+def copied(made_study, tmp_path):
     """A study that a test may change."""
     return Path(shutil.copytree(made_study, tmp_path / "copied"))
 
 
-@pytest.fixture(scope="module")
-@empty_figures()
-def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    return run(read_config([*SMALL, "--corpus.root", str(tiny_corpus), "--runs_dir", str(folder), "--name", "one"]))
+@pytest.fixture
+def changed_run(tiny_run, tmp_path):
+    """A run that a test may change."""
+    return shutil.copytree(tiny_run, tmp_path / "a" / "b" / "run")
 
 
 def change(path: Path, *places: str | int, value: Any) -> None:
@@ -243,9 +236,9 @@ class TestAStudy:
 
 
 class TestRuns:
-    def test_one_run(self, trained, tmp_path):
-        tree = page_of(tmp_path / "page.html", trained)
-        test = json.loads((trained / "test.json").read_text())
+    def test_one_run(self, tiny_run, tmp_path):
+        tree = page_of(tmp_path / "page.html", tiny_run)
+        test = json.loads((tiny_run / "test.json").read_text())
         (row,) = tables_of(tree.section("results"))["Run: what each row got right"]
         low, high = test["intervals"]["accuracy"]
         assert row[1] == f"{100 * test['accuracy']:.1f} %{100 * low:.1f} to {100 * high:.1f} %"
@@ -253,10 +246,10 @@ class TestRuns:
         assert folds_of(tree)[0].attributes.get("open") is not None
 
     @empty_figures()
-    def test_two_runs_are_compared_and_told_apart(self, trained, tiny_corpus, tmp_path):
-        options = [*SMALL, "--corpus.root", str(tiny_corpus), "--runs_dir", str(tmp_path), "--name", "two"]
+    def test_two_runs_are_compared_and_told_apart(self, tiny_run, tiny_corpus, tmp_path):
+        options = [*TINY_RUN, "--corpus.root", str(tiny_corpus), "--runs_dir", str(tmp_path), "--name", "two"]
         other = run(read_config([*options, "--train.lr", "0.01"]))
-        tree = page_of(tmp_path / "page.html", trained, other, trained)
+        tree = page_of(tmp_path / "page.html", tiny_run, other, tiny_run)
         rows = tables_of(tree.section("results"))["Runs: what each row got right"]
         assert [row[0] for row in rows] == [
             "1. early_cnn, 2 frames, augmented, train.lr 0.0001",
@@ -264,11 +257,10 @@ class TestRuns:
         ]
         assert len(tree.section("comparisons").all("table")) == 1
 
-    def test_the_reports_figure_stands_beside_its_configuration(self, trained, tmp_path):
-        run_folder = Path(shutil.copytree(trained, tmp_path / "ten"))
-        text = (run_folder / "config.yaml").read_text()
-        (run_folder / "config.yaml").write_text(re.sub(r"num_frames: 2", "num_frames: 10", text))
-        tree = page_of(tmp_path / "page.html", run_folder)
+    def test_the_reports_figure_stands_beside_its_configuration(self, changed_run, tmp_path):
+        text = (changed_run / "config.yaml").read_text()
+        (changed_run / "config.yaml").write_text(re.sub(r"num_frames: 2", "num_frames: 10", text))
+        tree = page_of(tmp_path / "page.html", changed_run)
         tables = tables_of(tree.section("results"))
         (row,) = tables["Run: what each row got right"]
         assert report_accuracy("early_cnn", 10, True) == 0.2667
@@ -276,36 +268,32 @@ class TestRuns:
         published = tables["Published accuracies on RAVDESS from the picture alone"]
         assert [line[1] for line in published] == [f"{100 * it.accuracy:.1f} %" for it in ANCHORS]
 
-    def test_both_files_of_a_take_are_told_both_ways(self, trained, tmp_path):
-        twice = Path(shutil.copytree(trained, tmp_path / "twice"))
+    def test_both_files_of_a_take_are_told_both_ways(self, changed_run, tmp_path):
         one = {"accuracy": 0.5, "num_clips": 8, "intervals": {"accuracy": [0.25, 0.75]}}
-        change(twice / "test.json", "one_file_a_take", value=one)
-        tree = page_of(tmp_path / "page.html", twice)
+        change(changed_run / "test.json", "one_file_a_take", value=one)
+        tree = page_of(tmp_path / "page.html", changed_run)
         (row,) = tables_of(tree.section("results"))["Run: what each row got right"]
         assert row[2] == "50.0 %25.0 to 75.0 %"
         assert "with one file a take, 8 in all, it was right for 50.0 % (25.0 to 75.0 %)" in tree.text
 
-    def test_later_evaluations(self, trained, tiny_corpus, tmp_path):
-        again = Path(shutil.copytree(trained, tmp_path / "again"))
-        evaluate_run(again, QUIET, split="val")
-        alone = page_of(tmp_path / "alone.html", again / "evaluation" / "val")
-        beside = page_of(tmp_path / "beside.html", again)
+    def test_later_evaluations(self, changed_run, tmp_path):
+        evaluate_run(changed_run, QUIET, split="val")
+        alone = page_of(tmp_path / "alone.html", changed_run / "evaluation" / "val")
+        beside = page_of(tmp_path / "beside.html", changed_run)
         for tree in (alone, beside):
             (rows,) = tables_of(tree.section("retests")).values()
-            assert [row[0] for row in rows] == ["again on the split val"]
+            assert [row[0] for row in rows] == ["run on the split val"]
         assert "results" not in {it.attributes.get("id") for it in alone}
 
-    def test_real_recordings(self, trained, clips_folder, tmp_path):
+    def test_real_recordings(self, changed_run, clips_folder, tmp_path):
         """A run tested on genuine RAVDESS clips, and the page of both."""
-        real = Path(shutil.copytree(trained, tmp_path / "real"))
-        result = evaluate_run(real, QUIET, root=clips_folder / "ravdess")
-        tree = page_of(tmp_path / "page.html", real)
+        result = evaluate_run(changed_run, QUIET, root=clips_folder / "ravdess")
+        tree = page_of(tmp_path / "page.html", changed_run)
         (rows,) = tables_of(tree.section("retests")).values()
         assert rows[0][4:6] == [str(result["num_clips"]), str(result["num_takes"])]
-        fold = folds_of(tree)[-1]
-        with (real / "evaluation" / "all-ravdess" / "predictions.csv").open() as file:
+        with (changed_run / "evaluation" / "all-ravdess" / "predictions.csv").open() as file:
             keys = {row["key"] for row in csv.DictReader(file)}
-        shown = {it.text for it in fold.all("span") if it.attributes.get("class") == "key"}
+        shown = {it.text for it in folds_of(tree)[-1].all("span") if it.attributes.get("class") == "key"}
         assert shown
         assert shown <= keys
 
@@ -313,10 +301,7 @@ class TestRuns:
 class TestRefusing:
     @pytest.mark.parametrize(
         ("make", "message"),
-        [
-            (lambda folder: folder / "nowhere", "there is no folder"),
-            (lambda folder: folder, "holds no test.json"),
-        ],
+        [(lambda folder: folder / "nowhere", "there is no folder"), (lambda folder: folder, "holds no test.json")],
     )
     def test_no_run(self, tmp_path, make, message, capsys):
         with pytest.raises(SystemExit) as caught:
@@ -327,36 +312,28 @@ class TestRefusing:
         assert "Traceback" not in said
         assert not (tmp_path / "page.html").exists()
 
-    def test_a_folder_as_the_page(self, trained, tmp_path):
+    def test_a_folder_as_the_page(self, tiny_run, tmp_path):
         with pytest.raises(ValueError, match="is a folder: give the page's file by --out"):
-            write_page([trained], tmp_path, QUIET)
+            write_page([tiny_run], tmp_path, QUIET)
 
-    def test_a_cells_folder_outside_the_study(self, copied, trained, tmp_path):
-        change(copied / "study.json", "cells", 0, "folder", value=str(trained))
+    def test_a_cells_folder_outside_the_study(self, copied, tiny_run, tmp_path):
+        change(copied / "study.json", "cells", 0, "folder", value=str(tiny_run))
         with pytest.raises(ValueError, match="leads out of the study"):
             write_page([copied], tmp_path / "page.html", QUIET)
 
     @pytest.mark.parametrize("name", ["test.json", "metrics.jsonl", "examples.json", "predictions.csv"])
-    def test_a_damaged_file_is_named(self, trained, tmp_path, name):
-        damaged = Path(shutil.copytree(trained, tmp_path / "damaged"))
-        (damaged / name).write_text('{"a": 1')
-        with pytest.raises(ValueError, match=re.escape(name)):
-            write_page([damaged], tmp_path / "page.html", QUIET)
-
-    def test_a_table_that_is_not_square(self, trained, tmp_path):
-        damaged = Path(shutil.copytree(trained, tmp_path / "damaged"))
-        change(damaged / "test.json", "confusion", value=[[1, 2]])
-        with pytest.raises(ValueError, match=r"test.json .*confusion must be 8 x 8"):
-            write_page([damaged], tmp_path / "page.html", QUIET)
-
-    def test_an_older_page_stays_when_the_new_one_fails(self, trained, tmp_path):
+    def test_a_damaged_file_is_named_and_an_older_page_stays(self, changed_run, tmp_path, name):
         out = tmp_path / "page.html"
         out.write_text("before")
-        damaged = Path(shutil.copytree(trained, tmp_path / "damaged"))
-        (damaged / "test.json").write_text("{}")
-        with pytest.raises(ValueError, match="is missing"):
-            write_page([damaged], out, QUIET)
+        (changed_run / name).write_text('{"a": 1')
+        with pytest.raises(ValueError, match=re.escape(name)):
+            write_page([changed_run], out, QUIET)
         assert out.read_text() == "before"
+
+    def test_a_table_that_is_not_square(self, changed_run, tmp_path):
+        change(changed_run / "test.json", "confusion", value=[[1, 2]])
+        with pytest.raises(ValueError, match=r"test.json .*confusion must be 8 x 8"):
+            write_page([changed_run], tmp_path / "page.html", QUIET)
 
 
 class TestHostileFolders:
@@ -389,22 +366,19 @@ class TestHostileFolders:
         assert len(tree.all("b")) == 0
 
     @pytest.mark.parametrize("name", ["../../../secret.jpg", "/etc/passwd", "examples", "nowhere.jpg", "a\0b"])
-    def test_a_picture_from_elsewhere_is_not_taken(self, trained, tmp_path, name):
-        hostile = Path(shutil.copytree(trained, tmp_path / "a" / "b" / "hostile"))
-        shutil.copy(next(trained.glob("examples/*.jpg")), tmp_path / "secret.jpg")
-        examples = json.loads((hostile / "examples.json").read_text())["examples"]
-        change(
-            hostile / "examples.json", "examples", value=[{**it, "frames": name, "gradcam": name} for it in examples]
-        )
-        tree = page_of(tmp_path / "page.html", hostile)
+    def test_a_picture_from_elsewhere_is_not_taken(self, changed_run, tmp_path, name):
+        shutil.copy(next(changed_run.glob("examples/*.jpg")), tmp_path / "secret.jpg")
+        examples = json.loads((changed_run / "examples.json").read_text())["examples"]
+        examples = [{**it, "frames": name, "gradcam": name} for it in examples]
+        change(changed_run / "examples.json", "examples", value=examples)
+        tree = page_of(tmp_path / "page.html", changed_run)
         assert not tree.section("models").all("img")
         assert "The pictures of its example clips are not in the folder" in tree.text
 
-    def test_bytes_that_are_no_picture_are_left_out(self, trained, tmp_path):
-        hostile = Path(shutil.copytree(trained, tmp_path / "hostile"))
-        for path in hostile.glob("examples/*.jpg"):
+    def test_bytes_that_are_no_picture_are_left_out(self, changed_run, tmp_path):
+        for path in changed_run.glob("examples/*.jpg"):
             path.write_bytes(b"<svg onload='alert(1)'/>" * 10)
-        assert not page_of(tmp_path / "page.html", hostile).section("models").all("img")
+        assert not page_of(tmp_path / "page.html", changed_run).section("models").all("img")
 
     @pytest.mark.slow
     def test_any_change_of_a_study_is_shown_or_refused(self, made_study, tmp_path, fault_log):

@@ -37,7 +37,7 @@ def texts(figure: Figure) -> set[str]:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(monkeypatch):
     """The figures handed to the writer, in order."""
     caught: list[Figure] = []
     write = figures.write_figure
@@ -63,7 +63,7 @@ def rows(num_epochs: int) -> list[dict]:
     ]
 
 
-def test_curves_mark_the_first_best_epoch(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_curves_mark_the_first_best_epoch(tmp_path, drawn):
     save_curves(rows(5), tmp_path / "curves.png")
     assert "best epoch 2" in texts(drawn[0])
     assert "best 60.0 %" in texts(drawn[0])
@@ -74,21 +74,15 @@ def test_curves_mark_the_first_best_epoch(tmp_path: Path, drawn: list[Figure]) -
     assert ink(tmp_path / "curves.png", VERMILLION) > 200
 
 
-def test_one_epoch_is_visible(tmp_path: Path) -> None:
+def test_one_epoch_is_visible(tmp_path):
     save_curves(rows(1), tmp_path / "curves.png")
     assert ink(tmp_path / "curves.png", BLUE) > 20
 
 
 @pytest.mark.filterwarnings("error")
-def test_curves_without_validation_or_finite_loss(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_curves_without_validation_or_finite_loss(tmp_path, drawn):
     history = [
-        {
-            "epoch": 1,
-            "train_loss": float("nan"),
-            "train_accuracy": 0.1,
-            "val_loss": None,
-            "val_accuracy": None,
-        },
+        {"epoch": 1, "train_loss": float("nan"), "train_accuracy": 0.1, "val_loss": None, "val_accuracy": None},
         {"epoch": 2, "train_loss": float("inf"), "train_accuracy": 0.2},
     ]
     save_curves(history, tmp_path / "curves.png")
@@ -99,7 +93,7 @@ def test_curves_without_validation_or_finite_loss(tmp_path: Path, drawn: list[Fi
 
 
 @pytest.mark.filterwarnings("error")
-def test_confusion_shows_counts_readably(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_confusion_shows_counts_readably(tmp_path, drawn):
     save_confusion([[30, 2], [0, 0]], ("calm", "sad"), tmp_path / "confusion.png", "test")
     axes = drawn[0].axes[0]
     assert [text.get_text() for text in axes.texts] == ["30", "2", "0", "0"]
@@ -111,7 +105,7 @@ def test_confusion_shows_counts_readably(tmp_path: Path, drawn: list[Figure]) ->
     assert axes.get_xlabel() == "Predicted"
 
 
-def test_per_class_has_numbers_chance_and_gaps(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_per_class_has_numbers_chance_and_gaps(tmp_path, drawn):
     values = {"calm": 0.256, "sad": 1.0, "angry": None, "happy": 0.0}
     save_per_class(values, tmp_path / "bars.png", "test")
     assert {"26", "100", "0", "no clips", "chance 25.0 %"} <= texts(drawn[0])
@@ -120,7 +114,7 @@ def test_per_class_has_numbers_chance_and_gaps(tmp_path: Path, drawn: list[Figur
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_are_printed_as_they_stand(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_names_are_printed_as_they_stand(tmp_path, drawn):
     save_confusion(np.eye(8, dtype=int), AWKWARD, tmp_path / "confusion.png", "$\\frac{ _title_ " * 6)
     save_per_class(dict.fromkeys(AWKWARD, 0.5), tmp_path / "bars.png", "$\\frac{ _title_ " * 6)
     example = Misclassified("$\\frac{.mp4", np.zeros((6, 3, 8, 8), np.uint8), "$\\frac{", "$_{", 0.5)
@@ -139,7 +133,7 @@ def sheet_of(count: int, height: int = 8, width: int = 8) -> list[Misclassified]
     ]
 
 
-def test_misclassified_shows_the_first_eight_in_order(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_misclassified_shows_the_first_eight_in_order(tmp_path, drawn):
     save_misclassified(sheet_of(10), tmp_path / "sheet.png")
     shades = [int(np.asarray(axes.images[0].get_array()).flat[0]) for axes in drawn[0].axes]
     assert shades == [20 * row for row in range(8) for _ in range(6)]
@@ -149,26 +143,26 @@ def test_misclassified_shows_the_first_eight_in_order(tmp_path: Path, drawn: lis
     assert "predicted: calm (50 %)" in titles[0]
 
 
-def test_misclassified_frames_keep_their_channels(tmp_path: Path) -> None:
+def test_misclassified_frames_keep_their_channels(tmp_path):
     frames = np.zeros((6, 3, 40, 70), np.uint8)
     frames[:, 0] = 255
     save_misclassified([Misclassified("a", frames, "sad", "calm", 0.5)], tmp_path / "sheet.png")
     assert ink(tmp_path / "sheet.png", "#FF0000") > 6 * 60 * 100
 
 
-def test_nothing_misclassified_is_said(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_nothing_misclassified_is_said(tmp_path, drawn):
     save_misclassified([], tmp_path / "sheet.png")
     assert "no misclassified clips" in texts(drawn[0])
     assert (tmp_path / "sheet.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((5, 3, 4, 4), np.uint8), ((6, 3, 4, 4), np.float32)])
-def test_frames_of_another_kind_are_an_error(shape: tuple[int, ...], dtype: type) -> None:
+def test_frames_of_another_kind_are_an_error(shape, dtype):
     with pytest.raises(ValueError, match=r"must be uint8 \(6, 3, h, w\)"):
         Misclassified("a", np.zeros(shape, dtype), "sad", "calm", 0.5)
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "sheet.png"
     path.write_bytes(b"old")
 
@@ -183,7 +177,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_neither_pyplot_nor_torch_is_imported() -> None:
+def test_neither_pyplot_nor_torch_is_imported():
     code = "import sys, fastemo.report.figures; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -1,7 +1,5 @@
 """What is read for a page is of its shape or refused by name, whatever stands in the file."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -32,12 +30,12 @@ SHAPE = record({"a": SHARE, "b": list_of(whole)}, {"c": map_of(maybe(text)), "d"
 
 @given(JSON)
 def test_anything_is_of_the_shape_or_refused(value):
-    said = ""
+    message = ""
     try:
         assert set(SHAPE(value, "")) == {"a", "b", "c", "d"}
     except ValueError as error:
-        said = str(error)
-    assert not said or "must be" in said or "is missing" in said
+        message = str(error)
+    assert not message or "must be" in message or "is missing" in message
 
 
 @given(st.floats(0, 1), st.lists(st.integers(0, 2**40)), JSON)

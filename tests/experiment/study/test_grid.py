@@ -1,9 +1,8 @@
-"""A study file -> cells: every combination once, equal configurations once, and what is wrong told by name."""
+"""A study file -> cells: every combination once, equal configurations once, and what is wrong with its key."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ PART = {"name": "one", "base": {"model.pretrained": False}, "grid": {"model.name
 
 
 @pytest.fixture
-def study_file(tmp_path: Path) -> Callable[..., Path]:
+def study_file(tmp_path):
     def write(**content: Any) -> Path:
         path = tmp_path / "study.yaml"
         path.write_text(json.dumps({"name": "made", "parts": [PART], **content}))
@@ -31,12 +30,7 @@ class TestCells:
         study = read_study(study_file(parts=[{"name": "one", "grid": grid}]))
         shown = [(cell.config.model.name, cell.config.video.num_frames) for cell in study.cells]
         assert shown == [("early_cnn", 2), ("early_cnn", 3), ("late_fusion", 2), ("late_fusion", 3)]
-        assert [row.label for row in study.parts[0].rows] == [
-            "early_cnn, 2 frames",
-            "early_cnn, 3 frames",
-            "late_fusion, 2 frames",
-            "late_fusion, 3 frames",
-        ]
+        assert [row.label for row in study.parts[0].rows] == [f"{name}, {number} frames" for name, number in shown]
 
     def test_cells_are_listed_and_multiplied_by_the_grid(self, study_file):
         part = {
@@ -45,11 +39,10 @@ class TestCells:
             "grid": {"augment.enabled": [True, False]},
         }
         study = read_study(study_file(parts=[part]))
-        assert [(it.config.model.name, it.config.train.epochs, it.config.augment.enabled) for it in study.cells] == [
-            ("early_cnn", 100, True),
-            ("early_cnn", 100, False),
-            ("r3d18", 5, True),
-            ("r3d18", 5, False),
+        configs = [cell.config for cell in study.cells]
+        assert [(it.model.name, it.train.epochs, it.augment.enabled) for it in configs] == [
+            *(("early_cnn", 100, True), ("early_cnn", 100, False)),
+            *(("r3d18", 5, True), ("r3d18", 5, False)),
         ]
         assert study.parts[0].rows[2].label == "r3d18, 5 epochs, augmented"
 
@@ -75,7 +68,7 @@ class TestCells:
         assert len(study.cells) == 2
         assert study.parts[1].rows[0].cells == study.parts[0].rows[0].cells
 
-    def test_where_clips_are_kept_makes_no_other_cell_and_all_else_does(self, study_file):
+    def test_only_the_clip_store_makes_no_other_cell(self, study_file):
         path = study_file()
         names = [cell.name for cell in read_study(path).cells]
         assert [cell.name for cell in read_study(path, ["--store.tier", "none"]).cells] == names
@@ -123,7 +116,7 @@ class TestCells:
         ({"seeds": list(range(1001))}, [], "more than 1000 runs"),
     ],
 )
-def test_what_is_wrong_is_told_by_name(study_file, content, arguments, message):
+def test_what_is_wrong_is_named(study_file, content, arguments, message):
     path = study_file(**content)
     with pytest.raises(ValueError, match="^" + str(path)) as caught:
         read_study(path, arguments)
@@ -148,15 +141,11 @@ def test_a_file_that_is_no_study(tmp_path):
 class TestShipped:
     """Every study file that comes with the project."""
 
-    @pytest.mark.parametrize(("name", "num_cells"), [("report", 45), ("quick", 15), ("kfold5", 25), ("ablation", 39)])
-    def test_is_read(self, name, num_cells):
-        study = read_study(REPOSITORY / f"configs/study/{name}.yaml")
-        assert (study.name, len(study.cells)) == (name, num_cells)
-        assert study.description
-
-    def test_none_is_forgotten_here(self):
-        found = {path.stem for path in (REPOSITORY / "configs/study").iterdir()}
-        assert found == {"report", "quick", "kfold5", "ablation"}
+    def test_each_is_read(self):
+        num_cells = {"report": 45, "quick": 15, "kfold5": 25, "ablation": 39}
+        studies = {path.stem: read_study(path) for path in (REPOSITORY / "configs/study").iterdir()}
+        assert {name: len(study.cells) for name, study in studies.items()} == num_cells
+        assert all(study.name == name and study.description for name, study in studies.items())
 
     def test_report_is_table_4(self):
         frames, small, large = read_study(REPOSITORY / "configs/study/report.yaml").parts

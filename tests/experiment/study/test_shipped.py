@@ -34,7 +34,7 @@ def small(config: RunConfig, name: str, folder: Path) -> RunConfig:
 
 @pytest.mark.slow
 @empty_figures()
-def test_every_row_trains(few_clips: Path, tmp_path: Path) -> None:
+def test_every_row_trains(few_clips, tmp_path):
     """Rows that differ in frames, pixels or epochs alone are one and the same in small, in one study or in several."""
     different = {}
     for path in sorted((REPOSITORY / "configs" / "study").glob("*.yaml")):
