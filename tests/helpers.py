@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
 from fastemo.corpus.ravdess import Performance, speech_performances
 
 NUMBER_BITS = 8

@@ -8,8 +8,9 @@ import pytest
 from helpers import write_image
 
 from fastemo.config import read_config
+from fastemo.corpus.config import Difficulty, SyntheticConfig
 from fastemo.corpus.synthetic.action_units import PAIRS
-from fastemo.corpus.synthetic.synthesis import Difficulty, SyntheticConfig, corpus_performances, render_frames
+from fastemo.corpus.synthetic.synthesis import corpus_performances, render_frames
 from fastemo.evaluation.compare import order_counts
 from fastemo.experiment.run import run
 

@@ -14,9 +14,9 @@ from helpers import count_decoded, frame_number, noise_frame, write_images, writ
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastemo.corpus.clip import Clip, Status
+from fastemo.corpus.clip import Clip
 from fastemo.corpus.isolation import Examiner
-from fastemo.corpus.manifest import Clip, Manifest, fingerprint, read_manifest, scan
+from fastemo.corpus.manifest import Manifest, fingerprint, read_manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.video.decode import decode_clip
 

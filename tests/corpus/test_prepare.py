@@ -7,10 +7,9 @@ from helpers import write_video
 
 from fastemo.console import Console
 from fastemo.corpus import manifest as manifest_module
-from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.manifest import read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus, scan_cached
-from fastemo.corpus.synthetic.synthesis import SyntheticConfig
 
 HAPPY = "02-01-03-01-01-01-01.mp4"
 TINY = SyntheticConfig(actors=2, clips_per_actor=2, width=64, height=64, num_frames=4)

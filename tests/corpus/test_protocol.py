@@ -16,8 +16,10 @@ from helpers import ravdess_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastemo.corpus.manifest import SPLITS, Clip, Manifest
-from fastemo.corpus.protocol import PROTOCOLS, Protocol, Splits, num_folds, split_clips
+from fastemo.corpus.clip import SPLITS, Clip
+from fastemo.corpus.config import PROTOCOLS, Protocol
+from fastemo.corpus.manifest import Manifest
+from fastemo.corpus.protocol import Splits, num_folds, split_clips
 from fastemo.corpus.ravdess import EMOTIONS, Performance, speech_performances
 
 ROOT = Path("corpus")

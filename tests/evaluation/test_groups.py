@@ -11,7 +11,7 @@ from helpers import ravdess_clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastemo.corpus.manifest import Clip
+from fastemo.corpus.clip import Clip
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.evaluation.groups import FIELDS, gaps, group_metrics
 from fastemo.evaluation.metrics import compute_metrics

@@ -18,7 +18,7 @@ from fastemo.corpus.config import SyntheticConfig
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.corpus.ravdess import EMOTIONS
-from fastemo.corpus.synthetic.synthesis import SyntheticConfig, synthesize
+from fastemo.corpus.synthetic.synthesis import synthesize
 from fastemo.evaluation.compare import compare, mean_interval, read_predictions
 from fastemo.evaluation.evaluate import Predictions, predict, summarise, write_predictions
 from fastemo.evaluation.metrics import compute_metrics

@@ -12,9 +12,9 @@ from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
 from fastemo.evaluation.evaluate import Predictions
 from fastemo.experiment import examples
-from fastemo.experiment.examples import MOST_RIGHT, MOST_WRONG, STRIP_FRAMES, surest, write_examples
-from fastemo.models import build_model
-from fastemo.video.decode import DecodeError, decode_clip
+from fastemo.experiment.examples import MOST_RIGHT, MOST_WRONG, STRIP_FRAMES, most_confident, write_examples
+from fastemo.models.build import build_model
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 

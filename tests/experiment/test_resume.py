@@ -35,7 +35,7 @@ def stopped(arguments, monkeypatch, steps):
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_wish", wish)
-        with pytest.raises(Stopped, match=r"stopped by SIGTERM; go on by the same command with --resume .*run$"):
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM; resume by the same command with --resume .*run$"):
             trained(arguments)
 
 
@@ -141,8 +141,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     trained([*arguments, "--resume", "auto"])
     shown = capsys.readouterr().out
     assert "last is damaged: model.safetensors is not what was written" in shown
-    assert "going on from" in shown
-    assert "going on after epoch 1, clip 116" in shown
+    assert "resuming from" in shown
+    assert "resuming after epoch 1, clip 116" in shown
     assert_same_bits(bits(whole), bits(folder))
     assert len(list(folder.glob("checkpoints/damaged-last-*"))) == 1
     fault_log("a flipped bit in the last checkpoint", {"gone on from the one before, and said so": 1})
@@ -193,7 +193,7 @@ def test_a_run_that_is_being_trained_is_not_resumed(tiny_corpus, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_train_epoch", interrupted)
-        patch.setattr(trainer_module.AcceleratorState, "_reset_state", lambda *_: None)
+        patch.setattr("fastemo.training.processes.AcceleratorState._reset_state", lambda *_: None)
         trained(arguments)
     assert len(refused) == 2
     fault_log("a second training on a run that is being trained", {"refused, the first unharmed": 2})
@@ -225,7 +225,7 @@ def test_a_signal_ends_the_step_and_says_how_to_resume(tiny_corpus, tmp_path, fo
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + number, errors
     lines = [line for line in errors.splitlines() if line.startswith("fastemo:")]
-    assert lines[-1] == f"fastemo: stopped by {number.name}; go on by the same command with --resume {folder}"
+    assert lines[-1] == f"fastemo: stopped by {number.name}; resume by the same command with --resume {folder}"
     assert "Traceback" not in errors
     fault_log(number.name, {"step ended, checkpoint written, told how to go on": 1})
 
@@ -243,12 +243,12 @@ def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path, folder, laun
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert f"stopped by SIGTERM; go on by the same command with --resume {folder}" in errors, errors
+    assert f"stopped by SIGTERM; resume by the same command with --resume {folder}" in errors, errors
     epoch = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())["epoch"]
     over = ["--train.epochs", str(epoch), "--train.checkpoint_minutes", "0"]
     again = start([*arguments, *over, "--resume", "auto"], tmp_path, launcher=words)
     output, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
-    assert "going on after epoch" in output
+    assert "resuming after epoch" in output
     assert [row["epoch"] for row in metrics_of(folder)] == list(range(1, epoch + 1))
     fault_log(f"SIGTERM to {launcher}", {"all processes stopped at one step and went on from there": 1})

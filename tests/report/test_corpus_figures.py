@@ -15,7 +15,8 @@ from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.errors import DecodeError
 from fastemo.report import corpus_figures
 from fastemo.report.corpus_figures import actor_counts, class_counts, crop_picture, example_sheet, save_corpus_figures
-from fastemo.video.decode import DecodeError, FrameSpec, decode_clip
+from fastemo.video.config import FrameSpec
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 NAMES = ["examples.jpg", "class_distribution.png", "actor_counts.png", "crop.jpg"]
