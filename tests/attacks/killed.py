@@ -39,8 +39,9 @@ def attempt(arguments, steps=None, seconds=0.0, flushes=None):
             steps -= 1
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
-    os.close(receiver)
-    return exit_code(child)
+    status = exit_code(child)
+    os.close(receiver)  # only now: a step without a reader would end the process
+    return status
 
 
 def report_steps(pipe):
@@ -78,8 +79,7 @@ def main(out, kills, arguments):
         if status != -signal.SIGKILL:
             raise SystemExit(f"ended with status {status} after {len(killed)} kills")
         killed.append(where)
-    status = attempt(arguments)
-    Path(out).write_text(json.dumps({"killed": killed, "status": status}))
+    Path(out).write_text(json.dumps({"killed": killed, "status": attempt(arguments)}))
 
 
 if __name__ == "__main__":
