@@ -219,3 +219,42 @@ def ravdess_clips(*actors: int, modalities: tuple[int, ...] = (2,)) -> list[Clip
         take for actor in actors for modality in modalities for take in speech_performances(actor, modality=modality)
     ]
     return [ravdess_clip(take) for take in takes]
+
+
+def write_noise_clip(path: Path, number: int, num_frames: int, width: int, height: int, **options) -> Path:
+    """A video whose frames differ from each other and from those of every other number."""
+
+    def draw(frame: int, width: int, height: int) -> np.ndarray:
+        return np.roll(noise_frame(number, width, height) // 2, 2 * frame, axis=1)
+
+    return write_video(path, num_frames, width, height, draw=draw, **options)
+
+
+def decoded_clips(manifest, config) -> dict[str, np.ndarray]:
+    """What the decoder of a VideoConfig, by default PyAV, gives of each clip: key -> uint8 [T, 3, h, w]."""
+    from fastemo.video.decode import decode_clip
+    from fastemo.video.sampling import frame_indices
+
+    backend, found = config.backend.replace("auto", "pyav"), {}
+    for clip in manifest.clips:
+        indices = frame_indices(clip.num_frames, config.num_frames)
+        found[clip.key] = decode_clip(manifest.root / clip.key, indices, config.spec, backend=backend)
+    return found
+
+
+def check_epoch(loader, expected: dict[str, np.ndarray], epoch: int = 0) -> int:
+    """Load an epoch and compare every clip to `expected`; returns the number of clips."""
+    count = 0
+    for batch in loader.epoch(epoch):
+        for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
+            np.testing.assert_array_equal(frames, expected[key], err_msg=key)
+            count += 1
+    return count
+
+
+def smooth_frame(number: int, width: int, height: int, phase: float = 0.0) -> np.ndarray:
+    """uint8 [H, W, 3]: coloured waves without hard edges; neighbouring frames are less than 35 dB alike."""
+    y, x = np.mgrid[0:height, 0:width]
+    red = np.sin(x / 17 + number / 3 + phase) * np.cos(y / 13)
+    green, blue = np.cos(x / 29 - number / 4 + phase), np.sin((x + y) / 23 + number / 3 + phase)
+    return (127 + 60 * np.stack([red, green, blue], axis=-1)).clip(0, 255).astype(np.uint8)
