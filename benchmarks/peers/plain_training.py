@@ -11,14 +11,15 @@ A program that trains an epoch for each line on its standard input and answers e
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import decord_loader
 import peer
 import report_training
 import torch
+import video_loaders
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -28,12 +29,12 @@ from torchvision.transforms import v2
 class Videos(Dataset[tuple[Tensor, int]]):
     """Files -> float [T, 3, H, W] and the class."""
 
-    def __init__(self, paths: list[Path], num_frames: int, size: int, crop_size: int) -> None:
-        self.paths, self.num_frames, self.size = paths, num_frames, size
+    def __init__(self, paths: list[Path], options: argparse.Namespace) -> None:
+        self.paths, self.options = paths, options
         self.labels = [report_training.label(path) for path in paths]
         self.transform = v2.Compose(
             [
-                v2.RandomCrop(crop_size),
+                v2.RandomCrop(options.crop_size),
                 v2.RandomHorizontalFlip(0.5),
                 v2.RandomRotation(20),
                 v2.ToDtype(torch.float32, scale=True),
@@ -45,7 +46,7 @@ class Videos(Dataset[tuple[Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        frames = decord_loader.read(self.paths[index], self.paths[0], self.num_frames, self.size)
+        frames = video_loaders.read_decord(self.paths[index], self.options)
         return self.transform(frames), self.labels[index]
 
 
@@ -79,14 +80,20 @@ def epochs(
 
 def main() -> None:
     options = report_training.parser(__doc__).parse_args()
+    paths = peer.files(options.corpus)
+    try:
+        video_loaders.decord_package()
+    except (ImportError, OSError) as error:
+        peer.skip("plain_training", f"{error}; pip install decord2")
+    options.example, workers = paths[0], options.workers or peer.processors()
     torch.manual_seed(options.seed)
     mixed = precision(options.model)
     accelerator = Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
     loader = DataLoader(
-        Videos(peer.files(options.corpus), options.num_frames, options.size, options.crop_size),
+        Videos(paths, options),
         batch_size=options.batch_size,
         shuffle=True,
-        num_workers=options.workers,
+        num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=True,
         prefetch_factor=2,
@@ -95,7 +102,7 @@ def main() -> None:
     about = {
         "versions": {package: peer.version(package) for package in ("torch", "torchvision", "decord", "accelerate")},
         "settings": {
-            "workers": options.workers,
+            "workers": workers,
             "precision": mixed.replace("no", "fp32"),
             "batch_size": options.batch_size,
             "prefetch_factor": 2,

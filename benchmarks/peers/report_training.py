@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import peer
 import torch
+import video_loaders
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -30,10 +29,8 @@ from torchvision.models import resnet18
 from torchvision.models.video import r3d_18
 
 NUM_CLASSES = 8
-WORKERS = 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_NORM = 5.0
-_DONE = "extracted"
 
 
 def early_cnn(num_frames: int) -> nn.Module:
@@ -91,8 +88,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def parser(description: str | None, *, workers: int | None = None) -> argparse.ArgumentParser:
-    arguments = peer.parser(description, workers=workers)
+def parser(description: str | None) -> argparse.ArgumentParser:
+    arguments = peer.parser(description)
     arguments.add_argument("--model", choices=NETWORKS, required=True)
     arguments.add_argument("--crop_size", type=int, default=112, help="side of what the network sees, in pixels")
     arguments.add_argument("--lr", type=float, default=1e-4)
@@ -146,34 +143,7 @@ class FrameFolders(Dataset[tuple[Tensor, int]]):
         return len(self.folders)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
-        folder = self.folders[index]
-        files = sorted(os.listdir(folder))
-        frames = []
-        for position in peer.frame_indices(len(files), self.num_frames):
-            with Image.open(folder / files[position]) as image:
-                frames.append(self.transform(image.convert("RGB")))
-        return torch.stack(frames), self.labels[index]
-
-
-def extract_all(paths: list[Path], corpus: Path, target: Path) -> tuple[list[Path], dict[str, float] | None]:
-    """Every clip's folder of frames, and what extracting them took where it had to be done."""
-    from jpeg_loader import extract
-
-    sources = {path: path.resolve() for path in paths}
-    folder_of: dict[Path, Path] = {}
-    for path, source in sources.items():
-        folder_of.setdefault(source, target / path.relative_to(corpus).with_suffix(""))
-    folders = [folder_of[sources[path]] for path in paths]
-    if (target / _DONE).exists():
-        return folders, None
-    before = time.perf_counter()
-    with ProcessPoolExecutor() as pool:
-        num_frames = sum(pool.map(extract, folder_of, folder_of.values()))
-    seconds = time.perf_counter() - before
-    (target / _DONE).touch()
-    return folders, {"seconds": seconds, "clips": len(folder_of), "frames": num_frames}
+        return video_loaders.read_jpegs(self.folders[index], self.num_frames, self.transform), self.labels[index]
 
 
 def epochs(model: nn.Module, loader: DataLoader[Any], lr: float, device: torch.device) -> Iterator[dict[str, float]]:
@@ -197,25 +167,25 @@ def epochs(model: nn.Module, loader: DataLoader[Any], lr: float, device: torch.d
 
 
 def main() -> None:
-    arguments = parser(__doc__, workers=WORKERS)
-    arguments.add_argument("--frames", type=Path, required=True, help="folder of the extracted frames")
-    options = arguments.parse_args()
+    options = parser(__doc__).parse_args()
     torch.manual_seed(options.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths = peer.files(options.corpus)
     labels = [label(path) for path in paths]
-    folders, extraction = extract_all(paths, options.corpus, options.frames)
+    folders = video_loaders.frame_folders(paths, options)
+    extraction = video_loaders.extract_all(folders, options.frames)
+    workers = options.workers or video_loaders.JPEG_WORKERS
     loader = DataLoader(
-        FrameFolders(folders, labels, options.num_frames, options.size, options.crop_size),
+        FrameFolders(list(folders.values()), labels, options.num_frames, options.size, options.crop_size),
         batch_size=options.batch_size,
         shuffle=True,
-        num_workers=options.workers,
+        num_workers=workers,
         pin_memory=device.type == "cuda",
     )
     model = NETWORKS[options.model](options.num_frames).to(device)
     about = {
         "versions": {package: peer.version(package) for package in ("torch", "torchvision", "pillow")},
-        "settings": {"workers": options.workers, "precision": "fp32", "batch_size": options.batch_size},
+        "settings": {"workers": workers, "precision": "fp32", "batch_size": options.batch_size},
         "extraction": extraction,
     }
     trained = epochs(model, loader, options.lr, device)

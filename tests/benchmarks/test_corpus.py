@@ -1,12 +1,15 @@
-"""What a benchmark reads: links under RAVDESS names, real or generated clips below them."""
+"""What a benchmark reads: links under RAVDESS names to real or generated clips."""
+
+from pathlib import Path
 
 import av
 import pytest
 from av.video.frame import PictureType
 from helpers import write_video
 
-from benchmarks import corpus
+from benchmarks.common import corpus
 from fastemo.console import Console
+from fastemo.corpus import ravdess
 from fastemo.machine import available_processors
 
 SHAPE = corpus.Shape(width=160, height=90, num_frames=31, bit_rate=300_000, num_renders=2)
@@ -88,10 +91,18 @@ def test_a_pass_gives_every_worker_as_many_batches():
         assert length % (batch_size * 4) == 0
 
 
+def test_a_link_is_named_after_what_its_file_shows(tiny_corpus, tmp_path):
+    manifest = corpus.lay_out(tiny_corpus, 600, tmp_path / "corpus", {}).manifest
+    assert len({clip.key for clip in manifest.clips}) == 600
+    for clip in manifest.clips:
+        source = (manifest.root / clip.key).resolve()
+        assert Path(clip.key).stem == source.stem
+        assert clip.emotion == ravdess.parse_stem(source.stem).emotion_name
+
+
 def test_clips_for_the_store(tmp_path):
     manifest = corpus.stored_corpus(65, 4, 99, tmp_path / "stored")
-    assert len(manifest.clips) == 65
     assert len({clip.key for clip in manifest.clips}) == 65
     assert {(clip.num_frames, clip.width, clip.height) for clip in manifest.clips} == {(4, 100, 100)}
-    assert {clip.key.split("/")[0] for clip in manifest.clips} == {"Actor_01", "Actor_02"}
+    assert {clip.emotion for clip in manifest.clips} == set(ravdess.EMOTIONS)
     assert all((manifest.root / clip.key).is_file() for clip in manifest.clips)

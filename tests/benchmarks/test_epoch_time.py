@@ -10,14 +10,10 @@ import pytest
 import torch
 
 from benchmarks import epoch_time
-from benchmarks.corpus import Corpus
-from benchmarks.epoch_clips import MOST_OF_A_CLASS, labelled
-from benchmarks.epoch_loops import PARTS, EpochPass, flops_a_clip, unlearned
-from benchmarks.epoch_model import train_config
-from benchmarks.epoch_targets import (
+from benchmarks.common.epochs.loops import PARTS, flops_a_clip, restored
+from benchmarks.common.epochs.report import (
     data_wait,
     is_decode_bound,
-    joint_limit,
     joint_rates,
     peak_flops,
     r3d18_over_late_fusion,
@@ -25,10 +21,9 @@ from benchmarks.epoch_targets import (
     targets,
     utilisation,
 )
-from benchmarks.measure import Pass, summary
-from fastemo.corpus import ravdess
-from fastemo.corpus.manifest import scan
+from benchmarks.common.measure import EpochPass, Pass, summary
 from fastemo.models import ModelConfig, build_model
+from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,8 +50,8 @@ def passes():
 
 
 def test_what_shares_the_processors_adds_its_seconds(passes):
-    assert joint_limit(10, 10) == 5
-    assert joint_limit(12, 1e12) == pytest.approx(12)
+    assert joint_rates({"limit": rounds(10), "bare": rounds(10)}) == {1: 5}
+    assert joint_rates({"limit": rounds(12), "bare": rounds(1e12)}) == pytest.approx({1: 12})
     assert joint_rates(passes) == pytest.approx({1: 20 / 3, 2: 40 / 3})
     assert joint_rates({"bare": rounds(3)}) == {}
 
@@ -155,36 +150,8 @@ def test_what_was_not_measured_is_said_to_be():
     assert {it.verdict for it in targets({}, gpu=None, batch_size=8)} == {"not measured"}
 
 
-def test_links_say_what_their_files_show(tiny_corpus, tmp_path):
-    sources = scan(tiny_corpus).clips[:5]
-    manifest = scan(tiny_corpus)
-    links = tmp_path / "links"
-    links.mkdir()
-    for number in range(40):
-        (links / f"{number:03d}.mp4").symlink_to((tiny_corpus / sources[number % 5].key).resolve())
-    clips = tuple(
-        type(sources[0])(**{**vars(sources[number % 5]), "key": f"{number:03d}.mp4", "emotion": "calm"})
-        for number in range(40)
-    )
-    found = labelled(Corpus(type(manifest).of(links, clips), {}), tmp_path / "labelled")
-    assert len({clip.key for clip in found.clips}) == 40
-    for clip in found.clips:
-        source = (found.root / clip.key).resolve()
-        assert clip.emotion == ravdess.parse_stem(source.stem).emotion_name
-        assert clip.emotion == ravdess.parse_stem(Path(clip.key).stem).emotion_name
-
-
-def test_every_name_of_a_class_is_another(tmp_path):
-    from benchmarks.epoch_clips import _nth_name
-
-    for emotion, count in ((1, MOST_OF_A_CLASS // 2), (3, MOST_OF_A_CLASS)):
-        assert len({_nth_name(emotion, number).stem for number in range(count)}) == count
-        with pytest.raises(ValueError, match="choose fewer"):
-            _nth_name(emotion, count)
-
-
-def test_what_is_unlearned_is_as_before():
-    with Trainer(train_config(2, speed="plain"), seed=0) as trainer:
+def test_what_is_restored_is_as_before():
+    with Trainer(TrainConfig(batch_size=2, speed="plain"), seed=0) as trainer:
         trainer.prepare(build_model(ModelConfig(name="early_cnn", num_frames=1, pretrained=False), 8), 1)
 
         def step():
@@ -198,7 +165,7 @@ def test_what_is_unlearned_is_as_before():
 
         step()
         before = [value.clone() for value in state()]
-        with unlearned(trainer):
+        with restored(trainer):
             step()
             assert not all(torch.equal(one, other) for one, other in zip(before, state(), strict=True))
         assert all(torch.equal(one, other) for one, other in zip(before, state(), strict=True))
@@ -276,7 +243,7 @@ def test_figures_follow_from_the_rounds(quick):
         speed[name] = {it["round"]: it["clips"] / it["seconds"] for it in entry["rounds"]}
         assert entry["clips_per_second"] == pytest.approx(summary(list(speed[name].values()))), name
     both = speed["limit"].keys() & speed["bare"].keys()
-    speed["joint_limit"] = {number: joint_limit(speed["limit"][number], speed["bare"][number]) for number in both}
+    speed["joint_limit"] = {it: 1 / (1 / speed["limit"][it] + 1 / speed["bare"][it]) for it in both}
     for name, ratio in model["ratios"].items():
         above, below = name.split("_over_")
         shared = sorted(speed[above].keys() & speed[below].keys())

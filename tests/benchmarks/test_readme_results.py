@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme_results
+from benchmarks.common.measure import Target
+from benchmarks.common.results import figure_text
 from benchmarks.readme_results import (
     BEGIN,
     END,
     FAULTS_BEGIN,
     FAULTS_END,
     faults_text,
-    figure,
     newest,
     read,
     rewritten,
     text,
     with_results,
 )
-from benchmarks.targets import Target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MACHINE = {"processor": "AMD EPYC", "processors_used": 2, "gpus": []}
@@ -228,7 +228,7 @@ def test_newest_tells_machines_apart():
     ("value", "expected"), [(0, "0"), (2.0, "2"), (2.0345, "2.03"), (32463.2, "32,463"), (1.2e-6, "1.2e-06")]
 )
 def test_figures(value, expected):
-    assert figure(value) == expected
+    assert figure_text(value) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from helpers import readme_command
 
-from benchmarks import results, scaling, scaling_report
-from benchmarks.measure import Pass, summary
-from benchmarks.scaling_launch import Hosts, Launches, _run_together, command, parse_hosts, reason
-from benchmarks.scaling_worker import dealt
+from benchmarks import scaling
+from benchmarks.common import results
+from benchmarks.common.scaling import report
+from benchmarks.common.measure import Pass, summary
+from benchmarks.common.scaling.launch import Hosts, Launches, _run_together, command, parse_hosts, reason
+from benchmarks.common.scaling.worker import dealt
 from fastemo.console import Console
 from fastemo.errors import UserError
 
@@ -32,7 +34,7 @@ ENTRIES = (
 
 
 def test_ratios_are_taken_within_a_round():
-    found = scaling_report.compare(ROUNDS, {1: 2, 2: 2}, steps=8)
+    found = report.compare(ROUNDS, {1: 2, 2: 2}, steps=8)
     assert set(found) == {"2"}
     strong, weak = found["2"]["strong"], found["2"]["weak"]
     assert strong["speed_up"] == pytest.approx(summary([1.0, 0.8]))
@@ -44,7 +46,7 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_efficiency_counts_the_hardware():
-    found = scaling_report.compare(ROUNDS, {1: 1, 2: 2}, steps=8)["2"]["strong"]
+    found = report.compare(ROUNDS, {1: 1, 2: 2}, steps=8)["2"]["strong"]
     assert found["efficiency"]["median"] == found["speed_up"]["median"] / 2
 
 
@@ -55,7 +57,7 @@ def training(*steps, padding=0):
 
 def test_the_same_training_is_told_from_another():
     one = training(("ab", 2.0, 4.0), ("cd", 1.5, 3.0))
-    same = scaling_report.same_training({1: one, 2: training(("ab", 2.0, 4.0), ("cd", 1.5001, 3.03), padding=1)})["2"]
+    same = report.same_training({1: one, 2: training(("ab", 2.0, 4.0), ("cd", 1.5001, 3.03), padding=1)})["2"]
     assert (same["different_batches"], same["padding"]) == (0, 1)
     assert same["largest_loss_difference"] == pytest.approx(1e-4)
     assert same["largest_norm_difference"] == pytest.approx(0.01)
@@ -66,12 +68,12 @@ def test_the_same_training_is_told_from_another():
         (training(("ab", 2.0, 4.0), ("cd", math.nan, 3.0)), "largest_loss_difference", math.inf),
         (training(("ab", 2.0, 8.0), ("cd", 1.5, 6.0)), "largest_norm_difference", 1.0),
     ):
-        assert scaling_report.same_training({1: one, 2: other})["2"][name] == expected
+        assert report.same_training({1: one, 2: other})["2"][name] == expected
 
 
 def verdicts(equality, processors, *, on_gpu=False):
-    compared = scaling_report.compare(ROUNDS, processors, steps=8)
-    found = scaling_report.targets(compared, equality, processors, on_gpu=on_gpu)
+    compared = report.compare(ROUNDS, processors, steps=8)
+    found = report.targets(compared, equality, processors, on_gpu=on_gpu)
     return {it.name: it.verdict for it in found}
 
 
@@ -87,8 +89,8 @@ def test_targets():
 
 
 def test_tables_and_chart_of_a_run_that_never_was(tmp_path, capsys):
-    compared = scaling_report.compare(ROUNDS, {1: 2, 2: 2}, steps=8)
-    runs = {name: results.entry(rounds, scaling_report.title(name)) for name, rounds in ROUNDS.items()}
+    compared = report.compare(ROUNDS, {1: 2, 2: 2}, steps=8)
+    runs = {name: results.entry(rounds, report.title(name)) for name, rounds in ROUNDS.items()}
     settings = {"rounds": 2, "steps": 8, "model": "x", "num_frames": 10, "crop_size": 112, "batch_size": 8}
     whole = {
         "runs": runs,
@@ -98,12 +100,12 @@ def test_tables_and_chart_of_a_run_that_never_was(tmp_path, capsys):
         "launches": {"1": {"arithmetic": "fp32"}},
         "machine": results.machine(),
     }
-    scaling_report.show(Console(), whole, scaling_report.targets(compared, {}, {1: 2, 2: 2}, on_gpu=False))
+    report.show(Console(), whole, report.targets(compared, {}, {1: 2, 2: 2}, on_gpu=False))
     shown = capsys.readouterr().out
     assert "2 processes, same global batch" in shown
     assert "22.5%" in shown  # the exchange in strong scaling
-    scaling_report.chart(whole).savefig(tmp_path / "chart.png")
-    rows = {row["title"]: row["value"] for row in scaling_report.headlines(runs, compared)}
+    report.chart(whole).savefig(tmp_path / "chart.png")
+    rows = {row["title"]: row["value"] for row in report.headlines(runs, compared)}
     assert rows["1 process"] == 6.0
     assert rows["2 processes, same batch a process: efficiency"] == 1.0
 
@@ -165,7 +167,7 @@ def test_what_a_launcher_says_is_one_line(tmp_path):
 
 
 def test_a_host_that_is_not_used_starts_nothing(monkeypatch):
-    monkeypatch.setattr("benchmarks.scaling_launch._run_together", lambda starts, *_: calls.append(starts))
+    monkeypatch.setattr("benchmarks.common.scaling.launch._run_together", lambda starts, *_: calls.append(starts))
     calls = []
     hosts = Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=29500)
     job = scaling.Job(

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from benchmarks.corpus import stored_corpus
-from benchmarks.measure import Skipped
-from benchmarks.store_rungs import StoreRungs, cached_share, drop_cached_pages
+from benchmarks.common.corpus import stored_corpus
+from benchmarks.common.measure import Skipped
+from benchmarks.common.store_stages import StoreStages, cached_share, drop_cached_pages
 from fastemo.video.config import VideoConfig
 
 
@@ -43,8 +43,8 @@ def test_pages_that_stay_are_told(stored, monkeypatch):
 def test_every_tier_serves_every_clip(tmp_path):
     manifest = stored_corpus(20, 2, 16, tmp_path / "stored")
     config = VideoConfig(num_frames=2, size=16)
-    tiers = StoreRungs(manifest, tmp_path / "store", config, batch_size=8, seconds=0.0, device="cpu")
-    with tiers.rungs() as rungs:
+    tiers = StoreStages(manifest, tmp_path / "store", config, batch_size=8, seconds=0.0, device="cpu")
+    with tiers.stages() as rungs:
         for rung in rungs:
             rung.warm()
             try:

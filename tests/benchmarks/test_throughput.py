@@ -3,18 +3,20 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import readme_command
 
 from benchmarks import throughput
-from benchmarks.measure import Pass, Rung, Skipped, summary
+from benchmarks.common import memory
+from benchmarks.common.measure import Pass, Skipped, Stage, summary
 from fastemo.console import Console
+from fastemo.corpus.manifest import Manifest, scan
+from fastemo.video.config import VideoConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MEMORY = [sys.executable, "benchmarks/memory.py"]
 RUNGS = (
     *("demux", "prune", "decode_full", "decode_pruned", "decode_resize", "loader_cold"),
     *("disk_read", "loader_disk_cold", "loader_disk_warm", "loader_memory", "loader_memory_augmented"),
@@ -139,10 +141,10 @@ class NoPeers:
 def test_rounds_begin_elsewhere_and_skips_are_not_tried_again():
     seen = []
 
-    def rung(name):
-        return Rung(name, name, lambda: seen.append(name) or Pass(1, 1.0, 1.0))
+    def stage(name):
+        return Stage(name, name, lambda: seen.append(name) or Pass(1, 1.0, 1.0))
 
-    found, skipped = throughput.measure([rung("a"), rung("b"), rung("c")], NoPeers(), ["d"], 4, Console(show=False))
+    found, skipped = throughput.measure([stage("a"), stage("b"), stage("c")], NoPeers(), ["d"], 4, Console(show=False))
     assert "".join(seen) == "abcbcacababc"
     assert [list(found[name]) for name in "abc"] == [[1, 2, 3, 4]] * 3
     assert found["d"] == {}
@@ -150,10 +152,8 @@ def test_rounds_begin_elsewhere_and_skips_are_not_tried_again():
 
 
 @pytest.mark.slow
-def test_memory_is_measured_by_a_program_of_its_own(tiny_corpus):
-    done = script(MEMORY, "--corpus", tiny_corpus, "--decodes", 200, "--num_frames", 2, "--size", 16)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_memory_is_measured(tiny_corpus):
+    found = memory.measure(scan(tiny_corpus), VideoConfig(num_frames=2, size=16), 200, 8)
     for part in (found, found["loader"]):
         assert part["decodes"] >= 200
         grown = part["resident_mib_after"] - part["resident_mib_before"]
@@ -161,8 +161,10 @@ def test_memory_is_measured_by_a_program_of_its_own(tiny_corpus):
         assert part["resident_mib_highest"] >= part["resident_mib_before"]
 
 
-@pytest.mark.slow
-def test_memory_without_clips_is_one_line(tmp_path):
-    done = script(MEMORY, "--corpus", tmp_path)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+def test_memory_that_cannot_be_measured_is_skipped(tmp_path, monkeypatch):
+    empty = SimpleNamespace(manifest=Manifest(tmp_path, ()))
+    monkeypatch.setattr(throughput.corpus, "lay_out", lambda *_: empty)
+    monkeypatch.setattr(throughput.corpus, "generated_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(throughput, "in_own_process", lambda work, *arguments: 1 / len(arguments[0].clips))
+    found = throughput.memory_growth(VideoConfig(), 8, tmp_path, Console(show=False))
+    assert found == {"skipped": "ZeroDivisionError: division by zero"}

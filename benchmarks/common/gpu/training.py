@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.epoch_loops import bare_loop, floor_loop, flops_a_clip
-from benchmarks.gpu_stages import Bench
+from benchmarks.common.epochs.loops import Clock, bare_loop, floor_loop, flops_a_clip, sums
+from benchmarks.common.epochs.report import peak_flops
+from benchmarks.common.gpu.bench import Bench
 from fastemo.training.speed import MOST_CONV3D_ERROR, conv3d_errors
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import center_crop
@@ -27,8 +28,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "bf16_cudagraphs": {"speed": "auto", "compile": "cudagraphs"},
 }
 _ROUNDS = 3
-# Dense bf16, operations a second, by part of the card's name. Source: NVIDIA's data sheets.
-_PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 # R3D-18's at batch 8, T = 10, 112x112: input [B, C, T, H, W], weight, stride; and a small one.
 _LAYERS = {
     "stem": ((8, 3, 10, 112, 112), (64, 3, 3, 7, 7), (1, 2, 2)),
@@ -97,7 +96,7 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
     """One model, batch and variant: warm from the device, beside the bare loop and the floor; medians over rounds."""
     cuda = bench.device.type == "cuda"
     with bench.trainer(model, batch_size, **variant) as trainer:
-        totals = torch.zeros(3, device=bench.device, dtype=torch.float64)
+        totals = sums(bench.device)
         epochs = itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
         began = time.perf_counter()
         for _ in range(2 + len(loader) * (not _is_resident(loader))):
@@ -122,7 +121,7 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
         peak = torch.cuda.max_memory_allocated(bench.device) / 2**20 if cuda else None
         counted = launches(bench, trainer, batch, totals)
     flops = flops_a_clip(bench.model_config(model), len(bench.stored.class_names), bench.crop.crop_size)
-    known = [value for part, value in _PEAKS.items() if cuda and part in torch.cuda.get_device_name(bench.device)]
+    peak_rate = peak_flops(torch.cuda.get_device_name(bench.device), "bf16") if cuda else None
     return {
         "steps": count,
         "host_ms": host_ms,
@@ -132,7 +131,7 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
         "of_floor": of_floor,
         "launches_a_step": counted,
         "flops_per_second": flops * rate,
-        "mfu_of_bf16_peak": flops * rate / known[0] if known else None,
+        "mfu_of_bf16_peak": flops * rate / peak_rate if peak_rate else None,
         "peak_mib": peak,
         "warm_up_seconds": warm_up,
         "speed": str(trainer.speed),
@@ -147,20 +146,15 @@ def _timed_steps(
     bench: Bench, trainer: Trainer, epochs: Any, count: int, totals: torch.Tensor
 ) -> tuple[float, float, float]:
     """Host and device milliseconds a step, and seconds in all."""
-    make: Any = torch.cuda.Event
-    marks = [make(enable_timing=True) for _ in range(2)] if bench.device.type == "cuda" else []
-    began = time.perf_counter()
-    if marks:
-        marks[0].record()
+    clock, began = Clock(bench.device), time.perf_counter()
+    start = clock.now()
     for _ in range(count):
         trainer.train_step([next(epochs)], bench.crop, 0, totals)
-    if marks:
-        marks[1].record()
+    clock.add("steps", start)
     host = time.perf_counter() - began
     bench.synchronize()
     seconds = time.perf_counter() - began
-    device = marks[0].elapsed_time(marks[1]) if marks else seconds * 1e3
-    return host * 1e3 / count, device / count, seconds
+    return host * 1e3 / count, clock.seconds("steps") * 1e3 / count, seconds
 
 
 def launches(bench: Bench, trainer: Trainer, batch: ClipBatch, totals: torch.Tensor) -> int:

@@ -1,4 +1,4 @@
-"""From a file to a batch, a step at a time, each with every processor at work: demux, prune, decode, resize, load."""
+"""From a file to a batch, a stage at a time, each on every processor: demux, prune, decode, resize, load."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
 
-from benchmarks.measure import Pass, Rung, timed
+from benchmarks.common.measure import Pass, Stage, timed
 from fastemo.corpus.manifest import Clip, Manifest
 from fastemo.machine import available_processors
 from fastemo.video.bitstream.pruning import prune
@@ -20,6 +21,11 @@ from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
 from fastemo.video.store import StoreConfig
+
+
+def loader_of(manifest: Manifest, clips: Sequence[Clip], config: VideoConfig, **options: Any) -> ClipLoader:
+    """A loader over some of a manifest's clips."""
+    return ClipLoader(clips, manifest.root, manifest.class_names, config, **options)
 
 
 def demux(path: Path) -> None:
@@ -39,52 +45,49 @@ def decode_all(file: Path | bytes) -> None:
 
 
 @contextmanager
-def decode_rungs(manifest: Manifest, config: VideoConfig) -> Iterator[list[Rung]]:
+def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str, Stage]]:
     """What a clip goes through before it is part of a batch; one clip a thread, a thread a processor."""
     clips = manifest.clips
     paths = [manifest.root / clip.key for clip in clips]
     wanted = [frame_indices(clip.num_frames, config.num_frames) for clip in clips]
 
-    def decode_and_resize(number: int) -> None:
-        decode_clip(paths[number], wanted[number], config.spec)
-
     with ThreadPoolExecutor(available_processors()) as pool:
         pruned = list(pool.map(lambda number: prune(paths[number], wanted[number]).data, range(len(clips))))
 
-        def rung(name: str, title: str, work: Callable[[int], object]) -> Rung:
-            def run(numbers: Sequence[int] = range(len(clips))) -> Pass:
-                return timed(lambda: len(list(pool.map(work, numbers))))
+        def stage(name: str, title: str, work: Callable[[int], object]) -> Stage:
+            def run(count: int = len(clips)) -> Pass:
+                return timed(lambda: len(list(pool.map(work, range(count)))))
 
-            return Rung(name, title, run, lambda: run(range(min(len(clips), available_processors()))))
+            return Stage(name, title, run, lambda: run(min(len(clips), available_processors())))
 
-        yield [
-            rung("demux", "demux", lambda number: demux(paths[number])),
-            rung("prune", "prune", lambda number: prune(paths[number], wanted[number])),
-            rung("decode_full", "decode, every frame (the old limit)", lambda number: decode_all(paths[number])),
-            rung("decode_pruned", "decode, pruned (the limit)", lambda number: decode_all(pruned[number])),
-            rung("decode_resize", "prune + decode + resize", decode_and_resize),
+        stages = [
+            stage("demux", "demux", lambda it: demux(paths[it])),
+            stage("prune", "prune", lambda it: prune(paths[it], wanted[it])),
+            stage("decode_full", "decode, every frame (the old limit)", lambda it: decode_all(paths[it])),
+            stage("decode_pruned", "decode, pruned (the limit)", lambda it: decode_all(pruned[it])),
+            stage(
+                "decode_resize", "prune + decode + resize", lambda it: decode_clip(paths[it], wanted[it], config.spec)
+            ),
         ]
+        yield {it.name: it for it in stages}
 
 
-def cold_rung(manifest: Manifest, config: VideoConfig, batch_size: int, device: str, stack: ExitStack) -> Rung:
+def cold_stage(manifest: Manifest, config: VideoConfig, batch_size: int, device: str, stack: ExitStack) -> Stage:
     """The loader without a store: every clip decoded. It is closed with the stack."""
-    on_gpu = torch.device(device).type == "cuda"
 
     def loader(clips: Sequence[Clip]) -> ClipLoader:
-        names = manifest.class_names
         none = StoreConfig(tier="none")
-        made = ClipLoader(clips, manifest.root, names, config, batch_size=batch_size, device=device, store=none)
+        made = loader_of(manifest, clips, config, batch_size=batch_size, device=device, store=none)
         return stack.enter_context(made)
 
-    whole = loader(manifest.clips)
-    few = loader(manifest.clips[: max(batch_size, available_processors())])
+    whole, few = loader(manifest.clips), loader(manifest.clips[: max(batch_size, available_processors())])
+    name = "loader_cold_gpu" if torch.device(device).type == "cuda" else "loader_cold"
     title = f"loader, no store ({whole.backend})"
-    name = "loader_cold_gpu" if on_gpu else "loader_cold"
-    return Rung(name, title, lambda: timed(lambda: count_clips(whole)), lambda: count_clips(few))
+    return Stage(name, title, lambda: timed(lambda: count_clips(whole)), lambda: count_clips(few))
 
 
 def count_clips(loader: ClipLoader, epoch: int = 0) -> int:
-    """Go through an epoch; returns its clips when all of them are where they should be."""
+    """Go through an epoch and wait for its last copies; returns its clips."""
     clips = sum(len(batch.keys) for batch in loader.epoch(epoch))
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -20,9 +20,11 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from benchmarks import corpus
-from benchmarks.epoch_loops import wait_for
-from benchmarks.gpu_doubles import DelayedTransfer, RecordingTransfer, no_stops
+from benchmarks.common import corpus
+from benchmarks.common.epochs.loops import sums, wait_for
+from benchmarks.common.gpu.doubles import DelayedTransfer, RecordingTransfer, no_stops
+from benchmarks.common.results import REPOSITORY
+from benchmarks.common.stages import loader_of
 from fastemo.corpus.manifest import Manifest
 from fastemo.machine import available_processors
 from fastemo.models import ModelConfig, build_model
@@ -103,12 +105,12 @@ class Bench:
 
     def loader(self, batch_size: int, *, device: torch.device | None = None, **options: Any) -> ClipLoader:
         """Over the stored clips, from the device's own memory; a processor stands in for it in a rehearsal."""
-        m, store = self.stored, options.pop("store", StoreConfig(tier="device", root=self.scratch / "store"))
+        store = options.pop("store", StoreConfig(tier="device", root=self.scratch / "store"))
         options = {"shuffle": True, "device": device or self.device, "say": lambda text: None, **options}
         # A processor's memory is otherwise tier `memory`: the path of the other one is to run.
         stands_in = patch.object(tiers, "choose_tier", lambda *_: ("device", "rehearsed"))
         with stands_in if self.rehearse and store.tier == "device" else ExitStack():
-            return ClipLoader(m.clips, m.root, m.class_names, self.video, batch_size=batch_size, store=store, **options)
+            return loader_of(self.stored, self.stored.clips, self.video, batch_size=batch_size, store=store, **options)
 
     @contextmanager
     def trainer(self, name: str, batch_size: int, **config: Any) -> Iterator[Trainer]:
@@ -163,17 +165,13 @@ def bits(bench: Bench) -> dict[str, Any]:
     return {"ok": not failed, **found}
 
 
-def _sums(bench: Bench) -> torch.Tensor:
-    return torch.zeros(3, device=bench.device, dtype=torch.float64)
-
-
 def stops(bench: Bench) -> dict[str, Any]:
     """Three training steps and one of evaluation, batches taken from the loader meanwhile where the device is one."""
     for name in ("late_fusion", "cnn_lstm"):
         size = 2 if bench.rehearse else 8
         with bench.trainer(name, size) as trainer, bench.loader(size) as loader:
             epochs = itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
-            totals = _sums(bench)
+            totals = sums(bench.device)
             for _ in range(len(loader) + 2):
                 trainer.train_step([next(epochs)], bench.crop, 0, totals)
             # The loader's own threads may wait; on a processor one cannot tell them apart.
@@ -259,7 +257,7 @@ def _resident_batches(bench: Bench, size: int) -> list[ClipBatch]:
 
 def scaler(bench: Bench) -> dict[str, Any]:
     """fp16 with GradScaler, which there is on GPUs only: a processor computes in what it has."""
-    totals, batch = _sums(bench), _resident_batches(bench, 2)[0]
+    totals, batch = sums(bench.device), _resident_batches(bench, 2)[0]
     with bench.trainer("late_fusion", 2, precision="bf16" if bench.rehearse else "fp16") as trainer:
         for _ in range(4):
             trainer.train_step([batch], bench.crop, 0, totals)
@@ -285,7 +283,7 @@ def out_of_memory(bench: Bench) -> dict[str, Any]:
             stack.enter_context(short)
         try:
             with trainer.plain_faults():
-                trainer.train_step([batch], bench.crop, 0, _sums(bench))
+                trainer.train_step([batch], bench.crop, 0, sums(bench.device))
         except faults.OutOfMemory as error:
             text = str(error)
         else:
@@ -300,7 +298,7 @@ def resume(bench: Bench) -> dict[str, Any]:
 
         def two_steps(epoch: int) -> dict[str, torch.Tensor]:
             for batch in window:
-                trainer.train_step([batch], bench.crop, epoch, _sums(bench))
+                trainer.train_step([batch], bench.crop, epoch, sums(bench.device))
             weights: dict[str, torch.Tensor] = snapshot(trainer.bare_model.state_dict())
             return weights
 
@@ -320,7 +318,7 @@ def resume(bench: Bench) -> dict[str, Any]:
 
 def _cuda_test_files() -> list[str]:
     """The files with a test for a card; the rest may want packages that a card's machine lacks."""
-    files = sorted((corpus.REPOSITORY / "tests").rglob("test_*.py"))
+    files = sorted((REPOSITORY / "tests").rglob("test_*.py"))
     return [
         str(path) for path in files if path.parent.name != "benchmarks" and "mark.cuda\n" in path.read_text("utf-8")
     ]
@@ -334,7 +332,7 @@ def cuda_tests(bench: Bench) -> dict[str, Any]:
     env = {**os.environ, "FASTEMO_REQUIRE_CUDA": "1"}
     try:
         done = subprocess.run(
-            command, cwd=corpus.REPOSITORY, env=env, capture_output=True, text=True, timeout=max(1.0, bench.left())
+            command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=max(1.0, bench.left())
         )
     except subprocess.TimeoutExpired as error:
         bench.missed.append("cuda_tests")

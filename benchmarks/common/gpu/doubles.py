@@ -1,0 +1,155 @@
+"""Doubles that catch what a processor would hide: copies that take time, and stops of the stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from fastemo.video.loader import ClipBatch
+from fastemo.video.transfer import Transfer
+
+_DELAY_CYCLES = 20_000_000  # some 10 ms of a GPU's clock
+
+
+class RecordingTransfer(Transfer):
+    """A double for a processor that behaves as if copies took time, and refuses what would then go wrong.
+
+    Raises:
+        AssertionError: An event was marked before a batch's uploads; a buffer is used before its event is done, or
+            uploaded from after it was given back. What is read of a download before its event is zeros.
+    """
+
+    made: list[RecordingTransfer] = []  # noqa: RUF012
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.copies = True
+        self._thread, self._guard = threading.local(), threading.Lock()
+        self._count, self._done_until = 0, 0
+        self.out: dict[int, torch.Tensor] = {}  # buffers in somebody's hands
+        self.back: dict[int, Any] = {}  # given back, with the event that frees them
+        self.handed: set[int] = set()
+        self._downloads: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        RecordingTransfer.made.append(self)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        self._thread.batch = {"uploads": 0}
+        yield
+
+    def upload(self, host: torch.Tensor) -> torch.Tensor:
+        place = host.untyped_storage().data_ptr()
+        with self._guard:
+            assert place not in self.back, "a copy begins from a buffer that was given back"
+            self._count += 1
+            getattr(self._thread, "batch", {})["uploads"] = self._count
+        return host.clone()
+
+    def download(self, tensor: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
+        with self._guard:
+            self._count += 1
+            self._downloads.append((self._count, tensor.clone(), host.zero_()))
+        return host
+
+    def wait(self, event: Any) -> None:
+        with self._guard:
+            self._done_until = max(self._done_until, event.number)
+            for number, source, host in self._downloads:
+                if number < event.number:
+                    host.copy_(source)
+            self._downloads = [it for it in self._downloads if it[0] > event.number]
+
+    def mark(self) -> Any:
+        with self._guard:
+            self._count += 1
+            return _Event(self, self._count, getattr(self._thread, "batch", {"uploads": 0}))
+
+    def hand_over(self, tensor: torch.Tensor, event: Any) -> None:
+        assert event is not None, "a batch was handed over without an event"
+        assert event.batch["uploads"] < event.number, "a batch's event was marked before its uploads"
+        with self._guard:
+            self.handed.add(tensor.data_ptr())
+            # What was asked for before the batch before this one is over by now.
+            self._done_until = max(self._done_until, event.number - 1)
+
+    def buffer(self, *shape: int) -> torch.Tensor:
+        buffer = super().buffer(*shape)
+        place = buffer.untyped_storage().data_ptr()
+        event = self.back.pop(place, None)
+        assert event is None or event.query(), "a buffer is used again before its copy is over"
+        self.out[place] = buffer
+        return buffer
+
+    def release(self, buffer: torch.Tensor, event: Any) -> None:
+        place = buffer.untyped_storage().data_ptr()
+        self.out.pop(place, None)
+        if event is not None:
+            self.back[place] = event
+        super().release(buffer, event)
+        held = {it.untyped_storage().data_ptr() for it, _ in self._free}
+        self.back = {key: value for key, value in self.back.items() if key in held}
+
+    def synchronize(self) -> None:
+        self._done_until = self._count
+
+    def check_batch(self, batch: ClipBatch) -> None:
+        assert batch.frames.data_ptr() in self.handed, "a batch is read that was not handed over"
+
+    def check_over(self) -> None:
+        assert not self.out, f"{len(self.out)} buffers were not given back"
+
+
+@dataclass
+class _Event:
+    transfer: RecordingTransfer
+    number: int
+    batch: dict[str, int]
+
+    def query(self) -> bool:
+        return self.number <= self.transfer._done_until
+
+
+@contextmanager
+def no_stops(device: torch.device) -> Iterator[None]:
+    """Inside, what waits for the device raises: by torch's own watch, on a processor by the calls that would wait."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return
+    with ExitStack() as stack:
+        for name in ("item", "tolist", "cpu", "__bool__", "__float__", "__int__", "nonzero"):
+            stack.enter_context(patch.object(torch.Tensor, name, _refusing(f"Tensor.{name}")))
+        real = torch.tensor
+
+        def tensor(*arguments: Any, **options: Any) -> torch.Tensor:
+            if options.get("device") not in (None, "meta"):
+                raise AssertionError("the step waits for the device: torch.tensor(..., device=...)")
+            return real(*arguments, **options)
+
+        stack.enter_context(patch.object(torch, "tensor", tensor))
+        yield
+
+
+def _refusing(name: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError(f"the step waits for the device: {name}")
+
+    return refuse
+
+
+class DelayedTransfer(Transfer):
+    """Copies on CUDA come late: who does not wait for them reads what was there before."""
+
+    def upload(self, host: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            torch.cuda._sleep(_DELAY_CYCLES)  # type: ignore[no-untyped-call]
+        return super().upload(host)
