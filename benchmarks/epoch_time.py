@@ -136,7 +136,6 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
     measured = measure_models(options, clips_of, console)
     models = measured.pop("models")
     passes = {model: it["passes"] for model, it in models.items() if "passes" in it}
-    reached = report.targets(passes, gpu=gpu, batch_size=options.batch_size)
     found = {
         **results.header("epoch_time.py", arguments, started),
         "settings": {name: getattr(options, name) for name in (*_DEFAULTS, "quick")},
@@ -146,9 +145,9 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
             for model, it in models.items()
         },
         "ratios": {"r3d18_epoch_over_late_fusion_epoch": report.r3d18_over_late_fusion(passes)},
-        "targets": [target.as_dict() for target in reached],
+        "targets": report.targets(passes, gpu=gpu, batch_size=options.batch_size),
     }
-    report.show(console, found, reached)
+    report.show(console, found)
     return found
 
 

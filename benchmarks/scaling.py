@@ -176,7 +176,6 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
         measured = measure(options, job, Launches(options.hosts, on_gpu=options.on_gpu), console)
     if not measured:
         return None
-    reached = measured.pop("targets")
     found = {
         **results.header("scaling.py", arguments, started),
         "settings": {
@@ -188,9 +187,8 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
             "launcher": "accelerate launch" if options.on_gpu else "torchrun",
         },
         **measured,
-        "targets": [it.as_dict() for it in reached],
     }
-    report.show(console, found, reached)
+    report.show(console, found)
     return found
 
 

@@ -22,12 +22,11 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 
 import torch
 
-from benchmarks.common import corpus, memory, results, throughput_report
+from benchmarks.common import corpus, results, throughput_report
 from benchmarks.common.measure import Pass, Rounds, Skipped, Stage, in_own_process, in_turns
 from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import PEERS, PeerRuns
-from benchmarks.common.stages import cold_stage, decode_stages
-from benchmarks.common.store_stages import StoreStages
+from benchmarks.common.stages import StoreStages, cold_stage, decode_stages, memory
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
 from fastemo.video.config import VideoConfig
@@ -90,7 +89,7 @@ def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: 
     clips = corpus.lay_out(corpus.generated_folder(shape, console), _CLIPS_FOR_MEMORY, scratch / "small", {})
     console.say(f"{_DECODES} decodes of clips of {shape.width}x{shape.height} to watch memory")
     try:
-        found = in_own_process(memory.measure, clips.manifest, config, _DECODES, batch_size)
+        found = in_own_process(memory, clips.manifest, config, _DECODES, batch_size)
     except Exception as error:
         return {"skipped": f"{type(error).__name__}: {error}"}
     return {"clips": f"clips of {shape.width}x{shape.height}, {shape.num_frames} frames", **found}
@@ -120,7 +119,6 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
         growth = None
         if not options.quick and not options.no_memory:
             growth = memory_growth(config, options.batch_size, scratch, console)
-    reached = throughput_report.targets(rounds, growth)
     names = options.peer_names
     found: dict[str, Any] = {
         **results.header("throughput.py", arguments, started),
@@ -136,13 +134,13 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
         "peers": {it: {**results.entry(rounds[it], PEERS[it].title), **peers.told.get(it, {})} for it in names},
         "memory": growth,
         "ratios": throughput_report.ratios(rounds),
-        "targets": [target.as_dict() for target in reached],
+        "targets": throughput_report.targets(rounds, growth),
     }
     for part in ("rungs", "peers"):
         throughput_report.add_shares(found[part], rounds)
         for name in found[part].keys() & skipped.keys():
             found[part][name]["skipped"] = skipped[name]
-    throughput_report.show(console, found, reached)
+    throughput_report.show(console, found)
     return found
 
 

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -99,15 +99,9 @@ class Target:
         return "reached" if reached else "not reached"
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "title": self.title,
-            "value": self.value,
-            "at_most" if self.is_upper else "at_least": self.bound,
-            "unit": self.unit,
-            "verdict": self.verdict,
-            "note": self.note,
-        }
+        found = {**asdict(self), "verdict": self.verdict}
+        found["at_most" if found.pop("is_upper") else "at_least"] = found.pop("bound")
+        return found
 
 
 def timed(work: Callable[[], int]) -> Pass:

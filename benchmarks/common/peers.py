@@ -27,13 +27,13 @@ class Peer:
 
     Attributes:
         title: For people.
-        arguments: What the script is called with, besides the options of all peers.
+        kind: The script's first argument.
         decodes_video: Whether it decodes video in every pass; otherwise it needs a folder of extracted frames.
     """
 
     title: str
     script: str
-    arguments: tuple[str, ...] = ()
+    kind: str
     decodes_video: bool = True
     on_gpu: bool = False
 
@@ -41,29 +41,25 @@ class Peer:
         """The command line; `frames` is the folder of the extracted frames."""
         options = options if self.decodes_video else {**options, "frames": frames}
         words = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        return [sys.executable, str(FOLDER / self.script), *self.arguments, *words]
+        return [sys.executable, str(FOLDER / self.script), self.kind, *words]
 
 
-def _loads(name: str, title: str, **options: Any) -> tuple[str, Peer]:
-    return name, Peer(title, "gpu_loaders.py" if options.get("on_gpu") else "video_loaders.py", (name,), **options)
-
-
-PEERS = dict(
-    [
-        _loads("decord", "decord + DataLoader"),
-        _loads("decord2", "decord2 + DataLoader"),
-        _loads("torchcodec_exact", "torchcodec (exact) + DataLoader"),
-        _loads("torchcodec_approximate", "torchcodec (approximate) + DataLoader"),
-        _loads("pyav", "PyAV + DataLoader"),
-        _loads("opencv", "OpenCV + DataLoader"),
-        _loads("jpeg", "report's way: JPEGs, Pillow, 4 workers", decodes_video=False),
-        _loads("torchcodec_cuda", "torchcodec on CUDA", on_gpu=True),
-        _loads("dali_reader", "DALI's plain video reader", on_gpu=True),
-    ]
-)
+PEERS = {
+    "decord": Peer("decord + DataLoader", "video_loaders.py", "decord"),
+    "decord2": Peer("decord2 + DataLoader", "video_loaders.py", "decord2"),
+    "torchcodec_exact": Peer("torchcodec (exact) + DataLoader", "video_loaders.py", "torchcodec_exact"),
+    "torchcodec_approximate": Peer(
+        "torchcodec (approximate) + DataLoader", "video_loaders.py", "torchcodec_approximate"
+    ),
+    "pyav": Peer("PyAV + DataLoader", "video_loaders.py", "pyav"),
+    "opencv": Peer("OpenCV + DataLoader", "video_loaders.py", "opencv"),
+    "jpeg": Peer("report's way: JPEGs, Pillow, 4 workers", "video_loaders.py", "jpeg", decodes_video=False),
+    "torchcodec_cuda": Peer("torchcodec on CUDA", "gpu_loaders.py", "torchcodec_cuda", on_gpu=True),
+    "dali_reader": Peer("DALI's plain video reader", "gpu_loaders.py", "dali_reader", on_gpu=True),
+}
 TRAINING_PEERS = {
-    "report": Peer("report's way: JPEGs, Pillow, 4 workers, fp32", "report_training.py", decodes_video=False),
-    "plain": Peer("decord DataLoader + Accelerate", "plain_training.py"),
+    "report": Peer("report's way: JPEGs, Pillow, 4 workers, fp32", "training.py", "report", decodes_video=False),
+    "plain": Peer("decord DataLoader + Accelerate", "training.py", "plain"),
 }
 
 

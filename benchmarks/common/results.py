@@ -108,6 +108,21 @@ def figure_text(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
 
 
+def entry_row(found: Mapping[str, Any]) -> dict[str, str | int]:
+    """The first columns of an entry's row on the terminal."""
+    rate = found["clips_per_second"]
+    return {
+        "what": found["title"],
+        "clips/s": figure_text(rate["median"]),
+        "min-max": f"{figure_text(rate['min'])}-{figure_text(rate['max'])}",
+        "CPU-s/clip": f"{found['cpu_seconds_per_clip']['median']:.4f}",
+    }
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1%}"
+
+
 def show_targets(console: Console, title: str, targets: Sequence[Target]) -> None:
     rows: list[dict[str, str | int]] = []
     for it in targets:
@@ -117,10 +132,6 @@ def show_targets(console: Console, title: str, targets: Sequence[Target]) -> Non
         limit = f"{'<=' if it.is_upper else '>='} {bound}"
         rows.append({"figure": it.title, "target": limit, "measured": value, "verdict": it.verdict, "note": it.note})
     console.table(title, rows)
-
-
-def range_text(rate: Mapping[str, float]) -> str:
-    return f"{figure_text(rate['min'])}-{figure_text(rate['max'])}"
 
 
 def whiskers(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
@@ -147,8 +158,12 @@ def write(
     path: Path, found: dict[str, Any], console: Console, draw: Callable[[dict[str, Any]], Figure] | None = None
 ) -> None:
     """Write the JSON file, and with `draw` a chart beside it, each atomically."""
-    write_text(path, without_paths(json.dumps(found, indent=1, default=str)) + "\n")
+    write_text(path, without_paths(json.dumps(found, indent=1, default=_plain)) + "\n")
     if draw:
         with replacing(path.with_suffix(".png")) as partial:
             draw(found).savefig(partial, format="png", dpi=120)
     console.say(f"written: {path}{f' and {path.stem}.png' if draw else ''}")
+
+
+def _plain(value: Any) -> Any:
+    return value.as_dict() if isinstance(value, Target) else str(value)

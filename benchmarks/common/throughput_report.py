@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -94,23 +93,14 @@ def targets(rounds: Rounds, memory: dict[str, Any] | None) -> list[Target]:
     ]
 
 
-def show(console: Console, found: dict[str, Any], reached: Sequence[Target]) -> None:
+def show(console: Console, found: dict[str, Any]) -> None:
     """The tables."""
     entries = {**found["rungs"], **found["peers"]}
-    rows: list[dict[str, str | int]] = []
-    for it in entries.values():
-        if it["rounds"]:
-            full, pruned = (it.get(f"share_of_{limit}") for limit in _LIMITS)
-            rows.append(
-                {
-                    "what": it["title"],
-                    "clips/s": figure_text(it["clips_per_second"]["median"]),
-                    "min-max": results.range_text(it["clips_per_second"]),
-                    "CPU-s/clip": f"{it['cpu_seconds_per_clip']['median']:.4f}",
-                    "of full decode": "-" if full is None else f"{full:,.0%}",
-                    "of pruned decode": "-" if pruned is None else f"{pruned:,.0%}",
-                }
-            )
+    rows = [
+        {**results.entry_row(it), **{f"of {limit}": results.percent(it.get(f"share_of_{limit}")) for limit in _LIMITS}}
+        for it in entries.values()
+        if it["rounds"]
+    ]
     console.table(f"medians of {found['settings']['rounds']} rounds", rows)
     for name, it in entries.items():
         if "skipped" in it:
@@ -118,7 +108,8 @@ def show(console: Console, found: dict[str, Any], reached: Sequence[Target]) -> 
         if extraction := it.get("extraction"):
             seconds = extraction["seconds"] / extraction["clips"]
             console.say(f"{name}: extraction beforehand took {seconds:.2f} s a clip, not part of its figures")
-    results.show_targets(console, "targets, stated for T = 10, 128x128, genuine RAVDESS clips, two cores", reached)
+    title = "targets, stated for T = 10, 128x128, genuine RAVDESS clips, two cores"
+    results.show_targets(console, title, found["targets"])
 
 
 def chart(found: dict[str, Any]) -> Figure:

@@ -1,15 +1,12 @@
-"""Epochs: the arithmetic on figures that are known, the command itself, small, and what a user can get wrong."""
+"""Epochs: the arithmetic on known figures; and the command itself, small."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import epoch_time
 from benchmarks.common.epochs.loops import PARTS, flops_a_clip, restored
 from benchmarks.common.epochs.report import (
     data_wait,
@@ -25,8 +22,6 @@ from benchmarks.common.measure import EpochPass, Pass, summary
 from fastemo.models import ModelConfig, build_model
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def rounds(*clips_per_second, waited=None):
@@ -171,44 +166,11 @@ def test_what_is_restored_is_as_before():
         assert all(torch.equal(one, other) for one, other in zip(before, state(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--models", "resnet"], "--models takes all, or some of early_cnn"),
-        (["--peers", "somebody"], "--peers takes all, none, or some of report, plain"),
-        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
-        (["--clips", "2000"], "--clips and --batch_size must be at most 1440"),
-        (["--clips", "0"], "--clips must be at least 1, not 0"),
-        (["--crop_size", "200"], "--crop_size 200 is larger than --size 128"),
-        (["--out", "found.txt"], "ends in .json"),
-    ],
-)
-def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        epoch_time.main(arguments)
-    assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
-
-
-def test_an_epoch_is_whole_batches():
-    options = epoch_time.parse(["--batch_size", "32", "--clips", "100"])
-    assert epoch_time.clips_an_epoch("late_fusion", options, has_gpu=False) == 128
-    options = epoch_time.parse(["--batch_size", "512"])
-    assert epoch_time.clips_an_epoch("late_fusion", options, has_gpu=True) == 1024
-    options = epoch_time.parse(["--batch_size", "64"])
-    assert epoch_time.clips_an_epoch("r3d18", options, has_gpu=True) % 64 == 0
-    assert epoch_time.clips_an_epoch("r3d18", options, has_gpu=False) == 64
-
-
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(run_script, tmp_path_factory):
     """A run of one model with both peers: its output and its JSON."""
     out = tmp_path_factory.mktemp("quick") / "found.json"
-    command = [sys.executable, "benchmarks/epoch_time.py", "--quick", "--out", str(out)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = run_script([sys.executable, "benchmarks/epoch_time.py", "--quick"], "--out", out)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text()), out
 

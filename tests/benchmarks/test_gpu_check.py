@@ -2,10 +2,8 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,24 +12,18 @@ import torch
 from benchmarks import gpu_check
 from benchmarks.common.gpu import bench as bits
 from benchmarks.common.gpu import frames, training
-from benchmarks.gpu_check import STAGES, guarded, recommended
+from benchmarks.common.gpu.bench import Bench
 from benchmarks.common.gpu.doubles import RecordingTransfer, no_stops
 from benchmarks.common.gpu.frames import Sample
-from benchmarks.common.gpu.bench import Bench
+from benchmarks.gpu_check import STAGES, guarded, recommended
 from fastemo.console import Console
 from fastemo.training import trainer as trainer_module
 from fastemo.video import assembly, dali
 from fastemo.video.tiers import KeptClips
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "benchmarks/gpu_check.py"]
 CPU = torch.device("cpu")
 needs_dali = pytest.mark.skipif(dali.why_unavailable() is not None, reason="DALI cannot be had here")
-
-
-def script(*arguments, **environment):
-    command = [sys.executable, "benchmarks/gpu_check.py", *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -39,8 +31,8 @@ def bench(tmp_path):
     return Bench(tmp_path, rehearse=True, decodes=8)
 
 
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
-    done = script("--out", tmp_path / "found.json", CUDA_VISIBLE_DEVICES="")
+def test_without_a_gpu_it_says_so_in_one_line(run_script, tmp_path):
+    done = run_script(COMMAND, "--out", tmp_path / "found.json")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "fastemo: error: gpu_check.py needs a CUDA device, and torch finds none; --rehearse runs its stages on a "
@@ -89,8 +81,8 @@ def test_what_auto_should_pick_follows_from_the_measurements():
 
 
 @pytest.mark.slow
-def test_the_rehearsal_runs_every_stage(tmp_path):
-    done = script("--rehearse", "--out", tmp_path / "found.json")
+def test_the_rehearsal_runs_every_stage(run_script, tmp_path):
+    done = run_script(COMMAND, "--rehearse", "--out", tmp_path / "found.json")
     assert done.returncode == 0, done.stdout + done.stderr
     stages = json.loads((tmp_path / "found.json").read_text())["stages"]
     assert set(stages) == set(STAGES)
@@ -99,8 +91,10 @@ def test_the_rehearsal_runs_every_stage(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.cuda
-def test_on_a_gpu_every_stage_is_ok(tmp_path):
-    done = script("--minutes", 3, "--decodes", 200, "--out", tmp_path / "found.json")
+def test_on_a_gpu_every_stage_is_ok(run_script, tmp_path):
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    arguments = ("--minutes", 3, "--decodes", 200, "--out", tmp_path / "found.json")
+    done = run_script(COMMAND, *arguments, CUDA_VISIBLE_DEVICES=devices)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

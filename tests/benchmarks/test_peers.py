@@ -4,18 +4,14 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import decord
 import numpy as np
 import pytest
-import torch
 from helpers import frame_number, numbered_frame, psnr, write_video
 
-from benchmarks import throughput
 from benchmarks.common.measure import Skipped
-from benchmarks.common.options import choose
 from benchmarks.common.peers import FOLDER, PEERS, TRAINING_PEERS, PeerRuns, started
 from fastemo.video.decode import FrameSpec, decode_clip
 from fastemo.video.sampling import frame_indices
@@ -89,35 +85,13 @@ def test_every_program_is_run():
     assert known == {path.name for path in FOLDER.glob("*.py")} - {"peer.py"}
 
 
-def test_choice_of_peers():
-    assert choose("--peers", "none", PEERS, can_be_none=True) == []
-    assert choose("--peers", "all", PEERS) == list(PEERS)
-    assert choose("--peers", "pyav, jpeg", PEERS) == ["pyav", "jpeg"]
-    with pytest.raises(ValueError, match=r"--peers takes all, none, or some of decord, .*, not 'torchvision'"):
-        choose("--peers", "pyav,torchvision", PEERS, can_be_none=True)
-    assert throughput.parse([]).peer_names == (list(PEERS) if torch.cuda.is_available() else ON_CPU)
-
-
-@pytest.fixture
-def without(tmp_path, monkeypatch):
-    """Hide a library from programs that are started."""
-
-    def hide(package):
-        (tmp_path / "hidden").mkdir()
-        (tmp_path / "hidden" / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
-        paths = [str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-
-    return hide
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "package"), [("decord", "decord"), ("torchcodec_exact", "torchcodec")])
-def test_a_peer_without_its_library_is_skipped_with_the_reason(name, package, without, numbered, tmp_path):
-    without(package)
-    runs = runs_of(numbered, tmp_path, size=8)
+def test_a_peer_without_its_library_is_skipped_with_the_reason(name, package, numbered, tmp_path, monkeypatch):
+    (tmp_path / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
     with pytest.raises(Skipped, match=f"no {package} here.*pip install {package}"):
-        runs.run(name)
+        runs_of(numbered, tmp_path).run(name)
 
 
 @pytest.mark.slow

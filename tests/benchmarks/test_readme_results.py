@@ -14,7 +14,6 @@ from benchmarks.readme_results import (
     FAULTS_BEGIN,
     FAULTS_END,
     faults_text,
-    newest,
     read,
     rewritten,
     text,
@@ -217,11 +216,6 @@ def test_order_of_the_parts_and_nothing_at_all(tmp_path):
     assert [head.split("(")[0].strip("# ") for head in heads] == [
         *("Whole epochs", "Several processes", "Accuracy on the built-in corpus")
     ]
-
-
-def test_newest_tells_machines_apart():
-    assert [it["command"] for it in newest([benchmark(command="a"), benchmark(command="b")])] == ["b"]
-    assert len(newest([benchmark(), benchmark(machine=GPU)])) == 2
 
 
 @pytest.mark.parametrize(

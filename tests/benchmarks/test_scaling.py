@@ -1,9 +1,8 @@
-"""Scaling: its arithmetic, the commands it starts, what a user can get wrong; and the command itself, small."""
+"""Scaling: its arithmetic, the commands it starts; and the command itself, small."""
 
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from helpers import readme_command
 
 from benchmarks import scaling
 from benchmarks.common import results
-from benchmarks.common.scaling import report
 from benchmarks.common.measure import Pass, summary
+from benchmarks.common.scaling import report
 from benchmarks.common.scaling.launch import Hosts, Launches, _run_together, command, parse_hosts, reason
 from benchmarks.common.scaling.worker import dealt
 from fastemo.console import Console
 from fastemo.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ROUNDS = {
     "strong_1": {1: Pass(64, 8.0, 16.0), 2: Pass(64, 16.0, 16.0)},
     "strong_2": {1: Pass(64, 8.0, 16.0), 2: Pass(64, 20.0, 16.0)},
@@ -99,8 +97,9 @@ def test_tables_and_chart_of_a_run_that_never_was(tmp_path, capsys):
         "processors": {"1": 2, "2": 2},
         "launches": {"1": {"arithmetic": "fp32"}},
         "machine": results.machine(),
+        "targets": report.targets(compared, {}, {1: 2, 2: 2}, on_gpu=False),
     }
-    report.show(Console(), whole, report.targets(compared, {}, {1: 2, 2: 2}, on_gpu=False))
+    report.show(Console(), whole)
     shown = capsys.readouterr().out
     assert "2 processes, same global batch" in shown
     assert "22.5%" in shown  # the exchange in strong scaling
@@ -181,40 +180,10 @@ def test_a_host_that_is_not_used_starts_nothing(monkeypatch):
     assert "29501" in calls[1][0]  # the second launch's own port
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--processes", "two"], "--processes takes numbers from 1 with commas between, not 'two'"),
-        (["--processes", "1,3"], "--batch_size 8 cannot be dealt to 3 processes evenly"),
-        (["--processes", "1,1000", "--batch_size", "1000"], "need more than 1440 clips"),
-        (["--model", "vgg"], "--model must be one of early_cnn"),
-        (["--precision", "int8"], "--precision must be one of auto"),
-        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
-        (["--size", "8"], "--size must be at least 36, not 8"),
-        (["--hosts", "10.0.0.1,10.0.0.2"], "--host_rank must say which of --hosts this is, 0 to 1"),
-        (["--hosts", "127.0.0.2,127.0.0.3", "--host_rank", "0"], "--host_rank is for real hosts"),
-        (["--hosts", "127.0.0.2"], "--hosts takes two or more different addresses"),
-        (["--port", "1"], "--host_rank and --port belong to --hosts"),
-        (["--out", "found.txt"], "ends in .json"),
-    ],
-)
-def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        scaling.main(arguments)
-    assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
-
-
-def quick(tmp_path_factory, *arguments):
+def quick(run_script, tmp_path_factory, *arguments):
     out = tmp_path_factory.mktemp("scaling") / "found.json"
-    done = subprocess.run(
-        [*readme_command("benchmarks/scaling.py"), "--quick", "--device", "cpu", "--out", str(out), *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
+    command = [*readme_command("benchmarks/scaling.py"), "--quick", "--device", "cpu"]
+    done = run_script(command, "--out", out, *arguments)
     assert done.returncode == 0, done.stderr
     assert str(out.parent) not in out.read_text()
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
@@ -222,13 +191,13 @@ def quick(tmp_path_factory, *arguments):
 
 
 @pytest.fixture(scope="module")
-def one_host(tmp_path_factory):
-    return quick(tmp_path_factory, "--processes", "1,2")
+def one_host(run_script, tmp_path_factory):
+    return quick(run_script, tmp_path_factory, "--processes", "1,2")
 
 
 @pytest.fixture(scope="module")
-def two_hosts(tmp_path_factory):
-    return quick(tmp_path_factory, "--hosts", "127.0.0.2,127.0.0.3")
+def two_hosts(run_script, tmp_path_factory):
+    return quick(run_script, tmp_path_factory, "--hosts", "127.0.0.2,127.0.0.3")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.common.corpus import stored_corpus
 from benchmarks.common.measure import Skipped
-from benchmarks.common.store_stages import StoreStages, cached_share, drop_cached_pages
+from benchmarks.common.stages import StoreStages, cached_share, drop_cached_pages
 from fastemo.video.config import VideoConfig
 
 

@@ -1,22 +1,19 @@
-"""The command itself, small; and what a user can get wrong, in one line."""
+"""The command itself, small."""
 
 import json
 import os
-import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers import readme_command
 
 from benchmarks import throughput
-from benchmarks.common import memory
 from benchmarks.common.measure import Pass, Skipped, Stage, summary
+from benchmarks.common.stages import memory
 from fastemo.console import Console
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.video.config import VideoConfig
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 RUNGS = (
     *("demux", "prune", "decode_full", "decode_pruned", "decode_resize", "loader_cold"),
     *("disk_read", "loader_disk_cold", "loader_disk_warm", "loader_memory", "loader_memory_augmented"),
@@ -27,18 +24,8 @@ ENTRIES = (
 )
 
 
-def script(command, *arguments, **environment):
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(run_script, tmp_path_factory):
     """A run with one peer that cannot run: its output and its JSON."""
     folder = tmp_path_factory.mktemp("quick")
     (folder / "hidden").mkdir()
@@ -46,7 +33,7 @@ def quick(tmp_path_factory):
     path = os.pathsep.join(filter(None, [str(folder / "hidden"), os.environ.get("PYTHONPATH", "")]))
     out = folder / "out" / "found.json"
     command = [*readme_command("benchmarks/throughput.py"), "--quick"]
-    done = script(command, "--peers", "pyav,jpeg,decord", "--out", out, PYTHONPATH=path)
+    done = run_script(command, "--peers", "pyav,jpeg,decord", "--out", out, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text()), out
 
@@ -114,25 +101,6 @@ def test_tables_and_chart(quick):
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--corpus", "/no/such/folder"], "/no/such/folder"),
-        (["--peers", "somebody"], "--peers takes all, none, or some of decord"),
-        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
-        (["--num_frames", "0"], "--num_frames must be at least 1"),
-        (["--out", "found.txt"], "ends in .json"),
-    ],
-)
-def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        throughput.main(arguments)
-    assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
-
-
 class NoPeers:
     def run(self, name):
         raise Skipped(f"{name} is not here")
@@ -153,7 +121,7 @@ def test_rounds_begin_elsewhere_and_skips_are_not_tried_again():
 
 @pytest.mark.slow
 def test_memory_is_measured(tiny_corpus):
-    found = memory.measure(scan(tiny_corpus), VideoConfig(num_frames=2, size=16), 200, 8)
+    found = memory(scan(tiny_corpus), VideoConfig(num_frames=2, size=16), 200, 8)
     for part in (found, found["loader"]):
         assert part["decodes"] >= 200
         grown = part["resident_mib_after"] - part["resident_mib_before"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -140,55 +140,39 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
     return found
 
 
-def show(console: Console, found: dict[str, Any], reached: Sequence[Target]) -> None:
+def show(console: Console, found: dict[str, Any]) -> None:
     """The tables."""
     measured = {model: it for model, it in found["models"].items() if "failed" not in it}
-    rounds = found["settings"]["rounds"]
-    speeds, epochs, learned, parts = [], [], [], []
+    passes: list[dict[str, str | int]] = []
+    models: list[dict[str, str | int]] = []
+    parts: list[dict[str, str | int]] = []
     for model, it in measured.items():
-        passes, memory, learning, steps = it["passes"], it["memory"], it["learning"], it["breakdown"]
-
-        def shown(name: str, key: str, passes: Mapping[str, Any] = passes) -> str:
-            return figure_text(passes[name][key]["median"]) if name in passes else "-"
-
-        def last_loss(name: str, passes: Mapping[str, Any] = passes) -> str:
-            return f"{passes[name]['rounds'][-1]['loss']:.2f}" if name in passes else "-"
-
-        gpu, wait, used = memory["gpu_allocated_mib"], it["data_wait"], it["utilisation"]
-        speeds.append({"model": model, **{name: shown(name, "clips_per_second") for name in TITLES}})
-        epochs.append(
-            {
-                "model": model,
-                "clips": it["clips"],
-                "cold s": shown("cold", "epoch_seconds"),
-                "warm s": shown("warm", "epoch_seconds"),
-                "waiting": f"{wait['median']:.2%}" if wait else "-",
-                "resident MiB": f"{memory['resident_mib']:,.0f}",
-                "GPU MiB": "-" if gpu is None else f"{gpu:,.0f}",
-                "GFLOP/s": figure_text(used["flops_per_second"] / 1e9),
-                "MFU": "-" if used["mfu"] is None else f"{used['mfu']:.1%}",
-            }
-        )
-        learned.append(
-            {
-                "model": model,
-                **{name: last_loss(name) for name in ("warm", *TRAINING_PEERS)},
-                "fit's clips": learning["train_clips"],
-                "epochs": learning["epochs"],
-                "train accuracy": f"{learning['train_accuracy']:.1%}",
-                "val accuracy": f"{learning['val_accuracy']:.1%}",
-                "UAR": f"{learning['val_uar']:.1%}",
-            }
-        )
+        for entry in it["passes"].values():
+            loss = entry["rounds"][-1].get("loss")
+            more = {"s an epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
+            passes.append({"model": model, **results.entry_row(entry), **more})
+        memory, learning, steps, gpu = it["memory"], it["learning"], it["breakdown"], it["memory"]["gpu_allocated_mib"]
         shares = {**steps["shares"], "copy to device (beside)": steps["host_to_device_share"]}
         parts.append(
             {"model": model, "ms a step": f"{1000 * steps['step_seconds']:.1f}"}
-            | {part.replace("_", " "): f"{share:.1%}" for part, share in shares.items()}
+            | {part.replace("_", " "): results.percent(share) for part, share in shares.items()}
         )
-    console.table(f"clips/s, medians of {rounds} rounds", speeds)
-    console.table("epochs", epochs)
-    title = f"loss after {rounds} timed epochs, and accuracy on unseen actors by fit on the built-in corpus"
-    console.table(title, learned)
+        models.append(
+            {
+                "model": model,
+                "clips": it["clips"],
+                "waiting": results.percent(it["data_wait"]["median"] if it["data_wait"] else None),
+                "resident MiB": f"{memory['resident_mib']:,.0f}",
+                "GPU MiB": "-" if gpu is None else f"{gpu:,.0f}",
+                "GFLOP/s": figure_text(it["utilisation"]["flops_per_second"] / 1e9),
+                "MFU": results.percent(it["utilisation"]["mfu"]),
+                "fit's clips": learning["train_clips"],
+                "epochs": learning["epochs"],
+                **{name: results.percent(learning[name]) for name in ("train_accuracy", "val_accuracy", "val_uar")},
+            }
+        )
+    console.table(f"epochs, medians of {found['settings']['rounds']} rounds; the last round's loss", passes)
+    console.table("models; accuracy by fit on the built-in corpus, of validation on unseen actors", models)
     console.table("where a warm step's time goes", parts)
     for model, it in found["models"].items():
         for name, reason in it.get("skipped", {}).items():
@@ -198,7 +182,8 @@ def show(console: Console, found: dict[str, Any], reached: Sequence[Target]) -> 
     slower = found["ratios"]["r3d18_epoch_over_late_fusion_epoch"]
     if slower is not None:
         console.say(f"r3d18's epoch takes {slower:.2f} x late_fusion's over as many clips (1.5 x in Roy, 2025)")
-    results.show_targets(console, "targets, stated for batch 8, T = 10, 128 -> 112 px, two cores", reached)
+    title = "targets, stated for batch 8, T = 10, 128 -> 112 px, two cores"
+    results.show_targets(console, title, found["targets"])
 
 
 def chart(found: dict[str, Any]) -> Figure:

@@ -201,32 +201,23 @@ def conv3d(bench: Bench) -> dict[str, Any]:
     kinds = {"fp32": (torch.float32, False), "tf32": (torch.float32, True)}
     kinds |= {"bf16": (torch.bfloat16, False), "fp16": (torch.float16, False)}
     found: dict[str, Any] = {}
-    for name, (shape, weight, stride) in (_SMALL if bench.rehearse else _LAYERS).items():
+    for name, layer in (_SMALL if bench.rehearse else _LAYERS).items():
         for kind, (dtype, tf32) in kinds.items():
             for last in (False, True):
                 title = f"{name}, {kind}, {'channels_last_3d' if last else 'contiguous'}"
                 if not bench.has_time(title):
                     continue
-                errors = conv3d_errors(shape, weight, stride, bench.device, dtype, tf32=tf32, channels_last=last)
-                took = _conv3d_ms(bench, shape, weight, stride, dtype, tf32, last)
-                found[title] = {"errors": errors, "ms": took}
+                errors = conv3d_errors(*layer, bench.device, dtype, tf32=tf32, channels_last=last)
+                found[title] = {"errors": errors, "ms": _conv3d_ms(bench, layer, dtype, tf32, last)}
     # A processor's bf16 gives NaN at some shapes, and no model uses it there (models/temporal.py).
     judged = [it for title, it in found.items() if bench.device.type != "cpu" or "bf16" not in title]
     worst = max((max(it["errors"]) for it in judged), default=0.0)
     return {"ok": worst <= MOST_CONV3D_ERROR, "worst_error": worst, **found}
 
 
-def _conv3d_ms(
-    bench: Bench,
-    shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    dtype: torch.dtype,
-    tf32: bool,
-    last: bool,
-) -> float:
+def _conv3d_ms(bench: Bench, layer: Any, dtype: torch.dtype, tf32: bool, last: bool) -> float:
     """Of one forward and backward pass."""
-    layout = torch.channels_last_3d if last else torch.contiguous_format
+    (shape, weight_shape, stride), layout = layer, torch.channels_last_3d if last else torch.contiguous_format
     frames, weight = (
         torch.randn(size, device=bench.device, dtype=dtype).to(memory_format=layout).requires_grad_()
         for size in (shape, weight_shape)

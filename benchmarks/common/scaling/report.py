@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.common import results
 from benchmarks.common.measure import Rounds, Target, paired_ratio, rates, summary
-from benchmarks.common.results import figure_text
 from fastemo.console import Console
 
 # On a CPU they agree to the seventh digit. Where kernels add in another order (a GPU's), a ReLU or a maximum that turns
@@ -19,6 +18,11 @@ from fastemo.console import Console
 LOSS_TOLERANCE = 1e-3
 NORM_TOLERANCE = 0.02
 KINDS = {"strong": "same global batch", "weak": "same batch a process"}
+_TITLES = {
+    "same_batches": "steps whose clips or their order differ from one process's",
+    "same_losses": "largest difference of a step's loss from one process's",
+    "same_gradients": "largest difference of a step's gradient norm, as a share",
+}
 _COLOURS = {"strong": "#1b7837", "weak": "#8da0cb"}
 
 
@@ -94,25 +98,14 @@ def targets(
     title = "2 processes over 1 on the same processors, same global batch"
     found = [Target("two_over_one", title, two, 0.9, "x", note=why)]
     note = f"{', '.join(equality)} processes" if equality else ""
-    for name, key, title, bound, unit in (
-        ("same_batches", "different_batches", "steps whose clips or their order differ from one process's", 0, "steps"),
-        (
-            "same_losses",
-            "largest_loss_difference",
-            "largest difference of a step's loss from one process's",
-            LOSS_TOLERANCE,
-            "nats",
-        ),
-        (
-            "same_gradients",
-            "largest_norm_difference",
-            "largest difference of a step's gradient norm, as a share",
-            NORM_TOLERANCE,
-            "",
-        ),
-    ):
+    rows = {
+        "same_batches": ("different_batches", 0, "steps"),
+        "same_losses": ("largest_loss_difference", LOSS_TOLERANCE, "nats"),
+        "same_gradients": ("largest_norm_difference", NORM_TOLERANCE, ""),
+    }
+    for name, (key, bound, unit) in rows.items():
         largest = max((float(it[key]) for it in equality.values()), default=None)
-        found.append(Target(name, title, largest, bound, unit, is_upper=True, note=note))
+        found.append(Target(name, _TITLES[name], largest, bound, unit, is_upper=True, note=note))
     return found
 
 
@@ -128,25 +121,22 @@ def headlines(runs: Mapping[str, Any], scaling: Mapping[str, Any]) -> list[dict[
     return [{"title": title, "value": value, "unit": unit} for title, value, unit in rows]
 
 
-def show(console: Console, found: Mapping[str, Any], reached: Sequence[Target]) -> None:
+def show(console: Console, found: Mapping[str, Any]) -> None:
     """The tables."""
     rows: list[dict[str, str | int]] = []
     for name, run in found["runs"].items():
-        rate = run["clips_per_second"]
         *kind, count = name.split("_")
         it = found["scaling"].get(count, {}).get(kind[0], {}) if kind[-1] != "local" else {}
-        row: dict[str, str | int] = {"what": run["title"], "clips/s": figure_text(rate["median"])}
-        row["min-max"] = results.range_text(rate)
-        for column, key, spec in (
-            ("speed-up", "speed_up", ".2f"),
-            ("efficiency", "efficiency", ".2f"),
-            ("exchange", "exchange_share_of_step", ".1%"),
-            ("ms a step", "exchange_ms_a_step", ".1f"),
-        ):
-            row[column] = f"{it[key]['median']:{spec}}" if it else "-"
-        rows.append(row)
+        more = {
+            "speed-up": ("speed_up", ".2f"),
+            "efficiency": ("efficiency", ".2f"),
+            "exchange": ("exchange_share_of_step", ".1%"),
+            "ms a step": ("exchange_ms_a_step", ".1f"),
+        }
+        cells = {column: f"{it[key]['median']:{spec}}" if it else "-" for column, (key, spec) in more.items()}
+        rows.append({**results.entry_row(run), **cells})
     console.table(f"medians of {found['settings']['rounds']} rounds, {found['settings']['steps']} steps each", rows)
-    results.show_targets(console, "targets", reached)
+    results.show_targets(console, "targets", found["targets"])
 
 
 def chart(found: Mapping[str, Any]) -> Figure:
