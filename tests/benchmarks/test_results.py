@@ -7,18 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import results, throughput_report
-from benchmarks.common.measure import (
-    Pass,
-    cpu_costs,
-    in_own_process,
-    in_turns,
-    paired_ratio,
-    rates,
-    summary,
-    timed,
-    total,
-)
+from benchmarks.common import measure, results, throughput_report
+from benchmarks.common.measure import Pass, paired_ratio, summary
 from benchmarks.common.throughput_report import best_video_peer, ratios, targets
 from fastemo.console import Console
 
@@ -52,9 +42,9 @@ def test_summary():
 
 def test_rates_and_costs_are_per_clip():
     found = {1: Pass(clips=8, seconds=2.0, cpu_seconds=4.0)}
-    assert rates(found) == {1: 4.0}
-    assert cpu_costs(found) == {1: 0.5}
-    assert total([Pass(1, 2.0, 3.0), Pass(4, 5.0, 6.0)]) == Pass(5, 7.0, 9.0)
+    assert measure.rates(found) == {1: 4.0}
+    assert measure.cpu_costs(found) == {1: 0.5}
+    assert measure.total([Pass(1, 2.0, 3.0), Pass(4, 5.0, 6.0)]) == Pass(5, 7.0, 9.0)
 
 
 def test_a_ratio_pairs_what_was_measured_in_the_same_round():
@@ -64,7 +54,7 @@ def test_a_ratio_pairs_what_was_measured_in_the_same_round():
 
 
 def test_timed_counts_wall_clock_and_processor_time():
-    found = timed(lambda: time.sleep(0.05) or 3)
+    found = measure.timed(lambda: time.sleep(0.05) or 3)
     assert found.clips == 3
     assert found.seconds >= 0.05
     assert 0 <= found.cpu_seconds < found.seconds
@@ -74,16 +64,16 @@ def test_timed_counts_wall_clock_and_processor_time():
     ("names", "num_rounds", "order"), [("abcd", 4, "abcdbcdacdabdabc"), ("ab", 3, "abbaab"), ("a", 2, "aa")]
 )
 def test_each_round_begins_elsewhere(names, num_rounds, order):
-    found = list(in_turns(names, num_rounds))
+    found = list(measure.in_turns(names, num_rounds))
     assert "".join(name for _, name in found) == order
     assert [number for number, _ in found] == sorted([*range(1, num_rounds + 1)] * len(names))
 
 
 @pytest.mark.slow
 def test_what_fails_in_a_process_of_its_own_says_why():
-    assert in_own_process(abs, -3) == 3
+    assert measure.in_own_process(abs, -3) == 3
     with pytest.raises(ValueError, match="invalid literal"):
-        in_own_process(int, "x")
+        measure.in_own_process(int, "x")
 
 
 def test_targets_from_rounds():
