@@ -29,7 +29,6 @@ from benchmarks.common.gpu.bench import Bench
 from benchmarks.common.options import make_parser, parse_checked
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
-from fastemo.machine import write_text
 
 # What each does, and its share of the time.
 STAGES: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
@@ -76,7 +75,7 @@ def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, conso
         found["stages"][name] = guarded(name, lambda stage=stage: stage(bench), console)  # type: ignore[misc]
         found["stages"][name]["not_reached"] = bench.missed
         found["recommended"] = recommended(found["stages"])
-        write_text(path, results.without_paths(json.dumps(found, indent=1, default=str)) + "\n")
+        results.write(path, found, Console(show=False))
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     return found
@@ -127,9 +126,8 @@ def rows(found: dict[str, Any]) -> list[dict[str, str | int]]:
             note = f"{stage['decodes']} decodes, growth in MiB: {stage['growth_mib']}"
         verdict = "skipped" if "skipped" in stage else "ok" if stage["ok"] else "failed"
         left_out = len(stage["not_reached"])
-        lines.append(
-            {"stage": name, "verdict": verdict, "s": stage["seconds"], "not reached": left_out, "note": note[:100]}
-        )
+        line = {"stage": name, "verdict": verdict, "s": stage["seconds"], "not reached": left_out}
+        lines.append({**line, "note": note[:100]})
     return lines
 
 
@@ -151,13 +149,10 @@ def main() -> None:
             os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
             torch.set_num_threads(1)
         elif not torch.cuda.is_available():
-            message = (
-                "gpu_check.py needs a CUDA device, and torch finds none; --rehearse runs its stages on a processor"
-            )
-            raise ValueError(message)
-        slug = results.machine_slug(results.machine())
-        name = f"check-{'rehearsal-' if options.rehearse else ''}{slug}-{time.strftime('%Y-%m-%d')}.json"
-        path = options.out or Path(__file__).resolve().parent / "results" / "gpu" / name
+            needed = "gpu_check.py needs a CUDA device, and torch finds none"
+            raise ValueError(f"{needed}; --rehearse runs its stages on a processor")
+        program = f"gpu/check{'-rehearsal' * options.rehearse}"
+        path = options.out or results.default_path(results.machine(), quick=False, program=program)
         with tempfile.TemporaryDirectory(prefix="fastemo-gpu-check-") as folder:
             bench = Bench(Path(folder), options.rehearse, options.decodes)
             found = run_stages(bench, names, options.minutes, path, console)

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -148,21 +148,25 @@ def here(bench: Bench) -> dict[str, Any]:
     }
 
 
+def attempted(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a step found; what goes wrong becomes its result."""
+    try:
+        return step(*arguments)
+    except Exception as error:
+        return {"ok": False, "error": f"{type(error).__name__}: {error}"[:600]}
+
+
 def bits(bench: Bench) -> dict[str, Any]:
     """Nothing waits in a step, and what is computed is right; every check is tried, whatever another found."""
     checks = (stops, rnn, batches, scaler, out_of_memory, resume, cuda_tests)
-    found: dict[str, Any] = {}
-    for check in checks:
-        if not bench.has_time(check.__name__):
-            continue
-        try:
-            found[check.__name__] = check(bench)
-        except Exception as error:
-            found[check.__name__] = {"ok": False, "error": f"{type(error).__name__}: {error}"[:600]}
-    failed = [name for name, it in found.items() if not it["ok"]]
-    if failed:
-        found["error"] = "; ".join(f"{name}: {found[name].get('error', 'not ok')}" for name in failed)
-    return {"ok": not failed, **found}
+    found = {check.__name__: attempted(check, bench) for check in checks if bench.has_time(check.__name__)}
+    errors = [f"{name}: {it.get('error', 'not ok')}" for name, it in found.items() if not it["ok"]]
+    return {"ok": not errors, **found, **({"error": "; ".join(errors)} if errors else {})}
+
+
+def endless(loader: ClipLoader) -> Iterator[ClipBatch]:
+    """One epoch after the other."""
+    return itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
 
 
 def stops(bench: Bench) -> dict[str, Any]:
@@ -170,8 +174,7 @@ def stops(bench: Bench) -> dict[str, Any]:
     for name in ("late_fusion", "cnn_lstm"):
         size = 2 if bench.rehearse else 8
         with bench.trainer(name, size) as trainer, bench.loader(size) as loader:
-            epochs = itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
-            totals = sums(bench.device)
+            epochs, totals = endless(loader), sums(bench.device)
             for _ in range(len(loader) + 2):
                 trainer.train_step([next(epochs)], bench.crop, 0, totals)
             # The loader's own threads may wait; on a processor one cannot tell them apart.

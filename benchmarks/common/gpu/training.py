@@ -7,6 +7,7 @@ import itertools
 import shutil
 import statistics
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks.common.epochs.loops import Clock, bare_loop, floor_loop, flops_a_clip, sums
 from benchmarks.common.epochs.report import peak_flops
-from benchmarks.common.gpu.bench import Bench
+from benchmarks.common.gpu.bench import Bench, attempted, endless
 from fastemo.training.speed import MOST_CONV3D_ERROR, conv3d_errors
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import center_crop
@@ -41,9 +42,9 @@ def training(bench: Bench) -> dict[str, Any]:
     """Everything by worth; what the deadline leaves out is noted."""
     found: dict[str, Any] = {"steps": {}}
     loaders: dict[int, ClipLoader] = {}
-    planned, is_checked = plan(bench.rehearse), False
-    try:
-        for model, batch_size, variant in planned:
+    is_checked = False
+    with ExitStack() as stack:
+        for model, batch_size, variant in plan(bench.rehearse):
             name = f"{model}, batch {batch_size}, {variant}"
             # The two checks after the first measurements are short and worth more than a compiler's minutes.
             if variant.startswith("bf16_") and not is_checked:
@@ -52,16 +53,11 @@ def training(bench: Bench) -> dict[str, Any]:
             if not bench.has_time(name, seconds=0 if bench.rehearse else 4):
                 continue
             if batch_size not in loaders:
-                loaders[batch_size] = bench.loader(batch_size, even=True)
-            try:
-                found["steps"][name] = steps(bench, model, batch_size, VARIANTS[variant], loaders[batch_size])
-            except Exception as error:
-                found["steps"][name] = {"error": f"{type(error).__name__}: {error}"[:600]}
+                loaders[batch_size] = stack.enter_context(bench.loader(batch_size, even=True))
+            loader = loaders[batch_size]
+            found["steps"][name] = attempted(steps, bench, model, batch_size, VARIANTS[variant], loader)
         if not is_checked:
             _checks(bench, found)
-    finally:
-        for loader in loaders.values():
-            loader.close()
     errors = [f"{name}: {it['error']}" for name, it in found["steps"].items() if "error" in it]
     if "losses" in found and not found["losses"]["ok"]:
         errors.append(f"losses: {found['losses']['largest_gap']:.2g} from fp32's")
@@ -96,10 +92,10 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
     """One model, batch and variant: warm from the device, beside the bare loop and the floor; medians over rounds."""
     cuda = bench.device.type == "cuda"
     with bench.trainer(model, batch_size, **variant) as trainer:
-        totals = sums(bench.device)
-        epochs = itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
+        is_resident = all(loader.kept.on_device(row) for row in range(len(loader.clips)))
+        totals, epochs = sums(bench.device), endless(loader)
         began = time.perf_counter()
-        for _ in range(2 + len(loader) * (not _is_resident(loader))):
+        for _ in range(2 + len(loader) * (not is_resident)):
             batch = next(epochs)
             trainer.train_step([batch], bench.crop, 0, totals)
         bench.synchronize()
@@ -136,10 +132,6 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
         "warm_up_seconds": warm_up,
         "speed": str(trainer.speed),
     }
-
-
-def _is_resident(loader: ClipLoader) -> bool:
-    return all(loader.kept.on_device(row) for row in range(len(loader.clips)))
 
 
 def _timed_steps(
