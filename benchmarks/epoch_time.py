@@ -35,7 +35,7 @@ from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.synthetic.synthesis import SyntheticConfig
-from fastemo.errors import one_line_errors
+from fastemo.errors import UserError, one_line_errors
 from fastemo.models.config import ModelName
 from fastemo.video.augment import AugmentConfig
 from fastemo.video.config import VideoConfig
@@ -118,8 +118,8 @@ def measure_models(options: argparse.Namespace, clips_of: dict[str, int], consol
             console.say(f"{model}: started")
             try:
                 models[model] = in_own_process(measure, job)
-            except Exception as error:
-                models[model] = {"failed": f"{type(error).__name__}: {error}"}
+            except UserError as error:
+                models[model] = {"failed": str(error)}
     about = dict(next(iter(corpora.values())).description)
     del about["clips_a_pass"]  # each model's entry has its own
     return {"models": models, "corpus": about, "learning_corpus": {"kind": "built-in", **asdict(built_in.synthetic)}}

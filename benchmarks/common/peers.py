@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.common.measure import EpochPass, Pass, Skipped
-from benchmarks.common.results import REPOSITORY
+from benchmarks.common.measure import REPOSITORY, EpochPass, Pass, Skipped
 
 FOLDER = REPOSITORY / "benchmarks" / "peers"
 _SKIPPED = 3  # see peers/peer.py
