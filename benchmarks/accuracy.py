@@ -10,24 +10,23 @@ import argparse
 import json
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.results import collect_versions, machine, machine_slug
+from benchmarks.common.results import REPOSITORY, machine_slug, provenance, write
+from fastemo.console import Console
 from fastemo.corpus.synthetic.action_units import PAIRS
 from fastemo.errors import one_line_errors
 from fastemo.evaluation.compare import order_counts
-from fastemo.machine import write_text
 
 _OWN_OPTIONS = r" --(?:name|runs_dir)[ =]\S+"
 
 
 def of_run(run_dir: Path) -> dict[str, Any]:
-    """What is told of a finished run.
+    """The figures of a finished run.
 
     Raises:
         ValueError: It is no finished run on the built-in corpus.
@@ -40,8 +39,9 @@ def of_run(run_dir: Path) -> dict[str, Any]:
         raise ValueError(f"{run_dir.name} is no finished run: {error}") from error
     if not result["corpus"].startswith("built-in"):
         raise ValueError(f"{run_dir.name} was not trained on the built-in corpus")
+    about = provenance()
     return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "date": about.pop("date"),
         "model": result["model"],
         "command": command(line),
         "epochs": epochs,
@@ -49,8 +49,7 @@ def of_run(run_dir: Path) -> dict[str, Any]:
         "interval": result["intervals"]["accuracy"],
         "seed": result["seed"],
         "note": paired(list(result["per_class"]), result["confusion"]),
-        "machine": machine(),
-        "versions": collect_versions(),
+        **about,
     }
 
 
@@ -63,7 +62,7 @@ def command(line: str) -> str:
 
 
 def paired(names: list[str], confusion: list[list[int]]) -> str:
-    """How many clips of the paired classes were told apart, and how many taken for their pair.
+    """How many clips of the paired classes were right, and how many taken for their pair.
 
     The classes of a pair show the same in opposite order: a model blind to order guesses within it.
     """
@@ -74,16 +73,13 @@ def paired(names: list[str], confusion: list[list[int]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
     with one_line_errors():
         options = parser.parse_args()
         for run_dir in options.runs:
             found = of_run(run_dir)
-            name = (
-                f"accuracy-{found['model']}-{found['seed']}-{machine_slug(found['machine'])}-{found['date'][:10]}.json"
-            )
-            write_text(options.out / name, json.dumps(found, indent=1) + "\n")
-            print(f"written: {name}")
+            name = f"accuracy-{found['model']}-{found['seed']}-{machine_slug(found['machine'])}-{found['date'][:10]}"
+            write(options.out / f"{name}.json", found, Console())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ runs the same code on a machine without a GPU, in tiny sizes. Exit status 0: all
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -23,20 +22,22 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 
 import torch
 
-from benchmarks import gpu_frames, gpu_stages, gpu_training, results
-from benchmarks.gpu_stages import Bench
+from benchmarks.common import results
+from benchmarks.common.gpu import bench as first_stages
+from benchmarks.common.gpu import frames, training
+from benchmarks.common.gpu.bench import Bench
+from benchmarks.common.options import make_parser, parse_checked
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
-from fastemo.machine import write_text
 
 # What each does, and its share of the time.
 STAGES: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
-    "here": (gpu_stages.here, 0.02),
-    "bits": (gpu_stages.bits, 0.30),
-    "training": (gpu_training.training, 0.33),
-    "frames": (gpu_frames.frames, 0.12),
-    "nvdec": (gpu_frames.nvdec, 0.16),
-    "memory": (gpu_frames.memory, 0.07),
+    "here": (first_stages.here, 0.02),
+    "bits": (first_stages.bits, 0.30),
+    "training": (training.training, 0.33),
+    "frames": (frames.frames, 0.12),
+    "nvdec": (frames.nvdec, 0.16),
+    "memory": (frames.memory, 0.07),
 }
 _GAIN = 1.05  # what compiling has to win to be worth its warm-up
 
@@ -56,13 +57,12 @@ def guarded(name: str, step: Callable[[], dict[str, Any]], console: Console) -> 
 
 def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, console: Console) -> dict[str, Any]:
     """Every chosen stage; the file is written again, whole, after each."""
-    machine = results.machine()
+    about = results.provenance()
     found: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "date": about.pop("date"),
         "rehearsed": bench.rehearse,
         "command": f"python benchmarks/gpu_check.py --minutes {minutes:g}",
-        "machine": machine,
-        "versions": results.collect_versions(),
+        **about,
         "stages": {},
     }
     shares, end = sum(STAGES[name][1] for name in names), time.monotonic() + minutes * 60
@@ -75,7 +75,7 @@ def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, conso
         found["stages"][name] = guarded(name, lambda stage=stage: stage(bench), console)  # type: ignore[misc]
         found["stages"][name]["not_reached"] = bench.missed
         found["recommended"] = recommended(found["stages"])
-        write_text(path, results.without_paths(json.dumps(found, indent=1, default=str)) + "\n")
+        results.write(path, found, Console(show=False))
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     return found
@@ -88,7 +88,7 @@ def recommended(stages: dict[str, Any]) -> dict[str, Any]:
     for name in sorted({key.rsplit(", ", 1)[0] for key in steps}):
         rates = {
             variant: steps[key]["clips_per_second"]
-            for variant in gpu_training.VARIANTS
+            for variant in training.VARIANTS
             if "clips_per_second" in steps.get(key := f"{name}, {variant}", {})
         }
         if "bf16" in rates:
@@ -126,24 +126,20 @@ def rows(found: dict[str, Any]) -> list[dict[str, str | int]]:
             note = f"{stage['decodes']} decodes, growth in MiB: {stage['growth_mib']}"
         verdict = "skipped" if "skipped" in stage else "ok" if stage["ok"] else "failed"
         left_out = len(stage["not_reached"])
-        lines.append(
-            {"stage": name, "verdict": verdict, "s": stage["seconds"], "not reached": left_out, "note": note[:100]}
-        )
+        line = {"stage": name, "verdict": verdict, "s": stage["seconds"], "not reached": left_out}
+        lines.append({**line, "note": note[:100]})
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="gpu_check.py"
-    )
+    parser = make_parser("gpu_check.py", __doc__)
     parser.add_argument("--minutes", type=float, default=6, help="for all stages together")
     parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between them")
     parser.add_argument("--decodes", type=int, default=3000, help="over which memory is watched")
     parser.add_argument("--rehearse", action="store_true", help="the same code on a processor, in tiny sizes")
-    parser.add_argument("--out", type=Path, help="JSON file")
-    options = parser.parse_args()
-    console, names = Console(), options.stages.split(",")
     with one_line_errors():
+        options, console = parse_checked(parser, None), Console()
+        names = options.stages.split(",")
         if unknown := [name for name in names if name not in STAGES]:
             raise ValueError(f"--stages {','.join(unknown)}: must be some of {','.join(STAGES)}")
         if options.rehearse:
@@ -153,13 +149,10 @@ def main() -> None:
             os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
             torch.set_num_threads(1)
         elif not torch.cuda.is_available():
-            message = (
-                "gpu_check.py needs a CUDA device, and torch finds none; --rehearse runs its stages on a processor"
-            )
-            raise ValueError(message)
-        slug = results.machine_slug(results.machine())
-        name = f"check-{'rehearsal-' if options.rehearse else ''}{slug}-{time.strftime('%Y-%m-%d')}.json"
-        path = options.out or Path(__file__).resolve().parent / "results" / "gpu" / name
+            needed = "gpu_check.py needs a CUDA device, and torch finds none"
+            raise ValueError(f"{needed}; --rehearse runs its stages on a processor")
+        program = f"gpu/check{'-rehearsal' * options.rehearse}"
+        path = options.out or results.default_path(results.machine(), quick=False, program=program)
         with tempfile.TemporaryDirectory(prefix="fastemo-gpu-check-") as folder:
             bench = Bench(Path(folder), options.rehearse, options.decodes)
             found = run_stages(bench, names, options.minutes, path, console)

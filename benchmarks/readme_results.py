@@ -23,8 +23,8 @@ from typing import Any
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.common.results import REPOSITORY, cores_text, figure_text, machine_slug
 from benchmarks.reliability import outcome_text
-from benchmarks.results import machine_slug
 from fastemo.errors import one_line_errors
 from fastemo.machine import write_text
 
@@ -35,17 +35,14 @@ BENCHMARKS = {
     "epoch_time": "Whole epochs",
     "scaling": "Several processes",
 }
-_ACCURACY = "accuracy"
-_RELIABILITY = "reliability"
-_STUDY = "study"
-_GPU = "check"
+# What each kind of file must have, besides when, where and with what it was made.
 _NEEDED = {
-    _ACCURACY: ["model", "epochs", "accuracy", "interval", "seed"],
-    _RELIABILITY: ["faults"],
-    _STUDY: ["name", "cells", "parts", "minutes"],
-    _GPU: ["stages"],
+    **{benchmark: ["targets"] for benchmark in BENCHMARKS},
+    "accuracy": ["model", "epochs", "accuracy", "interval", "seed"],
+    "reliability": ["faults"],
+    "study": ["name", "cells", "parts", "minutes"],
+    "check": ["stages"],
 }
-_REPOSITORY = Path(__file__).resolve().parent.parent
 _VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
 # The headlines of a throughput file, which names them in no list of its own.
 _RUNGS = ("decode_full", "decode_pruned", "loader_cold", "loader_cold_gpu", "loader_device")
@@ -60,18 +57,14 @@ def read(folder: Path) -> dict[str, list[Found]]:
         ValueError: A file is no JSON, or lacks what every kind has; the message names it.
     """
     found: dict[str, list[Found]] = {}
-    kinds = (*BENCHMARKS, _ACCURACY, _RELIABILITY, _STUDY, _GPU)
-    for path in sorted(
-        it for glob in ("*.json", f"{_STUDY}-*/study.json", f"gpu/{_GPU}-*.json") for it in folder.glob(glob)
-    ):
+    for path in sorted(it for glob in ("*.json", "study-*/study.json", "gpu/check-*.json") for it in folder.glob(glob)):
         name = path.parent.name if path.name == "study.json" else path.name
-        kind = next((it for it in kinds if name.replace("_", "-").startswith(f"{it.replace('_', '-')}-")), None)
+        kind = next((it for it in _NEEDED if name.replace("_", "-").startswith(f"{it.replace('_', '-')}-")), None)
         if kind is None:
-            raise ValueError(f"{path.name} is none of {', '.join(kinds)}")
+            raise ValueError(f"{path.name} is none of {', '.join(_NEEDED)}")
         try:
             one = json.loads(path.read_text(encoding="utf-8"))
-            needed = ["date", "machine", "versions", "command"]
-            needed += _NEEDED.get(kind, ["targets"])
+            needed = ("date", "machine", "versions", "command", *_NEEDED[kind])
             if missing := [name for name in needed if name not in one]:
                 raise ValueError(f"lacks {', '.join(missing)}")
         except ValueError as error:
@@ -83,73 +76,61 @@ def read(folder: Path) -> dict[str, list[Found]]:
 
 
 def newest(found: Sequence[Found], keys: Sequence[str] = ()) -> list[Found]:
-    """The last of each machine and of what else `keys` tell apart; `found` is sorted by date."""
-    last = {(_machine_key(it), *(str(it.get(key)) for key in keys)): it for it in found}
+    """The last of each machine and of each value of `keys`; `found` is sorted by date."""
+    last = {}
+    for it in found:
+        # Hosts that one machine played are no other machine, but another measurement.
+        machine = f"{machine_slug(it['machine'])} {it.get('settings', {}).get('hosts', 1)}"
+        last[(machine, *(str(it.get(key)) for key in keys))] = it
     return [last[key] for key in sorted(last)]
-
-
-def _machine_key(found: Found) -> str:
-    # Hosts that one machine played are no other machine, but another measurement.
-    return f"{machine_slug(found['machine'])} {found.get('settings', {}).get('hosts', 1)}"
 
 
 def text(found: dict[str, list[Found]]) -> str:
     """All tables, as Markdown."""
-    parts = [
-        f"### {heading} (`benchmarks/{kind}.py`)\n\n{benchmark_table(newest(found[kind]))}"
-        for kind, heading in BENCHMARKS.items()
-        if kind in found
-    ]
-    if _GPU in found:
-        parts.append(f"### On a GPU (`benchmarks/gpu_check.py`)\n\n{gpu_table(newest(found[_GPU]))}")
-    if _ACCURACY in found:
-        rows = newest(found[_ACCURACY], ("model", "command", "seed"))
-        parts.append(f"### Accuracy on the built-in corpus\n\n{accuracy_table(rows)}")
-    parts += [study_text(it) for it in found.get(_STUDY, [])]
-    return "\n\n".join(parts) if parts else "No results yet."
+    parts = []
+    for kind, heading in BENCHMARKS.items():
+        if files := newest(found.get(kind, [])):
+            columns = [_headlines(it) | _targets(it) for it in files]
+            parts.append(f"### {heading} (`benchmarks/{kind}.py`)\n\n{_by_machine(files, columns)}")
+    if files := newest(found.get("check", [])):
+        columns = [_on_gpu(it["stages"], it.get("note")) for it in files]
+        parts.append(f"### On a GPU (`benchmarks/gpu_check.py`)\n\n{_by_machine(files, columns)}")
+    if files := newest(found.get("accuracy", []), ("model", "command", "seed")):
+        parts.append(f"### Accuracy on the built-in corpus\n\n{accuracy_table(files)}")
+    parts += [study_text(it) for it in found.get("study", [])]
+    return "\n\n".join(parts) or "No results yet."
 
 
-def benchmark_table(files: Sequence[Found]) -> str:
-    """One column a machine: when and how it was measured, headlines, then targets with what became of them."""
-    columns = [_facts(it) | _headlines(it) | _targets(it) for it in files]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
-    return _markdown([["", *(_machine(it["machine"]) for it in files)], *rows])
-
-
-def gpu_table(files: Sequence[Found]) -> str:
-    """One column a card: the verdicts, warm steps by model, the ways to decode, memory."""
-    columns = [_facts(it) | _on_gpu(it["stages"], it.get("note")) for it in files]
-    names = list(dict.fromkeys(name for column in columns for name in column))
+def _by_machine(files: Sequence[Found], columns: Sequence[dict[str, str]]) -> str:
+    """One column a machine: when and how it was measured, then its own cells."""
+    columns = [_facts(it) | own for it, own in zip(files, columns, strict=True)]
+    names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
     return _markdown([["", *(_machine(it["machine"]) for it in files)], *rows])
 
 
 def _on_gpu(stages: dict[str, Any], note: str | None) -> dict[str, str]:
+    """The verdicts, warm steps by model, the ways to decode, memory."""
     failed = [name for name, it in stages.items() if not it["ok"]]
     verdict = f"**failed: {', '.join(failed)}**" if failed else f"all {len(stages)} ok"
     cells = {"stages": f"{verdict} ({note})" if note else verdict}
-    models: dict[str, dict[str, dict[str, float]]] = {}
+    models: dict[str, dict[str, list[str]]] = {}
     for key, step in stages.get("training", {}).get("steps", {}).items():
         model, batch, variant = key.split(", ")
         if "clips_per_second" in step:
-            models.setdefault(model, {}).setdefault(batch, {})[variant] = step["clips_per_second"]
+            rate = f"{figure_text(step['clips_per_second'])} in {variant.replace('_', ' with ')}"
+            models.setdefault(model, {}).setdefault(batch, []).append(rate)
     for model, batches in models.items():
-        told = [
-            f"{batch}: " + ", ".join(f"{figure(rate)} in {kind.replace('_', ' with ')}" for kind, rate in rates.items())
-            for batch, rates in batches.items()
-        ]
-        cells[f"{model}: warm steps from the device tier, clips/s"] = "; ".join(told)
-    for size, rates in stages.get("nvdec", {}).items():
-        if isinstance(rates, dict) and any(name.startswith("dali, ") for name in rates):
+        rates = "; ".join(f"{batch}: {', '.join(its)}" for batch, its in batches.items())
+        cells[f"{model}: warm steps from the device tier, clips/s"] = rates
+    for size, its in stages.get("nvdec", {}).items():
+        if isinstance(its, dict) and any(name.startswith("dali, ") for name in its):
             for kind in ("loader cold, dali", "loader cold, pyav", "dali, pruned", "dali, full"):
-                if best := max((rate for name, rate in rates.items() if name.startswith(kind)), default=None):
-                    cells[f"{size}: {kind}, at its best"] = f"{figure(best)} clips/s"
+                if best := max((rate for name, rate in its.items() if name.startswith(kind)), default=None):
+                    cells[f"{size}: {kind}, at its best"] = f"{figure_text(best)} clips/s"
     if "growth_mib" in (memory := stages.get("memory", {})):
-        growth = ", ".join(
-            f"{figure(mib)} MiB {name.removesuffix('_mib')}" for name, mib in memory["growth_mib"].items()
-        )
-        cells[f"memory growth over {memory['decodes']:,} decodes"] = growth
+        growth = (f"{figure_text(mib)} MiB {name.removesuffix('_mib')}" for name, mib in memory["growth_mib"].items())
+        cells[f"memory growth over {memory['decodes']:,} decodes"] = ", ".join(growth)
     return cells
 
 
@@ -169,8 +150,7 @@ def accuracy_table(files: Sequence[Found]) -> str:
 def study_text(found: Found) -> str:
     """A study's rows part by part, and how the rows of each differ."""
     facts, machine = _facts(found), found["machine"]
-    gpu = machine["gpu"]
-    where = gpu or f"{machine['processors']} cores of {machine['processor']}, no GPU"
+    where = machine["gpu"] or f"{machine['processors']} cores of {machine['processor']}, no GPU"
     head = (
         f"### Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}\n\n"
         f"{facts['date']}, {where}, {facts['versions']}, {facts['command']}: {len(found['cells'])} cells, "
@@ -189,7 +169,7 @@ def _part_text(part: dict[str, Any]) -> str:
                 row["label"],
                 "not finished" if row["accuracy"] is None else _share(row["accuracy"], row["interval"]),
                 _share(order["accuracy"], order["interval"]) if order else "-",
-                "-" if row["report"] is None else f"{row['report']:.1%}".replace("%", " %"),
+                "-" if row["report"] is None else f"{row['report'] * 100:.1f} %",
             ]
         )
     told = [_markdown(rows if has_order else [[*row[:2], row[3]] for row in rows])]
@@ -222,7 +202,7 @@ def _share(value: float, interval: Sequence[float]) -> str:
 def faults_text(found: dict[str, list[Found]]) -> str:
     """Of each machine when, where and with what, and folded below it one row a kind of fault."""
     parts = []
-    for it in newest(found.get(_RELIABILITY, [])):
+    for it in newest(found.get("reliability", [])):
         facts = _facts(it)
         head = f"{facts['date']}, {_machine(it['machine'])}, {facts['versions']}, {facts['command']}:"
         rows = [[fault["fault"], f"{fault['tried']:,}", outcome_text(fault["outcomes"])] for fault in it["faults"]]
@@ -235,8 +215,7 @@ def faults_text(found: dict[str, list[Found]]) -> str:
 def _machine(machine: dict[str, Any]) -> str:
     gpus = machine["gpus"]
     count = f"{len(gpus)} x " if len(gpus) > 1 else ""
-    gpu = f"{count}{gpus[0]}, " if gpus else ""
-    return f"{gpu}{machine['processors_used']} cores of {machine['processor']}{'' if gpus else ', no GPU'}"
+    return f"{count}{gpus[0]}, {cores_text(machine)}" if gpus else f"{cores_text(machine)}, no GPU"
 
 
 def _facts(found: Found) -> dict[str, str]:
@@ -258,29 +237,22 @@ def _headlines(found: Found) -> dict[str, str]:
             for name in _RUNGS
             if rungs.get(name, {}).get("rounds")
         ]
-    return {row["title"]: f"{figure(row['value'])} {row['unit']}".strip() for row in rows}
+    return {row["title"]: f"{figure_text(row['value'])} {row['unit']}".strip() for row in rows}
 
 
 def _targets(found: Found) -> dict[str, str]:
     cells = {}
     for it in found["targets"]:
         sign, bound = ("<=", it["at_most"]) if "at_most" in it else (">=", it["at_least"])
-        limit = f"{sign} {figure(bound)} {it['unit']}".strip()
+        limit = f"{sign} {figure_text(bound)} {it['unit']}".strip()
         if it["value"] is None:
             value = it["verdict"]
         else:
             verdict = f"**{it['verdict']}**" if it["verdict"] == "not reached" else it["verdict"]
-            value = f"{figure(it['value'])} {it['unit']}".strip() + f", {verdict}"
+            value = f"{figure_text(it['value'])} {it['unit']}".strip() + f", {verdict}"
         note = f" ({it['note']})" if it.get("note") else ""
         cells[it["title"]] = f"{value}; target {limit}{note}"
     return cells
-
-
-def figure(value: float) -> str:
-    """Three digits that matter, as many as a reader needs."""
-    if value == int(value) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
 
 
 def _folded(title: str, text: str) -> str:
@@ -322,8 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="readme_results.py"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if it would change the README")
-    parser.add_argument("--readme", type=Path, default=_REPOSITORY / "README.md")
-    parser.add_argument("--results", type=Path, default=_REPOSITORY / "benchmarks" / "results", help="folder of JSONs")
+    parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md")
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of JSONs")
     with one_line_errors():
         options = parser.parse_args(arguments)
         old = options.readme.read_text(encoding="utf-8")

@@ -27,12 +27,12 @@ from xml.etree import ElementTree
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks import results
+from benchmarks.common import results
+from benchmarks.common.options import make_parser, parse_checked
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
-from fastemo.machine import write_text
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
+_REPOSITORY = results.REPOSITORY
 _TESTS_FAILED = 1  # pytest's status
 # Where attacks are, besides tests/attacks.
 _MORE = (
@@ -45,18 +45,12 @@ _MORE = (
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="reliability.py"
-    )
+    parser = make_parser("reliability.py", __doc__)
     parser.add_argument("--from", type=Path, dest="lines", metavar="FILE", help="run no test; sum up these lines")
-    parser.add_argument("--out", type=Path, help="JSON file")
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="the attacks that take seconds: does it work at all?")
     extent.add_argument("--full", action="store_true", help="thousands of tries where CI makes do with a sample")
-    options = parser.parse_args(arguments)
-    if options.out and options.out.suffix != ".json":
-        raise ValueError(f"--out names the JSON file, which ends in .json, not '{options.out.name}'")
-    return options
+    return parse_checked(parser, arguments)
 
 
 def attack(folder: Path, *, quick: bool, full: bool) -> tuple[Path, dict[str, int]]:
@@ -121,22 +115,16 @@ def summed(path: Path) -> list[dict[str, Any]]:
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Everything; returns what goes into the JSON file."""
-    started = time.monotonic()
-    tests = None
+    started, tests = time.monotonic(), None
     with tempfile.TemporaryDirectory(prefix="fastemo-reliability-") as folder:
-        if options.lines:
-            faults = summed(options.lines)
-        else:
+        lines = options.lines
+        if lines is None:
             lines, tests = attack(Path(folder), quick=options.quick, full=options.full)
-            faults = summed(lines)
+        faults = summed(lines)
     if not faults:
         raise ValueError("no attack told what it tried")
     return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": results.command("benchmarks/reliability.py", arguments),
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "machine": results.machine(),
-        "versions": results.collect_versions(),
+        **results.header("reliability.py", arguments, started),
         "settings": {"quick": options.quick, "full": options.full},
         "tests": tests,
         "tried": sum(it["tried"] for it in faults),
@@ -161,8 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         console.table(f"{found['tried']:,} faults of {len(rows)} kinds", rows)
         program = "reliability" if options.full or options.quick else "reliability-sample"
         path = options.out or results.default_path(found["machine"], quick=options.quick, program=program)
-        write_text(path, results.without_paths(json.dumps(found, indent=1)) + "\n")
-        console.say(f"written: {path}")
+        results.write(path, found, console)
 
 
 if __name__ == "__main__":

@@ -41,11 +41,13 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 
 import torch
 
-from benchmarks import results, scaling_report
-from benchmarks.measure import Pass
-from benchmarks.scaling_launch import Hosts, Launches, parse_hosts
-from benchmarks.scaling_worker import Job
-from benchmarks.targets import Rounds
+from benchmarks.common import results
+from benchmarks.common.corpus import MOST_CLIPS
+from benchmarks.common.measure import Pass, Rounds, in_turns
+from benchmarks.common.options import make_parser, parse_checked
+from benchmarks.common.scaling import report
+from benchmarks.common.scaling.launch import Hosts, Launches, parse_hosts
+from benchmarks.common.scaling.worker import Job
 from fastemo.console import Console
 from fastemo.corpus import ravdess
 from fastemo.corpus.config import SyntheticConfig
@@ -55,56 +57,40 @@ from fastemo.errors import one_line_errors
 from fastemo.models.config import ModelName
 from fastemo.training.config import Precision
 
-_MOST_CLIPS = ravdess.NUM_ACTORS * 60
 _LEAST_CLIPS, _LEAST_CLIPS_QUICK = 96, 24
+_LEAST_SIZE = 36
+_DEFAULTS = {"num_frames": (10, 2), "size": (128, 36), "rounds": (5, 1), "steps": (8, 3)}
+_SETTINGS = ("model", "num_frames", "size", "batch_size", "rounds", "steps", "precision", "quick")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="scaling.py"
-    )
+    parser = make_parser("scaling.py", __doc__)
     parser.add_argument("--processes", help="numbers with commas between; 1 is always run")
     parser.add_argument("--model", default="late_fusion", help=", ".join(get_args(ModelName)))
     parser.add_argument("--num_frames", type=int, help="T, frames a clip: 10, with --quick 2")
     parser.add_argument("--size", type=int, help="side of a stored frame in pixels: 128, with --quick 36")
     parser.add_argument("--batch_size", type=int, default=8, help="clips a step: of all processes, or of each (weak)")
     parser.add_argument("--rounds", type=int, help="rounds of everything: 5, with --quick 1")
-    parser.add_argument("--steps", type=int, help="steps by the clock: 8, with --quick 3")
+    parser.add_argument("--steps", type=int, help="steps that are timed: 8, with --quick 3")
     parser.add_argument("--precision", default="auto", help="auto (what the trainer picks), fp32, bf16, fp16")
     parser.add_argument("--device", default="auto", help="auto, or cpu where there are GPUs")
     parser.add_argument("--hosts", help="addresses with commas between, the first one's host leads; see above")
     parser.add_argument("--host_rank", type=int, help="which of --hosts this is, from 0")
     parser.add_argument("--port", type=int, help="of the first launch, with --hosts: 29500")
-    parser.add_argument("--out", type=Path, help="JSON file; the chart goes beside it")
     parser.add_argument("--quick", action="store_true", help="small clips, few steps, one round: does it work at all?")
-    options = parser.parse_args(arguments)
-    for name, whole, quick in (("num_frames", 10, 2), ("size", 128, 36), ("rounds", 5, 1), ("steps", 8, 3)):
-        if getattr(options, name) is None:
-            setattr(options, name, quick if options.quick else whole)
-    _check(options)
+    options = parse_checked(parser, arguments, defaults=_DEFAULTS, positive=("batch_size", *_DEFAULTS))
+    if options.size < _LEAST_SIZE:
+        raise ValueError(f"--size must be at least {_LEAST_SIZE}, not {options.size}")
+    choices = {"model": get_args(ModelName), "precision": get_args(Precision), "device": ("auto", "cpu")}
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise ValueError(f"--{name} must be one of {', '.join(allowed)}, not '{getattr(options, name)}'")
     options.hosts = parse_hosts(options.hosts, options.host_rank, options.port)
     options.on_gpu = options.device == "auto" and torch.cuda.is_available()
     if options.on_gpu and options.hosts.rank is None and len(options.hosts.addresses) > 1:
         raise ValueError("hosts at loopback addresses are played on the processors: add --device cpu")
     options.counts = _counts(options.processes, options.hosts, options.batch_size, on_gpu=options.on_gpu)
     return options
-
-
-def _check(options: argparse.Namespace) -> None:
-    for name in ("num_frames", "batch_size", "rounds", "steps"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, not {getattr(options, name)}")
-    if options.size < 36:
-        raise ValueError(f"--size must be at least 36, not {options.size}")
-    for name, allowed in (
-        ("model", get_args(ModelName)),
-        ("precision", get_args(Precision)),
-        ("device", ("auto", "cpu")),
-    ):
-        if getattr(options, name) not in allowed:
-            raise ValueError(f"--{name} must be one of {', '.join(allowed)}, not '{getattr(options, name)}'")
-    if options.out and options.out.suffix != ".json":
-        raise ValueError(f"--out names the JSON file, which ends in .json, not '{options.out.name}'")
 
 
 def _counts(text: str | None, hosts: Hosts, batch_size: int, *, on_gpu: bool) -> list[int]:
@@ -121,8 +107,8 @@ def _counts(text: str | None, hosts: Hosts, batch_size: int, *, on_gpu: bool) ->
     for count in sorted(counts):
         if batch_size % count:
             raise ValueError(f"--batch_size {batch_size} cannot be dealt to {count} processes evenly")
-        if batch_size * count > _MOST_CLIPS:
-            raise ValueError(f"{count} processes of --batch_size {batch_size} need more than {_MOST_CLIPS} clips")
+        if batch_size * count > MOST_CLIPS:
+            raise ValueError(f"{count} processes of --batch_size {batch_size} need more than {MOST_CLIPS} clips")
         if on_gpu and count > a_host * len(hosts.used(count)):
             raise ValueError(f"{count} processes need a GPU each, and there are {a_host} a host")
     return sorted(counts | {1})
@@ -130,34 +116,27 @@ def _counts(text: str | None, hosts: Hosts, batch_size: int, *, on_gpu: bool) ->
 
 def make_job(options: argparse.Namespace, folder: Path) -> Job:
     """The clips that every process reads, small ones of the built-in corpus, and what is done with them."""
-    crop_size = options.size * 8 // 9 // 8 * 8  # 112 of 128, 224 of 256
     job = Job(
         task="speed",
         corpus=str(folder / "corpus"),
         manifest=str(folder / "manifest.csv"),
         store=str(folder / "store"),
-        model=options.model,
-        num_frames=options.num_frames,
-        size=options.size,
-        crop_size=crop_size,
-        batch_size=options.batch_size,
+        crop_size=options.size * 8 // 9 // 8 * 8,  # 112 of 128, 224 of 256
         warm_up=1 if options.quick else 8,
-        steps=options.steps,
-        precision=options.precision,
+        **{name: getattr(options, name) for name in _SETTINGS if name not in ("rounds", "quick")},
     )
     least = _LEAST_CLIPS_QUICK if options.quick else _LEAST_CLIPS
     num_clips = max(least, options.batch_size * options.counts[-1], job.check_clips())
-    a_actor = min(60, -(-num_clips // ravdess.NUM_ACTORS))
-    shape = {"width": 128, "height": 72} if options.quick else {"width": 320, "height": 180}
-    config = SyntheticConfig(clips_per_actor=a_actor, num_frames=options.num_frames + 2, **shape)
+    an_actor = min(60, -(-num_clips // ravdess.NUM_ACTORS))
+    width, height = (128, 72) if options.quick else (320, 180)
+    config = SyntheticConfig(clips_per_actor=an_actor, num_frames=options.num_frames + 2, width=width, height=height)
     # Workers would each import this file, torch and all, which takes longer than drawing a few small clips.
-    manifest = scan(synthesize(Path(job.corpus), config, workers=1))
-    manifest.write_csv(Path(job.manifest))
+    scan(synthesize(Path(job.corpus), config, workers=1)).write_csv(Path(job.manifest))
     return job
 
 
-def measure(options: argparse.Namespace, job: Job, launches: Launches, console: Console) -> dict[str, Any] | None:
-    """The checks, then the rounds; `None` on a host that does not lead."""
+def measure(options: argparse.Namespace, job: Job, launches: Launches, console: Console) -> dict[str, Any]:
+    """The checks, then the rounds; empty on a host that does not lead."""
     checks: dict[int, dict[str, Any]] = {}
     for count in options.counts:
         if (found := launches.run(replace(job, task="check"), count)) is not None:
@@ -165,36 +144,28 @@ def measure(options: argparse.Namespace, job: Job, launches: Launches, console: 
             console.say(f"check, {count} process{'es' * (count > 1)}: last loss {found['steps'][-1]['loss']:.6f}")
     rounds: Rounds = {}
     about: dict[str, Any] = {}
-    for number in range(1, options.rounds + 1):
-        # Each round begins elsewhere: what grows slower over time is not always the same.
-        first = (number - 1) % len(options.counts)
-        for count in [*options.counts[first:], *options.counts[:first]]:
-            if (found := launches.run(job, count)) is None:
-                continue
+    for number, count in in_turns(options.counts, options.rounds):
+        if (found := launches.run(job, count)) is not None:
             for kind, took in found.pop("passes").items():
                 rounds.setdefault(f"{kind}_{count}", {})[number] = Pass(**took)
             about[str(count)] = found
-            rate = rounds[f"strong_{count}"][number].clips / rounds[f"strong_{count}"][number].seconds
-            console.say(
-                f"round {number}/{options.rounds} {scaling_report.title(f'strong_{count}')}: {rate:.1f} clips/s"
-            )
+            strong = f"strong_{count}"
+            rate = rounds[strong][number].rate
+            console.say(f"round {number}/{options.rounds} {report.title(strong)}: {rate:.1f} clips/s")
     if not options.hosts.is_main:
-        return None
+        return {}
     processors = {count: count if options.on_gpu else options.hosts.num_processors(count) for count in options.counts}
-    order = sorted(
-        rounds, key=lambda name: (int(name.split("_")[-1]), list(scaling_report.KINDS).index(name.split("_")[0]))
-    )
-    compared = scaling_report.compare(rounds, processors, options.steps)
-    equality = scaling_report.same_training(checks)
-    runs = {name: results.entry(rounds[name], scaling_report.title(name)) for name in order}
+    order = [f"{kind}{local}_{count}" for count in options.counts for kind in report.KINDS for local in ("", "_local")]
+    compared, equality = report.compare(rounds, processors, options.steps), report.same_training(checks)
+    runs = {name: results.entry(rounds[name], report.title(name)) for name in order if name in rounds}
     return {
         "launches": about,
         "processors": {str(count): number for count, number in processors.items()},
         "runs": runs,
         "scaling": compared,
         "equality": equality,
-        "headlines": scaling_report.headlines(runs, compared),
-        "targets": scaling_report.targets(compared, equality, processors, on_gpu=options.on_gpu),
+        "headlines": report.headlines(runs, compared),
+        "targets": report.targets(compared, equality, processors, on_gpu=options.on_gpu),
     }
 
 
@@ -203,41 +174,30 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fastemo-scaling-") as folder:
         job = make_job(options, Path(folder))
-        found = measure(options, job, Launches(options.hosts, on_gpu=options.on_gpu), console)
-    if found is None:
+        measured = measure(options, job, Launches(options.hosts, on_gpu=options.on_gpu), console)
+    if not measured:
         return None
-    settings = {
-        name: getattr(options, name)
-        for name in ("model", "num_frames", "size", "batch_size", "rounds", "steps", "precision", "quick")
-    }
-    played = options.hosts.rank is None
-    reached = found.pop("targets")
-    whole = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": results.command("benchmarks/scaling.py", arguments),
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "machine": results.machine(),
-        "versions": results.collect_versions(),
+    found = {
+        **results.header("scaling.py", arguments, started),
         "settings": {
-            **settings,
+            **{name: getattr(options, name) for name in _SETTINGS},
             "crop_size": job.crop_size,
             "processes": options.counts,
             "hosts": len(options.hosts.addresses),
-            "hosts_are": "this machine" if played else "machines",
+            "hosts_are": "this machine" if options.hosts.rank is None else "machines",
             "launcher": "accelerate launch" if options.on_gpu else "torchrun",
         },
-        **found,
-        "targets": [it.as_dict() for it in reached],
+        **measured,
     }
-    scaling_report.show(console, whole, reached)
-    return whole
+    report.show(console, found)
+    return found
 
 
 def default_path(found: dict[str, Any]) -> Path:
     """Runs on several hosts have files of their own."""
-    settings = found["settings"]
-    program = f"scaling-{settings['hosts']}-hosts" if settings["hosts"] > 1 else "scaling"
-    return results.default_path(found["machine"], quick=settings["quick"], program=program)
+    hosts, quick = found["settings"]["hosts"], found["settings"]["quick"]
+    program = f"scaling-{hosts}-hosts" if hosts > 1 else "scaling"
+    return results.default_path(found["machine"], quick=quick, program=program)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -248,9 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
         if found is None:
             console.say("done; the first of --hosts writes the results")
             return
-        path = options.out or default_path(found)
-        results.write(path, found, scaling_report.chart)
-        console.say(f"written: {path} and {path.with_suffix('.png').name}")
+        results.write(options.out or default_path(found), found, console, report.chart)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
-"""How many clips a second, from the file to the batch, and beside what people use today.
+"""Clips a second from the file to the batch, compared with what people use today.
 
-`python benchmarks/throughput.py` measures the steps of the data path, the loader from each tier of the store and the
-peers in `peers/`, a round of all of them after the other, several rounds, and nothing at the same time. Tables, a JSON
-file with every round's figures, and a chart. Real RAVDESS clips are read where they are at hand (`FASTEMO_CLIPS`, or
-`../shared/clips`), otherwise clips of their shape are made and kept in the cache folder.
+`python benchmarks/throughput.py` measures the stages of the data path, the loader from each tier of the store and the
+peers in `peers/`, one after the other in several rounds. It writes tables, a JSON file with every round's figures, and
+a chart. Real RAVDESS clips are read where there are any (`FASTEMO_CLIPS`, or `../shared/clips`), otherwise clips of
+their shape are made and cached.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,151 +22,126 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 
 import torch
 
-from benchmarks import corpus, peer_runs, results
-from benchmarks.ladder import cold_rung, decode_rungs
-from benchmarks.measure import Pass, Rung, Skipped
-from benchmarks.store_rungs import StoreRungs
-from benchmarks.targets import Rounds, ratios, targets
+from benchmarks.common import corpus, results, throughput_report
+from benchmarks.common.measure import Pass, Rounds, Skipped, Stage, in_own_process, in_turns
+from benchmarks.common.options import choose, make_parser, parse_checked
+from benchmarks.common.peers import PEERS, PeerRuns
+from benchmarks.common.stages import StoreStages, cold_stage, decode_stages, memory
 from fastemo.console import Console
-from fastemo.errors import one_line_errors
+from fastemo.errors import UserError, one_line_errors
 from fastemo.video.config import VideoConfig
 
-_STORED_CLIPS, _STORED_CLIPS_QUICK = 1440, 96  # RAVDESS's speech, one file a take
+_STORED_CLIPS_QUICK = 96
 _DECODES, _CLIPS_FOR_MEMORY = 3000, 200
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="throughput.py"
-    )
-    parser.add_argument("--corpus", default="auto", help="a folder of clips; generated; auto: real ones where at hand")
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser("throughput.py", __doc__)
+    parser.add_argument("--corpus", default="auto", help="a folder of clips; generated; auto: real ones if there are")
     parser.add_argument("--num_frames", type=int, default=10, help="T, frames a clip")
     parser.add_argument("--size", type=int, default=128, help="side of a frame in pixels")
     parser.add_argument("--batch_size", type=int, default=8, help="clips a batch")
     parser.add_argument("--rounds", type=int, help="rounds of everything: 5, with --quick 2")
-    parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(peer_runs.PEERS)}")
-    parser.add_argument("--out", type=Path, help="JSON file; the chart goes beside it")
+    parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(PEERS)}")
     parser.add_argument("--no_memory", action="store_true", help=f"leave out the {_DECODES} decodes for memory")
     parser.add_argument("--quick", action="store_true", help="small generated clips, two rounds: does it work at all?")
-    options = parser.parse_args(arguments)
-    options.rounds = (2 if options.quick else 5) if options.rounds is None else options.rounds
-    for name in ("num_frames", "size", "batch_size", "rounds"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, not {getattr(options, name)}")
-    if options.out and options.out.suffix != ".json":
-        raise ValueError(f"--out names the JSON file, which ends in .json, not '{options.out.name}'")
-    options.peer_names = peer_runs.choose(options.peers, has_gpu=torch.cuda.is_available())
+    positive = ("num_frames", "size", "batch_size", "rounds")
+    options = parse_checked(parser, arguments, defaults={"rounds": (5, 2)}, positive=positive)
+    names = choose("--peers", options.peers, PEERS, can_be_none=True)
+    can_run = options.peers != "all" or torch.cuda.is_available()
+    options.peer_names = [name for name in names if can_run or not PEERS[name].on_gpu]
     return options
 
 
 def measure(
-    rungs: list[Rung], peers: peer_runs.PeerRuns, names: list[str], num_rounds: int, console: Console
+    stages: list[Stage], peers: PeerRuns, names: list[str], num_rounds: int, console: Console
 ) -> tuple[Rounds, dict[str, str]]:
-    """All rungs and peers in turn, several rounds, each beginning elsewhere.
+    """All stages and peers in turn, several rounds.
 
     Returns:
         By name and round what each took, and by name why something was skipped.
     """
-    work: dict[str, Callable[[], Pass]] = {rung.name: rung.run for rung in rungs}
+    work: dict[str, Callable[[], Pass]] = {stage.name: stage.run for stage in stages}
     work |= {name: lambda name=name: peers.run(name) for name in names}  # type: ignore[misc]
     found: Rounds = {name: {} for name in work}
     skipped: dict[str, str] = {}
-    order = list(work)
-    for rung in rungs:
+    for stage in stages:
         try:
-            rung.warm()
+            stage.warm()
         except Skipped as reason:
-            skipped[rung.name] = str(reason)
-    for number in range(1, num_rounds + 1):
-        first = (number - 1) * len(order) // num_rounds
-        for name in [*order[first:], *order[:first]]:
-            if name in skipped:
-                continue
-            try:
-                took = found[name][number] = work[name]()
-            except Skipped as reason:
-                skipped[name] = str(reason)
-                console.say(f"{name} skipped: {reason}")
-            else:
-                console.say(f"round {number}/{num_rounds} {name}: {took.clips / took.seconds:.1f} clips/s")
+            skipped[stage.name] = str(reason)
+    for number, name in in_turns(list(work), num_rounds):
+        if name in skipped:
+            continue
+        try:
+            found[name][number] = work[name]()
+        except Skipped as reason:
+            skipped[name] = str(reason)
+            console.say(f"{name} skipped: {reason}")
+        else:
+            console.say(f"round {number}/{num_rounds} {name}: {found[name][number].rate:.1f} clips/s")
     return found, skipped
 
 
-def resident_growth(options: argparse.Namespace, scratch: Path, console: Console) -> dict[str, Any]:
-    """Run `memory.py` in a process of its own, on small clips: 3,000 of RAVDESS's would take minutes."""
+def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: Console) -> dict[str, Any]:
+    """Memory over many decodes of small clips: RAVDESS's would take minutes."""
     shape = corpus.SMALL
     clips = corpus.lay_out(corpus.generated_folder(shape, console), _CLIPS_FOR_MEMORY, scratch / "small", {})
-    console.say(f"{_DECODES} decodes of clips of {shape.width}x{shape.height} for memory's sake")
-    script = Path(__file__).resolve().parent / "memory.py"
-    command = [sys.executable, str(script), "--corpus", str(clips.manifest.root), "--decodes", str(_DECODES)]
-    command += ["--num_frames", str(options.num_frames), "--size", str(options.size)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {"skipped": (done.stderr.strip().splitlines() or ["failed"])[-1]}
-    return {"clips": f"clips of {shape.width}x{shape.height}, {shape.num_frames} frames", **json.loads(done.stdout)}
+    console.say(f"{_DECODES} decodes of clips of {shape.width}x{shape.height} to watch memory")
+    try:
+        found = in_own_process(memory, clips.manifest, config, _DECODES, batch_size)
+    except UserError as error:
+        return {"skipped": str(error)}
+    return {"clips": f"clips of {shape.width}x{shape.height}, {shape.num_frames} frames", **found}
 
 
-def run(options: argparse.Namespace, arguments: list[str], console: Console) -> dict[str, Any]:
+def run(options: argparse.Namespace, arguments: Sequence[str], console: Console) -> dict[str, Any]:
     """Everything; returns what goes into the JSON file."""
+    started = time.monotonic()
     config = VideoConfig(num_frames=options.num_frames, size=options.size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    started = time.monotonic()
+    num_stored = _STORED_CLIPS_QUICK if options.quick else corpus.MOST_CLIPS
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastemo-benchmark-")))
         num_clips = corpus.pass_length(options.batch_size)
         clips = corpus.choose(options.corpus, num_clips, scratch / "corpus", console, quick=options.quick)
         console.say(", ".join(f"{name} {value}" for name, value in clips.description.items()))
-        num_stored = _STORED_CLIPS_QUICK if options.quick else _STORED_CLIPS
         stored = corpus.stored_corpus(num_stored, options.num_frames, options.size, scratch / "stored")
-        rungs = stack.enter_context(decode_rungs(clips.manifest, config))
+        stages = [*stack.enter_context(decode_stages(clips.manifest, config)).values()]
         for where in dict.fromkeys(("cpu", device)):
-            rungs.append(cold_rung(clips.manifest, config, options.batch_size, where, stack))
-        tiers = StoreRungs(
-            stored,
-            scratch / "store",
-            config,
-            batch_size=options.batch_size,
-            seconds=0.2 if options.quick else 1.5,
-            device=device,
-        )
-        rungs += stack.enter_context(tiers.rungs())
-        peers = peer_runs.PeerRuns(
-            clips.manifest.root,
-            scratch,
-            num_frames=options.num_frames,
-            size=options.size,
-            batch_size=options.batch_size,
-        )
-        rounds, skipped = measure(rungs, peers, options.peer_names, options.rounds, console)
-        memory = None if options.quick or options.no_memory else resident_growth(options, scratch, console)
-    found = {
-        "rungs": {rung.name: results.entry(rounds[rung.name], rung.title) for rung in rungs},
-        "peers": {
-            name: {**results.entry(rounds[name], peer_runs.PEERS[name].title), **peers.told.get(name, {})}
-            for name in options.peer_names
+            stages.append(cold_stage(clips.manifest, config, options.batch_size, where, stack))
+        seconds = 0.2 if options.quick else 1.5
+        tiers = StoreStages(stored, scratch / "store", config, options.batch_size, seconds, device)
+        stages += stack.enter_context(tiers.stages())
+        job = {name: getattr(options, name) for name in ("num_frames", "size", "batch_size")}
+        peers = PeerRuns({"corpus": clips.manifest.root, **job}, scratch / "jpegs")
+        rounds, skipped = measure(stages, peers, options.peer_names, options.rounds, console)
+        growth = None
+        if not options.quick and not options.no_memory:
+            growth = memory_growth(config, options.batch_size, scratch, console)
+    names = options.peer_names
+    found: dict[str, Any] = {
+        **results.header("throughput.py", arguments, started),
+        "settings": {
+            **job,
+            "rounds": options.rounds,
+            "quick": options.quick,
+            "crop": config.crop,
+            "clips_in_store": num_stored,
         },
-    }
-    for entries in found.values():
-        results.add_shares(entries, rounds)
-        for name in entries.keys() & skipped.keys():
-            entries[name]["skipped"] = skipped[name]
-    reached = targets(rounds, memory)
-    settings = {name: getattr(options, name) for name in ("num_frames", "size", "batch_size", "rounds", "quick")}
-    whole = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": results.command("benchmarks/throughput.py", arguments),
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "machine": results.machine(),
-        "versions": results.collect_versions(),
-        "settings": {**settings, "crop": config.crop, "clips_in_store": num_stored},
         "corpus": clips.description,
-        **found,
-        "memory": memory,
-        "ratios": ratios(rounds),
-        "targets": [target.as_dict() for target in reached],
+        "rungs": {stage.name: results.entry(rounds[stage.name], stage.title) for stage in stages},
+        "peers": {it: {**results.entry(rounds[it], PEERS[it].title), **peers.told.get(it, {})} for it in names},
+        "memory": growth,
+        "ratios": throughput_report.ratios(rounds),
+        "targets": throughput_report.targets(rounds, growth),
     }
-    results.show(console, whole, reached)
-    return whole
+    for part in ("rungs", "peers"):
+        throughput_report.add_shares(found[part], rounds)
+        for name in found[part].keys() & skipped.keys():
+            found[part][name]["skipped"] = skipped[name]
+    throughput_report.show(console, found)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -176,9 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         options, console = parse(arguments), Console()
         found = run(options, arguments, console)
-        path = options.out or results.default_path(found["machine"], quick=options.quick)
-        results.write(path, found)
-        console.say(f"written: {path} and {path.with_suffix('.png').name}")
+        path = options.out or results.default_path(found["machine"], quick=options.quick, program="throughput")
+        results.write(path, found, console, throughput_report.chart)
 
 
 if __name__ == "__main__":

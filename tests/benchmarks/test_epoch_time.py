@@ -1,38 +1,19 @@
-"""Epochs: the arithmetic on figures that are known, the command itself, small, and what a user can get wrong."""
+"""Epochs: the arithmetic on known figures; and the command itself, small."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import epoch_time
-from benchmarks.corpus import Corpus
-from benchmarks.epoch_clips import MOST_OF_A_CLASS, labelled
-from benchmarks.epoch_loops import PARTS, EpochPass, flops_a_clip, unlearned
-from benchmarks.epoch_model import train_config
-from benchmarks.epoch_targets import (
-    data_wait,
-    is_decode_bound,
-    joint_limit,
-    joint_rates,
-    peak_flops,
-    r3d18_over_late_fusion,
-    ratios,
-    targets,
-    utilisation,
-)
-from benchmarks.measure import Pass, summary
-from fastemo.corpus import ravdess
-from fastemo.corpus.manifest import scan
+from benchmarks.common.epochs import report
+from benchmarks.common.epochs.loops import PARTS, flops_a_clip, restored
+from benchmarks.common.measure import EpochPass, Pass
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
+from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def rounds(*clips_per_second, waited=None):
@@ -55,30 +36,22 @@ def passes():
     }
 
 
-def test_what_shares_the_processors_adds_its_seconds(passes):
-    assert joint_limit(10, 10) == 5
-    assert joint_limit(12, 1e12) == pytest.approx(12)
-    assert joint_rates(passes) == pytest.approx({1: 20 / 3, 2: 40 / 3})
-    assert joint_rates({"bare": rounds(3)}) == {}
-
-
-def test_ratios_pair_rounds(passes):
-    found = {name: ratio["median"] for name, ratio in ratios(passes).items()}
+def test_what_follows_from_the_rounds(passes):
+    assert report.joint_rates({"limit": rounds(10), "bare": rounds(10)}) == {1: 5}  # sharing the processors
+    assert report.joint_rates(passes) == pytest.approx({1: 20 / 3, 2: 40 / 3})
+    found = {name: ratio["median"] for name, ratio in report.ratios(passes).items()}
     assert found == pytest.approx(
         {"warm_over_bare": 0.95, "cold_over_limit": 0.6, "cold_over_joint_limit": 0.9, "warm_over_report": 4.75}
     )
-    assert ratios({}) == {}
+    assert report.is_decode_bound(passes) is True
+    assert report.is_decode_bound({**passes, "bare": rounds(1, 2)}) is False
+    assert report.data_wait(passes)["median"] == pytest.approx(0.01)
 
 
-def test_decode_bound_is_what_trains_faster_than_it_decodes(passes):
-    assert is_decode_bound(passes) is True
-    assert is_decode_bound({**passes, "bare": rounds(1, 2)}) is False
-    assert is_decode_bound({}) is None
-
-
-def test_data_wait_is_a_share_of_warm_epochs(passes):
-    assert data_wait(passes)["median"] == pytest.approx(0.01)
-    assert data_wait({}) is None
+def test_what_was_not_measured_is_said_to_be():
+    assert report.joint_rates({"bare": rounds(3)}) == report.ratios({}) == {}
+    assert report.is_decode_bound({}) is report.data_wait({}) is None
+    assert {it.verdict for it in report.targets({}, gpu=None, batch_size=8)} == {"not measured"}
 
 
 @pytest.mark.parametrize(
@@ -94,16 +67,13 @@ def test_data_wait_is_a_share_of_warm_epochs(passes):
     ],
 )
 def test_peaks_are_known_by_name(gpu, precision, peak):
-    assert peak_flops(gpu, precision) == peak
+    assert report.peak_flops(gpu, precision) == peak
 
 
 def test_utilisation():
-    assert utilisation(100.0, 2e9, 1e12)["mfu"] == pytest.approx(0.2)
-    assert utilisation(100.0, 2e9, None) == {
-        "flops_per_second": 2e11,
-        "peak_flops_per_second": None,
-        "mfu": None,
-    }
+    assert report.utilisation(100.0, 2e9, 1e12)["mfu"] == pytest.approx(0.2)
+    unknown = {"flops_per_second": 2e11, "peak_flops_per_second": None, "mfu": None}
+    assert report.utilisation(100.0, 2e9, None) == unknown
 
 
 def test_operations_of_a_known_network():
@@ -118,10 +88,8 @@ def test_operations_of_a_known_network():
 def test_targets_from_passes(passes):
     slow = {"warm": rounds(1, 2, waited=0.03), "bare": rounds(1, 2), "limit": rounds(10), "cold": rounds(0.9)}
     measured = {"late_fusion": passes, "r3d18": slow}
-    found = {it.name: it for it in targets(measured, gpu=None, batch_size=8)}
-    values = {
-        name: (it.value if it.value is None else pytest.approx(it.value), it.verdict) for name, it in found.items()
-    }
+    found = {it.name: it for it in report.targets(measured, gpu=None, batch_size=8)}
+    values = {name: (it.value and pytest.approx(it.value), it.verdict) for name, it in found.items()}
     assert values == {
         "warm_over_bare_late_fusion": (0.95, "reached"),
         "warm_over_bare_r3d18": (1.0, "reached"),
@@ -133,59 +101,23 @@ def test_targets_from_passes(passes):
     }
     assert found["data_wait"].note == "r3d18"
     assert "0.60 x of the decode alone" in found["cold_over_limit_late_fusion"].note
-    assert r3d18_over_late_fusion(measured) == pytest.approx(28.5 / 1.5)
-    assert r3d18_over_late_fusion({"r3d18": slow}) is None
+    assert report.r3d18_over_late_fusion(measured) == pytest.approx(28.5 / 1.5)
+    assert report.r3d18_over_late_fusion({"r3d18": slow}) is None
 
 
 @pytest.mark.parametrize(
     ("gpu", "batch_size", "is_judged"),
-    [
-        ("NVIDIA H100 80GB HBM3", 64, True),
-        ("NVIDIA H100 80GB HBM3", 32, False),
-        ("NVIDIA H200", 64, False),
-    ],
+    [("NVIDIA H100 80GB HBM3", 64, True), ("NVIDIA H100 80GB HBM3", 32, False), ("NVIDIA H200", 64, False)],
 )
 def test_an_h100_is_judged_as_one(passes, gpu, batch_size, is_judged):
-    found = {it.name: it for it in targets({"late_fusion": passes}, gpu=gpu, batch_size=batch_size)}
+    found = {it.name: it for it in report.targets({"late_fusion": passes}, gpu=gpu, batch_size=batch_size)}
     assert (found["h100_late_fusion"].value is not None) == is_judged
     assert found["h100_r3d18"].verdict == "not measured"
     assert found["cold_over_limit_late_fusion"].value is None
 
 
-def test_what_was_not_measured_is_said_to_be():
-    assert {it.verdict for it in targets({}, gpu=None, batch_size=8)} == {"not measured"}
-
-
-def test_links_say_what_their_files_show(tiny_corpus, tmp_path):
-    sources = scan(tiny_corpus).clips[:5]
-    manifest = scan(tiny_corpus)
-    links = tmp_path / "links"
-    links.mkdir()
-    for number in range(40):
-        (links / f"{number:03d}.mp4").symlink_to((tiny_corpus / sources[number % 5].key).resolve())
-    clips = tuple(
-        type(sources[0])(**{**vars(sources[number % 5]), "key": f"{number:03d}.mp4", "emotion": "calm"})
-        for number in range(40)
-    )
-    found = labelled(Corpus(type(manifest).of(links, clips), {}), tmp_path / "labelled")
-    assert len({clip.key for clip in found.clips}) == 40
-    for clip in found.clips:
-        source = (found.root / clip.key).resolve()
-        assert clip.emotion == ravdess.parse_stem(source.stem).emotion_name
-        assert clip.emotion == ravdess.parse_stem(Path(clip.key).stem).emotion_name
-
-
-def test_every_name_of_a_class_is_another(tmp_path):
-    from benchmarks.epoch_clips import _nth_name
-
-    for emotion, count in ((1, MOST_OF_A_CLASS // 2), (3, MOST_OF_A_CLASS)):
-        assert len({_nth_name(emotion, number).stem for number in range(count)}) == count
-        with pytest.raises(ValueError, match="choose fewer"):
-            _nth_name(emotion, count)
-
-
-def test_what_is_unlearned_is_as_before():
-    with Trainer(train_config(2, speed="plain"), seed=0) as trainer:
+def test_what_is_restored_is_as_before():
+    with Trainer(TrainConfig(batch_size=2, speed="plain"), seed=0) as trainer:
         trainer.prepare(build_model(ModelConfig(name="early_cnn", num_frames=1, pretrained=False), 8), 1)
 
         def step():
@@ -199,50 +131,17 @@ def test_what_is_unlearned_is_as_before():
 
         step()
         before = [value.clone() for value in state()]
-        with unlearned(trainer):
+        with restored(trainer):
             step()
             assert not all(torch.equal(one, other) for one, other in zip(before, state(), strict=True))
         assert all(torch.equal(one, other) for one, other in zip(before, state(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--models", "resnet"], "--models takes all, or some of early_cnn"),
-        (["--peers", "somebody"], "--peers takes all, none, or some of report, plain"),
-        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
-        (["--clips", "2000"], "--clips and --batch_size must be at most 1440"),
-        (["--clips", "0"], "--clips must be at least 1, not 0"),
-        (["--crop_size", "200"], "--crop_size 200 is larger than --size 128"),
-        (["--out", "found.txt"], "ends in .json"),
-    ],
-)
-def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        epoch_time.main(arguments)
-    assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.splitlines()) == 1
-
-
-def test_an_epoch_is_whole_batches():
-    options = epoch_time.parse(["--batch_size", "32", "--clips", "100"])
-    assert epoch_time.clips_an_epoch("late_fusion", options, has_gpu=False) == 128
-    options = epoch_time.parse(["--batch_size", "512"])
-    assert epoch_time.clips_an_epoch("late_fusion", options, has_gpu=True) == 1024
-    options = epoch_time.parse(["--batch_size", "64"])
-    assert epoch_time.clips_an_epoch("r3d18", options, has_gpu=True) % 64 == 0
-    assert epoch_time.clips_an_epoch("r3d18", options, has_gpu=False) == 64
-
-
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(run_script, tmp_path_factory):
     """A run of one model with both peers: its output and its JSON."""
     out = tmp_path_factory.mktemp("quick") / "found.json"
-    command = [sys.executable, "benchmarks/epoch_time.py", "--quick", "--out", str(out)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = run_script([sys.executable, "benchmarks/epoch_time.py", "--quick"], "--out", out)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text()), out
 
@@ -268,27 +167,21 @@ def test_the_json_holds_everything(quick):
 
 
 @pytest.mark.slow
-def test_figures_follow_from_the_rounds(quick):
+def test_figures_are_those_of_the_rounds(quick):
     _, found, _ = quick
     (model,) = found["models"].values()
-    speed = {}
+    passes = {}
     for name, entry in model["passes"].items():
-        assert all(it["clips"] == model["clips"] for it in entry["rounds"]), name
-        speed[name] = {it["round"]: it["clips"] / it["seconds"] for it in entry["rounds"]}
-        assert entry["clips_per_second"] == pytest.approx(summary(list(speed[name].values()))), name
-    both = speed["limit"].keys() & speed["bare"].keys()
-    speed["joint_limit"] = {number: joint_limit(speed["limit"][number], speed["bare"][number]) for number in both}
-    for name, ratio in model["ratios"].items():
-        above, below = name.split("_over_")
-        shared = sorted(speed[above].keys() & speed[below].keys())
-        assert ratio == pytest.approx(summary([speed[above][it] / speed[below][it] for it in shared])), name
+        raw = [{key: value for key, value in it.items() if key != "round"} for it in entry["rounds"]]
+        assert {it["clips"] for it in raw} == {model["clips"]}, name
+        kind = EpochPass if "loss" in raw[0] else Pass
+        passes[name] = {it["round"]: kind(**values) for it, values in zip(entry["rounds"], raw, strict=True)}
     assert {"warm_over_bare", "warm_over_report", "cold_over_limit", "cold_over_joint_limit"} <= model["ratios"].keys()
-    waits = [it["waited"] / it["seconds"] for it in model["passes"]["warm"]["rounds"]]
-    assert model["data_wait"] == pytest.approx(summary(waits))
-    done = model["flops_a_clip"] * summary(list(speed["warm"].values()))["median"]
+    assert model["ratios"] == report.ratios(passes)
+    assert model["data_wait"] == report.data_wait(passes)
+    done = model["flops_a_clip"] * model["passes"]["warm"]["clips_per_second"]["median"]
     assert model["utilisation"]["flops_per_second"] == pytest.approx(done)
-    by_name = {target["name"]: target for target in found["targets"]}
-    assert by_name["late_fusion_over_report"]["value"] == model["ratios"]["warm_over_report"]["median"]
+    assert found["targets"] == [it.as_dict() for it in report.targets({"late_fusion": passes}, gpu=None, batch_size=4)]
 
 
 @pytest.mark.slow

@@ -2,34 +2,28 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_frames, gpu_stages, gpu_training
+from benchmarks import gpu_check
+from benchmarks.common.gpu import bench as bits
+from benchmarks.common.gpu import frames, training
+from benchmarks.common.gpu.bench import Bench
+from benchmarks.common.gpu.doubles import RecordingTransfer, no_stops
+from benchmarks.common.gpu.frames import Sample
 from benchmarks.gpu_check import STAGES, guarded, recommended
-from benchmarks.gpu_doubles import RecordingTransfer, no_stops
-from benchmarks.gpu_frames import Sample
-from benchmarks.gpu_stages import Bench
 from fastemo.console import Console
 from fastemo.training import trainer as trainer_module
 from fastemo.video import backends, dali
 from fastemo.video.tiers import KeptClips
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "benchmarks/gpu_check.py"]
 CPU = torch.device("cpu")
 needs_dali = pytest.mark.skipif(dali.why_unavailable() is not None, reason="DALI cannot be had here")
-
-
-def script(*arguments, **environment):
-    command = [sys.executable, "benchmarks/gpu_check.py", *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -37,8 +31,8 @@ def bench(tmp_path):
     return Bench(tmp_path, rehearse=True, decodes=8)
 
 
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
-    done = script("--out", tmp_path / "found.json", CUDA_VISIBLE_DEVICES="")
+def test_without_a_gpu_it_says_so_in_one_line(run_script, tmp_path):
+    done = run_script(COMMAND, "--out", tmp_path / "found.json")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "fastemo: error: gpu_check.py needs a CUDA device, and torch finds none; --rehearse runs its stages on a "
@@ -87,8 +81,8 @@ def test_what_auto_should_pick_follows_from_the_measurements():
 
 
 @pytest.mark.slow
-def test_the_rehearsal_runs_every_stage(tmp_path):
-    done = script("--rehearse", "--out", tmp_path / "found.json")
+def test_the_rehearsal_runs_every_stage(run_script, tmp_path):
+    done = run_script(COMMAND, "--rehearse", "--out", tmp_path / "found.json")
     assert done.returncode == 0, done.stdout + done.stderr
     stages = json.loads((tmp_path / "found.json").read_text())["stages"]
     assert set(stages) == set(STAGES)
@@ -97,8 +91,10 @@ def test_the_rehearsal_runs_every_stage(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.cuda
-def test_on_a_gpu_every_stage_is_ok(tmp_path):
-    done = script("--minutes", 3, "--decodes", 200, "--out", tmp_path / "found.json")
+def test_on_a_gpu_every_stage_is_ok(run_script, tmp_path):
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    arguments = ("--minutes", 3, "--decodes", 200, "--out", tmp_path / "found.json")
+    done = run_script(COMMAND, *arguments, CUDA_VISIBLE_DEVICES=devices)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -111,7 +107,7 @@ def test_a_stop_in_the_step_is_found(bench, monkeypatch):
 
     monkeypatch.setattr(trainer_module, "augment", stopping)
     with pytest.raises(AssertionError, match=r"waits for the device: Tensor\.item"):
-        gpu_stages.stops(bench)
+        bits.stops(bench)
 
 
 def test_a_copy_of_pageable_memory_in_the_step_is_found():
@@ -163,11 +159,11 @@ def test_batches_with_other_bytes_are_found(bench, monkeypatch):
     real = KeptClips.from_device
     monkeypatch.setattr(KeptClips, "from_device", lambda self, rows: real(self, rows) + 1)
     with pytest.raises(AssertionError, match=r"epoch 1: .* have other bytes"):
-        gpu_stages.batches(bench)
+        bits.batches(bench)
 
 
 def test_an_rnn_that_takes_the_wrong_type_is_found(bench):
-    found = gpu_stages.rnn(bench)
+    found = bits.rnn(bench)
     assert found["ok"]
     real = torch.autocast
 
@@ -177,11 +173,11 @@ def test_an_rnn_that_takes_the_wrong_type_is_found(bench):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "autocast", never_off)
         # Where the processor has no such kernel, it raises.
-        assert not guarded("rnn", lambda: gpu_stages.rnn(bench), Console())["ok"]
+        assert not guarded("rnn", lambda: bits.rnn(bench), Console())["ok"]
 
 
 def test_a_wrong_convolution_is_found(bench, monkeypatch):
-    assert gpu_training.conv3d(bench)["ok"]
+    assert training.conv3d(bench)["ok"]
     real = torch.nn.functional.conv3d
 
     def broken(inputs, *others, **options):
@@ -189,7 +185,7 @@ def test_a_wrong_convolution_is_found(bench, monkeypatch):
         return out * float("nan") if inputs.dtype == torch.float16 else out
 
     monkeypatch.setattr(torch.nn.functional, "conv3d", broken)
-    found = gpu_training.conv3d(bench)
+    found = training.conv3d(bench)
     assert not found["ok"]
     assert found["worst_error"] >= 1
 
@@ -197,17 +193,17 @@ def test_a_wrong_convolution_is_found(bench, monkeypatch):
 @pytest.fixture
 def two_clips(monkeypatch):
     clips = [Sample("libvpx-vp9", 160, 90), Sample("libvpx-vp9", 320, 180, matrix=1)]
-    monkeypatch.setattr(gpu_frames, "samples", lambda rehearse: clips)
-    monkeypatch.setattr(gpu_frames, "CROPS", ("center",))
+    monkeypatch.setattr(frames, "samples", lambda rehearse: clips)
+    monkeypatch.setattr(frames, "CROPS", ("center",))
 
 
 @needs_dali
 @pytest.mark.usefixtures("two_clips")
 def test_right_frames_are_ok_and_a_wrong_frame_index_is_found(bench, monkeypatch):
-    assert gpu_frames.frames(bench)["ok"]
+    assert frames.frames(bench)["ok"]
     real = backends.pruned_clip
     monkeypatch.setattr(backends, "pruned_clip", lambda path, wanted: real(path, [min(i + 1, 23) for i in wanted]))
-    found = gpu_frames.frames(bench)
+    found = frames.frames(bench)
     assert not found["ok"]
     assert all(clip["astray"] for clip in found["clips"]["center, pruned"].values())
     assert all(clip["ok"] for clip in found["clips"]["center, full"].values())
@@ -217,7 +213,7 @@ def test_right_frames_are_ok_and_a_wrong_frame_index_is_found(bench, monkeypatch
 @pytest.mark.usefixtures("two_clips")
 def test_a_wrong_matrix_is_found(bench, monkeypatch):
     monkeypatch.setattr(dali, "_LUMA", {})
-    found = gpu_frames.frames(bench)
+    found = frames.frames(bench)
     assert not found["ok"]
     ok = {key: clip["ok"] for key, clip in found["clips"]["center, pruned"].items()}
     assert ok == {key: "matrix5" in key for key in ok}
@@ -225,8 +221,8 @@ def test_a_wrong_matrix_is_found(bench, monkeypatch):
 
 def test_memory_that_grows_is_found(bench, monkeypatch):
     taken = iter(range(0, 10000, 50))
-    monkeypatch.setattr(gpu_frames, "_taken", lambda bench: {"driver_mib": float(next(taken))})
-    assert not gpu_frames.memory(bench)["ok"]
+    monkeypatch.setattr(frames, "_taken", lambda bench: {"driver_mib": float(next(taken))})
+    assert not frames.memory(bench)["ok"]
 
 
 def test_the_decoders_use_is_sampled_where_a_driver_tells_it(monkeypatch):
@@ -239,10 +235,10 @@ def test_the_decoders_use_is_sampled_where_a_driver_tells_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
     use = {}
-    with gpu_frames.engine_use(torch.device("cuda"), use, "a name"):
+    with frames.engine_use(torch.device("cuda"), use, "a name"):
         threading.Event().wait(0.5)
     assert 60 <= use["a name"] <= 80
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with gpu_frames.engine_use(torch.device("cuda"), use, "another"):
+    with frames.engine_use(torch.device("cuda"), use, "another"):
         pass
     assert set(use) == {"a name"}

@@ -1,9 +1,9 @@
 """Each peer alone, as a program: the job that everybody does, on frames that say which they are."""
 
 import json
+import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import decord
@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from helpers import frame_number, numbered_frame, psnr, write_video
 
-from benchmarks.epoch_peers import TRAINING_PEERS
-from benchmarks.measure import Skipped
-from benchmarks.peer_runs import FOLDER, PEERS, PeerRuns, choose
+from benchmarks.common.measure import Skipped
+from benchmarks.common.peers import FOLDER, PEERS, TRAINING_PEERS, PeerRuns, started
 from fastemo.video.config import FrameSpec
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
@@ -40,14 +39,16 @@ def numbered(tmp_path_factory):
     return folder
 
 
+def runs_of(corpus, folder, num_frames=2, size=8):
+    options = {"corpus": corpus, "num_frames": num_frames, "size": size, "batch_size": 2, "workers": 1}
+    return PeerRuns(options, folder / "jpegs")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_peer_gives_the_sampled_frames_in_batches(name, numbered, tmp_path):
-    script = FOLDER / PEERS[name].script
-    arguments = ["--corpus", numbered, "--size", SIZE, "--batch_size", 2, "--passes", 2, "--workers", 1]
-    arguments += [*PEERS[name].arguments, "--save_first", tmp_path / "first.npy"]
-    arguments += [] if PEERS[name].decodes_video else ["--frames", tmp_path / "jpegs"]
-    command = [sys.executable, *map(str, [script, *arguments])]
+    options = {**runs_of(numbered, tmp_path, 10, SIZE).options, "save_first": tmp_path / "first.npy"}
+    command = PEERS[name].command(options, tmp_path / "jpegs")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 3:
         assert "torchcodec" not in name or not os.environ.get("CI"), done.stdout
@@ -57,10 +58,10 @@ def test_a_peer_gives_the_sampled_frames_in_batches(name, numbered, tmp_path):
     assert line["peer"] == name
     assert line["clip_shapes"] == [[10, 3, SIZE, SIZE]]
     assert line["dtypes"] == ["uint8"]
-    assert [(it["clips"], it["batches"]) for it in line["passes"]] == [(NUM_CLIPS, 3)] * 2
-    assert all(it["seconds"] > 0 and it["cpu_seconds"] > 0 for it in line["passes"])
+    assert (line["pass"]["clips"], line["pass"]["batches"]) == (NUM_CLIPS, 3)
+    assert line["pass"]["seconds"] > 0
+    assert line["pass"]["cpu_seconds"] > 0
     assert line["settings"]["batch_size"] == 2
-    assert all(version != "absent" for version in line["versions"].values())
 
     first = np.load(tmp_path / "first.npy")
     wanted = frame_indices(NUM_FRAMES, 10)
@@ -85,41 +86,19 @@ def test_every_program_is_run():
     assert known == {path.name for path in FOLDER.glob("*.py")} - {"peer.py"}
 
 
-def test_choice_of_peers():
-    assert choose("none", has_gpu=True) == []
-    assert choose("all", has_gpu=False) == ON_CPU
-    assert choose("all", has_gpu=True) == list(PEERS)
-    assert choose("pyav, jpeg", has_gpu=False) == ["pyav", "jpeg"]
-    with pytest.raises(ValueError, match="'torchvision'"):
-        choose("pyav,torchvision", has_gpu=False)
-
-
-@pytest.fixture
-def without(tmp_path, monkeypatch):
-    """Hide a library from programs that are started."""
-
-    def hide(package):
-        (tmp_path / "hidden").mkdir()
-        (tmp_path / "hidden" / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
-        paths = [str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-
-    return hide
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "package"), [("decord", "decord"), ("torchcodec_exact", "torchcodec")])
-def test_a_peer_without_its_library_is_skipped_with_the_reason(name, package, without, numbered, tmp_path):
-    without(package)
-    runs = PeerRuns(numbered, tmp_path, num_frames=2, size=8, batch_size=2)
+def test_a_peer_without_its_library_is_skipped_with_the_reason(name, package, numbered, tmp_path, monkeypatch):
+    (tmp_path / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
     with pytest.raises(Skipped, match=f"no {package} here.*pip install {package}"):
-        runs.run(name)
+        runs_of(numbered, tmp_path).run(name)
 
 
 @pytest.mark.slow
 def test_of_the_two_decords_the_one_that_is_loaded_runs(numbered, tmp_path):
     loaded, other = ("decord", "decord2") if decord.__version__.startswith("0.") else ("decord2", "decord")
-    runs = PeerRuns(numbered, tmp_path, num_frames=2, size=SIZE, batch_size=2)
+    runs = runs_of(numbered, tmp_path, size=SIZE)
     assert runs.run(loaded).clips == NUM_CLIPS
     assert runs.told[loaded]["versions"]["decord"] == decord.__version__
     with pytest.raises(Skipped, match=f"is loaded, which is {loaded}; .* then pip install {other}$"):
@@ -131,15 +110,50 @@ def test_a_peer_that_fails_says_why(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(Skipped, match="failed: "):
-        PeerRuns(tmp_path / "corpus", tmp_path, num_frames=2, size=8, batch_size=2).run("pyav")
+        runs_of(tmp_path / "corpus", tmp_path, size=8).run("pyav")
 
 
 @pytest.mark.slow
 def test_the_runs_of_a_peer_are_its_passes(numbered, tmp_path):
-    runs = PeerRuns(numbered, tmp_path, num_frames=2, size=8, batch_size=2)
+    runs = runs_of(numbered, tmp_path, size=8)
     took = runs.run("jpeg")
     assert took.clips == NUM_CLIPS
     extraction = runs.told["jpeg"]["extraction"]
     assert runs.run("jpeg").clips == NUM_CLIPS
     assert runs.told["jpeg"]["extraction"] == extraction  # of the first run; the second found the frames there
     assert Path(tmp_path / "jpegs").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("report", "early_cnn"), ("report", "cnn_lstm"), ("plain", "late_fusion"), ("plain", "r3d18")],
+)
+def test_a_peer_trains_an_epoch_when_told(name, model, numbered, tmp_path):
+    options = {**runs_of(numbered, tmp_path, size=36).options, "model": model, "crop_size": 32}
+    try:
+        with started(name, options, tmp_path / "frames") as peer:
+            told, found = peer.told, [peer.epoch() for _ in range(2)]
+    except Skipped as reason:
+        pytest.skip(str(reason))
+    assert told["num_classes"] == 8
+    assert told["settings"]["batch_size"] == 2
+    for it in found:
+        assert (it.clips, it.steps) == (NUM_CLIPS, 3)
+        assert math.isfinite(it.loss)
+        assert 0 <= it.accuracy <= 1
+        assert it.seconds > 0
+    if name == "report":
+        assert told["extraction"]["clips"] == NUM_CLIPS
+        assert told["extraction"]["frames"] == len(list((tmp_path / "frames").rglob("frame*.jpg")))
+
+
+@pytest.mark.slow
+def test_a_training_peer_that_fails_says_why(tmp_path):
+    (tmp_path / "noname.mp4").write_bytes(b"no video")
+    options = {"corpus": tmp_path, "model": "early_cnn"}
+    with (
+        pytest.raises(Skipped, match=r"failed: noname\.mp4 has no RAVDESS name"),
+        started("report", options, tmp_path / "frames"),
+    ):
+        pass

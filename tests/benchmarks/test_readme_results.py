@@ -6,20 +6,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme_results
+from benchmarks.common.measure import Target
+from benchmarks.common.results import figure_text
 from benchmarks.readme_results import (
     BEGIN,
     END,
     FAULTS_BEGIN,
     FAULTS_END,
     faults_text,
-    figure,
-    newest,
     read,
     rewritten,
     text,
     with_results,
 )
-from benchmarks.targets import Target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MACHINE = {"processor": "AMD EPYC", "processors_used": 2, "gpus": []}
@@ -32,43 +31,45 @@ TARGETS = [
 ]
 
 
+FOUND = {"date": "2026-11-23T16:07:07+0000", "command": "python benchmarks/x.py", "machine": MACHINE}
+FOUND["versions"] = VERSIONS
+LATER = {"date": "2026-11-24T00:00:00+0000"}
+
+
 def benchmark(**other):
-    found = {"date": "2026-11-23T16:07:07+0000", "command": "python benchmarks/x.py", "machine": MACHINE}
-    return {**found, "versions": VERSIONS, "targets": [it.as_dict() for it in TARGETS], **other}
+    return {**FOUND, "targets": [it.as_dict() for it in TARGETS], **other}
 
 
 def accuracy(**other):
-    found = {**benchmark(command="accelerate launch x"), "model": "cnn_lstm", "epochs": 12, "seed": 0}
-    del found["targets"]
-    return {**found, "accuracy": 0.808, "interval": [0.741, 0.875], **other}
+    figures = {"epochs": 12, "seed": 0, "accuracy": 0.808, "interval": [0.741, 0.875]}
+    return {**FOUND, "command": "accelerate launch x", "model": "cnn_lstm", **figures, **other}
 
 
 def reliability(**other):
-    found = benchmark(command="python benchmarks/reliability.py")
-    del found["targets"]
     faults = [
         {"fault": "bit flips in an MP4", "tried": 1500, "outcomes": {"decoded exactly": 300, "rejected by name": 1200}},
         {"fault": "a | b", "tried": 1, "outcomes": {"told, in one line": 1}},
     ]
-    return {**found, "faults": faults, **other}
+    return {**FOUND, "command": "python benchmarks/reliability.py", "faults": faults, **other}
 
 
-def study(**other):
+def study():
     order = {"right": 9, "swapped": 1, "elsewhere": 0, "accuracy": 0.9, "interval": [0.7, 1.0]}
     row = {"label": "early_cnn", "accuracy": 0.75, "interval": [0.7, 0.8], "order": order, "report": 0.2667}
     other_row = {**row, "label": "late_fusion", "accuracy": 0.5, "order": {**order, "accuracy": 0.5}, "report": None}
-    pair = {"a": "early_cnn", "b": "late_fusion", "difference": 0.25, "interval": [0.1, 0.4], "p_bootstrap_holm": 0.01}
-    found = benchmark(command="fastemo study configs/study/quick.yaml", name="quick", corpus="built-in", minutes=31.4)
-    del found["targets"]
     unfinished = {**row, "label": "r3d18", "accuracy": None, "interval": None, "order": None}
-    part = {"title": "Models", "rows": [row, other_row, unfinished], "comparisons": [pair]}
+    pair = {"a": "early_cnn", "b": "late_fusion", "difference": 0.25, "interval": [0.1, 0.4], "p_bootstrap_holm": 0.01}
+    pairs = {"comparisons": [pair], "order_comparisons": [{**pair, "difference": 0.4}]}
     return {
-        **found,
+        **FOUND,
+        "command": "fastemo study configs/study/quick.yaml",
         "machine": {"processor": "AMD EPYC", "processors": 2, "gpu": None},
+        "name": "quick",
+        "corpus": "built-in",
+        "minutes": 31.4,
         "protocol": "speech",
         "cells": [{}, {}, {}],
-        "parts": [{**part, "order_comparisons": [{**pair, "difference": 0.4}]}],
-        **other,
+        "parts": [{"title": "Models", "rows": [row, other_row, unfinished], **pairs}],
     }
 
 
@@ -103,7 +104,7 @@ def test_the_newest_of_each_machine_is_a_column(tmp_path):
     folder = folder_of(
         tmp_path,
         scaling__a=benchmark(command="old"),
-        scaling__b=benchmark(command="new", date="2026-11-24T00:00:00+0000", headlines=headlines),
+        scaling__b=benchmark(command="new", **LATER, headlines=headlines),
         scaling__c=benchmark(command="quick", date="2026-11-25T00:00:00+0000", settings={"quick": True}),
         scaling__d=benchmark(command="gpu", machine=GPU),
         scaling__e=benchmark(command="hosts", settings={"hosts": 2}),
@@ -119,7 +120,7 @@ def test_accuracies_are_rows(tmp_path):
     folder = folder_of(
         tmp_path,
         accuracy__a=accuracy(),
-        accuracy__b=accuracy(accuracy=0.9, date="2026-11-24T00:00:00+0000"),
+        accuracy__b=accuracy(accuracy=0.9, **LATER),
         accuracy__c=accuracy(model="early_cnn", accuracy=0.85, seed=1, note="blind | deaf"),
     )
     lines = text(read(folder)).splitlines()
@@ -135,18 +136,14 @@ def test_a_card_is_a_column_and_a_rehearsal_none(tmp_path):
         "early_cnn, batch 8, bf16_cudagraphs": {"clips_per_second": 1234.0},
         "r3d18, batch 8, fp32": {"error": "out of memory"},
     }
-    rates = {
-        "loader cold, dali, batch 8": 40.0,
-        "loader cold, dali, batch 64": 41.5,
-        "loader cold, pyav, batch 8": 43.0,
-    }
+    cold = {"dali, batch 8": 40.0, "dali, batch 64": 41.5, "pyav, batch 8": 43.0}
+    rates = {f"loader cold, {name}": rate for name, rate in cold.items()}
     stages = {
         "training": {"ok": False, "steps": steps},
         "nvdec": {"ok": True, "1280x720": rates | {"dali, pruned, batch 8, threads 7": 59.0}, "320x180": rates},
         "memory": {"ok": True, "decodes": 3000, "growth_mib": {"torch_mib": 0.0}},
     }
-    machine = benchmark()["machine"] | {"gpus": ["A card"]}
-    found = benchmark(machine=machine, stages=stages, note="why")
+    found = benchmark(machine={**MACHINE, "gpus": ["A card"]}, stages=stages, note="why")
     folder = folder_of(tmp_path)
     (folder / "gpu").mkdir(parents=True)
     (folder / "gpu" / "first-look.json").write_text("no check", encoding="utf-8")
@@ -170,7 +167,7 @@ def test_faults_are_rows_below_when_and_where(tmp_path):
     folder = folder_of(
         tmp_path,
         reliability__a=reliability(faults=[]),
-        reliability__b=reliability(date="2026-11-24T00:00:00+0000"),
+        reliability__b=reliability(**LATER),
         reliability__c=reliability(settings={"quick": True}, date="2026-11-25T00:00:00+0000"),
     )
     assert text(read(folder)) == "No results yet."
@@ -201,13 +198,25 @@ def test_the_table_of_faults_has_its_own_place_or_none(tmp_path):
     assert "bit flips" not in with_results(plain, found)
     assert faults_text({}) == "No results yet."
     both = with_results(f"{plain}between\n{FAULTS_BEGIN}\nold\n{FAULTS_END}\nafter\n", found)
-    assert both == (
-        f"{BEGIN}\n\nNo results yet.\n\n{END}\nbetween\n{FAULTS_BEGIN}\n\n{faults_text(found)}\n\n{FAULTS_END}\nafter\n"
-    )
+    faults = f"{FAULTS_BEGIN}\n\n{faults_text(found)}\n\n{FAULTS_END}"
+    assert both == f"{BEGIN}\n\nNo results yet.\n\n{END}\nbetween\n{faults}\nafter\n"
     assert with_results(both, found) == both
-    for wrong in (FAULTS_BEGIN, FAULTS_END, f"{FAULTS_END}{FAULTS_BEGIN}"):
-        with pytest.raises(ValueError, match="the README needs one <!-- reliability: begin -->"):
-            with_results(plain + wrong, found)
+
+
+@pytest.mark.parametrize(
+    ("readme", "name"),
+    [
+        ("no markers", "results"),
+        (f"{END}\n{BEGIN}", "results"),
+        (f"{BEGIN}{END}{BEGIN}{END}", "results"),
+        (f"{BEGIN}{END}{FAULTS_BEGIN}", "reliability"),
+        (f"{BEGIN}{END}{FAULTS_END}", "reliability"),
+        (f"{BEGIN}{END}{FAULTS_END}{FAULTS_BEGIN}", "reliability"),
+    ],
+)
+def test_wrong_markers_are_refused(readme, name):
+    with pytest.raises(ValueError, match=f"the README needs one <!-- {name}: begin -->"):
+        with_results(readme, {})
 
 
 def test_order_of_the_parts_and_nothing_at_all(tmp_path):
@@ -219,16 +228,11 @@ def test_order_of_the_parts_and_nothing_at_all(tmp_path):
     ]
 
 
-def test_newest_tells_machines_apart():
-    assert [it["command"] for it in newest([benchmark(command="a"), benchmark(command="b")])] == ["b"]
-    assert len(newest([benchmark(), benchmark(machine=GPU)])) == 2
-
-
 @pytest.mark.parametrize(
     ("value", "expected"), [(0, "0"), (2.0, "2"), (2.0345, "2.03"), (32463.2, "32,463"), (1.2e-6, "1.2e-06")]
 )
 def test_figures(value, expected):
-    assert figure(value) == expected
+    assert figure_text(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -248,16 +252,12 @@ def test_a_wrong_file_is_named(tmp_path, name, content, message):
 
 
 def test_only_what_stands_between_the_markers_changes():
-    old = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    new = rewritten(old, r"| \1 |")
+    new = rewritten(f"before\n{BEGIN}\nold\n{END}\nafter\n", r"| \1 |")
     assert new == f"before\n{BEGIN}\n\n| \\1 |\n\n{END}\nafter\n"
     assert rewritten(new, r"| \1 |") == new
-    for wrong in ("no markers", f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"):
-        with pytest.raises(ValueError, match="the README needs one"):
-            rewritten(wrong, "tables")
 
 
-def test_the_command_writes_and_checks(tmp_path, capsys):
+def test_the_command_writes_and_checks(tmp_path, capsys, one_line_of):
     readme, results = tmp_path / "README.md", tmp_path / "results"
     results.mkdir()
     folder_of(results, scaling__a=benchmark())
@@ -272,10 +272,7 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
     assert "Several processes" in readme.read_text()
     readme_results.main([*arguments, "--check"])
     readme.write_text("no markers")
-    with pytest.raises(SystemExit) as ended:
-        readme_results.main(arguments)
-    assert ended.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert "the README needs one" in one_line_of(readme_results.main, arguments)
 
 
 def test_the_readme_is_what_the_results_say():

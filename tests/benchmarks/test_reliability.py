@@ -1,7 +1,6 @@
 """Attacks summed up: what the tests told, and what it takes to be believed."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -56,20 +55,10 @@ def test_faults_of_one_name_are_added_up(tmp_path):
         line("a full disk", {"told in one line": 1}, "tests/attacks/test_z.py::test_z"),
         line("bit flips", {"rejected": 2}, "tests/attacks/test_a.py::test_a"),
     )
-    assert summed(path) == [
-        {
-            "fault": "bit flips",
-            "tried": 6,
-            "outcomes": {"rejected": 5, "decoded exactly": 1},
-            "tests": ["tests/attacks/test_a.py::test_a", "tests/attacks/test_x.py::test_y"],
-        },
-        {
-            "fault": "a full disk",
-            "tried": 1,
-            "outcomes": {"told in one line": 1},
-            "tests": ["tests/attacks/test_z.py::test_z"],
-        },
-    ]
+    tests = ["tests/attacks/test_a.py::test_a", "tests/attacks/test_x.py::test_y"]
+    flips = {"fault": "bit flips", "tried": 6, "outcomes": {"rejected": 5, "decoded exactly": 1}, "tests": tests}
+    disk = {"fault": "a full disk", "tried": 1, "outcomes": {"told in one line": 1}}
+    assert summed(path) == [flips, {**disk, "tests": ["tests/attacks/test_z.py::test_z"]}]
     assert outcome_text({"a": 1, "b, c": 2000}) == "2,000 b, c; 1 a"
 
 
@@ -121,28 +110,15 @@ def test_a_failed_test_leaves_no_results(repository, tmp_path, capsys):
     ("content", "message"),
     [("def test_a(): pass", "no attack told what it tried"), ("", "pytest ended with status 5")],
 )
-def test_attacks_that_tell_nothing(repository, tmp_path, capsys, content, message):
+def test_attacks_that_tell_nothing(repository, tmp_path, one_line_of, content, message):
     (repository / "tests" / "attacks" / "test_a.py").write_text(content)
-    with pytest.raises(SystemExit) as ended:
-        main(["--out", str(tmp_path / "out.json")])
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in one_line_of(main, ["--out", str(tmp_path / "out.json")])
     assert not (tmp_path / "out.json").exists()
 
 
-def test_without_the_tests_it_says_so(tmp_path, monkeypatch, capsys):
+def test_without_the_tests_it_says_so(tmp_path, monkeypatch, one_line_of):
     monkeypatch.setattr(reliability, "_REPOSITORY", tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main([])
-    assert ended.value.code == 2
-    assert "run this in a clone of the repository" in capsys.readouterr().err
-
-
-def test_wrong_options(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["--out", "x.txt"])
-    assert ended.value.code == 2
-    assert "--out names the JSON file" in capsys.readouterr().err
+    assert "run this in a clone of the repository" in one_line_of(main, [])
 
 
 def test_counts_of_a_report(tmp_path):
@@ -151,10 +127,9 @@ def test_counts_of_a_report(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_is_a_script(tmp_path):
+def test_it_is_a_script(run_script, tmp_path):
     path = lines_file(tmp_path, line("bit flips", {"rejected": 3}))
-    script = REPOSITORY / "benchmarks" / "reliability.py"
-    command = [sys.executable, str(script), "--from", str(path), "--out", str(tmp_path / "out.json")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    arguments = ("--from", path, "--out", tmp_path / "out.json")
+    done = run_script([sys.executable, "benchmarks/reliability.py"], *arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out.json").read_text())["tried"] == 3

@@ -18,7 +18,7 @@ import torch
 from helpers import psnr, smooth_frame, write_video
 from mutations import box
 
-from benchmarks.gpu_doubles import RecordingTransfer
+from benchmarks.common.gpu.doubles import RecordingTransfer
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
 from fastemo.video import backends, dali

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.gpu_doubles import RecordingTransfer
+from benchmarks.common.gpu.doubles import RecordingTransfer
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
 from fastemo.video import loader as loader_module

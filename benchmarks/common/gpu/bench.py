@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,9 +20,11 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from benchmarks import corpus
-from benchmarks.epoch_loops import wait_for
-from benchmarks.gpu_doubles import DelayedTransfer, RecordingTransfer, no_stops
+from benchmarks.common import corpus
+from benchmarks.common.epochs.loops import sums, wait_for
+from benchmarks.common.gpu.doubles import DelayedTransfer, RecordingTransfer, no_stops
+from benchmarks.common.results import REPOSITORY
+from benchmarks.common.stages import loader_of
 from fastemo.corpus.manifest import Manifest
 from fastemo.machine import available_processors
 from fastemo.models.build import build_model
@@ -103,12 +105,12 @@ class Bench:
 
     def loader(self, batch_size: int, *, device: torch.device | None = None, **options: Any) -> ClipLoader:
         """Over the stored clips, from the device's own memory; a processor stands in for it in a rehearsal."""
-        m, store = self.stored, options.pop("store", StoreConfig(tier="device", root=self.scratch / "store"))
+        store = options.pop("store", StoreConfig(tier="device", root=self.scratch / "store"))
         options = {"shuffle": True, "device": device or self.device, "say": lambda text: None, **options}
         # A processor's memory is otherwise tier `memory`: the path of the other one is to run.
         stands_in = patch.object(tiers, "choose_tier", lambda *_: ("device", "rehearsed"))
         with stands_in if self.rehearse and store.tier == "device" else ExitStack():
-            return ClipLoader(m.clips, m.root, m.class_names, self.video, batch_size=batch_size, store=store, **options)
+            return loader_of(self.stored, self.stored.clips, self.video, batch_size=batch_size, store=store, **options)
 
     @contextmanager
     def trainer(self, name: str, batch_size: int, **config: Any) -> Iterator[Trainer]:
@@ -146,25 +148,25 @@ def here(bench: Bench) -> dict[str, Any]:
     }
 
 
+def attempted(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a step found; what goes wrong becomes its result."""
+    try:
+        return step(*arguments)
+    except Exception as error:
+        return {"ok": False, "error": f"{type(error).__name__}: {error}"[:600]}
+
+
 def bits(bench: Bench) -> dict[str, Any]:
     """Nothing waits in a step, and what is computed is right; every check is tried, whatever another found."""
     checks = (stops, rnn, batches, scaler, out_of_memory, resume, cuda_tests)
-    found: dict[str, Any] = {}
-    for check in checks:
-        if not bench.has_time(check.__name__):
-            continue
-        try:
-            found[check.__name__] = check(bench)
-        except Exception as error:
-            found[check.__name__] = {"ok": False, "error": f"{type(error).__name__}: {error}"[:600]}
-    failed = [name for name, it in found.items() if not it["ok"]]
-    if failed:
-        found["error"] = "; ".join(f"{name}: {found[name].get('error', 'not ok')}" for name in failed)
-    return {"ok": not failed, **found}
+    found = {check.__name__: attempted(check, bench) for check in checks if bench.has_time(check.__name__)}
+    errors = [f"{name}: {it.get('error', 'not ok')}" for name, it in found.items() if not it["ok"]]
+    return {"ok": not errors, **found, **({"error": "; ".join(errors)} if errors else {})}
 
 
-def _sums(bench: Bench) -> torch.Tensor:
-    return torch.zeros(3, device=bench.device, dtype=torch.float64)
+def endless(loader: ClipLoader) -> Iterator[ClipBatch]:
+    """One epoch after the other."""
+    return itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
 
 
 def stops(bench: Bench) -> dict[str, Any]:
@@ -172,8 +174,7 @@ def stops(bench: Bench) -> dict[str, Any]:
     for name in ("late_fusion", "cnn_lstm"):
         size = 2 if bench.rehearse else 8
         with bench.trainer(name, size) as trainer, bench.loader(size) as loader:
-            epochs = itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
-            totals = _sums(bench)
+            epochs, totals = endless(loader), sums(bench.device)
             for _ in range(len(loader) + 2):
                 trainer.train_step([next(epochs)], bench.crop, 0, totals)
             # The loader's own threads may wait; on a processor one cannot tell them apart.
@@ -188,15 +189,6 @@ def stops(bench: Bench) -> dict[str, Any]:
     return {"ok": True, "stops": 0}
 
 
-class _Given(nn.Module):
-    def __init__(self, features: torch.Tensor) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.features
-
-
 def rnn(bench: Bench) -> dict[str, Any]:
     """The RNN's types under bf16 autocast, and the features' gradients a frame against fp32."""
     torch.manual_seed(0)
@@ -209,8 +201,8 @@ def rnn(bench: Bench) -> dict[str, Any]:
     gradients = []
     for half in (False, True):
         leaf = features.clone().requires_grad_()
-        model.backbone = _Given(leaf)
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=half):
+        given = patch.object(model.backbone, "forward", lambda frames, leaf=leaf: leaf)
+        with given, torch.autocast(bench.device.type, torch.bfloat16, enabled=half):
             logits = model(frames)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
         (gradient,) = torch.autograd.grad(loss, leaf)
@@ -259,7 +251,7 @@ def _resident_batches(bench: Bench, size: int) -> list[ClipBatch]:
 
 def scaler(bench: Bench) -> dict[str, Any]:
     """fp16 with GradScaler, which there is on GPUs only: a processor computes in what it has."""
-    totals, batch = _sums(bench), _resident_batches(bench, 2)[0]
+    totals, batch = sums(bench.device), _resident_batches(bench, 2)[0]
     with bench.trainer("late_fusion", 2, precision="bf16" if bench.rehearse else "fp16") as trainer:
         for _ in range(4):
             trainer.train_step([batch], bench.crop, 0, totals)
@@ -285,7 +277,7 @@ def out_of_memory(bench: Bench) -> dict[str, Any]:
             stack.enter_context(short)
         try:
             with trainer.plain_faults():
-                trainer.train_step([batch], bench.crop, 0, _sums(bench))
+                trainer.train_step([batch], bench.crop, 0, sums(bench.device))
         except faults.OutOfMemory as error:
             text = str(error)
         else:
@@ -300,7 +292,7 @@ def resume(bench: Bench) -> dict[str, Any]:
 
         def two_steps(epoch: int) -> dict[str, torch.Tensor]:
             for batch in window:
-                trainer.train_step([batch], bench.crop, epoch, _sums(bench))
+                trainer.train_step([batch], bench.crop, epoch, sums(bench.device))
             weights: dict[str, torch.Tensor] = snapshot(trainer.bare_model.state_dict())
             return weights
 
@@ -320,7 +312,7 @@ def resume(bench: Bench) -> dict[str, Any]:
 
 def _cuda_test_files() -> list[str]:
     """The files with a test for a card; the rest may want packages that a card's machine lacks."""
-    files = sorted((corpus.REPOSITORY / "tests").rglob("test_*.py"))
+    files = sorted((REPOSITORY / "tests").rglob("test_*.py"))
     return [
         str(path) for path in files if path.parent.name != "benchmarks" and "mark.cuda\n" in path.read_text("utf-8")
     ]
@@ -334,7 +326,7 @@ def cuda_tests(bench: Bench) -> dict[str, Any]:
     env = {**os.environ, "FASTEMO_REQUIRE_CUDA": "1"}
     try:
         done = subprocess.run(
-            command, cwd=corpus.REPOSITORY, env=env, capture_output=True, text=True, timeout=max(1.0, bench.left())
+            command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=max(1.0, bench.left())
         )
     except subprocess.TimeoutExpired as error:
         bench.missed.append("cuda_tests")

@@ -7,13 +7,15 @@ import itertools
 import shutil
 import statistics
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.epoch_loops import bare_loop, floor_loop, flops_a_clip
-from benchmarks.gpu_stages import Bench
+from benchmarks.common.epochs.loops import Clock, bare_loop, floor_loop, flops_a_clip, sums
+from benchmarks.common.epochs.report import peak_flops
+from benchmarks.common.gpu.bench import Bench, attempted, endless
 from fastemo.training.speed import MOST_CONV3D_ERROR, conv3d_errors
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import center_crop
@@ -27,8 +29,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "bf16_cudagraphs": {"speed": "auto", "compile": "cudagraphs"},
 }
 _ROUNDS = 3
-# Dense bf16, operations a second, by part of the card's name. Source: NVIDIA's data sheets.
-_PEAKS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 # R3D-18's at batch 8, T = 10, 112x112: input [B, C, T, H, W], weight, stride; and a small one.
 _LAYERS = {
     "stem": ((8, 3, 10, 112, 112), (64, 3, 3, 7, 7), (1, 2, 2)),
@@ -42,9 +42,9 @@ def training(bench: Bench) -> dict[str, Any]:
     """Everything by worth; what the deadline leaves out is noted."""
     found: dict[str, Any] = {"steps": {}}
     loaders: dict[int, ClipLoader] = {}
-    planned, is_checked = plan(bench.rehearse), False
-    try:
-        for model, batch_size, variant in planned:
+    is_checked = False
+    with ExitStack() as stack:
+        for model, batch_size, variant in plan(bench.rehearse):
             name = f"{model}, batch {batch_size}, {variant}"
             # The two checks after the first measurements are short and worth more than a compiler's minutes.
             if variant.startswith("bf16_") and not is_checked:
@@ -53,16 +53,11 @@ def training(bench: Bench) -> dict[str, Any]:
             if not bench.has_time(name, seconds=0 if bench.rehearse else 4):
                 continue
             if batch_size not in loaders:
-                loaders[batch_size] = bench.loader(batch_size, even=True)
-            try:
-                found["steps"][name] = steps(bench, model, batch_size, VARIANTS[variant], loaders[batch_size])
-            except Exception as error:
-                found["steps"][name] = {"error": f"{type(error).__name__}: {error}"[:600]}
+                loaders[batch_size] = stack.enter_context(bench.loader(batch_size, even=True))
+            loader = loaders[batch_size]
+            found["steps"][name] = attempted(steps, bench, model, batch_size, VARIANTS[variant], loader)
         if not is_checked:
             _checks(bench, found)
-    finally:
-        for loader in loaders.values():
-            loader.close()
     errors = [f"{name}: {it['error']}" for name, it in found["steps"].items() if "error" in it]
     if "losses" in found and not found["losses"]["ok"]:
         errors.append(f"losses: {found['losses']['largest_gap']:.2g} from fp32's")
@@ -97,10 +92,10 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
     """One model, batch and variant: warm from the device, beside the bare loop and the floor; medians over rounds."""
     cuda = bench.device.type == "cuda"
     with bench.trainer(model, batch_size, **variant) as trainer:
-        totals = torch.zeros(3, device=bench.device, dtype=torch.float64)
-        epochs = itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
+        is_resident = all(loader.kept.on_device(row) for row in range(len(loader.clips)))
+        totals, epochs = sums(bench.device), endless(loader)
         began = time.perf_counter()
-        for _ in range(2 + len(loader) * (not _is_resident(loader))):
+        for _ in range(2 + len(loader) * (not is_resident)):
             batch = next(epochs)
             trainer.train_step([batch], bench.crop, 0, totals)
         bench.synchronize()
@@ -122,7 +117,7 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
         peak = torch.cuda.max_memory_allocated(bench.device) / 2**20 if cuda else None
         counted = launches(bench, trainer, batch, totals)
     flops = flops_a_clip(bench.model_config(model), len(bench.stored.class_names), bench.crop.crop_size)
-    known = [value for part, value in _PEAKS.items() if cuda and part in torch.cuda.get_device_name(bench.device)]
+    peak_rate = peak_flops(torch.cuda.get_device_name(bench.device), "bf16") if cuda else None
     return {
         "steps": count,
         "host_ms": host_ms,
@@ -132,35 +127,26 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
         "of_floor": of_floor,
         "launches_a_step": counted,
         "flops_per_second": flops * rate,
-        "mfu_of_bf16_peak": flops * rate / known[0] if known else None,
+        "mfu_of_bf16_peak": flops * rate / peak_rate if peak_rate else None,
         "peak_mib": peak,
         "warm_up_seconds": warm_up,
         "speed": str(trainer.speed),
     }
 
 
-def _is_resident(loader: ClipLoader) -> bool:
-    return all(loader.kept.on_device(row) for row in range(len(loader.clips)))
-
-
 def _timed_steps(
     bench: Bench, trainer: Trainer, epochs: Any, count: int, totals: torch.Tensor
 ) -> tuple[float, float, float]:
     """Host and device milliseconds a step, and seconds in all."""
-    make: Any = torch.cuda.Event
-    marks = [make(enable_timing=True) for _ in range(2)] if bench.device.type == "cuda" else []
-    began = time.perf_counter()
-    if marks:
-        marks[0].record()
+    clock, began = Clock(bench.device), time.perf_counter()
+    start = clock.now()
     for _ in range(count):
         trainer.train_step([next(epochs)], bench.crop, 0, totals)
-    if marks:
-        marks[1].record()
+    clock.add("steps", start)
     host = time.perf_counter() - began
     bench.synchronize()
     seconds = time.perf_counter() - began
-    device = marks[0].elapsed_time(marks[1]) if marks else seconds * 1e3
-    return host * 1e3 / count, device / count, seconds
+    return host * 1e3 / count, clock.seconds("steps") * 1e3 / count, seconds
 
 
 def launches(bench: Bench, trainer: Trainer, batch: ClipBatch, totals: torch.Tensor) -> int:
@@ -207,32 +193,23 @@ def conv3d(bench: Bench) -> dict[str, Any]:
     kinds = {"fp32": (torch.float32, False), "tf32": (torch.float32, True)}
     kinds |= {"bf16": (torch.bfloat16, False), "fp16": (torch.float16, False)}
     found: dict[str, Any] = {}
-    for name, (shape, weight, stride) in (_SMALL if bench.rehearse else _LAYERS).items():
+    for name, layer in (_SMALL if bench.rehearse else _LAYERS).items():
         for kind, (dtype, tf32) in kinds.items():
             for last in (False, True):
                 title = f"{name}, {kind}, {'channels_last_3d' if last else 'contiguous'}"
                 if not bench.has_time(title):
                     continue
-                errors = conv3d_errors(shape, weight, stride, bench.device, dtype, tf32=tf32, channels_last=last)
-                took = _conv3d_ms(bench, shape, weight, stride, dtype, tf32, last)
-                found[title] = {"errors": errors, "ms": took}
+                errors = conv3d_errors(*layer, bench.device, dtype, tf32=tf32, channels_last=last)
+                found[title] = {"errors": errors, "ms": _conv3d_ms(bench, layer, dtype, tf32, last)}
     # A processor's bf16 gives NaN at some shapes, and no model uses it there (models/temporal.py).
     judged = [it for title, it in found.items() if bench.device.type != "cpu" or "bf16" not in title]
     worst = max((max(it["errors"]) for it in judged), default=0.0)
     return {"ok": worst <= MOST_CONV3D_ERROR, "worst_error": worst, **found}
 
 
-def _conv3d_ms(
-    bench: Bench,
-    shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    dtype: torch.dtype,
-    tf32: bool,
-    last: bool,
-) -> float:
+def _conv3d_ms(bench: Bench, layer: Any, dtype: torch.dtype, tf32: bool, last: bool) -> float:
     """Of one forward and backward pass."""
-    layout = torch.channels_last_3d if last else torch.contiguous_format
+    (shape, weight_shape, stride), layout = layer, torch.channels_last_3d if last else torch.contiguous_format
     frames, weight = (
         torch.randn(size, device=bench.device, dtype=dtype).to(memory_format=layout).requires_grad_()
         for size in (shape, weight_shape)

@@ -1,7 +1,7 @@
 """One process of a scaling run: started by `scaling.py` through a launcher, never by hand.
 
-Task `speed` times training steps on clips that lie in memory, with the exchange of gradients and without it. Task
-`check` trains a few steps and tells each one's clips and loss. The first process writes what was found.
+Task `speed` times training steps on clips that lie in memory, with the gradient all-reduce and without it. Task
+`check` trains a few steps and records each one's clips and loss. The first process writes what was found.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from benchmarks.measure import cpu_seconds
+from benchmarks.common.epochs.loops import sums, wait_for
+from benchmarks.common.measure import timed
+from benchmarks.common.stages import loader_of
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.errors import one_line_errors
 from fastemo.machine import available_processors, write_text
@@ -35,7 +36,7 @@ from fastemo.training.config import Precision, TrainConfig
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import center_crop
 from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
-from fastemo.video.loader import ClipBatch, ClipLoader
+from fastemo.video.loader import ClipLoader
 
 SEED = 0
 CHECK_EPOCHS = 2
@@ -44,12 +45,12 @@ _CHECK_RATE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every process of a launch is told.
+    """What every process of a launch does.
 
     Attributes:
         batch_size: Clips a step over all processes; in weak scaling of each process.
-        warm_up, steps: Steps before the clock and by the clock.
-        processors: Of this host, where several hosts are played on one machine; `None`: all.
+        warm_up, steps: Steps before they are timed, and steps that are.
+        processors: Of this host, where one machine plays several hosts; `None`: all.
     """
 
     task: Literal["speed", "check"]
@@ -93,10 +94,10 @@ def make_loader(
     job: Job, manifest: Manifest, trainer: Trainer, num_clips: int, batch_size: int, *, whole: bool = False
 ) -> ClipLoader:
     """The training's own loader over the first clips; `whole` gives every process all of them."""
-    return ClipLoader(
+    tier: Any = "device" if trainer.device.type == "cuda" else "memory"
+    return loader_of(
+        manifest,
         manifest.clips[:num_clips],
-        manifest.root,
-        manifest.class_names,
         VideoConfig(num_frames=job.num_frames, size=job.size),
         batch_size=batch_size,
         seed=SEED,
@@ -105,19 +106,19 @@ def make_loader(
         rank=0 if whole else trainer.rank,
         world_size=1 if whole else trainer.world_size,
         device=trainer.device,
-        store=StoreConfig(tier="device" if trainer.device.type == "cuda" else "memory", root=Path(job.store)),
+        store=StoreConfig(tier=tier, root=Path(job.store)),
         say=lambda _: None,
     )
 
 
-def make_model(job: Job, manifest: Manifest, trainer: Trainer) -> nn.Module:
+def make_model(job: Job, manifest: Manifest, trainer: Trainer, **changes: Any) -> nn.Module:
     trainer.seed_everything(epoch=0)
-    config = ModelConfig(name=job.model, num_frames=job.num_frames, pretrained=False)  # type: ignore[arg-type]
+    config = ModelConfig(name=job.model, num_frames=job.num_frames, pretrained=False, **changes)  # type: ignore[arg-type]
     return build_model(config, len(manifest.class_names))
 
 
 def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
-    """Time steps of strong and of weak scaling, each with and without the exchange of gradients."""
+    """Time steps of strong and of weak scaling, each with and without the gradient all-reduce."""
     # The plateau schedule is stepped by epochs, of which there are none here.
     with Trainer(TrainConfig(precision=job.precision), seed=SEED) as trainer, ExitStack() as stack:
         batch_sizes = {"strong": job.batch_size // trainer.world_size, "weak": job.batch_size}
@@ -131,7 +132,7 @@ def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
             whole_steps = len(manifest.clips) // a_step * a_step
             loaders[kind] = stack.enter_context(make_loader(job, manifest, trainer, whole_steps, batch_size))
             for _ in loaders[kind].epoch():
-                pass  # decoded, or read from the store, before the clock starts
+                pass  # decoded, or read from the store, before steps are timed
         trainer.prepare(model, job.steps)
         trainer.model.train()
         augment = AugmentConfig(crop_size=job.crop_size)
@@ -149,53 +150,49 @@ def run_steps(
     trainer: Trainer, loader: ClipLoader, augment: AugmentConfig, steps: int, *, exchange: bool
 ) -> dict[str, float]:
     """Clips, seconds and processor seconds of some steps, over all processes."""
-    totals = torch.zeros(3, device=trainer.device, dtype=torch.float64)
+    totals = sums(trainer.device)
+
+    def work() -> int:
+        # The same epoch again and again: its clips lie in memory after the first time.
+        with closing(batch for _ in count() for batch in loader.epoch()) as batches:
+            for batch in islice(batches, steps):
+                with nullcontext() if exchange else trainer.accelerator.no_sync(trainer.model):
+                    trainer.train_step([batch], augment, 0, totals)
+            wait_for_all(trainer)
+        return 0
+
     wait_for_all(trainer)
-    cpu_before, started = cpu_seconds(), time.perf_counter()
-    with closing(repeated(loader)) as batches:
-        for batch in islice(batches, steps):
-            with nullcontext() if exchange else trainer.accelerator.no_sync(trainer.model):
-                trainer.train_step([batch], augment, 0, totals)
-        wait_for_all(trainer)
-    seconds, spent = time.perf_counter() - started, cpu_seconds() - cpu_before
-    counted = torch.tensor([float(totals[2]), spent], device=trainer.device, dtype=torch.float64)
+    took = timed(work)
+    counted = torch.tensor([float(totals[2]), took.cpu_seconds], device=trainer.device, dtype=torch.float64)
     clips, cpu = trainer.accelerator.reduce(counted, "sum").tolist()
-    return {"clips": int(clips), "seconds": seconds, "cpu_seconds": cpu}
-
-
-def repeated(loader: ClipLoader) -> Iterator[ClipBatch]:
-    """The same epoch again and again: its clips lie in memory after the first time."""
-    while True:
-        yield from loader.epoch()
+    return asdict(replace(took, clips=int(clips), cpu_seconds=cpu))
 
 
 def wait_for_all(trainer: Trainer) -> None:
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait_for(trainer.device)
     trainer.accelerator.wait_for_everyone()
 
 
 def check(job: Job, manifest: Manifest) -> dict[str, Any] | None:
     """Train two epochs in fp32 with nothing that depends on how a batch is dealt to processes."""
-    config = TrainConfig(speed="plain", precision="fp32", lr=_CHECK_RATE, clip_norm=0.0)
+    config = TrainConfig(speed="plain", precision="fp32", lr=_CHECK_RATE, clip_norm=0.0, freeze_batch_norm=True)
     augment = AugmentConfig(crop_size=job.crop_size)
     num_clips = job.check_clips()
     with Trainer(config, seed=SEED) as trainer, ExitStack() as stack:
-        model = make_model(job, manifest, trainer)
+        model = make_model(job, manifest, trainer, dropout=0.0)
         with make_loader(job, manifest, trainer, num_clips, job.batch_size, whole=True) as loader:
-            estimate_statistics(model.to(trainer.device), loader, augment)
+            # Every BatchNorm gets the mean statistics of the same batches on each process, which are then frozen.
+            update_bn((center_crop(batch.frames, augment) for batch in loader.epoch()), model.to(trainer.device))
         trainer.prepare(model, job.steps)
         norms: list[float] = []
         trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: norms.append(gradient_norm(trainer.model)))
         trainer.model.train()
-        freeze_statistics(trainer.model)
-        loader = stack.enter_context(
-            make_loader(job, manifest, trainer, num_clips, job.batch_size // trainer.world_size)
-        )
+        a_process = job.batch_size // trainer.world_size
+        loader = stack.enter_context(make_loader(job, manifest, trainer, num_clips, a_process))
         steps = []
         for epoch in range(1, CHECK_EPOCHS + 1):
             for batch in loader.epoch(epoch):
-                totals = torch.zeros(3, device=trainer.device, dtype=torch.float64)
+                totals = sums(trainer.device)
                 trainer.train_step([batch], augment, epoch, totals)
                 loss, _, clips = trainer.accelerator.reduce(totals, "sum").tolist()
                 marked = list(zip(batch.keys, batch.is_padding.tolist(), strict=True))
@@ -203,31 +200,8 @@ def check(job: Job, manifest: Manifest) -> dict[str, Any] | None:
         return about(trainer, 0) | {"steps": steps, "padding": loader.num_padding} if trainer.is_main else None
 
 
-def estimate_statistics(model: nn.Module, loader: ClipLoader, augment: AugmentConfig) -> None:
-    """Give every BatchNorm the mean statistics of some batches, the same on each process."""
-    for module in batch_norms(model):
-        module.momentum = None  # the mean of all batches in place of a moving one
-    model.train()
-    with torch.no_grad():
-        for batch in loader.epoch():
-            model(center_crop(batch.frames, augment))
-
-
 def gradient_norm(model: nn.Module) -> float:
     return float(nn.utils.get_total_norm([it.grad for it in model.parameters() if it.grad is not None]))
-
-
-def freeze_statistics(model: nn.Module) -> None:
-    """Keep BatchNorm's statistics and switch dropout off; everything else stays in training."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    for module in batch_norms(model):
-        module.eval()
-
-
-def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [it for it in model.modules() if isinstance(it, nn.modules.batchnorm._BatchNorm)]
 
 
 def dealt(ranks: list[list[tuple[str, bool]]]) -> list[str]:
@@ -236,11 +210,10 @@ def dealt(ranks: list[list[tuple[str, bool]]]) -> list[str]:
 
 
 def about(trainer: Trainer, exchanged: int) -> dict[str, Any]:
-    backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "none"
     return {
         "processes": trainer.world_size,
         "threads_a_process": torch.get_num_threads(),
-        "backend": backend,
+        "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else "none",
         "arithmetic": str(trainer.speed),
         "exchanged_mib_a_step": round(exchanged / 2**20, 2) if trainer.world_size > 1 else 0.0,
     }

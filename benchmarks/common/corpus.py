@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
-import uuid
+import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,21 +16,22 @@ import av
 import cv2
 import numpy as np
 
+from benchmarks.common.results import REPOSITORY
 from fastemo.console import Console
 from fastemo.corpus import ravdess
+from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import SyntheticConfig
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.corpus.synthetic.encode import FRAME_RATE, KEYFRAME_INTERVAL
+from fastemo.corpus.synthetic.encode import FRAME_RATE, KEYFRAME_INTERVAL, encode_clip
 from fastemo.corpus.synthetic.synthesis import render_frames
 from fastemo.machine import available_processors, cache_folder
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+MOST_CLIPS = ravdess.NUM_ACTORS * 60  # RAVDESS's speech takes
 # Goes up when a change below makes other files of the same shape.
 _VERSION = 1
 _GRAIN_SIGMA = 3.0  # grey levels: enough that x264 really spends 8 Mb/s at 1280x720
 _GRAIN_MARGIN = 64
 _LEAST_SIDE = 64  # pixels; NVDEC takes nothing below 48
-_MOST_TAKES = ravdess.NUM_ACTORS * 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class Corpus:
     """The files that everything in one run reads.
 
     Attributes:
-        manifest: `num_clips` files under RAVDESS names; each is a link.
+        manifest: Links to clips.
         description: For the results: where they come from, without a path of this machine.
     """
 
@@ -69,35 +70,34 @@ class Corpus:
 
 
 def genuine_folder() -> Path | None:
-    """Real RAVDESS clips where they are at hand: below `FASTEMO_CLIPS`, or beside the repository."""
+    """Real RAVDESS clips, where there are any: below `FASTEMO_CLIPS`, or beside the repository."""
     folder = Path(os.environ.get("FASTEMO_CLIPS") or REPOSITORY / "../shared/clips") / "ravdess"
     return folder.resolve() if folder.is_dir() else None
 
 
 def generated_folder(shape: Shape, console: Console) -> Path:
-    """Generated clips, made once and kept in the cache folder."""
+    """Generated clips, made once and cached."""
     digest = hashlib.blake2b(f"{_VERSION} {shape}".encode(), digest_size=6).hexdigest()
     target = cache_folder() / "benchmark" / f"{shape.width}x{shape.height}-{digest}"
     if target.is_dir():
         return target
     console.say(f"making {shape.num_renders} clips of {shape.width}x{shape.height}, {shape.num_frames} frames")
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    partial.mkdir(parents=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        partial = Path(scratch) / "clips"
+        partial.mkdir()
         with ThreadPoolExecutor(min(shape.num_renders, available_processors())) as pool:
             list(pool.map(lambda number: _make_clip(partial, shape, number), range(shape.num_renders)))
         if not target.is_dir():  # another process may have been quicker
             partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
 def lay_out(folder: Path, num_clips: int, target: Path, description: dict[str, Any]) -> Corpus:
-    """Link `num_clips` of a folder's clips, spread evenly or repeated, below `target` under RAVDESS names.
+    """Link `num_clips` of a folder's clips, spread evenly or repeated, below `target`.
 
     Raises:
-        ValueError: The folder is none, or holds no video that can be used.
+        ValueError: The folder does not exist, or holds no video that can be used.
     """
     found = scan(folder)
     clips = found.clips + found.unlabelled
@@ -106,16 +106,10 @@ def lay_out(folder: Path, num_clips: int, target: Path, description: dict[str, A
         raise ValueError(f"{folder} holds no video to measure with{f' ({reasons})' if reasons else ''}")
     if len(clips) > num_clips:
         clips = tuple(clips[i * len(clips) // num_clips] for i in range(num_clips))
-    for number in range(num_clips):
-        clip = clips[number % len(clips)]
-        name = _take(number)
-        link = target / f"Actor_{name.actor:02d}" / f"{name.stem}{Path(clip.key).suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to((folder / clip.key).resolve())
     seconds = sum(clip.duration_seconds for clip in clips)
     frames = [clip.num_frames for clip in clips]
     return Corpus(
-        scan(target),
+        _linked(folder, [clips[number % len(clips)] for number in range(num_clips)], target),
         {
             **description,
             "clips_a_pass": num_clips,
@@ -128,11 +122,28 @@ def lay_out(folder: Path, num_clips: int, target: Path, description: dict[str, A
     )
 
 
+def _linked(folder: Path, clips: Sequence[Clip], target: Path) -> Manifest:
+    """A link a clip in a folder of its own number, under a RAVDESS name; unlabelled clips take the classes in turn."""
+    rows = []
+    for number, clip in enumerate(clips):
+        source = (folder / clip.key).resolve()
+        try:
+            take = ravdess.parse_stem(source.stem)
+        except ValueError:
+            take = ravdess.speech_performances(1)[8 * number % 60]
+        link = target / f"{number:04d}" / f"{take.stem}{source.suffix}"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(source)
+        key = link.relative_to(target).as_posix()
+        rows.append(replace(clip, key=key, status="clip", reason="", emotion=take.emotion_name))
+    return Manifest.of(target, rows)
+
+
 def choose(argument: str, num_clips: int, target: Path, console: Console, *, quick: bool = False) -> Corpus:
-    """The corpus that `--corpus` means.
+    """The corpus that `--corpus` names.
 
     Args:
-        argument: A folder; `generated`; or `auto`: real clips where they are at hand, else generated ones.
+        argument: A folder; `generated`; or `auto`: real clips where there are any, else generated ones.
         quick: `auto` means small generated ones.
     """
     genuine = None if quick else genuine_folder()
@@ -147,35 +158,21 @@ def choose(argument: str, num_clips: int, target: Path, console: Console, *, qui
 
 
 def pass_length(batch_size: int, at_least: int = 28) -> int:
-    """Clips a pass: whole batches, equally many for each worker of any peer (the report's way has four)."""
+    """Clips a pass: whole batches, equally many for each worker of any peer (the JPEG-frame baseline has four)."""
     step = batch_size * math.lcm(available_processors(), 4)
-    return min(-(-at_least // step) * step, _MOST_TAKES)
+    return min(-(-at_least // step) * step, MOST_CLIPS)
 
 
 def stored_corpus(num_clips: int, num_frames: int, size: int, target: Path) -> Manifest:
-    """Clips that decode in a moment, to fill a store of real size with: links to one small one of T frames."""
+    """Clips that decode in a moment, to fill a store of real size: links to one small clip of T frames a class."""
     side = max(_LEAST_SIDE, size + size % 2)
-    source = target.parent / f"{target.name}.mp4"
-    target.mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (num_frames, side * 3 // 2, side), dtype=np.uint8)
-    _encode(source, list(pixels), side, side, bit_rate=4_000_000, sound=False)
-    example = target.parent / f"{target.name}-example"
-    example.mkdir()
-    (example / f"{_take(0).stem}.mp4").symlink_to(source)
-    (probed,) = scan(example).clips
-    clips = []
-    for number in range(num_clips):
-        take = _take(number)
-        link = target / f"Actor_{take.actor:02d}" / f"{take.stem}.mp4"
-        link.parent.mkdir(exist_ok=True)
-        link.symlink_to(source)
-        clips.append(replace(probed, key=link.relative_to(target).as_posix(), emotion=take.emotion_name))
-    return Manifest.of(target, clips)
-
-
-def _take(number: int) -> ravdess.Performance:
-    """The n-th speech take of RAVDESS, actor by actor, which is also the order of the files' paths."""
-    return ravdess.speech_performances(number // 60 + 1)[number % 60]
+    source = target.parent / f"{target.name}-source"
+    source.mkdir(parents=True)
+    first = source / "0.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (num_frames, side, side, 3), dtype=np.uint8)
+    encode_clip(first, frames, rate_factor=30, silent_sound=False)
+    (clip,) = scan(source).unlabelled
+    return _linked(source, [clip] * num_clips, target)
 
 
 def _make_clip(folder: Path, shape: Shape, number: int) -> None:
@@ -192,34 +189,33 @@ def _make_clip(folder: Path, shape: Shape, number: int) -> None:
         grain = field[top : top + shape.height, left : left + shape.width]
         planes[: shape.height] = np.clip(planes[: shape.height] + grain, 0, 255).astype(np.uint8)
         pictures.append(planes)
-    path = folder / f"{take.stem}.mp4"
-    _encode(path, pictures, shape.width, shape.height, bit_rate=shape.bit_rate, sound=True)
+    _encode(folder / f"{take.stem}.mp4", pictures, shape)
 
 
-def _encode(path: Path, pictures: list[np.ndarray], width: int, height: int, *, bit_rate: int, sound: bool) -> None:
-    """RAVDESS's stream structure with all that its own encoder used: CABAC, deblocking, two B-frames, a real bit rate.
+def _encode(path: Path, pictures: list[np.ndarray], shape: Shape) -> None:
+    """RAVDESS's stream structure with all that its own encoder used: CABAC, deblocking, two B-frames, a real bit rate,
+    and a silent stereo AAC track.
 
     Args:
         pictures: uint8 [H * 3 / 2, W], the planes of 4:2:0 below each other.
-        sound: Add a silent stereo AAC track, as RAVDESS's video-only files have.
     """
     parameters = (
         f"keyint={KEYFRAME_INTERVAL}:min-keyint={KEYFRAME_INTERVAL}:scenecut=0:open-gop=0:bframes=2:b-adapt=0:"
-        f"b-pyramid=none:threads=1:lookahead-threads=1:vbv-maxrate={bit_rate // 1000}:vbv-bufsize={bit_rate // 1000}"
+        f"b-pyramid=none:threads=1:lookahead-threads=1:"
+        f"vbv-maxrate={shape.bit_rate // 1000}:vbv-bufsize={shape.bit_rate // 1000}"
     )
     options = {"preset": "veryfast", "profile": "high", "x264-params": parameters}
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.bit_rate = bit_rate
+        stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
+        stream.bit_rate = shape.bit_rate
         stream.codec_context.thread_count = 1
-        silence = container.add_stream("aac", rate=48000, layout="stereo") if sound else None
+        silence = container.add_stream("aac", rate=48000, layout="stereo")
         for planes in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode(None))
-        if silence is not None:
-            for start in range(0, round(len(pictures) / FRAME_RATE * 48000), 1024):
-                frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
-                frame.sample_rate, frame.pts = 48000, start
-                container.mux(silence.encode(frame))
-            container.mux(silence.encode(None))
+        for start in range(0, round(len(pictures) / FRAME_RATE * 48000), 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+            frame.sample_rate, frame.pts = 48000, start
+            container.mux(silence.encode(frame))
+        container.mux(silence.encode(None))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.measure import paired_ratio, rates, summary
-from benchmarks.results import figure_text, target_rows
-from benchmarks.targets import Rounds, Target
+from benchmarks.common import results
+from benchmarks.common.measure import Rounds, Target, paired_ratio, rates, summary
 from fastemo.console import Console
 
 # On a CPU they agree to the seventh digit. Where kernels add in another order (a GPU's), a ReLU or a maximum that turns
@@ -19,6 +18,11 @@ from fastemo.console import Console
 LOSS_TOLERANCE = 1e-3
 NORM_TOLERANCE = 0.02
 KINDS = {"strong": "same global batch", "weak": "same batch a process"}
+_TITLES = {
+    "same_batches": "steps whose clips or their order differ from one process's",
+    "same_losses": "largest difference of a step's loss from one process's",
+    "same_gradients": "largest difference of a step's gradient norm, as a share",
+}
 _COLOURS = {"strong": "#1b7837", "weak": "#8da0cb"}
 
 
@@ -54,26 +58,23 @@ def compare(rounds: Rounds, processors: Mapping[int, int], steps: int) -> dict[s
             found.setdefault(str(count), {})[kind] = {
                 "speed_up": speed_up,
                 "efficiency": {k: v if k == "spread" else v / units for k, v in speed_up.items()},
-                "exchange_share_of_step": summary(list(shares.values())),
-                "exchange_ms_a_step": summary(list(costs.values())),
+                "exchange_share_of_step": summary(shares.values()),
+                "exchange_ms_a_step": summary(costs.values()),
             }
     return found
 
 
 def same_training(checks: Mapping[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Hold each check to the one-process one: global batches in their order, losses, norms of the gradients."""
+    """Compare each check with the one-process one: global batches in their order, losses, norms of the gradients."""
     one = checks[1]["steps"]
     found = {}
-    for count, check in sorted(checks.items()):
-        if count == 1:
-            continue
-        steps = check["steps"]
-        different = sum(a["keys"] != b["keys"] for a, b in zip(one, steps, strict=False)) + abs(len(one) - len(steps))
+    for count in sorted(checks.keys() - {1}):
+        steps = checks[count]["steps"]
         pairs = list(zip(one, steps, strict=False))
         found[str(count)] = {
             "steps": len(steps),
-            "padding": check["padding"],
-            "different_batches": different,
+            "padding": checks[count]["padding"],
+            "different_batches": sum(a["keys"] != b["keys"] for a, b in pairs) + abs(len(one) - len(steps)),
             "largest_loss_difference": max(difference(a["loss"], b["loss"]) for a, b in pairs),
             "largest_norm_difference": max(difference(b["norm"] / a["norm"], 1.0) for a, b in pairs),
             "losses": [it["loss"] for it in steps],
@@ -90,98 +91,64 @@ def difference(one: float, other: float) -> float:
 def targets(
     scaling: Mapping[str, Any], equality: Mapping[str, Any], processors: Mapping[int, int], *, on_gpu: bool
 ) -> list[Target]:
-    """The issue's row, and those that say whether it is the same training."""
+    """Speed-up, and whether it is the same training."""
     shared = not on_gpu and processors.get(2) == processors[1]
     two = scaling["2"]["strong"]["speed_up"]["median"] if shared and "2" in scaling else None
     why = "" if two is not None else "2 processes ran on other hardware than 1" if "2" in scaling else "not run"
-    batches = [it["different_batches"] for it in equality.values()]
-    losses = [it["largest_loss_difference"] for it in equality.values()]
-    norms = [it["largest_norm_difference"] for it in equality.values()]
-    told = f"{', '.join(equality)} processes" if equality else ""
-    return [
-        Target("two_over_one", "2 processes over 1 on the same processors, same global batch", two, 0.9, "x", note=why),
-        Target(
-            "same_batches",
-            "steps whose clips or their order differ from one process's",
-            float(max(batches)) if batches else None,
-            0,
-            "steps",
-            is_upper=True,
-            note=told,
-        ),
-        Target(
-            "same_losses",
-            "largest difference of a step's loss from one process's",
-            max(losses) if losses else None,
-            LOSS_TOLERANCE,
-            "nats",
-            is_upper=True,
-            note=told,
-        ),
-        Target(
-            "same_gradients",
-            "largest difference of a step's gradient norm, as a share",
-            max(norms) if norms else None,
-            NORM_TOLERANCE,
-            "",
-            is_upper=True,
-            note=told,
-        ),
-    ]
+    title = "2 processes over 1 on the same processors, same global batch"
+    found = [Target("two_over_one", title, two, 0.9, "x", note=why)]
+    note = f"{', '.join(equality)} processes" if equality else ""
+    rows = {
+        "same_batches": ("different_batches", 0, "steps"),
+        "same_losses": ("largest_loss_difference", LOSS_TOLERANCE, "nats"),
+        "same_gradients": ("largest_norm_difference", NORM_TOLERANCE, ""),
+    }
+    for name, (key, bound, unit) in rows.items():
+        largest = max((float(it[key]) for it in equality.values()), default=None)
+        found.append(Target(name, _TITLES[name], largest, bound, unit, is_upper=True, note=note))
+    return found
 
 
 def headlines(runs: Mapping[str, Any], scaling: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the README's table shows besides the targets."""
-    rows = [_headline("1 process", runs["strong_1"]["clips_per_second"]["median"], "clips/s")]
+    rows = [("1 process", runs["strong_1"]["clips_per_second"]["median"], "clips/s")]
     for count, kinds in scaling.items():
         for kind, it in kinds.items():
             name = f"{count} processes, {KINDS[kind]}"
-            rows.append(_headline(name, runs[f"{kind}_{count}"]["clips_per_second"]["median"], "clips/s"))
-            rows.append(_headline(f"{name}: efficiency", it["efficiency"]["median"], "x"))
-            rows.append(_headline(f"{name}: exchange, share of a step", it["exchange_share_of_step"]["median"], ""))
-    return rows
+            rows.append((name, runs[f"{kind}_{count}"]["clips_per_second"]["median"], "clips/s"))
+            rows.append((f"{name}: efficiency", it["efficiency"]["median"], "x"))
+            rows.append((f"{name}: exchange, share of a step", it["exchange_share_of_step"]["median"], ""))
+    return [{"title": title, "value": value, "unit": unit} for title, value, unit in rows]
 
 
-def _headline(text: str, value: float, unit: str) -> dict[str, Any]:
-    return {"title": text, "value": value, "unit": unit}
-
-
-def show(console: Console, found: Mapping[str, Any], reached: Sequence[Target]) -> None:
+def show(console: Console, found: Mapping[str, Any]) -> None:
     """The tables."""
     rows: list[dict[str, str | int]] = []
     for name, run in found["runs"].items():
-        rate = run["clips_per_second"]
         *kind, count = name.split("_")
         it = found["scaling"].get(count, {}).get(kind[0], {}) if kind[-1] != "local" else {}
-        row: dict[str, str | int] = {"what": run["title"], "clips/s": figure_text(rate["median"])}
-        row["min-max"] = f"{figure_text(rate['min'])}-{figure_text(rate['max'])}"
-        for column, key, spec in (
-            ("speed-up", "speed_up", ".2f"),
-            ("efficiency", "efficiency", ".2f"),
-            ("exchange", "exchange_share_of_step", ".1%"),
-            ("ms a step", "exchange_ms_a_step", ".1f"),
-        ):
-            row[column] = f"{it[key]['median']:{spec}}" if it else "-"
-        rows.append(row)
+        more = {
+            "speed-up": ("speed_up", ".2f"),
+            "efficiency": ("efficiency", ".2f"),
+            "exchange": ("exchange_share_of_step", ".1%"),
+            "ms a step": ("exchange_ms_a_step", ".1f"),
+        }
+        cells = {column: f"{it[key]['median']:{spec}}" if it else "-" for column, (key, spec) in more.items()}
+        rows.append({**results.entry_row(run), **cells})
     console.table(f"medians of {found['settings']['rounds']} rounds, {found['settings']['steps']} steps each", rows)
-    console.table("targets", target_rows(reached))
+    results.show_targets(console, "targets", found["targets"])
 
 
 def chart(found: Mapping[str, Any]) -> Figure:
     """Clips a second by number of processes, and what a step's time goes into."""
-    runs, settings = found["runs"], found["settings"]
+    runs, scaling, settings = found["runs"], found["scaling"], found["settings"]
     figure = Figure(figsize=(10, 4), layout="constrained")
     speed, step = figure.subplots(1, 2)
-    counts = [1, *(int(count) for count in found["scaling"])]
+    counts = [1, *map(int, scaling)]
     for kind, words in KINDS.items():
-        medians, below, above = [], [], []
-        for count in counts:
-            rate = runs[f"{kind if count > 1 else 'strong'}_{count}"]["clips_per_second"]
-            medians.append(rate["median"])
-            below.append(rate["median"] - rate["min"])
-            above.append(rate["max"] - rate["median"])
+        rates = [runs[f"{kind if count > 1 else 'strong'}_{count}"]["clips_per_second"] for count in counts]
         style = {"color": _COLOURS[kind], "marker": "o", "capsize": 3, "label": words}
-        speed.errorbar(counts, medians, yerr=[below, above], **style)
+        speed.errorbar(counts, [it["median"] for it in rates], yerr=results.whiskers(rates), **style)
     units = [found["processors"][str(count)] / found["processors"]["1"] for count in counts]
     one = runs["strong_1"]["clips_per_second"]["median"]
     speed.plot(counts, [one * unit for unit in units], color="#444444", linestyle=":", label="as the hardware grows")
@@ -190,21 +157,18 @@ def chart(found: Mapping[str, Any]) -> Figure:
     speed.set_xlabel("processes")
     speed.set_ylabel("clips/s, medians and extremes")
     speed.legend(fontsize=8, frameon=False)
-    labels = [(count, kind) for count in found["scaling"] for kind in KINDS if kind in found["scaling"][count]]
-    for place, (count, kind) in enumerate(labels):
-        cost = found["scaling"][count][kind]["exchange_ms_a_step"]["median"]
-        local = summary([it["seconds"] for it in runs[f"{kind}_local_{count}"]["rounds"]])["median"]
+    bars = [(count, kind) for count, kinds in scaling.items() for kind in kinds]
+    for place, (count, kind) in enumerate(bars):
+        local = summary(it["seconds"] for it in runs[f"{kind}_local_{count}"]["rounds"])["median"]
         compute = local / settings["steps"] * 1000
         step.barh(place, compute, color=_COLOURS[kind])
+        cost = scaling[count][kind]["exchange_ms_a_step"]["median"]
         step.barh(place, max(0.0, cost), left=compute, color="#d95f02")
-    step.set_yticks(range(len(labels)), [f"{count} processes,\n{KINDS[kind]}" for count, kind in labels], fontsize=8)
-    step.set_xlabel("ms a step; orange: the exchange of gradients")
-    for axes in (speed, step):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{settings['model']}, T = {settings['num_frames']}, {settings['crop_size']}x{settings['crop_size']}, "
-        f"batch {settings['batch_size']}, {found['launches']['1']['arithmetic']}, "
-        f"{found['machine']['processors_used']} cores of {found['machine']['processor']}",
-        fontsize=10,
-    )
+    step.set_yticks(range(len(bars)), [f"{count} processes,\n{KINDS[kind]}" for count, kind in bars], fontsize=8)
+    step.set_xlabel("ms a step; orange: the gradient all-reduce")
+    results.without_frame(speed, step)
+    size = f"{settings['crop_size']}x{settings['crop_size']}"
+    text = f"{settings['model']}, T = {settings['num_frames']}, {size}, batch {settings['batch_size']}"
+    arithmetic = found["launches"]["1"]["arithmetic"]
+    figure.suptitle(f"{text}, {arithmetic}, {results.cores_text(found['machine'])}", fontsize=10)
     return figure

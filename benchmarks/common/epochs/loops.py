@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Pass, cpu_seconds, timed
+from benchmarks.common.measure import EpochPass, Pass, timed
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
+from fastemo.training import schedule
 from fastemo.training import trainer as trainer_module
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import augment
@@ -27,45 +28,38 @@ from fastemo.video.loader import ClipBatch, ClipLoader
 PARTS = ("data_wait", "augment", "forward", "backward", "optimizer")
 
 
-@dataclass(frozen=True)
-class EpochPass(Pass):
-    """A pass that trained.
-
-    Attributes:
-        steps: Of the optimiser.
-        waited: Seconds that the loop waited for batches; `None` where that was not looked at.
-        loss, accuracy: Means over the clips, as they were trained on.
-    """
-
-    steps: int
-    waited: float | None
-    loss: float
-    accuracy: float
+def sums(device: torch.device) -> torch.Tensor:
+    """What `Trainer.train_step` adds to: loss, correct, clips."""
+    return torch.zeros(3, device=device, dtype=torch.float64)
 
 
 def train_epoch(trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epoch: int) -> EpochPass:
     """One pass over the loader's clips by `Trainer.train_step`; the device is waited for once, at the end."""
     trainer.model.train()
-    totals = torch.zeros(3, device=trainer.device, dtype=torch.float64)
-    steps, waited, started, cpu_before = 0, 0.0, time.perf_counter(), cpu_seconds()
-    batches = loader.epoch(epoch)
-    while True:
-        before = time.perf_counter()
-        batch = next(batches, None)
-        waited += time.perf_counter() - before
-        if batch is None:
-            break
-        trainer.train_step([batch], config, epoch, totals)
-        steps += 1
-    loss, correct, clips = totals.tolist()
-    seconds, spent = time.perf_counter() - started, cpu_seconds() - cpu_before
+    totals, waits, read = sums(trainer.device), [], []
+
+    def work() -> int:
+        for batch, seconds in schedule.timed(loader.epoch(epoch)):
+            trainer.train_step([batch], config, epoch, totals)
+            waits.append(seconds)
+        read.extend(totals.tolist())
+        return int(read[2])
+
+    took = timed(work)
+    loss, correct, clips = read
     return EpochPass(
-        int(clips), seconds, spent, steps=steps, waited=waited, loss=loss / clips, accuracy=correct / clips
+        took.clips,
+        took.seconds,
+        took.cpu_seconds,
+        len(waits),
+        waited=sum(waits),
+        loss=loss / clips,
+        accuracy=correct / clips,
     )
 
 
 def bare_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int, seed: int) -> Pass:
-    """The ceiling: one batch that is there, the same model, augmentation, arithmetic and optimiser, nothing else."""
+    """The ceiling: one resident batch, the same model, augmentation, arithmetic and optimiser, nothing else."""
 
     def work() -> int:
         for number in range(steps):
@@ -86,7 +80,7 @@ def floor_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, ste
     frames = augment(batch.frames, config, batch.keys, seed=0, epoch=0)
     trainer.model.train()
     wait_for(trainer.device)
-    clock = _Clock(trainer.device)
+    clock = Clock(trainer.device)
 
     def work() -> int:
         for _ in range(steps):
@@ -112,8 +106,8 @@ def wait_for(device: torch.device) -> None:
 
 
 @contextmanager
-def unlearned(trainer: Trainer) -> Iterator[None]:
-    """What is trained inside is forgotten at the end: weights, statistics and the optimiser's state are put back."""
+def restored(trainer: Trainer) -> Iterator[None]:
+    """Restore weights, statistics and the optimiser's state at the end."""
     held = [*trainer.model.state_dict().values()]
     for state in trainer.optimizer.state.values():
         held += [value for value in state.values() if isinstance(value, torch.Tensor)]
@@ -126,7 +120,7 @@ def unlearned(trainer: Trainer) -> Iterator[None]:
                 value.copy_(was)
 
 
-class _Clock:
+class Clock:
     """Spans of a step, by events on a GPU, which is not waited for until they are read, and by the clock otherwise."""
 
     def __init__(self, device: torch.device) -> None:
@@ -167,13 +161,13 @@ def breakdown(
     """Where a warm step's time goes; a pass of its own, because looking costs time.
 
     On a GPU the spans are those of its own stream, idle time included. A batch's copy to the device runs beside the
-    step before: its time is told, and is part of no share.
+    step before: its time is reported, and is part of no share.
 
     Returns:
         Steps, seconds a step, the shares of its parts and of the rest, which sum to 1, and what a copy takes.
     """
-    clock, steps = _Clock(trainer.device), 0
-    totals = torch.zeros(3, device=trainer.device, dtype=torch.float64)
+    clock, steps = Clock(trainer.device), 0
+    totals = sums(trainer.device)
     begun: list[Any] = []
     trainer.model.train()
     with ExitStack() as stack:
@@ -208,13 +202,11 @@ def breakdown(
 
 
 def copy_seconds(frames: torch.Tensor, device: torch.device, repeats: int = 10) -> float:
-    """What a batch's way from pinned memory to the device takes; nothing where it is there already."""
+    """What a batch's copy from pinned memory to the device takes; nothing where it is there already."""
     if device.type != "cuda":
         return 0.0
-    host, clock = frames.cpu().pin_memory(), _Clock(device)
-    copy = clock.timing("copy", lambda: host.to(device, non_blocking=True))
-    copy()
-    clock = _Clock(device)
+    host, clock = frames.cpu().pin_memory(), Clock(device)
+    host.to(device, non_blocking=True)
     copy = clock.timing("copy", lambda: host.to(device, non_blocking=True))
     for _ in range(repeats):
         copy()

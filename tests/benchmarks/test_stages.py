@@ -1,12 +1,12 @@
-"""Cold means cold: pages are dropped, and it is looked whether they were."""
+"""Cold means cold: pages are dropped, and it is checked that they were."""
 
 import os
 
 import pytest
 
-from benchmarks.corpus import stored_corpus
-from benchmarks.measure import Skipped
-from benchmarks.store_rungs import StoreRungs, cached_share, drop_cached_pages
+from benchmarks.common.corpus import stored_corpus
+from benchmarks.common.measure import Skipped
+from benchmarks.common.stages import StoreStages, cached_share, drop_cached_pages
 from fastemo.video.config import VideoConfig
 
 
@@ -32,7 +32,7 @@ def test_pages_are_forgotten(stored):
     assert cached_share(file) == 1.0
 
 
-def test_pages_that_stay_are_told(stored, monkeypatch):
+def test_pages_that_stay_are_reported(stored, monkeypatch):
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: None)
     (stored / "frames.bin").read_bytes()
     with pytest.raises(Skipped, match="TMPDIR"):
@@ -43,13 +43,13 @@ def test_pages_that_stay_are_told(stored, monkeypatch):
 def test_every_tier_serves_every_clip(tmp_path):
     manifest = stored_corpus(20, 2, 16, tmp_path / "stored")
     config = VideoConfig(num_frames=2, size=16)
-    tiers = StoreRungs(manifest, tmp_path / "store", config, batch_size=8, seconds=0.0, device="cpu")
-    with tiers.rungs() as rungs:
-        for rung in rungs:
-            rung.warm()
+    tiers = StoreStages(manifest, tmp_path / "store", config, batch_size=8, seconds=0.0, device="cpu")
+    with tiers.stages() as stages:
+        for stage in stages:
+            stage.warm()
             try:
-                found = rung.run()
+                found = stage.run()
             except Skipped:
                 continue
-            assert found.clips == (8 if rung.name.endswith("augmented") else 20), rung.name
+            assert found.clips == (8 if stage.name.endswith("augmented") else 20), stage.name
             assert found.seconds > 0

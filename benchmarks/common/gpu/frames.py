@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import threading
@@ -20,9 +21,9 @@ import av
 import numpy as np
 import torch
 
-from benchmarks.gpu_stages import Bench
-from benchmarks.ladder import count_clips, decode_rungs
-from benchmarks.measure import timed
+from benchmarks.common.gpu.bench import Bench
+from benchmarks.common.measure import timed
+from benchmarks.common.stages import count_clips, decode_stages, loader_of
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.machine import resident_memory
@@ -37,9 +38,10 @@ from fastemo.video.sampling import frame_indices
 
 _LEAST_PSNR = 38.0  # dB, between any two backends after resizing
 _MOST_GROWTH_MIB = 64
+_VP9 = {"deadline": "realtime", "cpu-used": "8", "b": "4M", "g": "10"}
 _FAST = {
-    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "b": "4M", "g": "10"},
-    "libvpx": {"deadline": "realtime", "cpu-used": "8", "b": "4M", "g": "10"},
+    "libvpx-vp9": _VP9,
+    "libvpx": _VP9,
     "libx264": {"preset": "ultrafast", "crf": "18", "g": "12"},
     "libx265": {"preset": "ultrafast", "crf": "18", "x265-params": "keyint=12:log-level=none"},
     "libsvtav1": {"preset": "12", "crf": "20", "g": "12"},
@@ -91,14 +93,14 @@ def make(sample: Sample, folder: Path, num_frames: int = 24) -> Path:
     """Encode the moving pattern."""
     path = folder / sample.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    colour_range = 2 if sample.pixels.startswith("yuvj") else 1
-    # SVT-AV1 gives the thread that encodes real-time priority: it is another one than ours.
+    # SVT-AV1 gives the thread that encodes real-time priority: not to this one.
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(_encode, sample, path, num_frames, colour_range).result()
+        pool.submit(_encode, sample, path, num_frames).result()
     return path
 
 
-def _encode(sample: Sample, path: Path, num_frames: int, colour_range: int) -> None:
+def _encode(sample: Sample, path: Path, num_frames: int) -> None:
+    colour_range = 2 if sample.pixels.startswith("yuvj") else 1
     with av.open(str(path), "w") as container:
         stream = container.add_stream(sample.encoder, rate=25, options=_FAST[sample.encoder])
         stream.width, stream.height, stream.pix_fmt = sample.width, sample.height, sample.pixels
@@ -125,44 +127,57 @@ def frames(bench: Bench) -> dict[str, Any]:
             (folder / sample.name).unlink(missing_ok=True)
             unmade[sample.name] = str(error)
     manifest = scan(folder.parent, labels="folder")
-    found: dict[str, Any] = {"unmade": unmade, "rejected": [it.key for it in manifest.rejected], "clips": {}}
-    for crop in CROPS:
-        for kind in ("pruned", "full"):
-            if bench.has_time(f"{crop}, {kind}", seconds=0 if bench.rehearse else 2):
-                found["clips"][f"{crop}, {kind}"] = _compare(bench, manifest, crop, kind)
+    clips: dict[str, dict[str, Any]] = {}
+    for crop, kind in itertools.product(CROPS, ("pruned", "full")):
+        if bench.has_time(f"{crop}, {kind}", seconds=0 if bench.rehearse else 2):
+            clips[f"{crop}, {kind}"] = _compare(bench, manifest, crop, kind)
+    found: dict[str, Any] = {"unmade": unmade, "rejected": [it.key for it in manifest.rejected], "clips": clips}
     found["broken"] = broken(bench, manifest) if bench.has_time("broken") else {"ok": True}
     found["PyNvVideoCodec"] = _by_nvidias_own(folder) if not bench.rehearse else "a driver's: not rehearsed"
-    bad = [f"{name}: {key} {it}" for name, clips in found["clips"].items() for key, it in clips.items() if not it["ok"]]
-    if bad or not found["broken"]["ok"]:
-        found["error"] = "; ".join([*bad[:4], *([] if found["broken"]["ok"] else [str(found["broken"])])])
+    errors = [f"{name}: {key} {it}" for name, its in clips.items() for key, it in its.items() if not it["ok"]][:4]
+    if not found["broken"]["ok"]:
+        errors.append(str(found["broken"]))
+    if errors:
+        found["error"] = "; ".join(errors)
     return {"ok": "error" not in found, **found}
 
 
+def _config(bench: Bench, **options: Any) -> VideoConfig:
+    return VideoConfig(**{"num_frames": 5, "size": 48 if bench.rehearse else 128, **options})
+
+
 def _compare(bench: Bench, manifest: Manifest, crop: Any, kind: str) -> dict[str, Any]:
-    config = VideoConfig(num_frames=5, crop=crop, size=48 if bench.rehearse else 128, backend="dali")
+    config = _config(bench, crop=crop, backend="dali")
     by_size: dict[tuple[int, int], list[Clip]] = {}
     for clip in manifest.clips:
         by_size.setdefault(config.spec.out_size(clip.width, clip.height), []).append(clip)
     found = {}
     for clips in by_size.values():
-        with _counting(kind) as by_pyav, _loader(bench, manifest, clips, config, on_error="drop") as loader:
-            (batch,) = loader.epoch(0)
-            dropped = dict(loader.dropped)
-        for clip, ours in zip(clips, batch.frames.cpu().numpy(), strict=True):
+        with _counting(kind) as by_pyav:
+            ours, dropped = _first_batch(bench, manifest, clips, config)
+        for clip, own in zip(clips, ours, strict=True):
             if clip.key in dropped:
                 found[clip.key] = {"ok": False, "error": dropped[clip.key]}
                 continue
-            path = manifest.root / clip.key
-            everything = decode_clip(path, range(clip.num_frames), config.spec)
-            wanted = frame_indices(clip.num_frames, config.num_frames)
-            found[clip.key] = _fit(ours, everything, wanted) | {"by": "pyav" if path in by_pyav else "dali"}
+            by = "pyav" if manifest.root / clip.key in by_pyav else "dali"
+            found[clip.key] = _fit(own, manifest.root, clip, config) | {"by": by}
     return found
 
 
-def _fit(ours: np.ndarray, everything: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
-    """The least PSNR of a clip's frames, and how many fit a neighbour better."""
+def _first_batch(
+    bench: Bench, manifest: Manifest, clips: Sequence[Clip], config: VideoConfig
+) -> tuple[np.ndarray, dict[str, str]]:
+    """All clips' frames by the loader, and why some were dropped."""
+    with _loader(bench, manifest, clips, config, batch_size=len(clips), on_error="drop") as loader:
+        (batch,) = loader.epoch(0)
+        return batch.frames.cpu().numpy(), dict(loader.dropped)
+
+
+def _fit(ours: np.ndarray, root: Path, clip: Clip, config: VideoConfig) -> dict[str, Any]:
+    """The least PSNR of a clip's frames from PyAV's, and how many fit a neighbour better."""
+    everything = decode_clip(root / clip.key, range(clip.num_frames), config.spec)
     least, astray = float("inf"), 0
-    for frame, index in zip(ours, wanted.tolist(), strict=True):
+    for frame, index in zip(ours, frame_indices(clip.num_frames, config.num_frames).tolist(), strict=True):
         decibels = _psnr(frame, everything[index])
         least = min(least, decibels)
         for other in (index - 1, index + 1):
@@ -198,9 +213,8 @@ def _counting(kind: str) -> Iterator[set[Path]]:
 
 
 def _loader(bench: Bench, manifest: Manifest, clips: Sequence[Clip], config: VideoConfig, **options: Any) -> ClipLoader:
-    options = {"batch_size": len(clips), "device": bench.device, "store": StoreConfig(tier="none"), **options}
-    names = manifest.class_names or ("moving",)
-    return ClipLoader(clips, manifest.root, names, config, say=lambda text: None, **options)
+    none = StoreConfig(tier="none")
+    return loader_of(manifest, clips, config, device=bench.device, store=none, say=lambda text: None, **options)
 
 
 def broken(bench: Bench, manifest: Manifest) -> dict[str, Any]:
@@ -209,22 +223,19 @@ def broken(bench: Bench, manifest: Manifest) -> dict[str, Any]:
     clips = [clip for clip in manifest.clips if Path(clip.key).name.startswith(encoder)][:2]
     path = manifest.root / clips[0].key
     was, stat = path.read_bytes(), path.stat()
-    data = bytearray(was)
     start, end = was.find(b"mdat") + 4, was.rfind(b"moov") - 4
-    data[start:end] = b"\xff" * (end - start)
-    config = VideoConfig(num_frames=5, size=48 if bench.rehearse else 128, backend="dali")
-    try:
+
+    def write(data: bytes) -> None:
         path.write_bytes(data)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        with _loader(bench, manifest, clips, config, on_error="drop") as loader:
-            (batch,) = loader.epoch(0)
-            dropped = dict(loader.dropped)
+
+    config = _config(bench, backend="dali")
+    try:
+        write(was[:start] + b"\xff" * (end - start) + was[end:])
+        ours, dropped = _first_batch(bench, manifest, clips, config)
     finally:
-        path.write_bytes(was)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    good = clips[1]
-    everything = decode_clip(manifest.root / good.key, range(good.num_frames), config.spec)
-    fit = _fit(batch.frames[1].cpu().numpy(), everything, frame_indices(good.num_frames, 5))
+        write(was)
+    fit = _fit(ours[1], manifest.root, clips[1], config)
     return {"ok": list(dropped) == [clips[0].key] and fit["ok"], "dropped": list(dropped.values()), "others": fit}
 
 
@@ -261,33 +272,29 @@ def _corpora(bench: Bench) -> Iterator[tuple[str, Manifest]]:
 def nvdec(bench: Bench) -> dict[str, Any]:
     """Clips a second: the loader cold by both backends, DALI alone by batch and threads, PyAV, pruning."""
     unavailable = dali.why_unavailable(bench.device)
-    found: dict[str, Any] = {"ok": True, "dali": unavailable or "is there", "nvdec_percent": {}}
-    config = replace(bench.video, size=48 if bench.rehearse else 128, num_frames=5 if bench.rehearse else 10)
-    backends: tuple[Any, ...] = ("pyav",) if unavailable else ("pyav", "dali")
+    use: dict[str, float] = {}
+    found: dict[str, Any] = {"ok": True, "dali": unavailable or "is there", "nvdec_percent": use}
+    config = _config(bench, num_frames=5 if bench.rehearse else 10, backend="pyav")
     corpora = [*_corpora(bench)]
     for size, manifest in corpora:
-        rates: dict[str, Any] = {}
-        found[size] = rates
+        rates = found[size] = {}
         for batch in (2,) if bench.rehearse else (8, 64):
-            for backend in backends:
+            for backend in ("pyav",) if unavailable else ("pyav", "dali"):
                 name = f"loader cold, {backend}, batch {batch}"
                 if bench.has_time(f"{size}, {name}"):
-                    asked = replace(config, backend=backend)
+                    asked: Any = replace(config, backend=backend)
                     with (
-                        engine_use(bench.device, found["nvdec_percent"], f"{size}, {name}"),
-                        _loader(bench, manifest, manifest.clips, asked, batch_size=batch) as it,
+                        engine_use(bench.device, use, f"{size}, {name}"),
+                        _loader(bench, manifest, manifest.clips, asked, batch_size=batch) as loader,
                     ):
-                        took = timed(lambda it=it: count_clips(it))  # type: ignore[misc]
-                    rates[name] = took.clips / took.seconds
-        with decode_rungs(manifest, config) as rungs:
-            for rung in rungs[-1:]:
-                if bench.has_time(f"{size}, pyav"):
-                    took = rung.run()
-                    rates["pyav, all processors"] = took.clips / took.seconds
+                        rates[name] = timed(partial(count_clips, loader)).rate
+        with decode_stages(manifest, config) as stages:
+            if bench.has_time(f"{size}, pyav"):
+                rates["pyav, all processors"] = stages["decode_resize"].run().rate
         _pruning(bench, size, manifest, config, rates)
     for size, manifest in [] if unavailable else corpora:
         if refused_size(manifest.clips[0].width, manifest.clips[0].height, bench.device) is None:
-            _dali_alone(bench, size, manifest, config, found[size], found["nvdec_percent"])
+            _dali_alone(bench, size, manifest, config, found[size], use)
     return found
 
 
@@ -299,24 +306,22 @@ def _dali_alone(
     shape = config.spec.out_size(first.width, first.height)
     for kind, clip in (("pruned", prune(path, wanted)), ("full", PrunedClip(path.read_bytes(), wanted))):
         source = Source(path, tuple(wanted.tolist()), clip, first.width, first.height)
-        for batch in (2,) if bench.rehearse else (64, 8):
-            for threads in (2,) if bench.rehearse else (14, 7, 28):
-                name = f"dali, {kind}, batch {batch}, threads {threads}"
-                if not bench.has_time(f"{size}, {name}"):
-                    continue
-                decoder = dali.DaliDecoder(
-                    config.spec, bench.device, frame_size=shape, max_batch=batch, num_threads=threads
-                )
-                decoder.decode([source] * batch)
+        for batch, threads in [(2, 2)] if bench.rehearse else itertools.product((64, 8), (14, 7, 28)):
+            name = f"dali, {kind}, batch {batch}, threads {threads}"
+            if not bench.has_time(f"{size}, {name}"):
+                continue
+            options: dict[str, Any] = {"frame_size": shape, "max_batch": batch, "num_threads": threads}
+            decoder = dali.DaliDecoder(config.spec, bench.device, **options)
+            decoder.decode([source] * batch)
+            bench.synchronize()
+            began, done = time.perf_counter(), 0
+            with engine_use(bench.device, use, f"{size}, {name}"):
+                while done < len(manifest.clips) and time.perf_counter() - began < 3:
+                    decoder.decode([source] * batch)
+                    done += batch
                 bench.synchronize()
-                began, done = time.perf_counter(), 0
-                with engine_use(bench.device, use, f"{size}, {name}"):
-                    while done < len(manifest.clips) and time.perf_counter() - began < 3:
-                        decoder.decode([source] * batch)
-                        done += batch
-                    bench.synchronize()
-                rates[name] = done / (time.perf_counter() - began)
-                decoder.close()
+            rates[name] = done / (time.perf_counter() - began)
+            decoder.close()
 
 
 @contextmanager
@@ -354,15 +359,14 @@ def _pruning(bench: Bench, size: str, manifest: Manifest, config: VideoConfig, r
         if bench.has_time(f"{size}, prune, threads {threads}"):
             with ThreadPoolExecutor(threads) as pool:
                 work = partial(pool.map, lambda _: prune(path, wanted), range(count))
-                took = timed(lambda work=work: len([*work()]))  # type: ignore[misc]
-            rates[f"prune, threads {threads}"] = took.clips / took.seconds
+                rates[f"prune, threads {threads}"] = timed(lambda work=work: len([*work()])).rate  # type: ignore[misc]
 
 
 def memory(bench: Bench) -> dict[str, Any]:
     """What is taken after the first decodes and after many, by torch and by the driver."""
     _, manifest = next(iter(_corpora(bench)))
     backend: Any = "dali" if dali.why_unavailable(bench.device) is None else "pyav"
-    config = VideoConfig(num_frames=5, size=48 if bench.rehearse else 128, backend=backend)
+    config = _config(bench, backend=backend)
     done, decodes = 0, min(bench.decodes, 40) if bench.rehearse else bench.decodes
     with _loader(bench, manifest, manifest.clips, config, batch_size=2 if bench.rehearse else 16) as loader:
         count_clips(loader)

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scaling_worker import Job
+from benchmarks.common.results import REPOSITORY
+from benchmarks.common.scaling.worker import Job
 from fastemo.errors import UserError
 from fastemo.machine import available_processors
 
-_FOLDER = Path(__file__).resolve().parent
-_LAUNCH_FILES = _FOLDER.parent / "configs" / "accelerate"
+_WORKER = Path(__file__).resolve().parent / "worker.py"
+_LAUNCH_FILES = REPOSITORY / "configs" / "accelerate"
 _SECONDS = 1800  # far beyond any launch: one that hangs is one that failed
 _POLL_SECONDS = 0.05
 _SECONDS_TO_END = 40  # torchrun gives its processes 30
@@ -146,7 +147,7 @@ class Launches:
                 file = Path(folder) / f"job{host}.json"
                 file.write_text(json.dumps(asdict(replace(job, processors=self._hosts.processors(host)))))
                 start = command(processes, self._hosts, host, port, on_gpu=self._on_gpu)
-                starts.append([*start, str(_FOLDER / "scaling_worker.py"), "--job", str(file), "--out", str(out)])
+                starts.append([*start, str(_WORKER), "--job", str(file), "--out", str(out)])
             _run_together(starts, Path(folder), self._environment(processes, len(used)))
             return json.loads(out.read_text()) if out.exists() else None
 
@@ -181,28 +182,24 @@ def _run_together(starts: Sequence[list[str]], folder: Path, environment: dict[s
             if time.monotonic() > stop:
                 raise UserError(f"processes that were started were not done after {_SECONDS} s")
             time.sleep(_POLL_SECONDS)
-        for made, log in zip(running, logs, strict=True):
-            if made.poll():
+        for process, log in zip(running, logs, strict=True):
+            if process.poll():
                 raise UserError(f"a process that was started failed: {reason(log.read_text(errors='replace'))}")
     finally:
-        _end(running)
-
-
-def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask first: a launcher that is killed leaves its processes behind."""
-    for made in running:
-        made.terminate()  # nothing happens where it has ended
-    for made in running:
-        try:
-            made.wait(_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            made.kill()
-            made.wait()
+        # First politely: a launcher that is killed leaves its processes behind.
+        for process in running:
+            process.terminate()  # nothing happens where it has ended
+        for process in running:
+            try:
+                process.wait(_SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def reason(log: str) -> str:
     """The line of a launcher's output that says what went wrong."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    told = [line.split("fastemo: error: ")[1] for line in lines if "fastemo: error: " in line]
+    named = [line.split("fastemo: error: ")[1] for line in lines if "fastemo: error: " in line]
     raised = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))]
-    return (told or raised or lines[-1:] or ["it said nothing"])[0]
+    return (named or raised or lines[-1:] or ["it said nothing"])[0]

@@ -1,0 +1,228 @@
+"""What the epochs of all models say: ratios within rounds, limits, utilisation, targets, tables and a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.common import measure, results
+from benchmarks.common.measure import EpochPass, Rounds, Target, rates, summary
+from benchmarks.common.peers import TRAINING_PEERS
+from benchmarks.common.results import figure_text
+from fastemo.console import Console
+
+TITLES = {
+    "warm": "warm epoch",
+    "bare": "bare loop on one resident batch (the ceiling)",
+    "cold": "cold epoch",
+    "limit": "pruned decode alone",
+    **{name: peer.title for name, peer in TRAINING_PEERS.items()},
+}
+_COLOURS = ("#1b7837", "#a6dba0", "#5e8fc6", "#c6dbef", "#d95f02", "#f1a340")  # of TITLES
+_PART_COLOURS = ("#d73027", "#fdae61", "#1b7837", "#5aae61", "#762a83", "#bbbbbb")
+# Dense bf16 and fp16 on tensor cores, by what a GPU's name says, the longer names first. Source: NVIDIA's data sheets.
+_PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "A10": 125e12,
+    "T4": 65e12,
+}
+_H100_RATES = {"late_fusion": 3500, "r3d18": 650}  # clips/s
+_H100_LEAST_BATCH = 64
+
+
+def peak_flops(gpu: str | None, precision: str) -> float | None:
+    """Operations a second that a device can do at most; `None` where that is not known, as of processors."""
+    if gpu is None or precision not in ("bf16", "fp16"):
+        return None
+    words = set(gpu.replace("-", " ").split())
+    return next((peak for name, peak in _PEAK_FLOPS.items() if set(name.split()) <= words), None)
+
+
+def utilisation(clips_per_second: float, flops_a_clip: float, peak: float | None) -> dict[str, float | None]:
+    """Operations a second that were needed, and what share of the peak that is (MFU)."""
+    done = clips_per_second * flops_a_clip
+    return {"flops_per_second": done, "peak_flops_per_second": peak, "mfu": done / peak if peak else None}
+
+
+def joint_rates(passes: Rounds) -> dict[int, float]:
+    """Clips/s by round where the same processors decode and train: the seconds that each takes a clip, added."""
+    limits, ceilings = (rates(passes.get(name, {})) for name in ("limit", "bare"))
+    return {it: 1 / (1 / limits[it] + 1 / ceilings[it]) for it in limits.keys() & ceilings.keys()}
+
+
+def is_decode_bound(passes: Rounds) -> bool | None:
+    """Whether the model trains faster than its clips can be decoded."""
+    ratio = measure.paired_ratio(*(rates(passes.get(name, {})) for name in ("bare", "limit")))
+    return None if ratio is None else ratio["median"] > 1
+
+
+def ratios(passes: Rounds) -> dict[str, dict[str, float]]:
+    """One model's `<what>_over_<what>`: medians and extremes of ratios of clips/s within a round."""
+    speed = {name: rates(rounds) for name, rounds in passes.items()}
+    pairs = [("warm", "bare"), ("cold", "limit"), ("cold", "joint_limit"), ("warm", "report"), ("warm", "plain")]
+    return measure.paired_ratios({**speed, "joint_limit": joint_rates(passes)}, pairs)
+
+
+def data_wait(passes: Rounds) -> dict[str, float] | None:
+    """Share of warm epochs that the loop waited for batches."""
+    warm = passes.get("warm", {}).values()
+    shares = [it.waited / it.seconds for it in warm if isinstance(it, EpochPass) and it.waited is not None]
+    return summary(shares) if shares else None
+
+
+def r3d18_over_late_fusion(measured: Mapping[str, Rounds]) -> float | None:
+    """How much longer R3D-18's epoch takes over as many clips."""
+    slow, quick = (measure.median_rate(measured.get(name, {}), "warm") for name in ("r3d18", "late_fusion"))
+    return quick / slow if slow and quick else None
+
+
+def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[str, Any]:
+    """A model's entry in the JSON file: raw passes and what follows from them."""
+    passes: Rounds = found["passes"]
+    entries = {}
+    for name, title in TITLES.items():
+        if passes.get(name):
+            seconds = summary(it.seconds for it in passes[name].values())
+            told = found["told"].get(name, {})
+            entries[name] = {**results.entry(passes[name], title), "epoch_seconds": seconds, **told}
+    joint, warm = joint_rates(passes), measure.median_rate(passes, "warm")
+    assert warm is not None
+    return {
+        "clips": clips,
+        "passes": entries,
+        "joint_limit_clips_per_second": summary(joint.values()) if joint else None,
+        "is_decode_bound": is_decode_bound(passes),
+        "ratios": ratios(passes),
+        "data_wait": data_wait(passes),
+        "utilisation": utilisation(warm, found["flops_a_clip"], peak_flops(gpu, found["precision"])),
+        **{name: value for name, value in found.items() if name not in ("passes", "told")},
+    }
+
+
+def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int) -> list[Target]:
+    """What epochs are measured for; `measured` holds every model's passes."""
+    compared = {model: ratios(passes) for model, passes in measured.items()}
+    found = []
+    for model, its in compared.items():
+        title = f"{model}: warm epoch over the bare loop's ceiling"
+        found.append(Target(f"warm_over_bare_{model}", title, measure.median_of(its, "warm_over_bare"), 0.95, "x"))
+    waits = {model: share["median"] for model, passes in measured.items() if (share := data_wait(passes))}
+    longest = max(waits, key=waits.__getitem__, default="")
+    title = "share of a warm epoch spent waiting for data, the most of any model"
+    found.append(Target("data_wait", title, waits.get(longest), 0.02, "", is_upper=True, note=longest))
+    over_report = measure.median_of(compared.get("late_fusion", {}), "warm_over_report")
+    title = "late_fusion: warm epoch over the report's way"
+    found.append(Target("late_fusion_over_report", title, over_report, 4, "x", note="stated for 112 px, T = 10"))
+    for model, its in compared.items():
+        if not is_decode_bound(measured[model]):
+            continue
+        alone, joint = measure.median_of(its, "cold_over_limit"), measure.median_of(its, "cold_over_joint_limit")
+        note = "of 1/(1/decode + 1/ceiling), as both share the processors"
+        note += f"; {alone:.2f} x of the decode alone" if alone is not None else ""
+        if gpu:  # it decodes by itself
+            joint, note = None, "gpu_check.py measures NVDEC's limit"
+        title = f"{model}: cold first epoch over the limit of pruned decode and training"
+        found.append(Target(f"cold_over_limit_{model}", title, joint, 0.85, "x", note=note))
+    is_h100 = gpu is not None and "H100" in gpu and batch_size >= _H100_LEAST_BATCH
+    for model, bound in _H100_RATES.items():
+        rate = measure.median_rate(measured.get(model, {}), "warm") if is_h100 else None
+        title = f"{model}: warm epoch on an H100, batch of {_H100_LEAST_BATCH} or more"
+        found.append(Target(f"h100_{model}", title, rate, bound, "clips/s"))
+    return found
+
+
+def show(console: Console, found: dict[str, Any]) -> None:
+    """The tables."""
+    measured = {model: it for model, it in found["models"].items() if "failed" not in it}
+    passes: list[dict[str, str | int]] = []
+    models: list[dict[str, str | int]] = []
+    parts: list[dict[str, str | int]] = []
+    for model, it in measured.items():
+        for entry in it["passes"].values():
+            loss = entry["rounds"][-1].get("loss")
+            more = {"s an epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
+            passes.append({"model": model, **results.entry_row(entry), **more})
+        memory, learning, steps, gpu = it["memory"], it["learning"], it["breakdown"], it["memory"]["gpu_allocated_mib"]
+        shares = {**steps["shares"], "copy to device (beside)": steps["host_to_device_share"]}
+        parts.append(
+            {"model": model, "ms a step": f"{1000 * steps['step_seconds']:.1f}"}
+            | {part.replace("_", " "): results.percent(share) for part, share in shares.items()}
+        )
+        models.append(
+            {
+                "model": model,
+                "clips": it["clips"],
+                "waiting": results.percent(it["data_wait"]["median"] if it["data_wait"] else None),
+                "resident MiB": f"{memory['resident_mib']:,.0f}",
+                "GPU MiB": "-" if gpu is None else f"{gpu:,.0f}",
+                "GFLOP/s": figure_text(it["utilisation"]["flops_per_second"] / 1e9),
+                "MFU": results.percent(it["utilisation"]["mfu"]),
+                "fit's clips": learning["train_clips"],
+                "epochs": learning["epochs"],
+                **{name: results.percent(learning[name]) for name in ("train_accuracy", "val_accuracy", "val_uar")},
+            }
+        )
+    console.table(f"epochs, medians of {found['settings']['rounds']} rounds; the last round's loss", passes)
+    console.table("models; accuracy by fit on the built-in corpus, of validation on unseen actors", models)
+    console.table("where a warm step's time goes", parts)
+    for model, it in found["models"].items():
+        for name, reason in it.get("skipped", {}).items():
+            console.say(f"{model}: {name} skipped: {reason}")
+        if "failed" in it:
+            console.say(f"{model} failed: {it['failed']}")
+    slower = found["ratios"]["r3d18_epoch_over_late_fusion_epoch"]
+    if slower is not None:
+        console.say(f"r3d18's epoch takes {slower:.2f} x late_fusion's over as many clips (1.5 x in Roy, 2025)")
+    title = "targets, stated for batch 8, T = 10, 128 -> 112 px, two cores"
+    results.show_targets(console, title, found["targets"])
+
+
+def chart(found: dict[str, Any]) -> Figure:
+    """Above, clips/s of every model on a logarithmic axis; below, the parts of a warm step."""
+    measured = {model: it for model, it in found["models"].items() if "failed" not in it}
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    width = 0.8 / len(TITLES)
+    for offset, ((name, title), colour) in enumerate(zip(TITLES.items(), _COLOURS, strict=True)):
+        speeds = {
+            place: it["passes"][name]["clips_per_second"]
+            for place, it in enumerate(measured.values())
+            if name in it["passes"]
+        }
+        if speeds:
+            places = [place + (offset - (len(TITLES) - 1) / 2) * width for place in speeds]
+            ends = results.whiskers(list(speeds.values()))
+            medians = [it["median"] for it in speeds.values()]
+            above.bar(places, medians, width, yerr=ends, color=colour, ecolor="#444444", capsize=2, label=title)
+    above.set_yscale("log")
+    above.set_ylabel("clips/s (logarithmic)")
+    above.set_xticks(range(len(measured)), list(measured))
+    above.legend(fontsize=8, frameon=False, ncols=2)
+    above.margins(y=0.25)
+    lefts = [0.0] * len(measured)
+    parts = next(iter(measured.values()))["breakdown"]["shares"] if measured else {}
+    for part, colour in zip(parts, _PART_COLOURS, strict=False):
+        shares = [it["breakdown"]["shares"][part] for it in measured.values()]
+        below.barh(range(len(measured)), shares, left=lefts, color=colour, label=part.replace("_", " "))
+        lefts = [left + share for left, share in zip(lefts, shares, strict=True)]
+    below.set_yticks(range(len(measured)), list(measured))
+    below.invert_yaxis()
+    below.set_xlim(0, 1)
+    below.set_xlabel("share of a warm step")
+    below.legend(fontsize=8, frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
+    settings, machine = found["settings"], found["machine"]
+    device = machine["gpus"][0] if machine["gpus"] else results.cores_text(machine)
+    sizes = f"{settings['size']} -> {settings['crop_size']} px"
+    text = f"batch {settings['batch_size']}, T = {settings['num_frames']}, {sizes}, {found['corpus']['kind']}, {device}"
+    figure.suptitle(text, fontsize=10)
+    results.without_frame(above, below)
+    return figure

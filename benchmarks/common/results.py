@@ -1,0 +1,167 @@
+"""What the results of all benchmarks share: machine, versions, entries, tables of targets, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.common.measure import REPOSITORY, Pass, Target, cpu_costs, rates, summary
+from fastemo.console import Console
+from fastemo.machine import cache_folder, describe_machine, replacing, versions, write_text
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and GPUs; nothing that names a host or a folder."""
+    own, has_gpu = describe_machine(), torch.cuda.is_available()
+    return {
+        "processor": own["processor"],
+        "processors_used": own["processors"],
+        "processors": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_gpu else [],
+        "system": platform.system(),
+    }
+
+
+def machine_slug(found: Mapping[str, Any]) -> str:
+    """A short name for file names, such as `amd-epyc-2-cores`."""
+    name = f"{found['gpus'][0] if found['gpus'] else found['processor']} {found['processors_used']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def command(program: str, arguments: Sequence[str]) -> str:
+    """The command line, with only the last part of any absolute path: results name no folder of a machine."""
+    return " ".join(["python", program, *(re.sub(r"(^|=)/(?:[^/]*/)*([^/]+)/*$", r"\1.../\2", it) for it in arguments)])
+
+
+def provenance() -> dict[str, Any]:
+    """When, where and with which versions."""
+    ffmpeg = ", ".join(f"{name} {'.'.join(map(str, it))}" for name, it in sorted(av.library_versions.items()))
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": machine(),
+        "versions": {**versions(), "ffmpeg_of_pyav": ffmpeg},
+    }
+
+
+def header(script: str, arguments: Sequence[str], started: float) -> dict[str, Any]:
+    """The first entries of a JSON file.
+
+    Args:
+        started: By the monotonic clock.
+    """
+    found, minutes = provenance(), round((time.monotonic() - started) / 60, 1)
+    return {
+        "date": found.pop("date"),
+        "command": command(f"benchmarks/{script}", arguments),
+        "minutes": minutes,
+    } | found
+
+
+def without_paths(text: str) -> str:
+    """Replace folders of this machine, which the message of an error may name, by what they are."""
+    names = {
+        tempfile.gettempdir(): "(temporary folder)",
+        str(REPOSITORY): ".",
+        sys.prefix: "(environment)",
+        str(cache_folder()): "(cache)",
+        str(Path.home()): "~",
+    }
+    for path in sorted(names, key=len, reverse=True):  # one may lie in another
+        text = text.replace(f"{path}{os.sep}", f"{names[path]}/")
+    return text
+
+
+def entry(rounds: Mapping[int, Pass], title: str) -> dict[str, Any]:
+    """The figures of one stage or peer, raw and summarised."""
+    raw = [{"round": number, **asdict(it)} for number, it in sorted(rounds.items())]
+    if not raw:
+        return {"title": title, "rounds": []}
+    return {
+        "title": title,
+        "rounds": raw,
+        "clips_per_second": summary(rates(rounds).values()),
+        "cpu_seconds_per_clip": summary(cpu_costs(rounds).values()),
+    }
+
+
+def figure_text(value: float) -> str:
+    """Three significant digits, as many as a reader needs."""
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
+
+
+def entry_row(found: Mapping[str, Any]) -> dict[str, str | int]:
+    """The first columns of an entry's row on the terminal."""
+    rate = found["clips_per_second"]
+    return {
+        "what": found["title"],
+        "clips/s": figure_text(rate["median"]),
+        "min-max": f"{figure_text(rate['min'])}-{figure_text(rate['max'])}",
+        "CPU-s/clip": f"{found['cpu_seconds_per_clip']['median']:.4f}",
+    }
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1%}"
+
+
+def show_targets(console: Console, title: str, targets: Sequence[Target]) -> None:
+    rows: list[dict[str, str | int]] = []
+    for it in targets:
+        is_share = it.unit == ""
+        bound = f"{it.bound:.0%}" if is_share else f"{it.bound:g} {it.unit}"
+        value = "-" if it.value is None else f"{it.value:.2%}" if is_share else f"{figure_text(it.value)} {it.unit}"
+        limit = f"{'<=' if it.is_upper else '>='} {bound}"
+        rows.append({"figure": it.title, "target": limit, "measured": value, "verdict": it.verdict, "note": it.note})
+    console.table(title, rows)
+
+
+def whiskers(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """Distances from the medians to the extremes, as matplotlib takes error bars."""
+    return [[it["median"] - it["min"] for it in rates], [it["max"] - it["median"] for it in rates]]
+
+
+def without_frame(*axes: Axes) -> None:
+    for it in axes:
+        it.spines[["top", "right"]].set_visible(False)
+
+
+def cores_text(found: Mapping[str, Any]) -> str:
+    return f"{found['processors_used']} cores of {found['processor']}"
+
+
+def default_path(found: Mapping[str, Any], *, quick: bool, program: str) -> Path:
+    """`results/<program>-<machine>-<date>.json`."""
+    name = f"{program}-{'quick-' if quick else ''}{machine_slug(found)}-{time.strftime('%Y-%m-%d')}.json"
+    return REPOSITORY / "benchmarks" / "results" / name
+
+
+def write(
+    path: Path, found: dict[str, Any], console: Console, draw: Callable[[dict[str, Any]], Figure] | None = None
+) -> None:
+    """Write the JSON file, and with `draw` a chart beside it, each atomically."""
+    write_text(path, without_paths(json.dumps(found, indent=1, default=_plain)) + "\n")
+    if draw:
+        with replacing(path.with_suffix(".png")) as partial:
+            draw(found).savefig(partial, format="png", dpi=120)
+    console.say(f"written: {path}{f' and {path.stem}.png' if draw else ''}")
+
+
+def _plain(value: Any) -> Any:
+    return value.as_dict() if isinstance(value, Target) else str(value)

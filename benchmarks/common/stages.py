@@ -1,0 +1,301 @@
+"""From a file to a batch, a stage at a time: demux, prune, decode, resize, load; from each tier of the store; memory.
+
+Every stage works on all processors.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+
+from benchmarks.common.measure import Pass, Skipped, Stage, timed, total
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.manifest import Manifest
+from fastemo.machine import available_processors, give_back_memory, resident_memory
+from fastemo.video.augment import augment
+from fastemo.video.bitstream.pruning import prune
+from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
+from fastemo.video.decode import decode_clip
+from fastemo.video.loader import ClipBatch, ClipLoader
+from fastemo.video.sampling import frame_indices
+
+_CHUNK_BYTES = 8 * 2**20
+_PROBES = 64  # places of a file that are looked at before a cold read
+# FFmpeg's pools and the threads' heaps reach their size within as many decodes.
+_WARM_UP_DECODES = 200
+
+
+def loader_of(manifest: Manifest, clips: Sequence[Clip], config: VideoConfig, **options: Any) -> ClipLoader:
+    """A loader over some of a manifest's clips."""
+    return ClipLoader(clips, manifest.root, manifest.class_names, config, **options)
+
+
+def demux(path: Path) -> None:
+    """Read every packet of the video."""
+    with av.open(str(path)) as container:
+        for _ in container.demux(video=0):
+            pass
+
+
+def decode_all(file: Path | bytes) -> None:
+    """Decode every frame on one thread; none is converted."""
+    with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for _ in container.decode(stream):
+            pass
+
+
+@contextmanager
+def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str, Stage]]:
+    """What a clip goes through before it is part of a batch; one clip a thread, a thread a processor."""
+    clips = manifest.clips
+    paths = [manifest.root / clip.key for clip in clips]
+    wanted = [frame_indices(clip.num_frames, config.num_frames) for clip in clips]
+
+    with ThreadPoolExecutor(available_processors()) as pool:
+        pruned = list(pool.map(lambda number: prune(paths[number], wanted[number]).data, range(len(clips))))
+
+        def stage(name: str, title: str, work: Callable[[int], object]) -> Stage:
+            def run(count: int = len(clips)) -> Pass:
+                return timed(lambda: len(list(pool.map(work, range(count)))))
+
+            return Stage(name, title, run, lambda: run(min(len(clips), available_processors())))
+
+        stages = [
+            stage("demux", "demux", lambda it: demux(paths[it])),
+            stage("prune", "prune", lambda it: prune(paths[it], wanted[it])),
+            stage("decode_full", "decode, every frame (the old limit)", lambda it: decode_all(paths[it])),
+            stage("decode_pruned", "decode, pruned (the limit)", lambda it: decode_all(pruned[it])),
+            stage(
+                "decode_resize", "prune + decode + resize", lambda it: decode_clip(paths[it], wanted[it], config.spec)
+            ),
+        ]
+        yield {it.name: it for it in stages}
+
+
+def cold_stage(manifest: Manifest, config: VideoConfig, batch_size: int, device: str, stack: ExitStack) -> Stage:
+    """The loader without a store: every clip decoded. It is closed with the stack."""
+
+    def loader(clips: Sequence[Clip]) -> ClipLoader:
+        none = StoreConfig(tier="none")
+        made = loader_of(manifest, clips, config, batch_size=batch_size, device=device, store=none)
+        return stack.enter_context(made)
+
+    whole, few = loader(manifest.clips), loader(manifest.clips[: max(batch_size, available_processors())])
+    name = "loader_cold_gpu" if torch.device(device).type == "cuda" else "loader_cold"
+    title = f"loader, no store ({whole.backend})"
+    return Stage(name, title, lambda: timed(lambda: count_clips(whole)), lambda: count_clips(few))
+
+
+def count_clips(loader: ClipLoader, epoch: int = 0) -> int:
+    """Go through an epoch and wait for its last copies; returns its clips."""
+    clips = sum(len(batch.keys) for batch in loader.epoch(epoch))
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return clips
+
+
+@dataclass
+class StoreStages:
+    """Loaders over one store.
+
+    Attributes:
+        manifest: The clips to store.
+        root: Where the store lies.
+        seconds: A warm tier is read epoch after epoch for about as long.
+    """
+
+    manifest: Manifest
+    root: Path
+    config: VideoConfig
+    batch_size: int
+    seconds: float
+    device: str
+    _epoch: int = field(default=0, init=False)
+
+    def _loader(self, tier: str, device: str = "cpu") -> ClipLoader:
+        # Another decoder makes a store of its own, which a cold read must not count.
+        store = StoreConfig(tier=tier, root=self.root / torch.device(device).type)  # type: ignore[arg-type]
+        options = {"batch_size": self.batch_size, "shuffle": True, "device": device, "store": store, "say": _refuse}
+        return loader_of(self.manifest, self.manifest.clips, self.config, **options)
+
+    @contextmanager
+    def stages(self) -> Iterator[list[Stage]]:
+        """Fill the store, open a loader for each tier, and close them at the end."""
+        with ExitStack() as stack:
+            with self._loader("disk") as loader:
+                count_clips(loader)
+            disk, memory = (stack.enter_context(self._loader(tier)) for tier in ("disk", "memory"))
+            stages = [
+                Stage("disk_read", "plain read of the store's file, cold", self._read_cold),
+                Stage("loader_disk_cold", "loader, disk tier, cold page cache", self._load_cold),
+                self._warm("loader_disk_warm", "loader, disk tier, warm page cache", disk),
+                self._warm("loader_memory", "loader, memory tier", memory),
+                self._augmented("loader_memory_augmented", "loader, memory tier + augmentation", memory),
+            ]
+            if torch.device(self.device).type == "cuda":
+                to_gpu, device = (stack.enter_context(self._loader(it, self.device)) for it in ("memory", "device"))
+                stages += [
+                    self._warm("loader_host_to_device", "loader, memory tier, host to device", to_gpu),
+                    self._warm("loader_device", "loader, device tier", device),
+                    self._augmented("loader_device_augmented", "loader, device tier + augmentation", device),
+                ]
+            yield stages
+
+    def _next_epoch(self) -> int:
+        self._epoch += 1
+        return self._epoch
+
+    def _warm(self, name: str, title: str, loader: ClipLoader) -> Stage:
+        """Whole epochs, each in another order."""
+
+        def run() -> Pass:
+            passes: list[Pass] = []
+            while not passes or total(passes).seconds < self.seconds:
+                passes.append(timed(lambda: count_clips(loader, self._next_epoch())))
+            return total(passes)
+
+        return Stage(name, title, run, lambda: count_clips(loader))
+
+    def _augmented(self, name: str, title: str, loader: ClipLoader) -> Stage:
+        def work() -> int:
+            # Augmentation on a processor takes a hundred times as long as loading: no need for a whole epoch.
+            clips, stop = 0, time.perf_counter() + self.seconds
+            for batch in loader.epoch(self._next_epoch()):
+                self._augment(batch)
+                clips += len(batch.keys)
+                if time.perf_counter() > stop:
+                    break
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            return clips
+
+        return Stage(name, title, lambda: timed(work), lambda: self._augment(next(iter(loader.epoch(0)))))
+
+    def _augment(self, batch: ClipBatch) -> None:
+        crop = AugmentConfig(crop_size=max(1, self.config.size * 7 // 8))
+        augment(batch.frames, crop, batch.keys, seed=0, epoch=self._epoch)
+
+    def _load_cold(self) -> Pass:
+        """The first epoch of a new loader, checksums and all, with nothing of the store in memory."""
+        drop_cached_pages(self.root / "cpu")
+        with self._loader("disk") as loader:
+            return timed(lambda: count_clips(loader, self._next_epoch()))
+
+    def _read_cold(self) -> Pass:
+        """The same bytes in large pieces, by as many threads as the loader has: the disk's own speed."""
+        drop_cached_pages(self.root / "cpu")
+        files = {path: path.stat().st_size for path in _files(self.root / "cpu")}
+        pieces = [(path, offset) for path, size in files.items() for offset in range(0, size, _CHUNK_BYTES)]
+        with ThreadPoolExecutor(available_processors()) as pool:
+            passed = timed(lambda: len(list(pool.map(_read_piece, pieces))))
+        return replace(passed, clips=len(self.manifest.clips))
+
+
+def _refuse(trouble: str) -> None:
+    """Training continues without a store; a figure of a store that is none would be wrong."""
+    raise ValueError(trouble)
+
+
+def _read_piece(piece: tuple[Path, int]) -> None:
+    path, offset = piece
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        file.read(_CHUNK_BYTES)
+
+
+def _files(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def drop_cached_pages(root: Path) -> float:
+    """Make the system drop its page cache of the files below `root`.
+
+    Returns:
+        The share of the largest of them that is still cached, 0 to 0.1.
+
+    Raises:
+        Skipped: More of it is.
+    """
+    if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
+        raise Skipped("only Linux can be told to forget cached pages")
+    for path in _files(root):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # pages that are not written yet are not dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    largest = max(_files(root), key=lambda path: path.stat().st_size)
+    if (share := cached_share(largest)) > 0.1:
+        raise Skipped(f"{share:.0%} of the store stay in memory; TMPDIR names a folder on a disk")
+    return share
+
+
+def cached_share(path: Path) -> float:
+    """How much of a file lies in memory, by reading bytes here and there that must not come from the disk."""
+    size, hits, byte = path.stat().st_size, 0, bytearray(1)
+    with path.open("rb", buffering=0) as file:
+        # Reading a byte that is not there makes the kernel fetch it and, without this, what lies after it.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for probe in range(_PROBES):
+            try:
+                hits += os.preadv(file.fileno(), [byte], probe * size // _PROBES, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    raise Skipped(f"the store's file system does not tell what it holds in memory ({error})") from error
+    return hits / _PROBES
+
+
+def growth(work: Callable[[], int], decodes: int) -> dict[str, float]:
+    """Repeat `work`, which returns how many clips it decoded.
+
+    Returns:
+        Decodes, resident MiB after the warm-up, at the end and at the most, and the growth from first to last.
+    """
+    warm = 0
+    while warm < _WARM_UP_DECODES:
+        warm += work()
+    gc.collect()
+    seen, done = [resident_memory() / 2**20], 0
+    while done < decodes:
+        done += work()
+        seen.append(resident_memory() / 2**20)
+    gc.collect()
+    seen.append(resident_memory() / 2**20)
+    return {
+        "decodes": done,
+        "resident_mib_before": round(seen[0], 2),
+        "resident_mib_after": round(seen[-1], 2),
+        "resident_mib_highest": round(max(seen), 2),
+        "growth_mib": round(seen[-1] - seen[0], 2),
+    }
+
+
+def memory(manifest: Manifest, config: VideoConfig, decodes: int, batch_size: int) -> dict[str, Any]:
+    """Memory over many decodes, a clip on each processor; and over as many by the loader, whose batches come on top."""
+    clips = manifest.clips
+
+    def decode(clip: Clip) -> None:
+        decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames), config.spec)
+
+    def decode_all() -> int:
+        with ThreadPoolExecutor(available_processors()) as pool:
+            count = len(list(pool.map(decode, clips)))
+        give_back_memory()  # as the loader does after an epoch
+        return count
+
+    found: dict[str, Any] = growth(decode_all, decodes)
+    with loader_of(manifest, clips, config, batch_size=batch_size) as loader:
+        found["loader"] = growth(lambda: sum(len(batch.keys) for batch in loader.epoch()), decodes)
+    return found

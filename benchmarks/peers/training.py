@@ -1,0 +1,248 @@
+"""Training of today, without this package: `training.py report|plain --model NAME --corpus DIR`.
+
+- report: Roy (2025)'s way, the JPEG-frame baseline. T frames by its formula, each a JPEG extracted beforehand, loaded
+  by Pillow and transformed alone (resize, random crop, flip, rotation up to 20 degrees, tensor, ImageNet's
+  normalisation, all drawn anew for every frame), batches shuffled by a DataLoader with 4 workers, float32, and the loss
+  and the correct clips read from the device in every step. Extraction is timed apart and done once for each `--frames`
+  folder; links to one file are extracted once.
+- plain: decord in a DataLoader's workers, torchvision's v2 transforms, Accelerate. As many workers as processors, which
+  live on, one decoder thread in each, frames scaled by the reader; crop, flip, rotation and normalisation once for a
+  clip's frames together, in the worker; losses read once an epoch; bf16 where the device has it fast, but float32 for
+  3D convolutions on a CPU, where bf16 gives NaN. Of the libraries that decode video, decord was the quickest in
+  `throughput.py` on processors; decord or decord2, by the version that `versions` names.
+
+Both use Roy (2025)'s networks, from torchvision and here without pretrained weights, Adam (1e-4, weight decay 1e-4),
+and gradients clipped at 5. The program trains an epoch for each line on its standard input and answers each by a JSON
+line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peer
+import torch
+import video_loaders
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.models import resnet18
+from torchvision.models.video import r3d_18
+from torchvision.transforms import v2
+
+NUM_CLASSES = 8
+NORMALISATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's mean and standard deviation
+CLIP_NORM = 5.0
+
+
+def early_cnn(num_frames: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten(1, 2)]
+    width = 3 * num_frames
+    for wider in (64, 128, 256, 512):
+        layers += [nn.Conv2d(width, wider, 3, padding=1), nn.BatchNorm2d(wider), nn.ReLU(), nn.MaxPool2d(2)]
+        width = wider
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*layers, nn.Linear(1024, NUM_CLASSES))
+
+
+def early_resnet18(num_frames: int) -> nn.Module:
+    backbone = resnet18(weights=None)
+    backbone.conv1 = nn.Conv2d(3 * num_frames, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    backbone.fc = nn.Linear(512, NUM_CLASSES)
+    return nn.Sequential(nn.Flatten(1, 2), backbone)
+
+
+class FrameByFrame(nn.Module):
+    """A ResNet-18 for every frame, then the mean over time or an LSTM's last hidden state, and one Linear."""
+
+    def __init__(self, *, recurrent: bool) -> None:
+        super().__init__()
+        self.backbone = resnet18(weights=None)
+        self.backbone.fc = nn.Identity()
+        self.lstm = nn.LSTM(512, 512, batch_first=True) if recurrent else None
+        self.fc = nn.Linear(512, NUM_CLASSES)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        batch, num_frames = clips.shape[:2]
+        features = self.backbone(clips.reshape(batch * num_frames, *clips.shape[2:])).reshape(batch, num_frames, -1)
+        if self.lstm is None:
+            return self.fc(features.mean(dim=1))
+        _, (hidden, _) = self.lstm(features)
+        return self.fc(hidden[-1])
+
+
+class Video(nn.Module):
+    """R3D-18, which takes time after channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = r3d_18(weights=None)
+        self.network.fc = nn.Linear(512, NUM_CLASSES)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.network(clips.transpose(1, 2))
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "early_cnn": early_cnn,
+    "early_resnet18": early_resnet18,
+    "late_fusion": lambda num_frames: FrameByFrame(recurrent=False),
+    "r3d18": lambda num_frames: Video(),
+    "cnn_lstm": lambda num_frames: FrameByFrame(recurrent=True),
+}
+
+
+def label(path: Path) -> int:
+    """The class that RAVDESS's name says: its third field, less one."""
+    fields = path.stem.split("-")
+    if len(fields) != 7 or not fields[2].isdigit() or not 1 <= int(fields[2]) <= NUM_CLASSES:
+        sys.exit(f"{path.name} has no RAVDESS name, which says the class")
+    return int(fields[2]) - 1
+
+
+def adam(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=1e-4)
+
+
+class Labelled(Dataset[tuple[Tensor, int]]):
+    """Files -> float [T, 3, H, W] and the class."""
+
+    def __init__(self, paths: list[Path], read: Callable[[Path], Tensor]) -> None:
+        self.paths, self.labels, self.read = paths, [label(path) for path in paths], read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.read(self.paths[index]), self.labels[index]
+
+
+def read_jpegs(path: Path, options: argparse.Namespace, transform: Callable[[Any], Tensor]) -> Tensor:
+    return video_loaders.read_jpegs(options.folders[path], options.num_frames, transform)
+
+
+def read_video(path: Path, options: argparse.Namespace, transform: Callable[[Any], Tensor]) -> Tensor:
+    return transform(video_loaders.read_decord(path, options))
+
+
+Epochs = Iterator[dict[str, float]]
+
+
+def report(paths: list[Path], model: nn.Module, options: argparse.Namespace) -> tuple[Epochs, dict[str, Any]]:
+    """Epochs as Roy (2025) trains, and what to say of them."""
+    options.folders = video_loaders.frame_folders(paths, options)
+    extraction = video_loaders.extract_all(options.folders, options.frames)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = options.workers or video_loaders.JPEG_WORKERS
+    steps = [transforms.Resize(options.size), transforms.RandomCrop(options.crop_size)]
+    steps += [transforms.RandomHorizontalFlip(0.5), transforms.RandomRotation(20)]
+    steps += [transforms.ToTensor(), transforms.Normalize(*NORMALISATION)]
+    loader = DataLoader(
+        Labelled(paths, partial(read_jpegs, options=options, transform=transforms.Compose(steps))),
+        batch_size=options.batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+
+    def epochs(model: nn.Module) -> Epochs:
+        criterion, optimizer = nn.CrossEntropyLoss(), adam(model, options.lr)
+        while True:
+            model.train()
+            loss_sum, correct, clips, steps = 0.0, 0, 0, 0
+            for frames, labels in loader:
+                frames, labels = frames.to(device), labels.to(device)
+                optimizer.zero_grad()
+                logits = model(frames)
+                loss = criterion(logits, labels)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+                optimizer.step()
+                loss_sum += loss.item() * len(labels)
+                correct += (logits.argmax(1) == labels).sum().item()
+                clips, steps = clips + len(labels), steps + 1
+            yield {"clips": clips, "steps": steps, "loss": loss_sum / clips, "accuracy": correct / clips}
+
+    about = {
+        "versions": {package: peer.version(package) for package in ("torch", "torchvision", "pillow")},
+        "settings": {"workers": workers, "precision": "fp32", "batch_size": options.batch_size},
+        "extraction": extraction,
+    }
+    return epochs(model.to(device)), about
+
+
+def plain(paths: list[Path], model: nn.Module, options: argparse.Namespace) -> tuple[Epochs, dict[str, Any]]:
+    """Epochs of decord and Accelerate, and what to say of them."""
+    try:
+        video_loaders.decord_package()
+    except (ImportError, OSError) as error:
+        peer.skip("plain_training", f"{error}; pip install decord2")
+    options.example, workers = paths[0], options.workers or peer.processors()
+    has_gpu = torch.cuda.is_available()
+    is_fast = has_gpu or (options.model != "r3d18" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    accelerator = Accelerator(mixed_precision="bf16" if is_fast else "no", cpu=not has_gpu)
+    steps = [v2.RandomCrop(options.crop_size), v2.RandomHorizontalFlip(0.5), v2.RandomRotation(20)]
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*NORMALISATION)]
+    loader = DataLoader(
+        Labelled(paths, partial(read_video, options=options, transform=v2.Compose(steps))),
+        batch_size=options.batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=has_gpu,
+        persistent_workers=True,
+        prefetch_factor=2,
+    )
+
+    def epochs(model: nn.Module, loader: DataLoader[Any]) -> Epochs:
+        criterion = nn.CrossEntropyLoss()
+        model, optimizer, loader = accelerator.prepare(model, adam(model, options.lr), loader)
+        while True:
+            model.train()
+            totals, clips, steps = torch.zeros(2, device=accelerator.device), 0, 0
+            for frames, labels in loader:
+                optimizer.zero_grad()
+                logits = model(frames)
+                loss = criterion(logits, labels)
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
+                optimizer.step()
+                totals += torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()])
+                clips, steps = clips + len(labels), steps + 1
+            loss_sum, correct = totals.tolist()
+            yield {"clips": clips, "steps": steps, "loss": loss_sum / clips, "accuracy": correct / clips}
+
+    settings = {"workers": workers, "precision": "bf16" if is_fast else "fp32", "batch_size": options.batch_size}
+    packages = ("torch", "torchvision", "decord", "accelerate")
+    about = {"versions": {it: peer.version(it) for it in packages}, "settings": {**settings, "prefetch_factor": 2}}
+    return epochs(model, loader), about
+
+
+def main() -> None:
+    parser = peer.parser(__doc__)
+    parser.add_argument("kind", choices=("report", "plain"))
+    parser.add_argument("--model", choices=NETWORKS, required=True)
+    parser.add_argument("--crop_size", type=int, default=112, help="side of what the network sees, in pixels")
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    train = report if options.kind == "report" else plain
+    epochs, about = train(peer.files(options.corpus), NETWORKS[options.model](options.num_frames), options)
+    print(json.dumps({"peer": f"{options.kind}_training", "num_classes": NUM_CLASSES, **about}), flush=True)
+    for _ in sys.stdin:
+        before, cpu_before = time.perf_counter(), peer.cpu_seconds()
+        found = next(epochs)
+        spent = {"seconds": time.perf_counter() - before, "cpu_seconds": peer.cpu_seconds() - cpu_before}
+        print(json.dumps({**found, **spent}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What a user can get wrong, in one line; and choices."""
+
+import pytest
+import torch
+
+from benchmarks import epoch_time, reliability, scaling, throughput
+from benchmarks.common.options import choose
+from benchmarks.common.peers import PEERS
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (throughput, ["--corpus", "/no/such/folder"], "/no/such/folder"),
+        (throughput, ["--peers", "somebody"], "--peers takes all, none, or some of decord"),
+        (throughput, ["--rounds", "0"], "--rounds must be at least 1, not 0"),
+        (throughput, ["--num_frames", "0"], "--num_frames must be at least 1"),
+        (throughput, ["--out", "found.txt"], "--out names the JSON file, which ends in .json, not 'found.txt'"),
+        (reliability, ["--out", "found.txt"], "--out names the JSON file"),
+        (epoch_time, ["--models", "resnet"], "--models takes all, or some of early_cnn"),
+        (epoch_time, ["--peers", "somebody"], "--peers takes all, none, or some of report, plain"),
+        (epoch_time, ["--clips", "2000"], "--clips and --batch_size must be at most 1440"),
+        (epoch_time, ["--clips", "0"], "--clips must be at least 1, not 0"),
+        (epoch_time, ["--crop_size", "200"], "--crop_size 200 is larger than --size 128"),
+        (scaling, ["--processes", "two"], "--processes takes numbers from 1 with commas between, not 'two'"),
+        (scaling, ["--processes", "1,3"], "--batch_size 8 cannot be dealt to 3 processes evenly"),
+        (scaling, ["--processes", "1,1000", "--batch_size", "1000"], "need more than 1440 clips"),
+        (scaling, ["--model", "vgg"], "--model must be one of early_cnn"),
+        (scaling, ["--precision", "int8"], "--precision must be one of auto"),
+        (scaling, ["--size", "8"], "--size must be at least 36, not 8"),
+        (scaling, ["--hosts", "10.0.0.1,10.0.0.2"], "--host_rank must say which of --hosts this is, 0 to 1"),
+        (scaling, ["--hosts", "127.0.0.2,127.0.0.3", "--host_rank", "0"], "--host_rank is for real hosts"),
+        (scaling, ["--hosts", "127.0.0.2"], "--hosts takes two or more different addresses"),
+        (scaling, ["--port", "1"], "--host_rank and --port belong to --hosts"),
+    ],
+)
+def test_a_mistake_is_reported_in_one_line(script, arguments, message, one_line_of):
+    assert message in one_line_of(script.main, arguments)
+
+
+def test_choices():
+    assert choose("--peers", "none", PEERS, can_be_none=True) == []
+    assert choose("--peers", "pyav, jpeg", PEERS) == ["pyav", "jpeg"]
+    with pytest.raises(ValueError, match=r"--peers takes all, or some of decord, .*, not 'torchvision'"):
+        choose("--peers", "pyav,torchvision", PEERS)
+    can_run = [name for name, peer in PEERS.items() if torch.cuda.is_available() or not peer.on_gpu]
+    assert throughput.parse([]).peer_names == can_run
+
+
+def test_an_epoch_is_whole_batches():
+    options = epoch_time.parse(["--batch_size", "32", "--clips", "100"])
+    assert epoch_time.clips_an_epoch("late_fusion", options, has_gpu=False) == 128
+    options = epoch_time.parse(["--batch_size", "512"])
+    assert epoch_time.clips_an_epoch("late_fusion", options, has_gpu=True) == 1024
+    options = epoch_time.parse(["--batch_size", "64"])
+    assert epoch_time.clips_an_epoch("r3d18", options, has_gpu=True) % 64 == 0
+    assert epoch_time.clips_an_epoch("r3d18", options, has_gpu=False) == 64
