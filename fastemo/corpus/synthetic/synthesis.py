@@ -40,6 +40,7 @@ from fastemo.machine import available_processors
 GENERATOR_VERSION = 1
 
 _DONE, _STARTED = "synthetic.json", "synthetic.partial.json"
+_HALF_STARTED = f".{_STARTED}{TEMPORARY_SUFFIX}"
 _NOISE = 20  # tag of the noise in random keys
 _NOISE_SIGMA = 2.5  # grey levels at noise = 1
 _NOISE_MARGIN = 64
@@ -239,7 +240,8 @@ def _description(config: SyntheticConfig) -> dict[str, object]:
 
 def _check_folder(root: Path, config: SyntheticConfig, expected: set[Path]) -> None:
     """Refuse a folder that another configuration filled."""
-    if not root.exists() or not any(root.iterdir()):
+    # A full disk leaves the first file half written.
+    if not root.exists() or {path.name for path in root.iterdir()} <= {_HALF_STARTED}:
         return
     advice = "choose another folder, or remove this one"
     marker = next((root / name for name in (_DONE, _STARTED) if (root / name).exists()), None)
@@ -273,7 +275,7 @@ def _start(root: Path, config: SyntheticConfig) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.rglob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink()
-    temporary = root / f".{_STARTED}{TEMPORARY_SUFFIX}"
+    temporary = root / _HALF_STARTED
     temporary.write_text(json.dumps(_description(config), indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, root / _STARTED)
     (root / _DONE).unlink(missing_ok=True)
