@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +26,20 @@ from benchmarks.reliability import outcome_text
 from fastemo.errors import one_line_errors
 from fastemo.machine import write_text
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-FAULTS_BEGIN, FAULTS_END = "<!-- reliability: begin -->", "<!-- reliability: end -->"
-BENCHMARKS = {
-    "throughput": "The data path, from the file to the batch",
-    "epoch_time": "Whole epochs",
-    "scaling": "Several processes",
-}
-# What each kind of file must have, besides when, where and with what it was made.
-_NEEDED = {
-    **{benchmark: ["targets"] for benchmark in BENCHMARKS},
-    "accuracy": ["model", "epochs", "accuracy", "interval", "seed"],
-    "reliability": ["faults"],
-    "study": ["name", "cells", "parts", "minutes"],
-    "check": ["stages"],
+# By kind of file, the heading of the table and what a file must have besides when, where and with what it was made.
+_KINDS = {
+    "throughput": ("The data path, from the file to the batch (`benchmarks/throughput.py`)", ["targets"]),
+    "epoch_time": ("Whole epochs (`benchmarks/epoch_time.py`)", ["targets"]),
+    "scaling": ("Several processes (`benchmarks/scaling.py`)", ["targets"]),
+    "check": ("On a GPU (`benchmarks/gpu_check.py`)", ["stages"]),
+    "accuracy": ("Accuracy on the built-in corpus", ["model", "epochs", "accuracy", "interval", "seed"]),
+    "study": ("Study", ["name", "cells", "parts", "minutes"]),
+    "reliability": ("Faults", ["faults"]),
 }
 _VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
-# The headlines of a throughput file, which names them in no list of its own.
-_RUNGS = ("decode_full", "decode_pruned", "loader_cold", "loader_cold_gpu", "loader_device")
+# The headlines of a throughput file, which has no list of its own.
+_STAGES = ("decode_full", "decode_pruned", "loader_cold", "loader_cold_gpu", "loader_device")
+_NO_RESULTS = "No results yet."
 
 Found = dict[str, Any]
 
@@ -54,17 +48,17 @@ def read(folder: Path) -> dict[str, list[Found]]:
     """The files' contents by kind, oldest first.
 
     Raises:
-        ValueError: A file is no JSON, or lacks what every kind has; the message names it.
+        ValueError: A file is not JSON, or lacks an entry of its kind; the message names the file.
     """
     found: dict[str, list[Found]] = {}
     for path in sorted(it for glob in ("*.json", "study-*/study.json", "gpu/check-*.json") for it in folder.glob(glob)):
-        name = path.parent.name if path.name == "study.json" else path.name
-        kind = next((it for it in _NEEDED if name.replace("_", "-").startswith(f"{it.replace('_', '-')}-")), None)
-        if kind is None:
-            raise ValueError(f"{path.name} is none of {', '.join(_NEEDED)}")
+        name = (path.parent.name if path.name == "study.json" else path.name).replace("epoch-time", "epoch_time")
+        kind = name.split("-")[0]
+        if kind not in _KINDS:
+            raise ValueError(f"{path.name} is none of {', '.join(_KINDS)}")
         try:
             one = json.loads(path.read_text(encoding="utf-8"))
-            needed = ("date", "machine", "versions", "command", *_NEEDED[kind])
+            needed = ("date", "machine", "versions", "command", *_KINDS[kind][1])
             if missing := [name for name in needed if name not in one]:
                 raise ValueError(f"lacks {', '.join(missing)}")
         except ValueError as error:
@@ -75,45 +69,42 @@ def read(folder: Path) -> dict[str, list[Found]]:
     return {kind: sorted(its, key=lambda it: it["date"]) for kind, its in found.items()}
 
 
-def newest(found: Sequence[Found], keys: Sequence[str] = ()) -> list[Found]:
-    """The last of each machine and of each value of `keys`; `found` is sorted by date."""
+def newest(files: list[Found]) -> list[Found]:
+    """The last of each machine, and of each training with an accuracy; `files` are sorted by date."""
     last = {}
-    for it in found:
-        # Hosts that one machine played are no other machine, but another measurement.
-        machine = f"{machine_slug(it['machine'])} {it.get('settings', {}).get('hosts', 1)}"
-        last[(machine, *(str(it.get(key)) for key in keys))] = it
+    for it in files:
+        # Two hosts played by one machine are not another machine, but another measurement.
+        key = [machine_slug(it["machine"]), it.get("settings", {}).get("hosts", 1)]
+        key += [it["model"], it["command"], it["seed"]] if "model" in it else []
+        last[tuple(map(str, key))] = it
     return [last[key] for key in sorted(last)]
 
 
 def text(found: dict[str, list[Found]]) -> str:
-    """All tables, as Markdown."""
+    """All tables but the faults, as Markdown."""
     parts = []
-    for kind, heading in BENCHMARKS.items():
+    for kind in ("throughput", "epoch_time", "scaling", "check", "accuracy"):
         if files := newest(found.get(kind, [])):
-            columns = [_headlines(it) | _targets(it) for it in files]
-            parts.append(f"### {heading} (`benchmarks/{kind}.py`)\n\n{_by_machine(files, columns)}")
-    if files := newest(found.get("check", [])):
-        columns = [_on_gpu(it["stages"], it.get("note")) for it in files]
-        parts.append(f"### On a GPU (`benchmarks/gpu_check.py`)\n\n{_by_machine(files, columns)}")
-    if files := newest(found.get("accuracy", []), ("model", "command", "seed")):
-        parts.append(f"### Accuracy on the built-in corpus\n\n{accuracy_table(files)}")
-    parts += [study_text(it) for it in found.get("study", [])]
-    return "\n\n".join(parts) or "No results yet."
+            table = _accuracies(files) if kind == "accuracy" else _by_machine(files)
+            parts.append(f"### {_KINDS[kind][0]}\n\n{table}")
+    parts += [_study(it) for it in found.get("study", [])]
+    return "\n\n".join(parts) or _NO_RESULTS
 
 
-def _by_machine(files: Sequence[Found], columns: Sequence[dict[str, str]]) -> str:
+def _by_machine(files: list[Found]) -> str:
     """One column a machine: when and how it was measured, then its own cells."""
-    columns = [_facts(it) | own for it, own in zip(files, columns, strict=True)]
+    columns = [_facts(it) | (_on_gpu(it) if "stages" in it else _headlines(it) | _targets(it)) for it in files]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
     return _markdown([["", *(_machine(it["machine"]) for it in files)], *rows])
 
 
-def _on_gpu(stages: dict[str, Any], note: str | None) -> dict[str, str]:
+def _on_gpu(found: Found) -> dict[str, str]:
     """The verdicts, warm steps by model, the ways to decode, memory."""
+    stages = found["stages"]
     failed = [name for name, it in stages.items() if not it["ok"]]
     verdict = f"**failed: {', '.join(failed)}**" if failed else f"all {len(stages)} ok"
-    cells = {"stages": f"{verdict} ({note})" if note else verdict}
+    cells = {"stages": f"{verdict} ({found['note']})" if found.get("note") else verdict}
     models: dict[str, dict[str, list[str]]] = {}
     for key, step in stages.get("training", {}).get("steps", {}).items():
         model, batch, variant = key.split(", ")
@@ -134,82 +125,60 @@ def _on_gpu(stages: dict[str, Any], note: str | None) -> dict[str, str]:
     return cells
 
 
-def accuracy_table(files: Sequence[Found]) -> str:
+def _accuracies(files: list[Found]) -> str:
     """One row a run."""
     rows = [["model", "epochs", "test accuracy (95 % interval)", "seed", "", "date", "machine", "versions", "command"]]
     for it in sorted(files, key=lambda it: -it["accuracy"]):
-        accuracy = _share(it["accuracy"], it["interval"])
-        facts = _facts(it)
-        row = [f"`{it['model']}`", str(it["epochs"]), accuracy, str(it["seed"]), it.get("note", ""), facts["date"]]
-        rows.append([*row, _machine(it["machine"]), facts["versions"], facts["command"]])
-    if not any(row[4] for row in rows):
-        rows = [[*row[:4], *row[5:]] for row in rows]
+        date, versions, command = _facts(it).values()
+        row = [f"`{it['model']}`", str(it["epochs"]), _share(it), str(it["seed"]), it.get("note", "")]
+        rows.append([*row, date, _machine(it["machine"]), versions, command])
     return _markdown(rows)
 
 
-def study_text(found: Found) -> str:
+def _study(found: Found) -> str:
     """A study's rows part by part, and how the rows of each differ."""
     facts, machine = _facts(found), found["machine"]
     where = machine["gpu"] or f"{machine['processors']} cores of {machine['processor']}, no GPU"
-    head = (
-        f"### Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}\n\n"
-        f"{facts['date']}, {where}, {facts['versions']}, {facts['command']}: {len(found['cells'])} cells, "
-        f"{found['minutes']:.0f} minutes of training and testing."
-    )
-    return "\n\n".join([head, *(_part_text(part) for part in found["parts"])])
+    about = f"{facts['date']}, {where}, {facts['versions']}, {facts['command']}: {len(found['cells'])} cells"
+    texts = [f"### Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}"]
+    texts.append(f"{about}, {found['minutes']:.0f} minutes of training and testing.")
+    for part in found["parts"]:
+        rows = [["", "test accuracy (95 % interval)", "order told apart (95 % interval)", "in the report, on RAVDESS"]]
+        for row in part["rows"]:
+            accuracy = "not finished" if row["accuracy"] is None else _share(row)
+            reported = "-" if row["report"] is None else f"{row['report'] * 100:.1f} %"
+            rows.append([row["label"], accuracy, _share(row["order"]) if row["order"] else "-", reported])
+        texts += [f"**{part['title']}**", _markdown(rows)]
+        if part["comparisons"]:
+            # The difference of accuracies in points, on all clips and on those that order alone tells apart.
+            rows = [["pair", "all clips: points, p", "classes that differ in order: points, p"]]
+            by_order = {(it["a"], it["b"]): _points(it) for it in part.get("order_comparisons") or []}
+            for it in part["comparisons"]:
+                rows.append([f"{it['a']} less {it['b']}", _points(it), by_order.get((it["a"], it["b"]), "-")])
+            texts.append(_folded("Pairs on the same takes", rows))
+    return "\n\n".join(texts)
 
 
-def _part_text(part: dict[str, Any]) -> str:
-    has_order = any(row["order"] for row in part["rows"])
-    rows = [["", "test accuracy (95 % interval)", "order told apart (95 % interval)", "in the report, on RAVDESS"]]
-    for row in part["rows"]:
-        order = row["order"]
-        rows.append(
-            [
-                row["label"],
-                "not finished" if row["accuracy"] is None else _share(row["accuracy"], row["interval"]),
-                _share(order["accuracy"], order["interval"]) if order else "-",
-                "-" if row["report"] is None else f"{row['report'] * 100:.1f} %",
-            ]
-        )
-    told = [_markdown(rows if has_order else [[*row[:2], row[3]] for row in rows])]
-    if part["comparisons"]:
-        pairs = _pairs(part["comparisons"], part.get("order_comparisons") or [])
-        told.append(_folded("Pairs on the same takes", pairs))
-    return "\n\n".join([f"**{part['title']}**", *told])
-
-
-def _pairs(comparisons: Sequence[dict[str, Any]], of_order: Sequence[dict[str, Any]]) -> str:
-    """A row a pair: the difference of accuracies in points, on all clips and on those that order alone tells apart."""
-    rows = [["pair", "all clips: points, p", "classes that differ in order: points, p"]]
-    by_pair = {(it["a"], it["b"]): it for it in of_order}
-    for it in comparisons:
-        other = by_pair.get((it["a"], it["b"]))
-        rows.append([f"{it['a']} less {it['b']}", _points(it), _points(other) if other else "-"])
-    return _markdown(rows if of_order else [row[:2] for row in rows])
-
-
-def _points(pair: dict[str, Any]) -> str:
+def _points(pair: Found) -> str:
     low, high = pair["interval"]
     return f"{pair['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}), {pair['p_bootstrap_holm']:.3f}"
 
 
-def _share(value: float, interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{value * 100:.1f} % ({low * 100:.1f} to {high * 100:.1f})"
+def _share(found: Found) -> str:
+    low, high = found["interval"]
+    return f"{found['accuracy'] * 100:.1f} % ({low * 100:.1f} to {high * 100:.1f})"
 
 
 def faults_text(found: dict[str, list[Found]]) -> str:
-    """Of each machine when, where and with what, and folded below it one row a kind of fault."""
+    """When, where and with what, and folded below it one row a kind of fault; of each machine."""
     parts = []
     for it in newest(found.get("reliability", [])):
-        facts = _facts(it)
-        head = f"{facts['date']}, {_machine(it['machine'])}, {facts['versions']}, {facts['command']}:"
-        rows = [[fault["fault"], f"{fault['tried']:,}", outcome_text(fault["outcomes"])] for fault in it["faults"]]
-        tries = sum(fault["tried"] for fault in it["faults"])
-        title = f"{len(rows):,} kinds of fault, tried {tries:,} times"
-        parts.append(f"{head}\n\n{_folded(title, _markdown([['fault', 'tried', 'outcome'], *rows]))}")
-    return "\n\n".join(parts) if parts else "No results yet."
+        facts, faults = _facts(it), it["faults"]
+        parts.append(f"{facts['date']}, {_machine(it['machine'])}, {facts['versions']}, {facts['command']}:")
+        rows = [[fault["fault"], f"{fault['tried']:,}", outcome_text(fault["outcomes"])] for fault in faults]
+        title = f"{len(faults):,} kinds of fault, tried {sum(fault['tried'] for fault in faults):,} times"
+        parts.append(_folded(title, [["fault", "tried", "outcome"], *rows]))
+    return "\n\n".join(parts) or _NO_RESULTS
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -220,79 +189,63 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def _facts(found: Found) -> dict[str, str]:
     known = found["versions"]
-    return {
-        "date": found["date"][:10],
-        "versions": ", ".join(f"{title} {known[name]}" for name, title in _VERSIONS.items() if name in known),
-        "command": f"`{found['command']}`",
-    }
+    versions = ", ".join(f"{title} {known[name]}" for name, title in _VERSIONS.items() if name in known)
+    return {"date": found["date"][:10], "versions": versions, "command": f"`{found['command']}`"}
 
 
 def _headlines(found: Found) -> dict[str, str]:
-    """Figures without a target: a file's own list, or a throughput file's rungs."""
-    rows = found.get("headlines")
-    if rows is None:
-        rungs = found.get("rungs", {})
-        rows = [
-            {"title": rungs[name]["title"], "value": rungs[name]["clips_per_second"]["median"], "unit": "clips/s"}
-            for name in _RUNGS
-            if rungs.get(name, {}).get("rounds")
-        ]
-    return {row["title"]: f"{figure_text(row['value'])} {row['unit']}".strip() for row in rows}
+    """Figures without a target."""
+    cells = {row["title"]: _figure(row["value"], row["unit"]) for row in found.get("headlines", [])}
+    for name in _STAGES:
+        stage = found.get("rungs", {}).get(name, {})
+        if stage.get("rounds"):
+            cells[stage["title"]] = _figure(stage["clips_per_second"]["median"], "clips/s")
+    return cells
 
 
 def _targets(found: Found) -> dict[str, str]:
     cells = {}
     for it in found["targets"]:
         sign, bound = ("<=", it["at_most"]) if "at_most" in it else (">=", it["at_least"])
-        limit = f"{sign} {figure_text(bound)} {it['unit']}".strip()
-        if it["value"] is None:
-            value = it["verdict"]
-        else:
-            verdict = f"**{it['verdict']}**" if it["verdict"] == "not reached" else it["verdict"]
-            value = f"{figure_text(it['value'])} {it['unit']}".strip() + f", {verdict}"
-        note = f" ({it['note']})" if it.get("note") else ""
-        cells[it["title"]] = f"{value}; target {limit}{note}"
+        verdict = f"**{it['verdict']}**" if it["verdict"] == "not reached" else it["verdict"]
+        value = "" if it["value"] is None else f"{_figure(it['value'], it['unit'])}, "
+        note = f" ({it['note']})" if it["note"] else ""
+        cells[it["title"]] = f"{value}{verdict}; target {sign} {_figure(bound, it['unit'])}{note}"
     return cells
 
 
-def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+def _figure(value: float, unit: str) -> str:
+    return f"{figure_text(value)} {unit}".strip()
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [head, ["---"] * len(head), *rest]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _folded(title: str, rows: list[list[str]]) -> str:
+    return f"<details><summary>{title}</summary>\n\n{_markdown(rows)}\n\n</details>"
 
 
-def rewritten(readme: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
-    """The README with the tables between its markers.
-
-    Raises:
-        ValueError: It has not one pair of markers.
-    """
-    if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
-        raise ValueError(f"the README needs one {begin} and after it one {end}, where the tables go")
-    between = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
-    return between.sub(lambda _: f"{begin}\n\n{tables}\n\n{end}", readme)
+def _markdown(rows: list[list[str]]) -> str:
+    """A table, the first row its head; columns of which every cell is empty are left out."""
+    columns = [column for column in zip(*rows, strict=True) if len(rows) == 1 or set(column[1:]) - {"", "-"}]
+    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in zip(*columns, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
 
 
 def with_results(readme: str, found: dict[str, list[Found]]) -> str:
-    """The README with all tables; one without markers for the faults stays without their table.
+    """The README with all tables between their markers.
 
     Raises:
-        ValueError: It has not one pair of markers of a kind.
+        ValueError: It does not have one pair of markers of each kind.
     """
-    readme = rewritten(readme, text(found))
-    if FAULTS_BEGIN not in readme and FAULTS_END not in readme:
-        return readme
-    return rewritten(readme, faults_text(found), FAULTS_BEGIN, FAULTS_END)
+    for name, tables in (("results", text(found)), ("reliability", faults_text(found))):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
+            raise ValueError(f"the README needs one {begin} and after it one {end}, where the tables go")
+        before, after = readme.split(begin)[0], readme.split(end)[1]
+        readme = f"{before}{begin}\n\n{tables}\n\n{end}{after}"
+    return readme
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="readme_results.py"
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if it would change the README")
     parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of JSONs")
@@ -300,11 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = parser.parse_args(arguments)
         old = options.readme.read_text(encoding="utf-8")
         new = with_results(old, read(options.results))
-        if options.check:
-            if new != old:
-                print(f"{options.readme.name} is not what the results say; run python benchmarks/readme_results.py")
-                sys.exit(1)
-        elif new != old:
+        if new != old and options.check:
+            sys.exit(f"{options.readme.name} is not what the results say; run python benchmarks/readme_results.py")
+        if new != old:
             write_text(options.readme, new)
 
 

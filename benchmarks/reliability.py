@@ -1,4 +1,4 @@
-"""What becomes of broken files, stores, configurations, disks and processes: every attack of the tests, counted.
+"""The outcomes of broken files, stores, configurations, disks and processes: every attack of the tests, counted.
 
     python benchmarks/reliability.py --full                 # all of them, as often as the README's table says: minutes
     python benchmarks/reliability.py                        # all of them, the long ones as often as in CI
@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,19 +31,13 @@ from benchmarks.common.options import make_parser, parse_checked
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
 
-_REPOSITORY = results.REPOSITORY
-_TESTS_FAILED = 1  # pytest's status
-# Where attacks are, besides tests/attacks.
-_MORE = (
-    "experiment/test_resume.py",
-    "test_processes.py",
-    "report/test_collect.py",
-    "training/test_checkpoint.py",
-    "training/test_faults.py",
+_ATTACKS = (
+    *("tests/attacks", "tests/experiment/test_resume.py", "tests/test_processes.py", "tests/report/test_collect.py"),
+    *("tests/training/test_checkpoint.py", "tests/training/test_faults.py"),
 )
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser("reliability.py", __doc__)
     parser.add_argument("--from", type=Path, dest="lines", metavar="FILE", help="run no test; sum up these lines")
     extent = parser.add_mutually_exclusive_group()
@@ -60,31 +53,24 @@ def attack(folder: Path, *, quick: bool, full: bool) -> tuple[Path, dict[str, in
         SystemExit: A test failed; status 1.
         ValueError: The tests are not there, or could not be run.
     """
-    if not (_REPOSITORY / "tests" / "attacks").is_dir():
-        raise ValueError(f"{_REPOSITORY} holds no tests/attacks; run this in a clone of the repository")
+    if not (results.REPOSITORY / "tests" / "attacks").is_dir():
+        raise ValueError(f"{results.REPOSITORY} holds no tests/attacks; run this in a clone of the repository")
     lines, report = folder / "faults.jsonl", folder / "report.xml"
     lines.touch()
-    more = [f"tests/{name}" for name in _MORE if (_REPOSITORY / "tests" / name).is_file()]
     command = [
-        *(sys.executable, "-m", "pytest", "tests/attacks", *more, "-m", "not slow" if quick else "slow or not slow"),
+        *(sys.executable, "-m", "pytest", *_ATTACKS, "-m", "not slow" if quick else "slow or not slow"),
         # One process: in the order of the table, and nothing beside a test that measures memory.
         *("--faults", str(lines), "--junitxml", str(report), "-p", "no:cacheprovider", "-n", "0"),
     ]
     env = {**os.environ, "FASTEMO_FULL": str(int(full))}
-    status = subprocess.run(command, cwd=_REPOSITORY, env=env).returncode
-    if status == _TESTS_FAILED:
-        print("reliability.py: a test failed, so there are no results", file=sys.stderr)
-        sys.exit(1)
+    status = subprocess.run(command, cwd=results.REPOSITORY, env=env).returncode
+    if status == 1:
+        sys.exit("reliability.py: a test failed, so there are no results")
     if status:
         raise ValueError(f"the tests could not be run: pytest ended with status {status}")
-    return lines, counts(report)
-
-
-def counts(report: Path) -> dict[str, int]:
-    """Of pytest's report."""
-    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
-    tests, skipped = (sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "skipped"))
-    return {"run": tests - skipped, "skipped": skipped}
+    suite = ElementTree.parse(report).getroot()[0]
+    skipped = int(suite.attrib["skipped"])
+    return lines, {"run": int(suite.attrib["tests"]) - skipped, "skipped": skipped}
 
 
 def summed(path: Path) -> list[dict[str, Any]]:
@@ -93,43 +79,19 @@ def summed(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: A line is not what `--faults` writes; the message names the file and the line.
     """
-    outcomes: dict[str, Counter[str]] = {}
-    tests: dict[str, set[str]] = {}
+    faults: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             found = json.loads(line)
             fault, ended, test = found["fault"], found["outcomes"], found["test"]
-            if not all(isinstance(it, str) for it in (fault, test, *ended)):
-                raise TypeError("names are text")
-            if not all(isinstance(count, int) and count >= 0 for count in ended.values()):
-                raise TypeError("counts are whole numbers")
+            if not isinstance(fault, str) or not all(isinstance(it, int) and it >= 0 for it in ended.values()):
+                raise TypeError("names are text, counts whole numbers")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path.name}, line {number}: no fault of a test ({error!r})") from error
-        outcomes.setdefault(fault, Counter()).update(ended)
-        tests.setdefault(fault, set()).add(test)
-    return [
-        {"fault": fault, "tried": ended.total(), "outcomes": dict(ended), "tests": sorted(tests[fault])}
-        for fault, ended in outcomes.items()
-    ]
-
-
-def run(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """Everything; returns what goes into the JSON file."""
-    started, tests = time.monotonic(), None
-    with tempfile.TemporaryDirectory(prefix="fastemo-reliability-") as folder:
-        lines = options.lines
-        if lines is None:
-            lines, tests = attack(Path(folder), quick=options.quick, full=options.full)
-        faults = summed(lines)
-    if not faults:
-        raise ValueError("no attack told what it tried")
-    return {
-        **results.header("reliability.py", arguments, started),
-        "settings": {"quick": options.quick, "full": options.full},
-        "tests": tests,
-        "tried": sum(it["tried"] for it in faults),
-        "faults": faults,
-    }
+        one = faults.setdefault(fault, {"fault": fault, "outcomes": Counter(), "tests": set()})
+        one["outcomes"].update(ended)
+        one["tests"].add(test)
+    return [{**it, "tried": it["outcomes"].total(), "tests": sorted(it["tests"])} for it in faults.values()]
 
 
 def outcome_text(outcomes: dict[str, int]) -> str:
@@ -139,13 +101,23 @@ def outcome_text(outcomes: dict[str, int]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    with one_line_errors():
+    started = time.monotonic()
+    with one_line_errors(), tempfile.TemporaryDirectory(prefix="fastemo-reliability-") as folder:
         options, console = parse(arguments), Console()
-        found = run(options, arguments)
-        rows: list[dict[str, str | int]] = [
-            {"fault": it["fault"], "tried": it["tried"], "outcome": outcome_text(it["outcomes"])}
-            for it in found["faults"]
-        ]
+        lines, tests = options.lines, None
+        if lines is None:
+            lines, tests = attack(Path(folder), quick=options.quick, full=options.full)
+        faults = summed(lines)
+        if not faults:
+            raise ValueError("no attack reported what it tried")
+        found = {
+            **results.header("reliability.py", arguments, started),
+            "settings": {"quick": options.quick, "full": options.full},
+            "tests": tests,
+            "tried": sum(it["tried"] for it in faults),
+            "faults": faults,
+        }
+        rows = [{"fault": it["fault"], "tried": it["tried"], "outcome": outcome_text(it["outcomes"])} for it in faults]
         console.table(f"{found['tried']:,} faults of {len(rows)} kinds", rows)
         program = "reliability" if options.full or options.quick else "reliability-sample"
         path = options.out or results.default_path(found["machine"], quick=options.quick, program=program)
