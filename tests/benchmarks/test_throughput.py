@@ -77,21 +77,21 @@ def test_tables_and_chart(quick):
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
-class NoPeers:
-    def run(self, name):
-        raise Skipped(f"{name} is not here")
-
-
 def test_what_was_skipped_is_not_tried_again():
     seen = []
 
     def stage(name):
         return Stage(name, name, lambda: seen.append(name) or Pass(1, 1.0, 1.0))
 
-    found, skipped = throughput.measure([stage("a"), stage("b")], NoPeers(), ["c"], 3, Console(show=False))
-    assert "".join(seen) == "abbaab"
-    assert {name: list(rounds) for name, rounds in found.items()} == {"a": [1, 2, 3], "b": [1, 2, 3], "c": []}
-    assert skipped == {"c": "c is not here"}
+    def absent():
+        seen.append("-")
+        raise Skipped("not here")
+
+    stages = [stage("a"), stage("b"), Stage("c", "c", absent), Stage("d", "d", stage("d").run, absent)]
+    found, skipped = throughput.measure(stages, 3, Console(show=False))
+    assert "".join(seen) == "-ab-baab"
+    assert {name: list(rounds) for name, rounds in found.items()} == {"a": [1, 2, 3], "b": [1, 2, 3], "c": [], "d": []}
+    assert skipped == {"c": "not here", "d": "not here"}
 
 
 @pytest.mark.slow
