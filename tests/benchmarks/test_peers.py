@@ -47,7 +47,8 @@ def test_a_peer_gives_the_sampled_frames_in_batches(name, numbered, tmp_path):
     try:
         taken = [stage.run() for _ in range(2)]
     except Skipped as reason:
-        assert "torchcodec" not in name or not os.environ.get("CI"), reason
+        if "torchcodec" in name and os.environ.get("CI"):
+            raise
         pytest.skip(str(reason))
     for took in taken:
         assert took.clips == NUM_CLIPS
