@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 import torch
 
 from benchmarks.common import corpus, results, throughput_report
-from benchmarks.common.measure import Rounds, Skipped, Stage, T, in_own_process, in_turns
+from benchmarks.common.measure import Rounds, Skipped, Stage, in_own_process, in_turns
 from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import PEERS, peer_stage
 from benchmarks.common.stages import cold_stage, decode_stages, memory, store_stages
@@ -59,21 +59,17 @@ def measure(stages: list[Stage], num_rounds: int, console: Console) -> tuple[Rou
     """
     found: Rounds = {stage.name: {} for stage in stages}
     skipped: dict[str, str] = {}
-
-    def tried(stage: Stage, work: Callable[[], T]) -> T | None:
+    for stage in stages:
+        stage.warm()
+    for number, stage in in_turns(stages, num_rounds):
+        if stage.name in skipped:
+            continue
         try:
-            return work()
+            took = found[stage.name][number] = stage.run()
+            console.say(f"round {number}/{num_rounds} {stage.name}: {took.rate:.1f} clips/s")
         except Skipped as reason:
             skipped[stage.name] = str(reason)
             console.say(f"{stage.name} skipped: {reason}")
-            return None
-
-    for stage in stages:
-        tried(stage, stage.warm)
-    for number, stage in in_turns(stages, num_rounds):
-        if stage.name not in skipped and (took := tried(stage, stage.run)):
-            found[stage.name][number] = took
-            console.say(f"round {number}/{num_rounds} {stage.name}: {took.rate:.1f} clips/s")
     return found, skipped
 
 

@@ -5,6 +5,7 @@ Every stage works on all processors.
 
 from __future__ import annotations
 
+import collections
 import errno
 import gc
 import io
@@ -48,8 +49,7 @@ def loader_of(manifest: Manifest, clips: Sequence[Clip], config: VideoConfig, **
 def demux(path: Path) -> None:
     """Read every packet of the video."""
     with av.open(str(path)) as container:
-        for _ in container.demux(video=0):
-            pass
+        collections.deque(container.demux(video=0), maxlen=0)
 
 
 def decode_all(file: Path | bytes) -> None:
@@ -57,8 +57,7 @@ def decode_all(file: Path | bytes) -> None:
     with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        for _ in container.decode(stream):
-            pass
+        collections.deque(container.decode(stream), maxlen=0)
 
 
 @contextmanager
@@ -77,27 +76,23 @@ def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str,
 
             return Stage(name, title, run, lambda: run(min(len(clips), available_processors())))
 
-        stages = [
-            stage("demux", "demux", lambda it: demux(paths[it])),
-            stage("prune", "prune", lambda it: prune(paths[it], wanted[it])),
-            stage("decode_full", "decode, every frame (the old limit)", lambda it: decode_all(paths[it])),
-            stage("decode_pruned", "decode, pruned (the limit)", lambda it: decode_all(pruned[it])),
-            stage(
-                "decode_resize", "prune + decode + resize", lambda it: decode_clip(paths[it], wanted[it], config.spec)
-            ),
-        ]
-        yield {it.name: it for it in stages}
+        work: dict[str, tuple[str, Callable[[int], object]]] = {
+            "demux": ("demux", lambda it: demux(paths[it])),
+            "prune": ("prune", lambda it: prune(paths[it], wanted[it])),
+            "decode_full": ("decode, every frame (the old limit)", lambda it: decode_all(paths[it])),
+            "decode_pruned": ("decode, pruned (the limit)", lambda it: decode_all(pruned[it])),
+            "decode_resize": ("prune + decode + resize", lambda it: decode_clip(paths[it], wanted[it], config.spec)),
+        }
+        yield {name: stage(name, *its) for name, its in work.items()}
 
 
 def cold_stage(manifest: Manifest, config: VideoConfig, batch_size: int, device: str, stack: ExitStack) -> Stage:
     """The loader without a store: every clip decoded. It is closed with the stack."""
-
-    def loader(clips: Sequence[Clip]) -> ClipLoader:
-        none = StoreConfig(tier="none")
-        made = loader_of(manifest, clips, config, batch_size=batch_size, device=device, store=none)
-        return stack.enter_context(made)
-
-    whole, few = loader(manifest.clips), loader(manifest.clips[: max(batch_size, available_processors())])
+    none = StoreConfig(tier="none")
+    whole, few = (
+        stack.enter_context(loader_of(manifest, clips, config, batch_size=batch_size, device=device, store=none))
+        for clips in (manifest.clips, manifest.clips[: max(batch_size, available_processors())])
+    )
     name = "loader_cold_gpu" if torch.device(device).type == "cuda" else "loader_cold"
     title = f"loader, no store ({whole.backend})"
     return Stage(name, title, lambda: timed(lambda: count_clips(whole)), lambda: count_clips(few))

@@ -80,15 +80,14 @@ def read_opencv(path: Path, options: argparse.Namespace) -> torch.Tensor:
     cv2.setNumThreads(0)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     wanted = peer.frame_indices(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), options.num_frames)
-    width, height = (int(capture.get(it)) for it in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    side = min(width, height)
-    top, left = (height - side) // 2, (width - side) // 2
     found: dict[int, np.ndarray] = {}
     for number in range(wanted[-1] + 1):
         if not capture.grab():
             break
         if number in wanted or number == wanted[-1] - 1:  # as in read_pyav
             _, frame = capture.retrieve()
+            side = min(frame.shape[:2])
+            top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
             square = frame[top : top + side, left : left + side]
             small = cv2.resize(square, (options.size, options.size), interpolation=cv2.INTER_AREA)
             found[number] = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
@@ -151,12 +150,10 @@ def extract(path: Path, target: Path) -> int:
     cv2.setNumThreads(0)
     target.mkdir(parents=True, exist_ok=True)
     capture, number = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), 0
-    while True:
-        has_frame, frame = capture.read()
-        if not has_frame:
-            return number
+    while (read := capture.read())[0]:
         number += 1
-        cv2.imwrite(str(target / f"frame{number:04d}.jpg"), frame)
+        cv2.imwrite(str(target / f"frame{number:04d}.jpg"), read[1])
+    return number
 
 
 def extract_all(folders: dict[Path, Path], target: Path) -> dict[str, float] | None:

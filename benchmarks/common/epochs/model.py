@@ -8,6 +8,7 @@ many epochs teach, as a peer has.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import shutil
 import statistics
@@ -41,47 +42,40 @@ _PEAK_LR = 1e-3  # of training from scratch, for the accuracy; configs/quick.yam
 _SEED = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Job:
     """What is measured.
 
     Attributes:
+        options: The command's, among them `num_frames`, `size`, `crop_size`, `batch_size`, `rounds`, `peer_names`.
         timed, learning: The clips that are timed and those whose accuracy is measured.
         scratch: Stores, extracted frames and checkpoints go there.
-        rounds: How often everything is measured.
-        learning_clips, learning_epochs: What `fit` trains on for the accuracy, and how long.
-        peers: Names of `TRAINING_PEERS`.
+        learning_clips: What `fit` trains on for the accuracy.
     """
 
     model: str
+    options: argparse.Namespace
     timed: Manifest
     learning: Manifest
     scratch: Path
-    rounds: int
-    batch_size: int
-    num_frames: int
-    size: int
-    crop_size: int
     learning_clips: int
-    learning_epochs: int
-    peers: Sequence[str]
 
     @property
     def model_config(self) -> ModelConfig:
         # `rnn_norm` as learning without pretrained weights needs it.
-        return ModelConfig(name=self.model, num_frames=self.num_frames, pretrained=False, rnn_norm=True)
+        return ModelConfig(name=self.model, num_frames=self.options.num_frames, pretrained=False, rnn_norm=True)
 
     @property
     def video(self) -> VideoConfig:
-        return VideoConfig(num_frames=self.num_frames, size=self.size)
+        return VideoConfig(num_frames=self.options.num_frames, size=self.options.size)
 
     @property
     def crop(self) -> AugmentConfig:
-        return AugmentConfig(crop_size=self.crop_size)
+        return AugmentConfig(crop_size=self.options.crop_size)
 
     def trainer(self, **recipe: Any) -> Trainer:
         """With what is fastest here."""
-        return Trainer(TrainConfig(batch_size=self.batch_size, speed="auto", **recipe), seed=_SEED)
+        return Trainer(TrainConfig(batch_size=self.options.batch_size, speed="auto", **recipe), seed=_SEED)
 
     def prepare(self, trainer: Trainer, manifest: Manifest, loader: ClipLoader) -> None:
         torch.manual_seed(_SEED)
@@ -92,7 +86,7 @@ class Job:
     ) -> ClipLoader:
         """A loader over the named store, or without one where the name is empty."""
         config = StoreConfig(root=self.scratch / "stores" / store) if store else StoreConfig(tier="none")
-        options = {"batch_size": self.batch_size, "seed": _SEED, "shuffle": train, "even": train}
+        options = {"batch_size": self.options.batch_size, "seed": _SEED, "shuffle": train, "even": train}
         return loader_of(manifest, clips, self.video, device=trainer.device, store=config, **options)
 
 
@@ -102,18 +96,17 @@ class ModelRuns:
     Attributes:
         passes: By name and round.
         skipped: By name, why something was not measured.
-        told: By name, what a peer reports of itself.
+        peers: Those that run, by name.
     """
 
     def __init__(self, job: Job, trainer: Trainer, stack: ExitStack) -> None:
         self.job, self.trainer, self._console = job, trainer, Console()
         self.passes: Rounds = {}
         self.skipped: dict[str, str] = {}
-        self.told: dict[str, Any] = {}
-        self._peers: dict[str, PeerProcess] = {}
+        self.peers: dict[str, PeerProcess] = {}
         self.warm = stack.enter_context(job.loader(job.timed, job.timed.clips, trainer, "warm"))
         job.prepare(trainer, job.timed, self.warm)
-        with job.loader(job.timed, job.timed.clips[: job.batch_size], trainer, "") as loader:
+        with job.loader(job.timed, job.timed.clips[: job.options.batch_size], trainer, "") as loader:
             (self._resident,) = loader.epoch(0)
         before = time.perf_counter()
         self._bare_loop(1)  # compiles kernels and makes the optimiser's state
@@ -129,24 +122,17 @@ class ModelRuns:
             return work(*arguments)
 
     def _record(self, name: str, number: int, work: Callable[[], Pass]) -> None:
-        if name in self.skipped:
-            return
-        try:
-            took = work()
-        except Skipped as reason:
-            self.skipped[name] = str(reason)
-            return
+        took = work()
         self.passes.setdefault(name, {})[number] = took
-        self._console.say(f"{self.job.model} round {number}/{self.job.rounds} {name}: {took.rate:.1f} clips/s")
+        self._console.say(f"{self.job.model} round {number}/{self.job.options.rounds} {name}: {took.rate:.1f} clips/s")
 
     def start_peers(self, stack: ExitStack) -> None:
-        job = self.job
-        options = {name: getattr(job, name) for name in ("model", "num_frames", "size", "crop_size", "batch_size")}
-        options |= {"corpus": job.timed.root, "lr": self.trainer.config.lr, "seed": _SEED}
-        for name in job.peers:
+        names = ("num_frames", "size", "crop_size", "batch_size")
+        options = {name: getattr(self.job.options, name) for name in names}
+        options |= {"corpus": self.job.timed.root, "model": self.job.model, "lr": self.trainer.config.lr, "seed": _SEED}
+        for name in self.job.options.peer_names:
             try:
-                self._peers[name] = stack.enter_context(started(name, options, job.scratch / "jpegs"))
-                self.told[name] = self._peers[name].told
+                self.peers[name] = stack.enter_context(started(name, options, self.job.scratch / "jpegs"))
             except Skipped as reason:
                 self.skipped[name] = str(reason)
 
@@ -166,8 +152,11 @@ class ModelRuns:
         if half:
             bare.append(self._restored(self._bare_loop, half))
         self._record("bare", number, lambda: total(bare))
-        for name, process in self._peers.items():
-            self._record(name, number, process.run)
+        for name in [name for name in self.peers if name not in self.skipped]:
+            try:
+                self._record(name, number, self.peers[name].run)
+            except Skipped as reason:
+                self.skipped[name] = str(reason)
 
     @property
     def _is_decode_bound(self) -> bool:
@@ -193,7 +182,12 @@ def learn(job: Job) -> dict[str, Any]:
     """Train by `fit` on the built-in corpus: accuracy on unseen actors, and how fast its own epochs were."""
     splits = split_clips(job.learning, "speech")
     train = splits.train[:: max(1, len(splits.train) // job.learning_clips)][: job.learning_clips]
-    recipe = {"epochs": job.learning_epochs, "schedule": "onecycle", "lr": _PEAK_LR, "early_stop_patience": None}
+    recipe = {
+        "epochs": job.options.learning_epochs,
+        "schedule": "onecycle",
+        "lr": _PEAK_LR,
+        "early_stop_patience": None,
+    }
     with (
         job.trainer(**recipe) as trainer,
         job.loader(job.learning, train, trainer, "learning") as train_loader,
@@ -222,14 +216,14 @@ def measure(job: Job) -> dict[str, Any]:
         decode = stack.enter_context(decode_stages(job.timed, job.video))["decode_pruned"]
         decode.warm()
         runs.start_peers(stack)
-        for number in range(1, job.rounds + 1):
+        for number in range(1, job.options.rounds + 1):
             runs.round(number, decode.run)
         with restored(trainer):
-            parts = breakdown(trainer, runs.warm, job.crop, job.rounds + 1, most_steps=_BREAKDOWN_STEPS)
+            parts = breakdown(trainer, runs.warm, job.crop, job.options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
         found = {
             "passes": runs.passes,
             "skipped": runs.skipped,
-            "told": runs.told,
+            "told": {name: peer.told for name, peer in runs.peers.items()},
             "first_step_seconds": runs.first_step_seconds,
             "breakdown": parts,
             "memory": memory,
@@ -237,7 +231,7 @@ def measure(job: Job) -> dict[str, Any]:
             "precision": {"no": "fp32"}.get(mixed, mixed),
             "speed": str(trainer.speed),
             "train": asdict(trainer.config),
-            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), job.crop_size),
+            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), job.crop.crop_size),
         }
     found["learning"] = learn(job)
     # The next model begins with empty stores, too.

@@ -89,11 +89,10 @@ def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[s
     """A model's entry in the JSON file: raw passes and what follows from them."""
     passes: Rounds = found["passes"]
     entries = {}
-    for name, title in TITLES.items():
-        if passes.get(name):
-            seconds = summary(it.seconds for it in passes[name].values())
-            told = found["told"].get(name, {})
-            entries[name] = {**results.entry(passes[name], title), "epoch_seconds": seconds, **told}
+    for name in filter(passes.get, TITLES):
+        seconds = summary(it.seconds for it in passes[name].values())
+        told = found["told"].get(name, {})
+        entries[name] = {**results.entry(passes[name], TITLES[name]), "epoch_seconds": seconds, **told}
     joint, warm = joint_rates(passes), measure.median_rate(passes, "warm")
     assert warm is not None
     return {
