@@ -68,10 +68,14 @@ def serve(about: dict[str, Any], packages: Iterable[str], run: Callable[[], dict
     versions = {package: version(package) for package in ("torch", *packages)}
     print(json.dumps({**about, "versions": versions}), flush=True)
     for _ in sys.stdin:
-        before, cpu_before = time.perf_counter(), cpu_seconds()
-        found = run()
-        spent = {"seconds": time.perf_counter() - before, "cpu_seconds": cpu_seconds() - cpu_before}
-        print(json.dumps({**found, **spent}), flush=True)
+        print(json.dumps(timed(run)), flush=True)
+
+
+def timed(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `work` returns, and the seconds that it took."""
+    before, cpu_before = time.perf_counter(), cpu_seconds()
+    found = work()
+    return {**found, "seconds": time.perf_counter() - before, "cpu_seconds": cpu_seconds() - cpu_before}
 
 
 def cpu_seconds() -> float:

@@ -116,46 +116,31 @@ def read_video(path: Path, options: argparse.Namespace, transform: Callable[[Ten
     return transform(video_loaders.read_decord(path, options))
 
 
-def report(paths: list[Path], options: argparse.Namespace) -> tuple[DataLoader[Any], dict[str, Any]]:
-    """Batches as Roy (2025) makes them, and what to say of them."""
+def report(paths: list[Path], options: argparse.Namespace) -> tuple[Labelled, dict[str, Any]]:
+    """Clips as Roy (2025) prepares them, and what to say of them."""
     options.folders = video_loaders.frame_folders(paths, options)
     extraction = video_loaders.extract_all(options.folders, options.frames)
-    workers = options.workers or video_loaders.JPEG_WORKERS
     steps = [transforms.Resize(options.size), transforms.RandomCrop(options.crop_size)]
     steps += [transforms.RandomHorizontalFlip(0.5), transforms.RandomRotation(20)]
     steps += [transforms.ToTensor(), transforms.Normalize(*NORMALISATION)]
-    loader = DataLoader(
-        Labelled(paths, partial(video_loaders.read_jpeg, options=options, transform=transforms.Compose(steps))),
-        batch_size=options.batch_size,
-        shuffle=True,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-    settings = {"workers": workers, "precision": "fp32", "batch_size": options.batch_size}
-    return loader, {"settings": settings, "extraction": extraction}
+    read = partial(video_loaders.read_jpeg, options=options, transform=transforms.Compose(steps))
+    settings = {"workers": options.workers or video_loaders.JPEG_WORKERS, "precision": "fp32"}
+    return Labelled(paths, read), {"settings": settings, "extraction": extraction}
 
 
-def plain(paths: list[Path], options: argparse.Namespace) -> tuple[DataLoader[Any], dict[str, Any]]:
-    """Batches of decord and torchvision's v2 transforms, and what to say of them."""
+def plain(paths: list[Path], options: argparse.Namespace) -> tuple[Labelled, dict[str, Any]]:
+    """Clips by decord and torchvision's v2 transforms, and what to say of them."""
     try:
         video_loaders.decord_package()
     except (ImportError, OSError) as error:
         peer.skip("plain_training", f"{error}; pip install decord2")
-    options.example, workers = paths[0], options.workers or peer.processors()
+    options.example = paths[0]
     steps = [v2.RandomCrop(options.crop_size), v2.RandomHorizontalFlip(0.5), v2.RandomRotation(20)]
-    transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(*NORMALISATION)])
-    loader = DataLoader(
-        Labelled(paths, partial(read_video, options=options, transform=transform)),
-        batch_size=options.batch_size,
-        shuffle=True,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=True,
-        prefetch_factor=2,
-    )
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*NORMALISATION)]
     is_fast = torch.cuda.is_available() or (options.model != "r3d18" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    settings = {"workers": workers, "precision": "bf16" if is_fast else "fp32", "batch_size": options.batch_size}
-    return loader, {"settings": {**settings, "prefetch_factor": 2}}
+    precision = "bf16" if is_fast else "fp32"
+    settings = {"workers": options.workers or peer.processors(), "precision": precision, "prefetch_factor": 2}
+    return Labelled(paths, partial(read_video, options=options, transform=v2.Compose(steps))), {"settings": settings}
 
 
 def train_epoch(
@@ -195,20 +180,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    paths = peer.files(options.corpus)
-    loader, about = (report if options.kind == "report" else plain)(paths, options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_plain, device = options.kind == "plain", torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clips, about = (plain if is_plain else report)(peer.files(options.corpus), options)
+    settings = about["settings"]
+    loader = DataLoader(
+        clips,
+        batch_size=options.batch_size,
+        shuffle=True,
+        num_workers=settings["workers"],
+        pin_memory=device.type == "cuda",
+        persistent_workers=is_plain,
+        prefetch_factor=2,
+    )
     model = NETWORKS[options.model](options.num_frames).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, betas=(0.9, 0.999), weight_decay=1e-4)
     accelerator, packages = None, ["torchvision", "pillow"]
-    if options.kind == "plain":
-        mixed = "bf16" if about["settings"]["precision"] == "bf16" else "no"
-        accelerator, packages = (
-            Accelerator(mixed_precision=mixed, cpu=device.type == "cpu"),
-            ["torchvision", "decord", "accelerate"],
-        )
+    if is_plain:
+        mixed = "bf16" if settings["precision"] == "bf16" else "no"
+        packages = ["torchvision", "decord", "accelerate"]
+        accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    about = {"peer": f"{options.kind}_training", "num_classes": NUM_CLASSES, **about}
+    about |= {"peer": f"{options.kind}_training", "num_classes": NUM_CLASSES}
+    settings["batch_size"] = options.batch_size
     peer.serve(about, packages, partial(train_epoch, loader, model, optimizer, device, accelerator))
 
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -54,6 +53,12 @@ def in_order(found: dict[int, np.ndarray], wanted: list[int]) -> np.ndarray:
     return np.stack([found[min(index, max(found))] for index in wanted])
 
 
+def scaled(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height in pixels with the shorter side at `size`."""
+    scale = size / min(width, height)
+    return max(size, round(width * scale)), max(size, round(height * scale))
+
+
 def read_pyav(path: Path, options: argparse.Namespace) -> torch.Tensor:
     import av
 
@@ -61,8 +66,7 @@ def read_pyav(path: Path, options: argparse.Namespace) -> torch.Tensor:
         stream = container.streams.video[0]
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1
-        scale = options.size / min(stream.width, stream.height)
-        width, height = (max(options.size, round(side * scale)) for side in (stream.width, stream.height))
+        width, height = scaled(stream.width, stream.height, options.size)
         wanted = peer.frame_indices(stream.frames, options.num_frames)
         found: dict[int, np.ndarray] = {}
         for number, frame in enumerate(container.decode(stream)):
@@ -97,12 +101,11 @@ def read_opencv(path: Path, options: argparse.Namespace) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def scaled_size(example: Path, size: int) -> tuple[int, int]:
-    """Width and height in pixels with the shorter side at `size`."""
+    """Of the frames of a file."""
     import decord
 
     height, width = decord.VideoReader(str(example), num_threads=1)[0].shape[:2]
-    scale = size / min(width, height)
-    return max(size, round(width * scale)), max(size, round(height * scale))
+    return scaled(width, height, size)
 
 
 def read_decord(path: Path, options: argparse.Namespace) -> torch.Tensor:
@@ -161,17 +164,14 @@ def extract_all(folders: dict[Path, Path], target: Path) -> dict[str, float] | N
     if (target / _DONE).exists():
         return None
     sources = {folder: path for path, folder in folders.items()}
-    before, cpu_before = time.perf_counter(), peer.cpu_seconds()
-    with ProcessPoolExecutor() as pool:
-        num_frames = sum(pool.map(extract, sources.values(), sources))
+
+    def work() -> dict[str, float]:
+        with ProcessPoolExecutor() as pool:
+            return {"clips": len(sources), "frames": sum(pool.map(extract, sources.values(), sources))}
+
+    found = peer.timed(work)
     (target / _DONE).touch()
-    return {
-        "seconds": time.perf_counter() - before,
-        "cpu_seconds": peer.cpu_seconds() - cpu_before,
-        "clips": len(sources),
-        "frames": num_frames,
-        "bytes": sum(file.stat().st_size for folder in sources for file in folder.iterdir()),
-    }
+    return {**found, "bytes": sum(file.stat().st_size for folder in sources for file in folder.iterdir())}
 
 
 def read_jpeg(

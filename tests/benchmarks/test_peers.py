@@ -13,6 +13,7 @@ from benchmarks.common.peers import FOLDER, PEERS, TRAINING_PEERS, peer_stage, s
 from fastemo.video.decode import FrameSpec, decode_clip
 from fastemo.video.sampling import frame_indices
 
+DECORD, OTHER_DECORD = ("decord", "decord2") if decord.__version__.startswith("0.") else ("decord2", "decord")
 NUM_CLIPS, NUM_FRAMES, SIZE = 5, 40, 64
 SPEC = FrameSpec(num_frames=10, size=SIZE)
 
@@ -47,7 +48,7 @@ def test_a_peer_gives_the_sampled_frames_in_batches(name, numbered, tmp_path):
     try:
         taken = [stage.run() for _ in range(2)]
     except Skipped as reason:
-        if "torchcodec" in name and os.environ.get("CI"):
+        if name == DECORD or ("torchcodec" in name and os.environ.get("CI")):
             raise
         pytest.skip(str(reason))
     for took in taken:
@@ -95,16 +96,13 @@ def test_a_peer_without_its_library_is_skipped_with_the_reason(name, package, nu
 
 
 @pytest.mark.slow
-def test_of_the_two_decords_only_the_one_that_is_loaded_runs(numbered, tmp_path):
-    loaded, other = ("decord", "decord2") if decord.__version__.startswith("0.") else ("decord2", "decord")
-    with pytest.raises(Skipped, match=f"is loaded, which is {loaded}; .* then pip install {other}$"):
-        peer_stage(other, options_of(numbered), tmp_path, {}).run()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more", "reason"),
-    [("pyav", {}, "failed: "), ("report", {"model": "early_cnn"}, r"failed: noname\.mp4 has no RAVDESS name")],
+    [
+        ("pyav", {}, "failed: "),
+        ("report", {"model": "early_cnn"}, r"failed: noname\.mp4 has no RAVDESS name"),
+        (OTHER_DECORD, {}, f"is loaded, which is {DECORD}; .* then pip install {OTHER_DECORD}$"),
+    ],
 )
 def test_a_peer_that_fails_says_why(name, more, reason, tmp_path):
     (tmp_path / "noname.mp4").write_bytes(b"no video")
