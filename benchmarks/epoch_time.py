@@ -36,7 +36,7 @@ from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.synthetic.synthesis import SyntheticConfig
-from fastemo.errors import one_line_errors
+from fastemo.errors import UserError, one_line_errors
 from fastemo.models.config import ModelName
 from fastemo.video.augment import AugmentConfig
 from fastemo.video.config import VideoConfig
@@ -110,8 +110,8 @@ def measure_models(
             console.say(f"{model}: started")
             try:
                 models[model] = in_own_process(measure, job)
-            except Exception as error:
-                models[model] = {"failed": f"{type(error).__name__}: {error}"}
+            except UserError as error:
+                models[model] = {"failed": str(error)}
     about = dict(next(iter(corpora.values())).description)
     del about["clips_a_pass"]  # each model's entry has its own
     return models, about

@@ -28,7 +28,7 @@ from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import PEERS, peer_stage
 from benchmarks.common.stages import cold_stage, decode_stages, memory, store_stages
 from fastemo.console import Console
-from fastemo.errors import one_line_errors
+from fastemo.errors import UserError, one_line_errors
 from fastemo.video.config import VideoConfig
 
 _STORED_CLIPS_QUICK = 96
@@ -80,8 +80,8 @@ def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: 
     console.say(f"{_DECODES} decodes of clips of {shape.width}x{shape.height} to watch memory")
     try:
         found = in_own_process(memory, clips.manifest, config, _DECODES, batch_size)
-    except Exception as error:
-        return {"skipped": f"{type(error).__name__}: {error}"}
+    except UserError as error:
+        return {"skipped": str(error)}
     return {"clips": f"clips of {shape.width}x{shape.height}, {shape.num_frames} frames", **found}
 
 

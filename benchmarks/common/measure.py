@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import pickle
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from fastemo.errors import UserError
+
 T = TypeVar("T")
+REPOSITORY = Path(__file__).resolve().parents[2]
+_CHILD = """
+import pickle, sys
+work, arguments, path = pickle.load(sys.stdin.buffer)
+path.write_bytes(pickle.dumps(work(*arguments)))
+"""
 
 
 @dataclass(frozen=True)
@@ -126,9 +137,21 @@ def in_turns(names: Sequence[T], num_rounds: int) -> Iterator[tuple[int, T]]:
 
 
 def in_own_process(work: Callable[..., T], *arguments: Any) -> T:
-    """Call `work` in a fresh interpreter: its memory is its own, and ends with it."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+    """Call `work` in a fresh interpreter, which imports no more than that needs: its memory is its own.
+
+    Raises:
+        UserError: It failed; the message is the last line on its standard error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result"
+        given = pickle.dumps((work, arguments, path))
+        command = [sys.executable, "-c", _CHILD]
+        done = subprocess.run(command, input=given, stderr=subprocess.PIPE, cwd=REPOSITORY)
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            raise UserError((lines or [f"status {done.returncode}"])[-1])
+        result: T = pickle.loads(path.read_bytes())
+        return result
 
 
 def total(passes: Sequence[Pass]) -> Pass:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.common.measure import EpochPass, Pass, Skipped, Stage
-from benchmarks.common.results import REPOSITORY
+from benchmarks.common.measure import REPOSITORY, EpochPass, Pass, Skipped, Stage
 
 FOLDER = REPOSITORY / "benchmarks" / "peers"
 _SECONDS = 3600  # far beyond any pass or epochs: a peer that hangs has failed

@@ -19,11 +19,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common.measure import Pass, Target, cpu_costs, rates, summary
+from benchmarks.common.measure import REPOSITORY, Pass, Target, cpu_costs, rates, summary
 from fastemo.console import Console
 from fastemo.machine import cache_folder, describe_machine, replacing, versions, write_text
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def machine() -> dict[str, Any]:

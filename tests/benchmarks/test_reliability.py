@@ -55,20 +55,10 @@ def test_faults_of_one_name_are_added_up(tmp_path):
         line("a full disk", {"told in one line": 1}, "tests/attacks/test_z.py::test_z"),
         line("bit flips", {"rejected": 2}, "tests/attacks/test_a.py::test_a"),
     )
-    assert summed(path) == [
-        {
-            "fault": "bit flips",
-            "tried": 6,
-            "outcomes": {"rejected": 5, "decoded exactly": 1},
-            "tests": ["tests/attacks/test_a.py::test_a", "tests/attacks/test_x.py::test_y"],
-        },
-        {
-            "fault": "a full disk",
-            "tried": 1,
-            "outcomes": {"told in one line": 1},
-            "tests": ["tests/attacks/test_z.py::test_z"],
-        },
-    ]
+    tests = ["tests/attacks/test_a.py::test_a", "tests/attacks/test_x.py::test_y"]
+    flips = {"fault": "bit flips", "tried": 6, "outcomes": {"rejected": 5, "decoded exactly": 1}, "tests": tests}
+    disk = {"fault": "a full disk", "tried": 1, "outcomes": {"told in one line": 1}}
+    assert summed(path) == [flips, {**disk, "tests": ["tests/attacks/test_z.py::test_z"]}]
     assert outcome_text({"a": 1, "b, c": 2000}) == "2,000 b, c; 1 a"
 
 

@@ -11,6 +11,7 @@ from benchmarks.common import measure, results, throughput_report
 from benchmarks.common.measure import Pass, paired_ratio, summary
 from benchmarks.common.throughput_report import best_video_peer, ratios, targets
 from fastemo.console import Console
+from fastemo.errors import UserError
 
 
 def rounds(*clips_per_second, cpu=1.0):
@@ -72,7 +73,7 @@ def test_each_round_begins_elsewhere(names, num_rounds, order):
 @pytest.mark.slow
 def test_what_fails_in_a_process_of_its_own_says_why():
     assert measure.in_own_process(abs, -3) == 3
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(UserError, match=r"^ValueError: invalid literal"):
         measure.in_own_process(int, "x")
 
 
