@@ -74,7 +74,8 @@ class PeerProcess:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout
-        text = self._process.stdout.readline()
+        # A library may print lines of its own.
+        text = next((line for line in self._process.stdout if line.startswith("{")), "")
         if not text:
             status = self._process.wait()
             self._errors.seek(0)  # only now: the peer writes where this file stands
