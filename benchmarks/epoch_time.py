@@ -32,7 +32,8 @@ from benchmarks.common.measure import in_own_process
 from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import TRAINING_PEERS
 from fastemo.console import Console
-from fastemo.corpus.config import CorpusConfig, SyntheticConfig
+from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.errors import UserError, one_line_errors
 from fastemo.models.config import ModelName
@@ -46,13 +47,14 @@ _SLOW_ON_CPU = "r3d18"
 # Few, as an accuracy costs epochs; the second is for a look at whether it works at all.
 _BUILT_IN = SyntheticConfig(clips_per_actor=8)
 _BUILT_IN_QUICK = SyntheticConfig(clips_per_actor=1, width=128, height=72, num_frames=12)
-_DEFAULTS = {
-    "num_frames": (10, 4),
-    "size": (128, 32),
-    "crop_size": (112, 28),
-    "batch_size": (8, 4),
-    "rounds": (3, 2),
-    "learning_epochs": (3, 2),
+# By option its default, the one with --quick, and what it is.
+_NUMBERS = {
+    "num_frames": (10, 4, "T, frames a clip"),
+    "size": (128, 32, "side of a stored frame in pixels"),
+    "crop_size": (112, 28, "side of what the model sees"),
+    "batch_size": (8, 4, "clips a batch"),
+    "rounds": (3, 2, "rounds of everything"),
+    "learning_epochs": (3, 2, "epochs of the accuracy"),
 }
 
 
@@ -61,15 +63,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", help=f"all, or some of {', '.join(MODELS)}")
     parser.add_argument("--corpus", default="auto", help="a folder of clips; generated; auto: real ones if there are")
     parser.add_argument("--clips", type=int, help="clips an epoch, rounded up to whole batches")
-    parser.add_argument("--num_frames", type=int, help="T, frames a clip: 10, with --quick 4")
-    parser.add_argument("--size", type=int, help="side of a stored frame in pixels: 128, with --quick 32")
-    parser.add_argument("--crop_size", type=int, help="side of what the model sees: 112, with --quick 28")
-    parser.add_argument("--batch_size", type=int, help="clips a batch: 8, with --quick 4")
-    parser.add_argument("--rounds", type=int, help="rounds of everything: 3, with --quick 2")
-    parser.add_argument("--learning_epochs", type=int, help="epochs of the accuracy: 3, with --quick 2")
+    for name, (usual, quick, text) in _NUMBERS.items():
+        parser.add_argument(f"--{name}", type=int, help=f"{text}: {usual}, with --quick {quick}")
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(TRAINING_PEERS)}")
     parser.add_argument("--quick", action="store_true", help="small generated clips, one model: does it work at all?")
-    options = parse_checked(parser, arguments, defaults=_DEFAULTS, positive=(*_DEFAULTS, "clips"))
+    defaults = {name: numbers[:2] for name, numbers in _NUMBERS.items()}
+    options = parse_checked(parser, arguments, defaults=defaults, positive=(*_NUMBERS, "clips"))
     if options.crop_size > options.size:
         raise ValueError(f"--crop_size {options.crop_size} is larger than --size {options.size}")
     if max(options.clips or 0, options.batch_size) > corpus.MOST_CLIPS:
@@ -87,14 +86,14 @@ def clips_an_epoch(model: str, options: argparse.Namespace, *, has_gpu: bool) ->
     return batches * options.batch_size
 
 
-def measure_models(options: argparse.Namespace, clips_of: dict[str, int], console: Console) -> dict[str, Any]:
+def measure_models(
+    options: argparse.Namespace, clips_of: dict[str, int], learning: Manifest, console: Console
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Every model in turn, in a process of its own, on one corpus for those with epochs of one length.
 
     Returns:
-        `models`, what each one's process found, and what the corpora are.
+        What each one's process found, and what the corpora are.
     """
-    built_in = CorpusConfig(synthetic=_BUILT_IN_QUICK if options.quick else _BUILT_IN)
-    learning = prepare_corpus(built_in, console)
     models: dict[str, Any] = {}
     corpora: dict[int, corpus.Corpus] = {}
     with tempfile.TemporaryDirectory(prefix="fastemo-benchmark-") as scratch:
@@ -104,15 +103,8 @@ def measure_models(options: argparse.Namespace, clips_of: dict[str, int], consol
                 clips = corpus.choose(options.corpus, num_clips, folder / "corpus", console, quick=options.quick)
                 corpora[num_clips] = clips
             is_slow = model == _SLOW_ON_CPU and not torch.cuda.is_available()
-            job = Job(
-                model=model,
-                timed=corpora[num_clips].manifest,
-                learning=learning,
-                scratch=folder,
-                learning_clips=_LEARNING_CLIPS_SLOW if is_slow else _LEARNING_CLIPS,
-                peers=options.peer_names,
-                **{name: getattr(options, name) for name in _DEFAULTS},
-            )
+            learning_clips = _LEARNING_CLIPS_SLOW if is_slow else _LEARNING_CLIPS
+            job = Job(model, options, corpora[num_clips].manifest, learning, folder, learning_clips)
             console.say(f"{model}: started")
             try:
                 models[model] = in_own_process(measure, job)
@@ -120,7 +112,7 @@ def measure_models(options: argparse.Namespace, clips_of: dict[str, int], consol
                 models[model] = {"failed": str(error)}
     about = dict(next(iter(corpora.values())).description)
     del about["clips_a_pass"]  # each model's entry has its own
-    return {"models": models, "corpus": about, "learning_corpus": {"kind": "built-in", **asdict(built_in.synthetic)}}
+    return models, about
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str], console: Console) -> dict[str, Any]:
@@ -131,17 +123,16 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
     VideoConfig(num_frames=options.num_frames, size=options.size)
     AugmentConfig(crop_size=options.crop_size)
     clips_of = {model: clips_an_epoch(model, options, has_gpu=has_gpu) for model in options.models}
-    measured = measure_models(options, clips_of, console)
-    models = measured.pop("models")
+    built_in = CorpusConfig(synthetic=_BUILT_IN_QUICK if options.quick else _BUILT_IN)
+    models, about = measure_models(options, clips_of, prepare_corpus(built_in, console), console)
     passes = {model: it["passes"] for model, it in models.items() if "passes" in it}
+    entries = {model: report.model_entry(models[model], clips_of[model], gpu) for model in passes}
     found = {
         **results.header("epoch_time.py", arguments, started),
-        "settings": {name: getattr(options, name) for name in (*_DEFAULTS, "quick")},
-        **measured,
-        "models": {
-            model: it if "failed" in it else report.model_entry(it, clips_of[model], gpu)
-            for model, it in models.items()
-        },
+        "settings": {name: getattr(options, name) for name in (*_NUMBERS, "quick")},
+        "corpus": about,
+        "learning_corpus": {"kind": "built-in", **asdict(built_in.synthetic)},
+        "models": {**models, **entries},
         "ratios": {"r3d18_epoch_over_late_fusion_epoch": report.r3d18_over_late_fusion(passes)},
         "targets": report.targets(passes, gpu=gpu, batch_size=options.batch_size),
     }

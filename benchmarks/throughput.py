@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 import torch
 
 from benchmarks.common import corpus, results, throughput_report
-from benchmarks.common.measure import Pass, Rounds, Skipped, Stage, in_own_process, in_turns
+from benchmarks.common.measure import Rounds, Skipped, Stage, in_own_process, in_turns
 from benchmarks.common.options import choose, make_parser, parse_checked
-from benchmarks.common.peers import PEERS, PeerRuns
-from benchmarks.common.stages import StoreStages, cold_stage, decode_stages, memory
+from benchmarks.common.peers import PEERS, peer_stage
+from benchmarks.common.stages import cold_stage, decode_stages, memory, store_stages
 from fastemo.console import Console
 from fastemo.errors import UserError, one_line_errors
 from fastemo.video.config import VideoConfig
@@ -47,39 +47,29 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small generated clips, two rounds: does it work at all?")
     positive = ("num_frames", "size", "batch_size", "rounds")
     options = parse_checked(parser, arguments, defaults={"rounds": (5, 2)}, positive=positive)
-    names = choose("--peers", options.peers, PEERS, can_be_none=True)
-    can_run = options.peers != "all" or torch.cuda.is_available()
-    options.peer_names = [name for name in names if can_run or not PEERS[name].on_gpu]
+    options.peer_names = choose("--peers", options.peers, PEERS, can_be_none=True)
     return options
 
 
-def measure(
-    stages: list[Stage], peers: PeerRuns, names: list[str], num_rounds: int, console: Console
-) -> tuple[Rounds, dict[str, str]]:
+def measure(stages: list[Stage], num_rounds: int, console: Console) -> tuple[Rounds, dict[str, str]]:
     """All stages and peers in turn, several rounds.
 
     Returns:
         By name and round what each took, and by name why something was skipped.
     """
-    work: dict[str, Callable[[], Pass]] = {stage.name: stage.run for stage in stages}
-    work |= {name: lambda name=name: peers.run(name) for name in names}  # type: ignore[misc]
-    found: Rounds = {name: {} for name in work}
+    found: Rounds = {stage.name: {} for stage in stages}
     skipped: dict[str, str] = {}
     for stage in stages:
-        try:
-            stage.warm()
-        except Skipped as reason:
-            skipped[stage.name] = str(reason)
-    for number, name in in_turns(list(work), num_rounds):
-        if name in skipped:
+        stage.warm()
+    for number, stage in in_turns(stages, num_rounds):
+        if stage.name in skipped:
             continue
         try:
-            found[name][number] = work[name]()
+            took = found[stage.name][number] = stage.run()
+            console.say(f"round {number}/{num_rounds} {stage.name}: {took.rate:.1f} clips/s")
         except Skipped as reason:
-            skipped[name] = str(reason)
-            console.say(f"{name} skipped: {reason}")
-        else:
-            console.say(f"round {number}/{num_rounds} {name}: {found[name][number].rate:.1f} clips/s")
+            skipped[stage.name] = str(reason)
+            console.say(f"{stage.name} skipped: {reason}")
     return found, skipped
 
 
@@ -111,15 +101,22 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
         for where in dict.fromkeys(("cpu", device)):
             stages.append(cold_stage(clips.manifest, config, options.batch_size, where, stack))
         seconds = 0.2 if options.quick else 1.5
-        tiers = StoreStages(stored, scratch / "store", config, options.batch_size, seconds, device)
-        stages += stack.enter_context(tiers.stages())
+        store = store_stages(stored, scratch / "store", config, options.batch_size, seconds, device)
+        stages += stack.enter_context(store)
         job = {name: getattr(options, name) for name in ("num_frames", "size", "batch_size")}
-        peers = PeerRuns({"corpus": clips.manifest.root, **job}, scratch / "jpegs")
-        rounds, skipped = measure(stages, peers, options.peer_names, options.rounds, console)
+        told: dict[str, dict[str, Any]] = {}
+        about = {"corpus": clips.manifest.root, **job}
+        peers = [peer_stage(name, about, scratch / "jpegs", told) for name in options.peer_names]
+        rounds, skipped = measure([*stages, *peers], options.rounds, console)
         growth = None
         if not options.quick and not options.no_memory:
             growth = memory_growth(config, options.batch_size, scratch, console)
-    names = options.peer_names
+    entries = {stage.name: results.entry(rounds[stage.name], stage.title) for stage in (*stages, *peers)}
+    throughput_report.add_shares(entries, rounds)
+    for name, entry in entries.items():
+        entry |= told.get(name, {})
+        if name in skipped:
+            entry["skipped"] = skipped[name]
     found: dict[str, Any] = {
         **results.header("throughput.py", arguments, started),
         "settings": {
@@ -130,16 +127,12 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
             "clips_in_store": num_stored,
         },
         "corpus": clips.description,
-        "rungs": {stage.name: results.entry(rounds[stage.name], stage.title) for stage in stages},
-        "peers": {it: {**results.entry(rounds[it], PEERS[it].title), **peers.told.get(it, {})} for it in names},
+        "rungs": {stage.name: entries[stage.name] for stage in stages},
+        "peers": {stage.name: entries[stage.name] for stage in peers},
         "memory": growth,
         "ratios": throughput_report.ratios(rounds),
         "targets": throughput_report.targets(rounds, growth),
     }
-    for part in ("rungs", "peers"):
-        throughput_report.add_shares(found[part], rounds)
-        for name in found[part].keys() & skipped.keys():
-            found[part][name]["skipped"] = skipped[name]
     throughput_report.show(console, found)
     return found
 

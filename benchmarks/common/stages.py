@@ -5,19 +5,23 @@ Every stage works on all processors.
 
 from __future__ import annotations
 
+import collections
 import errno
 import gc
 import io
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import torch
 
 from benchmarks.common.measure import Pass, Skipped, Stage, timed, total
@@ -28,7 +32,7 @@ from fastemo.video.augment import augment
 from fastemo.video.bitstream.pruning import prune
 from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.decode import decode_clip
-from fastemo.video.loader import ClipBatch, ClipLoader
+from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
 
 _CHUNK_BYTES = 8 * 2**20
@@ -45,8 +49,7 @@ def loader_of(manifest: Manifest, clips: Sequence[Clip], config: VideoConfig, **
 def demux(path: Path) -> None:
     """Read every packet of the video."""
     with av.open(str(path)) as container:
-        for _ in container.demux(video=0):
-            pass
+        collections.deque(container.demux(video=0), maxlen=0)
 
 
 def decode_all(file: Path | bytes) -> None:
@@ -54,8 +57,7 @@ def decode_all(file: Path | bytes) -> None:
     with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        for _ in container.decode(stream):
-            pass
+        collections.deque(container.decode(stream), maxlen=0)
 
 
 @contextmanager
@@ -74,27 +76,23 @@ def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str,
 
             return Stage(name, title, run, lambda: run(min(len(clips), available_processors())))
 
-        stages = [
-            stage("demux", "demux", lambda it: demux(paths[it])),
-            stage("prune", "prune", lambda it: prune(paths[it], wanted[it])),
-            stage("decode_full", "decode, every frame (the old limit)", lambda it: decode_all(paths[it])),
-            stage("decode_pruned", "decode, pruned (the limit)", lambda it: decode_all(pruned[it])),
-            stage(
-                "decode_resize", "prune + decode + resize", lambda it: decode_clip(paths[it], wanted[it], config.spec)
-            ),
-        ]
-        yield {it.name: it for it in stages}
+        work: dict[str, tuple[str, Callable[[int], object]]] = {
+            "demux": ("demux", lambda it: demux(paths[it])),
+            "prune": ("prune", lambda it: prune(paths[it], wanted[it])),
+            "decode_full": ("decode, every frame (the old limit)", lambda it: decode_all(paths[it])),
+            "decode_pruned": ("decode, pruned (the limit)", lambda it: decode_all(pruned[it])),
+            "decode_resize": ("prune + decode + resize", lambda it: decode_clip(paths[it], wanted[it], config.spec)),
+        }
+        yield {name: stage(name, *its) for name, its in work.items()}
 
 
 def cold_stage(manifest: Manifest, config: VideoConfig, batch_size: int, device: str, stack: ExitStack) -> Stage:
     """The loader without a store: every clip decoded. It is closed with the stack."""
-
-    def loader(clips: Sequence[Clip]) -> ClipLoader:
-        none = StoreConfig(tier="none")
-        made = loader_of(manifest, clips, config, batch_size=batch_size, device=device, store=none)
-        return stack.enter_context(made)
-
-    whole, few = loader(manifest.clips), loader(manifest.clips[: max(batch_size, available_processors())])
+    none = StoreConfig(tier="none")
+    whole, few = (
+        stack.enter_context(loader_of(manifest, clips, config, batch_size=batch_size, device=device, store=none))
+        for clips in (manifest.clips, manifest.clips[: max(batch_size, available_processors())])
+    )
     name = "loader_cold_gpu" if torch.device(device).type == "cuda" else "loader_cold"
     title = f"loader, no store ({whole.backend})"
     return Stage(name, title, lambda: timed(lambda: count_clips(whole)), lambda: count_clips(few))
@@ -108,74 +106,42 @@ def count_clips(loader: ClipLoader, epoch: int = 0) -> int:
     return clips
 
 
-@dataclass
-class StoreStages:
-    """Loaders over one store.
+@contextmanager
+def store_stages(
+    manifest: Manifest, root: Path, config: VideoConfig, batch_size: int, seconds: float, device: str
+) -> Iterator[list[Stage]]:
+    """Fill a store, open a loader over it for each tier, and close them at the end.
 
-    Attributes:
+    Args:
         manifest: The clips to store.
         root: Where the store lies.
         seconds: A warm tier is read epoch after epoch for about as long.
     """
+    epochs, crop = itertools.count(1), AugmentConfig(crop_size=max(1, config.size * 7 // 8))
 
-    manifest: Manifest
-    root: Path
-    config: VideoConfig
-    batch_size: int
-    seconds: float
-    device: str
-    _epoch: int = field(default=0, init=False)
-
-    def _loader(self, tier: str, device: str = "cpu") -> ClipLoader:
+    def open_loader(tier: str, device: str = "cpu") -> ClipLoader:
         # Another decoder makes a store of its own, which a cold read must not count.
-        store = StoreConfig(tier=tier, root=self.root / torch.device(device).type)  # type: ignore[arg-type]
-        options = {"batch_size": self.batch_size, "shuffle": True, "device": device, "store": store, "say": _refuse}
-        return loader_of(self.manifest, self.manifest.clips, self.config, **options)
+        store = StoreConfig(tier=tier, root=root / torch.device(device).type)  # type: ignore[arg-type]
+        options = {"batch_size": batch_size, "shuffle": True, "device": device, "store": store, "say": _refuse}
+        return loader_of(manifest, manifest.clips, config, **options)
 
-    @contextmanager
-    def stages(self) -> Iterator[list[Stage]]:
-        """Fill the store, open a loader for each tier, and close them at the end."""
-        with ExitStack() as stack:
-            with self._loader("disk") as loader:
-                count_clips(loader)
-            disk, memory = (stack.enter_context(self._loader(tier)) for tier in ("disk", "memory"))
-            stages = [
-                Stage("disk_read", "plain read of the store's file, cold", self._read_cold),
-                Stage("loader_disk_cold", "loader, disk tier, cold page cache", self._load_cold),
-                self._warm("loader_disk_warm", "loader, disk tier, warm page cache", disk),
-                self._warm("loader_memory", "loader, memory tier", memory),
-                self._augmented("loader_memory_augmented", "loader, memory tier + augmentation", memory),
-            ]
-            if torch.device(self.device).type == "cuda":
-                to_gpu, device = (stack.enter_context(self._loader(it, self.device)) for it in ("memory", "device"))
-                stages += [
-                    self._warm("loader_host_to_device", "loader, memory tier, host to device", to_gpu),
-                    self._warm("loader_device", "loader, device tier", device),
-                    self._augmented("loader_device_augmented", "loader, device tier + augmentation", device),
-                ]
-            yield stages
-
-    def _next_epoch(self) -> int:
-        self._epoch += 1
-        return self._epoch
-
-    def _warm(self, name: str, title: str, loader: ClipLoader) -> Stage:
+    def warm(name: str, title: str, loader: ClipLoader) -> Stage:
         """Whole epochs, each in another order."""
 
         def run() -> Pass:
             passes: list[Pass] = []
-            while not passes or total(passes).seconds < self.seconds:
-                passes.append(timed(lambda: count_clips(loader, self._next_epoch())))
+            while not passes or total(passes).seconds < seconds:
+                passes.append(timed(lambda: count_clips(loader, next(epochs))))
             return total(passes)
 
         return Stage(name, title, run, lambda: count_clips(loader))
 
-    def _augmented(self, name: str, title: str, loader: ClipLoader) -> Stage:
-        def work() -> int:
+    def augmented(name: str, title: str, loader: ClipLoader) -> Stage:
+        def work(seconds: float = seconds) -> int:
             # Augmentation on a processor takes a hundred times as long as loading: no need for a whole epoch.
-            clips, stop = 0, time.perf_counter() + self.seconds
-            for batch in loader.epoch(self._next_epoch()):
-                self._augment(batch)
+            clips, stop, epoch = 0, time.perf_counter() + seconds, next(epochs)
+            for batch in loader.epoch(epoch):
+                augment(batch.frames, crop, batch.keys, seed=0, epoch=epoch)
                 clips += len(batch.keys)
                 if time.perf_counter() > stop:
                     break
@@ -183,38 +149,47 @@ class StoreStages:
                 torch.cuda.synchronize()
             return clips
 
-        return Stage(name, title, lambda: timed(work), lambda: self._augment(next(iter(loader.epoch(0)))))
+        return Stage(name, title, lambda: timed(work), lambda: work(0))
 
-    def _augment(self, batch: ClipBatch) -> None:
-        crop = AugmentConfig(crop_size=max(1, self.config.size * 7 // 8))
-        augment(batch.frames, crop, batch.keys, seed=0, epoch=self._epoch)
-
-    def _load_cold(self) -> Pass:
+    def load_cold() -> Pass:
         """The first epoch of a new loader, checksums and all, with nothing of the store in memory."""
-        drop_cached_pages(self.root / "cpu")
-        with self._loader("disk") as loader:
-            return timed(lambda: count_clips(loader, self._next_epoch()))
+        drop_cached_pages(root / "cpu")
+        with open_loader("disk") as loader:
+            return timed(lambda: count_clips(loader, next(epochs)))
 
-    def _read_cold(self) -> Pass:
+    def read_cold() -> Pass:
         """The same bytes in large pieces, by as many threads as the loader has: the disk's own speed."""
-        drop_cached_pages(self.root / "cpu")
-        files = {path: path.stat().st_size for path in _files(self.root / "cpu")}
-        pieces = [(path, offset) for path, size in files.items() for offset in range(0, size, _CHUNK_BYTES)]
+        drop_cached_pages(root / "cpu")
+        starts = [(path, it) for path in _files(root / "cpu") for it in range(0, path.stat().st_size, _CHUNK_BYTES)]
         with ThreadPoolExecutor(available_processors()) as pool:
-            passed = timed(lambda: len(list(pool.map(_read_piece, pieces))))
-        return replace(passed, clips=len(self.manifest.clips))
+            read = partial(np.fromfile, dtype=np.uint8, count=_CHUNK_BYTES)
+            passed = timed(lambda: len(list(pool.map(lambda it: read(it[0], offset=it[1]).size, starts))))
+        return replace(passed, clips=len(manifest.clips))
+
+    with ExitStack() as stack:
+        with open_loader("disk") as loader:
+            count_clips(loader)
+        disk, memory = (stack.enter_context(open_loader(tier)) for tier in ("disk", "memory"))
+        stages = [
+            Stage("disk_read", "plain read of the store's file, cold", read_cold),
+            Stage("loader_disk_cold", "loader, disk tier, cold page cache", load_cold),
+            warm("loader_disk_warm", "loader, disk tier, warm page cache", disk),
+            warm("loader_memory", "loader, memory tier", memory),
+            augmented("loader_memory_augmented", "loader, memory tier + augmentation", memory),
+        ]
+        if torch.device(device).type == "cuda":
+            to_gpu, on_gpu = (stack.enter_context(open_loader(it, device)) for it in ("memory", "device"))
+            stages += [
+                warm("loader_host_to_device", "loader, memory tier, host to device", to_gpu),
+                warm("loader_device", "loader, device tier", on_gpu),
+                augmented("loader_device_augmented", "loader, device tier + augmentation", on_gpu),
+            ]
+        yield stages
 
 
 def _refuse(trouble: str) -> None:
     """Training continues without a store; a figure of a store that is none would be wrong."""
     raise ValueError(trouble)
-
-
-def _read_piece(piece: tuple[Path, int]) -> None:
-    path, offset = piece
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        file.read(_CHUNK_BYTES)
 
 
 def _files(root: Path) -> list[Path]:
@@ -263,9 +238,9 @@ def growth(work: Callable[[], int], decodes: int) -> dict[str, float]:
     Returns:
         Decodes, resident MiB after the warm-up, at the end and at the most, and the growth from first to last.
     """
-    warm = 0
-    while warm < _WARM_UP_DECODES:
-        warm += work()
+    warm_up = 0
+    while warm_up < _WARM_UP_DECODES:
+        warm_up += work()
     gc.collect()
     seen, done = [resident_memory() / 2**20], 0
     while done < decodes:
@@ -273,29 +248,27 @@ def growth(work: Callable[[], int], decodes: int) -> dict[str, float]:
         seen.append(resident_memory() / 2**20)
     gc.collect()
     seen.append(resident_memory() / 2**20)
+    found = {"before": seen[0], "after": seen[-1], "highest": max(seen)}
     return {
         "decodes": done,
-        "resident_mib_before": round(seen[0], 2),
-        "resident_mib_after": round(seen[-1], 2),
-        "resident_mib_highest": round(max(seen), 2),
+        **{f"resident_mib_{when}": round(value, 2) for when, value in found.items()},
         "growth_mib": round(seen[-1] - seen[0], 2),
     }
 
 
 def memory(manifest: Manifest, config: VideoConfig, decodes: int, batch_size: int) -> dict[str, Any]:
     """Memory over many decodes, a clip on each processor; and over as many by the loader, whose batches come on top."""
-    clips = manifest.clips
 
     def decode(clip: Clip) -> None:
         decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames), config.spec)
 
-    def decode_all() -> int:
+    def decode_clips() -> int:
         with ThreadPoolExecutor(available_processors()) as pool:
-            count = len(list(pool.map(decode, clips)))
+            count = len(list(pool.map(decode, manifest.clips)))
         give_back_memory()  # as the loader does after an epoch
         return count
 
-    found: dict[str, Any] = growth(decode_all, decodes)
-    with loader_of(manifest, clips, config, batch_size=batch_size) as loader:
-        found["loader"] = growth(lambda: sum(len(batch.keys) for batch in loader.epoch()), decodes)
+    found: dict[str, Any] = growth(decode_clips, decodes)
+    with loader_of(manifest, manifest.clips, config, batch_size=batch_size) as loader:
+        found["loader"] = growth(lambda: count_clips(loader), decodes)
     return found

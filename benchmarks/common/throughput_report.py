@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from benchmarks.common import measure, results
 from benchmarks.common.measure import Rounds, Target, rates
@@ -36,8 +35,8 @@ def add_shares(entries: dict[str, dict[str, Any]], rounds: Rounds) -> None:
 
 
 def best_video_peer(rounds: Rounds) -> str | None:
-    """The peer on processors that decodes video and has the highest median rate."""
-    names = [name for name, peer in PEERS.items() if peer.decodes_video and not peer.on_gpu and rounds.get(name)]
+    """The peer that decodes video and has the highest median rate."""
+    names = [name for name, peer in PEERS.items() if peer.decodes_video and rounds.get(name)]
     return max(names, key=lambda name: measure.median_rate(rounds, name) or 0.0, default=None)
 
 
@@ -52,8 +51,7 @@ def ratios(rounds: Rounds) -> dict[str, dict[str, float]]:
     costs = measure.paired_ratios(cost, [("decode_full", "decode_pruned"), ("decode_full", "prune_and_decode")])
     pairs = [("loader_cold", "decode_pruned"), ("loader_cold", "decode_full"), ("loader_memory", "jpeg")]
     pairs += [("loader_disk_cold", "disk_read"), ("loader_memory_augmented", "jpeg")]
-    pairs += [("loader_cold", name) for name, peer in PEERS.items() if not peer.on_gpu]
-    pairs += [("loader_cold_gpu", name) for name in PEERS]
+    pairs += [(loader, name) for loader in ("loader_cold", "loader_cold_gpu") for name in PEERS]
     speed = {name: rates(its) for name, its in rounds.items()}
     return {f"cpu_{name}": ratio for name, ratio in costs.items()} | measure.paired_ratios(speed, pairs)
 
@@ -115,22 +113,24 @@ def show(console: Console, found: dict[str, Any]) -> None:
 def chart(found: dict[str, Any]) -> Figure:
     """Clips a second of every stage and peer, medians as bars and extremes as whiskers, on a logarithmic axis."""
     stages = {name: it for name, it in found["rungs"].items() if it["rounds"]}
-    bars = [("steps", it) for name, it in stages.items() if not name.startswith("loader")]
-    bars += [("loader", it) for name, it in stages.items() if name.startswith("loader")]
-    bars += [("peers", it) for it in found["peers"].values() if it["rounds"]]
-    speeds = [it["clips_per_second"] for _, it in bars]
-    figure = Figure(figsize=(10, 1.6 + 0.36 * len(bars)), layout="constrained")
+    groups = {
+        "steps": [it for name, it in stages.items() if not name.startswith("loader")],
+        "loader": [it for name, it in stages.items() if name.startswith("loader")],
+        "peers": [it for it in found["peers"].values() if it["rounds"]],
+    }
+    figure = Figure(figsize=(10, 1.6 + 0.36 * sum(map(len, groups.values()))), layout="constrained")
     axes = figure.add_subplot()
-    medians, colours = [it["median"] for it in speeds], [_COLOURS[group] for group, _ in bars]
-    drawn = axes.barh(
-        range(len(bars)), medians, color=colours, xerr=results.whiskers(speeds), ecolor="#444444", capsize=2
-    )
-    axes.bar_label(drawn, [figure_text(it) for it in medians], padding=5, fontsize=8)
-    for name, style in zip(_LIMITS, (":", "--"), strict=True):
+    for group, entries in groups.items():
+        speeds = [it["clips_per_second"] for it in entries]
+        titles, medians = [it["title"] for it in entries], [it["median"] for it in speeds]
+        style = {"color": _COLOURS[group], "ecolor": "#444444", "capsize": 2, "label": group}
+        drawn = axes.barh(titles, medians, xerr=results.whiskers(speeds), **style)
+        axes.bar_label(drawn, fmt=figure_text, padding=5, fontsize=8)
+    for name, line in zip(_LIMITS, (":", "--"), strict=True):
         if name in stages:
             limit = stages[name]["clips_per_second"]["median"]
-            axes.axvline(limit, color="#444444", linestyle=style, linewidth=0.8, zorder=0)
-    axes.set_yticks(range(len(bars)), [it["title"] for _, it in bars], fontsize=8)
+            axes.axvline(limit, color="#444444", linestyle=line, linewidth=0.8, zorder=0)
+    axes.tick_params(axis="y", labelsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.margins(x=0.12)
@@ -139,6 +139,6 @@ def chart(found: dict[str, Any]) -> Figure:
     settings, kind = found["settings"], found["corpus"]["kind"]
     size = f"{settings['size']}x{settings['size']}"
     axes.set_title(f"T = {settings['num_frames']}, {size}, {kind}, {results.cores_text(found['machine'])}", fontsize=10)
-    axes.legend([Patch(color=colour) for colour in _COLOURS.values()], list(_COLOURS), fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False)
     results.without_frame(axes)
     return figure

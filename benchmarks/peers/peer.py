@@ -1,4 +1,4 @@
-"""What the peers share: arguments, files, a timed pass, one JSON line.
+"""What the peers share: arguments, files, timed passes, JSON lines.
 
 A peer stands for what somebody without this package would write, so nothing here or beside it imports the package.
 """
@@ -12,16 +12,12 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-import torch
-
 SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".flv"}
-SKIPPED = 3  # exit status of a peer that cannot run here
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -31,9 +27,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     arguments.add_argument("--num_frames", type=int, default=10, help="T, frames a clip")
     arguments.add_argument("--size", type=int, default=128, help="side of a frame in pixels")
     arguments.add_argument("--batch_size", type=int, default=8, help="clips a batch")
-    arguments.add_argument("--workers", type=int, help="processes or threads")
+    arguments.add_argument("--workers", type=int, help="worker processes")
     arguments.add_argument("--frames", type=Path, help="folder of extracted frames, of a peer that reads those")
-    arguments.add_argument("--save_first", type=Path, help="save the first clip's frames as this .npy file")
     return arguments
 
 
@@ -58,8 +53,8 @@ def frame_indices(num_frames: int, num_samples: int) -> list[int]:
 
 def skip(name: str, reason: object) -> NoReturn:
     """Print the JSON line that says why this peer cannot run here."""
-    print(json.dumps({"peer": name, "skipped": str(reason)}))
-    sys.exit(SKIPPED)
+    print(json.dumps({"peer": name, "skipped": str(reason)}), flush=True)
+    sys.exit()
 
 
 def version(package: str) -> str:
@@ -68,44 +63,19 @@ def version(package: str) -> str:
     return metadata.version(package)
 
 
-def report(
-    options: argparse.Namespace,
-    name: str,
-    batches: Iterable[torch.Tensor],
-    *,
-    packages: Iterable[str],
-    settings: dict[str, Any],
-    **more: Any,
-) -> None:
-    """Time one full pass and print the JSON line.
+def serve(about: dict[str, Any], packages: Iterable[str], run: Callable[[], dict[str, float]]) -> None:
+    """Print what this peer is as a JSON line; then run for each line on standard input, and print what that took."""
+    versions = {package: version(package) for package in ("torch", *packages)}
+    print(json.dumps({**about, "versions": versions}), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(timed(run)), flush=True)
 
-    Args:
-        batches: uint8 [B, T, 3, size, size].
-        more: Further entries of the JSON line.
-    """
-    first, count, clips = None, 0, 0
-    shapes, dtypes = set(), set()
-    cpu_before, before = cpu_seconds(), time.perf_counter()
-    for frames in batches:
-        first = frames[0] if first is None else first
-        clips, count = clips + len(frames), count + 1
-        shapes.add(tuple(frames.shape[1:]))
-        dtypes.add(str(frames.dtype).removeprefix("torch."))
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    seconds, spent = time.perf_counter() - before, cpu_seconds() - cpu_before
-    if options.save_first and first is not None:
-        np.save(options.save_first, first.cpu().numpy())
-    line = {
-        "peer": name,
-        "versions": {package: version(package) for package in ("torch", *packages)},
-        "settings": {"batch_size": options.batch_size, **settings},
-        "clip_shapes": sorted(shapes),
-        "dtypes": sorted(dtypes),
-        "pass": {"clips": clips, "batches": count, "seconds": seconds, "cpu_seconds": spent},
-        **more,
-    }
-    print(json.dumps(line), flush=True)
+
+def timed(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `work` returns, and the seconds that it took."""
+    before, cpu_before = time.perf_counter(), cpu_seconds()
+    found = work()
+    return {**found, "seconds": time.perf_counter() - before, "cpu_seconds": cpu_seconds() - cpu_before}
 
 
 def cpu_seconds() -> float:

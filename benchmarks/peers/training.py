@@ -19,10 +19,8 @@ line.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ import torch
 import video_loaders
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.models import resnet18
 from torchvision.models.video import r3d_18
@@ -79,23 +77,18 @@ class FrameByFrame(nn.Module):
         return self.fc(hidden[-1])
 
 
-class Video(nn.Module):
-    """R3D-18, which takes time after channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = r3d_18(weights=None)
-        self.network.fc = nn.Linear(512, NUM_CLASSES)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.network(clips.transpose(1, 2))
+def r3d18(num_frames: int) -> nn.Module:
+    network = r3d_18(weights=None)
+    network.fc = nn.Linear(512, NUM_CLASSES)
+    network.register_forward_pre_hook(lambda _, inputs: (inputs[0].transpose(1, 2),))  # time comes after channels
+    return network
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "early_cnn": early_cnn,
     "early_resnet18": early_resnet18,
     "late_fusion": lambda num_frames: FrameByFrame(recurrent=False),
-    "r3d18": lambda num_frames: Video(),
+    "r3d18": r3d18,
     "cnn_lstm": lambda num_frames: FrameByFrame(recurrent=True),
 }
 
@@ -108,121 +101,74 @@ def label(path: Path) -> int:
     return int(fields[2]) - 1
 
 
-def adam(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=1e-4)
-
-
-class Labelled(Dataset[tuple[Tensor, int]]):
+class Labelled(video_loaders.Clips):
     """Files -> float [T, 3, H, W] and the class."""
 
     def __init__(self, paths: list[Path], read: Callable[[Path], Tensor]) -> None:
-        self.paths, self.labels, self.read = paths, [label(path) for path in paths], read
-
-    def __len__(self) -> int:
-        return len(self.paths)
+        super().__init__(paths, read)
+        self.labels = [label(path) for path in paths]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.read(self.paths[index]), self.labels[index]
+        return super().__getitem__(index), self.labels[index]
 
 
-def read_jpegs(path: Path, options: argparse.Namespace, transform: Callable[[Any], Tensor]) -> Tensor:
-    return video_loaders.read_jpegs(options.folders[path], options.num_frames, transform)
-
-
-def read_video(path: Path, options: argparse.Namespace, transform: Callable[[Any], Tensor]) -> Tensor:
+def read_video(path: Path, options: argparse.Namespace, transform: Callable[[Tensor], Tensor]) -> Tensor:
     return transform(video_loaders.read_decord(path, options))
 
 
-Epochs = Iterator[dict[str, float]]
-
-
-def report(paths: list[Path], model: nn.Module, options: argparse.Namespace) -> tuple[Epochs, dict[str, Any]]:
-    """Epochs as Roy (2025) trains, and what to say of them."""
+def report(paths: list[Path], options: argparse.Namespace) -> tuple[Labelled, dict[str, Any]]:
+    """Clips as Roy (2025) prepares them, and what to say of them."""
     options.folders = video_loaders.frame_folders(paths, options)
     extraction = video_loaders.extract_all(options.folders, options.frames)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workers = options.workers or video_loaders.JPEG_WORKERS
     steps = [transforms.Resize(options.size), transforms.RandomCrop(options.crop_size)]
     steps += [transforms.RandomHorizontalFlip(0.5), transforms.RandomRotation(20)]
     steps += [transforms.ToTensor(), transforms.Normalize(*NORMALISATION)]
-    loader = DataLoader(
-        Labelled(paths, partial(read_jpegs, options=options, transform=transforms.Compose(steps))),
-        batch_size=options.batch_size,
-        shuffle=True,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-
-    def epochs(model: nn.Module) -> Epochs:
-        criterion, optimizer = nn.CrossEntropyLoss(), adam(model, options.lr)
-        while True:
-            model.train()
-            loss_sum, correct, clips, steps = 0.0, 0, 0, 0
-            for frames, labels in loader:
-                frames, labels = frames.to(device), labels.to(device)
-                optimizer.zero_grad()
-                logits = model(frames)
-                loss = criterion(logits, labels)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-                optimizer.step()
-                loss_sum += loss.item() * len(labels)
-                correct += (logits.argmax(1) == labels).sum().item()
-                clips, steps = clips + len(labels), steps + 1
-            yield {"clips": clips, "steps": steps, "loss": loss_sum / clips, "accuracy": correct / clips}
-
-    about = {
-        "versions": {package: peer.version(package) for package in ("torch", "torchvision", "pillow")},
-        "settings": {"workers": workers, "precision": "fp32", "batch_size": options.batch_size},
-        "extraction": extraction,
-    }
-    return epochs(model.to(device)), about
+    read = partial(video_loaders.read_jpeg, options=options, transform=transforms.Compose(steps))
+    settings = {"workers": options.workers or video_loaders.JPEG_WORKERS, "precision": "fp32"}
+    return Labelled(paths, read), {"settings": settings, "extraction": extraction}
 
 
-def plain(paths: list[Path], model: nn.Module, options: argparse.Namespace) -> tuple[Epochs, dict[str, Any]]:
-    """Epochs of decord and Accelerate, and what to say of them."""
+def plain(paths: list[Path], options: argparse.Namespace) -> tuple[Labelled, dict[str, Any]]:
+    """Clips by decord and torchvision's v2 transforms, and what to say of them."""
     try:
         video_loaders.decord_package()
     except (ImportError, OSError) as error:
         peer.skip("plain_training", f"{error}; pip install decord2")
-    options.example, workers = paths[0], options.workers or peer.processors()
-    has_gpu = torch.cuda.is_available()
-    is_fast = has_gpu or (options.model != "r3d18" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    accelerator = Accelerator(mixed_precision="bf16" if is_fast else "no", cpu=not has_gpu)
+    options.example = paths[0]
     steps = [v2.RandomCrop(options.crop_size), v2.RandomHorizontalFlip(0.5), v2.RandomRotation(20)]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*NORMALISATION)]
-    loader = DataLoader(
-        Labelled(paths, partial(read_video, options=options, transform=v2.Compose(steps))),
-        batch_size=options.batch_size,
-        shuffle=True,
-        num_workers=workers,
-        pin_memory=has_gpu,
-        persistent_workers=True,
-        prefetch_factor=2,
-    )
+    is_fast = torch.cuda.is_available() or (options.model != "r3d18" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    precision = "bf16" if is_fast else "fp32"
+    settings = {"workers": options.workers or peer.processors(), "precision": precision, "prefetch_factor": 2}
+    return Labelled(paths, partial(read_video, options=options, transform=v2.Compose(steps))), {"settings": settings}
 
-    def epochs(model: nn.Module, loader: DataLoader[Any]) -> Epochs:
-        criterion = nn.CrossEntropyLoss()
-        model, optimizer, loader = accelerator.prepare(model, adam(model, options.lr), loader)
-        while True:
-            model.train()
-            totals, clips, steps = torch.zeros(2, device=accelerator.device), 0, 0
-            for frames, labels in loader:
-                optimizer.zero_grad()
-                logits = model(frames)
-                loss = criterion(logits, labels)
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
-                optimizer.step()
-                totals += torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()])
-                clips, steps = clips + len(labels), steps + 1
-            loss_sum, correct = totals.tolist()
-            yield {"clips": clips, "steps": steps, "loss": loss_sum / clips, "accuracy": correct / clips}
 
-    settings = {"workers": workers, "precision": "bf16" if is_fast else "fp32", "batch_size": options.batch_size}
-    packages = ("torch", "torchvision", "decord", "accelerate")
-    about = {"versions": {it: peer.version(it) for it in packages}, "settings": {**settings, "prefetch_factor": 2}}
-    return epochs(model, loader), about
+def train_epoch(
+    loader: DataLoader[Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    accelerator: Accelerator | None,
+) -> dict[str, float]:
+    """With Accelerate, loss and correct clips are read at the end; without, in every step, as Roy (2025) does."""
+    read: Callable[[Tensor], Any] = Tensor.detach if accelerator else Tensor.item
+    backward = accelerator.backward if accelerator else Tensor.backward
+    clip_norm = accelerator.clip_grad_norm_ if accelerator else nn.utils.clip_grad_norm_
+    criterion = nn.CrossEntropyLoss()
+    loss_sum, correct, clips, steps = 0.0, 0, 0, 0
+    model.train()
+    for frames, labels in loader:
+        frames, labels = frames.to(device), labels.to(device)
+        optimizer.zero_grad()
+        logits = model(frames)
+        loss = criterion(logits, labels)
+        backward(loss)
+        clip_norm(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        loss_sum += read(loss) * len(labels)
+        correct += read((logits.argmax(1) == labels).sum())
+        clips, steps = clips + len(labels), steps + 1
+    return {"clips": clips, "steps": steps, "loss": float(loss_sum) / clips, "accuracy": float(correct) / clips}
 
 
 def main() -> None:
@@ -234,14 +180,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    train = report if options.kind == "report" else plain
-    epochs, about = train(peer.files(options.corpus), NETWORKS[options.model](options.num_frames), options)
-    print(json.dumps({"peer": f"{options.kind}_training", "num_classes": NUM_CLASSES, **about}), flush=True)
-    for _ in sys.stdin:
-        before, cpu_before = time.perf_counter(), peer.cpu_seconds()
-        found = next(epochs)
-        spent = {"seconds": time.perf_counter() - before, "cpu_seconds": peer.cpu_seconds() - cpu_before}
-        print(json.dumps({**found, **spent}), flush=True)
+    is_plain, device = options.kind == "plain", torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clips, about = (plain if is_plain else report)(peer.files(options.corpus), options)
+    settings = about["settings"]
+    loader = DataLoader(
+        clips,
+        batch_size=options.batch_size,
+        shuffle=True,
+        num_workers=settings["workers"],
+        pin_memory=device.type == "cuda",
+        persistent_workers=is_plain,
+        prefetch_factor=2,
+    )
+    model = NETWORKS[options.model](options.num_frames).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, betas=(0.9, 0.999), weight_decay=1e-4)
+    accelerator, packages = None, ["torchvision", "pillow"]
+    if is_plain:
+        mixed = "bf16" if settings["precision"] == "bf16" else "no"
+        packages = ["torchvision", "decord", "accelerate"]
+        accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    about |= {"peer": f"{options.kind}_training", "num_classes": NUM_CLASSES}
+    settings["batch_size"] = options.batch_size
+    peer.serve(about, packages, partial(train_epoch, loader, model, optimizer, device, accelerator))
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,12 @@ def in_order(found: dict[int, np.ndarray], wanted: list[int]) -> np.ndarray:
     return np.stack([found[min(index, max(found))] for index in wanted])
 
 
+def scaled(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height in pixels with the shorter side at `size`."""
+    scale = size / min(width, height)
+    return max(size, round(width * scale)), max(size, round(height * scale))
+
+
 def read_pyav(path: Path, options: argparse.Namespace) -> torch.Tensor:
     import av
 
@@ -61,8 +66,7 @@ def read_pyav(path: Path, options: argparse.Namespace) -> torch.Tensor:
         stream = container.streams.video[0]
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1
-        scale = options.size / min(stream.width, stream.height)
-        width, height = (max(options.size, round(side * scale)) for side in (stream.width, stream.height))
+        width, height = scaled(stream.width, stream.height, options.size)
         wanted = peer.frame_indices(stream.frames, options.num_frames)
         found: dict[int, np.ndarray] = {}
         for number, frame in enumerate(container.decode(stream)):
@@ -80,15 +84,14 @@ def read_opencv(path: Path, options: argparse.Namespace) -> torch.Tensor:
     cv2.setNumThreads(0)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     wanted = peer.frame_indices(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), options.num_frames)
-    width, height = (int(capture.get(it)) for it in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-    side = min(width, height)
-    top, left = (height - side) // 2, (width - side) // 2
     found: dict[int, np.ndarray] = {}
     for number in range(wanted[-1] + 1):
         if not capture.grab():
             break
         if number in wanted or number == wanted[-1] - 1:  # as in read_pyav
             _, frame = capture.retrieve()
+            side = min(frame.shape[:2])
+            top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
             square = frame[top : top + side, left : left + side]
             small = cv2.resize(square, (options.size, options.size), interpolation=cv2.INTER_AREA)
             found[number] = cv2.cvtColor(small, cv2.COLOR_BGR2RGB)
@@ -98,12 +101,11 @@ def read_opencv(path: Path, options: argparse.Namespace) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def scaled_size(example: Path, size: int) -> tuple[int, int]:
-    """Width and height in pixels with the shorter side at `size`."""
+    """Of the frames of a file."""
     import decord
 
     height, width = decord.VideoReader(str(example), num_threads=1)[0].shape[:2]
-    scale = size / min(width, height)
-    return max(size, round(width * scale)), max(size, round(height * scale))
+    return scaled(width, height, size)
 
 
 def read_decord(path: Path, options: argparse.Namespace) -> torch.Tensor:
@@ -151,12 +153,10 @@ def extract(path: Path, target: Path) -> int:
     cv2.setNumThreads(0)
     target.mkdir(parents=True, exist_ok=True)
     capture, number = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), 0
-    while True:
-        has_frame, frame = capture.read()
-        if not has_frame:
-            return number
+    while (read := capture.read())[0]:
         number += 1
-        cv2.imwrite(str(target / f"frame{number:04d}.jpg"), frame)
+        cv2.imwrite(str(target / f"frame{number:04d}.jpg"), read[1])
+    return number
 
 
 def extract_all(folders: dict[Path, Path], target: Path) -> dict[str, float] | None:
@@ -164,36 +164,32 @@ def extract_all(folders: dict[Path, Path], target: Path) -> dict[str, float] | N
     if (target / _DONE).exists():
         return None
     sources = {folder: path for path, folder in folders.items()}
-    before, cpu_before = time.perf_counter(), peer.cpu_seconds()
-    with ProcessPoolExecutor() as pool:
-        num_frames = sum(pool.map(extract, sources.values(), sources))
+
+    def work() -> dict[str, float]:
+        with ProcessPoolExecutor() as pool:
+            return {"clips": len(sources), "frames": sum(pool.map(extract, sources.values(), sources))}
+
+    found = peer.timed(work)
     (target / _DONE).touch()
-    return {
-        "seconds": time.perf_counter() - before,
-        "cpu_seconds": peer.cpu_seconds() - cpu_before,
-        "clips": len(sources),
-        "frames": num_frames,
-        "bytes": sum(file.stat().st_size for folder in sources for file in folder.iterdir()),
-    }
+    return {**found, "bytes": sum(file.stat().st_size for folder in sources for file in folder.iterdir())}
 
 
-def read_jpegs(folder: Path, num_frames: int, transform: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+def read_jpeg(
+    path: Path, options: argparse.Namespace, transform: Callable[[Any], torch.Tensor] | None = None
+) -> torch.Tensor:
     """The sampled frames, each transformed alone."""
     from PIL import Image
-
-    files = sorted(os.listdir(folder))
-    frames = []
-    for index in peer.frame_indices(len(files), num_frames):
-        with Image.open(folder / files[index]) as image:
-            frames.append(transform(image.convert("RGB")))
-    return torch.stack(frames)
-
-
-def read_jpeg(path: Path, options: argparse.Namespace) -> torch.Tensor:
     from torchvision import transforms
 
     steps = [transforms.Resize(options.size), transforms.CenterCrop(options.size), transforms.PILToTensor()]
-    return read_jpegs(options.folders[path], options.num_frames, transforms.Compose(steps))
+    transform = transform or transforms.Compose(steps)
+    folder = options.folders[path]
+    files = sorted(os.listdir(folder))
+    frames = []
+    for index in peer.frame_indices(len(files), options.num_frames):
+        with Image.open(folder / files[index]) as image:
+            frames.append(transform(image.convert("RGB")))
+    return torch.stack(frames)
 
 
 @dataclass(frozen=True)
@@ -201,35 +197,28 @@ class Library:
     """What decodes, and how.
 
     Attributes:
-        packages: As pip names them: whose versions are reported, and what to install where one is absent.
+        packages: By module as pip names them: whose versions are reported, and what to install where one is absent.
     """
 
     read: Callable[[Path, argparse.Namespace], torch.Tensor]
-    modules: list[str]
-    packages: list[str]
-    settings: dict[str, Any] = field(default_factory=dict)
-    workers: int | None = None
+    packages: dict[str, str]
+    settings: dict[str, Any]
 
 
-_DECORD = {"decoder_threads": 1, "resize": "by the reader"}
-_TORCHCODEC = {"decoder_threads": 1, "resize": "by the decoder's transforms"}
+_DECORD = Library(read_decord, {"decord": "decord"}, {"decoder_threads": 1, "resize": "by the reader"})
+_TORCHCODEC = {"torchcodec.decoders": "torchcodec"}
+_SETTINGS = {"decoder_threads": 1, "resize": "by the decoder's transforms"}
 LIBRARIES = {
-    "pyav": Library(read_pyav, ["av"], ["av"], {"decoder_threads": 1, "resize": "libswscale, area"}),
-    "opencv": Library(read_opencv, ["cv2"], ["opencv-python-headless"], {"decoder_threads": 1, "resize": "area"}),
-    "decord": Library(read_decord, ["decord"], ["decord"], _DECORD),
-    "decord2": Library(read_decord, ["decord"], ["decord"], _DECORD),
-    "torchcodec_exact": Library(
-        read_torchcodec, ["torchcodec.decoders"], ["torchcodec"], {**_TORCHCODEC, "seek_mode": "exact"}
-    ),
-    "torchcodec_approximate": Library(
-        read_torchcodec, ["torchcodec.decoders"], ["torchcodec"], {**_TORCHCODEC, "seek_mode": "approximate"}
-    ),
+    "pyav": Library(read_pyav, {"av": "av"}, {"decoder_threads": 1, "resize": "libswscale, area"}),
+    "opencv": Library(read_opencv, {"cv2": "opencv-python-headless"}, {"decoder_threads": 1, "resize": "area"}),
+    "decord": _DECORD,
+    "decord2": _DECORD,
+    "torchcodec_exact": Library(read_torchcodec, _TORCHCODEC, {**_SETTINGS, "seek_mode": "exact"}),
+    "torchcodec_approximate": Library(read_torchcodec, _TORCHCODEC, {**_SETTINGS, "seek_mode": "approximate"}),
     "jpeg": Library(
         read_jpeg,
-        ["PIL", "torchvision", "cv2"],
-        ["pillow", "torchvision", "opencv-python-headless"],
+        {"PIL": "pillow", "torchvision": "torchvision", "cv2": "opencv-python-headless"},
         {"resize": "Pillow, antialiased bilinear"},
-        workers=JPEG_WORKERS,
     ),
 }
 
@@ -242,60 +231,67 @@ def decord_package() -> str:
 def check(name: str, example: Path) -> None:
     """Skip a library that is not here, with what to install."""
     library = LIBRARIES[name]
-    is_torchcodec = library.read is read_torchcodec
     try:
-        for module in library.modules:
+        for module in library.packages:
             import_module(module)
-        if is_torchcodec:  # newer versions look for FFmpeg only now
+        if library.read is read_torchcodec:  # newer versions look for FFmpeg only now
             import_module("torchcodec.decoders").VideoDecoder(example)
     except (ImportError, OSError, RuntimeError) as error:
-        if is_torchcodec and "libtorchcodec" in str(error):
+        if "libtorchcodec" in str(error):
             peer.skip(name, "FFmpeg's shared libraries are not found; apt-get install ffmpeg (or brew, or conda)")
         if isinstance(error, RuntimeError):
             raise
-        packages = ["decord2"] if library.read is read_decord else library.packages
+        packages = ["decord2"] if library is _DECORD else library.packages.values()
         peer.skip(name, f"{error}; pip install {' '.join(packages)}")
-    if library.read is read_decord and name != decord_package():
+    if library is _DECORD and name != decord_package():
         loaded = f"decord {peer.version('decord')} is loaded, which is {decord_package()}"
         peer.skip(name, f"{loaded}; pip uninstall -y decord decord2, then pip install {name}")
 
 
-class Clips(Dataset[torch.Tensor]):
+class Clips(Dataset[Any]):
     """Files as uint8 [T, 3, size, size] RGB."""
 
-    def __init__(self, paths: list[Path], options: argparse.Namespace) -> None:
-        self.paths, self.options = paths, options
+    def __init__(self, paths: list[Path], read: Callable[[Path], torch.Tensor]) -> None:
+        self.paths, self.read = paths, read
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return LIBRARIES[self.options.library].read(self.paths[index], self.options)
+    def __getitem__(self, index: int) -> Any:
+        return self.read(self.paths[index])
 
 
 def main() -> None:
     parser = peer.parser(__doc__)
     parser.add_argument("library", choices=LIBRARIES)
+    parser.add_argument("--save_first", type=Path, help="save the first clip's frames as this .npy file")
     options = parser.parse_args()
     library, paths = LIBRARIES[options.library], peer.files(options.corpus)
     check(options.library, paths[0])
-    options.example, extraction = paths[0], None
-    if options.frames:
+    options.example, about = paths[0], {}
+    workers = options.workers or peer.processors()
+    if options.library == "jpeg":
+        workers = options.workers or JPEG_WORKERS
         options.folders = frame_folders(paths, options)
-        extraction = extract_all(options.folders, options.frames)
-    workers = options.workers or library.workers or peer.processors()
+        if extraction := extract_all(options.folders, options.frames):
+            about["extraction"] = extraction
     # A list that changes: the workers that the warm-up started, outside the clock, serve the pass too.
     plan: list[list[int]] = [[i % len(paths)] for i in range(2 * workers)]
-    loader = DataLoader(
-        Clips(paths, options), batch_sampler=plan, num_workers=workers, persistent_workers=True, prefetch_factor=2
-    )
-    for _ in loader:
-        pass
+    clips = Clips(paths, partial(library.read, options=options))
+    loader = DataLoader(clips, batch_sampler=plan, num_workers=workers, persistent_workers=True, prefetch_factor=2)
+    samples = [batch[0] for batch in loader]
+    if options.save_first:
+        np.save(options.save_first, samples[0].numpy())
     count = range(len(paths))
     plan[:] = [list(count[i : i + options.batch_size]) for i in range(0, len(paths), options.batch_size)]
-    settings = {"workers": workers, "prefetch_factor": 2, "persistent_workers": True, **library.settings}
-    more = {"extraction": extraction} if extraction else {}
-    peer.report(options, options.library, loader, packages=library.packages, settings=settings, **more)
+    settings = {"batch_size": options.batch_size, "workers": workers, "prefetch_factor": 2, "persistent_workers": True}
+    about |= {
+        "peer": options.library,
+        "settings": {**settings, **library.settings},
+        "clip_shapes": sorted({tuple(clip.shape) for clip in samples}),
+        "dtypes": sorted({str(clip.dtype).removeprefix("torch.") for clip in samples}),
+    }
+    peer.serve(about, library.packages.values(), lambda: {"clips": sum(len(frames) for frames in loader)})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.common.corpus import stored_corpus
 from benchmarks.common.measure import Skipped
-from benchmarks.common.stages import StoreStages, cached_share, drop_cached_pages
+from benchmarks.common.stages import cached_share, drop_cached_pages, store_stages
 from fastemo.video.config import VideoConfig
 
 
@@ -43,8 +43,7 @@ def test_pages_that_stay_are_reported(stored, monkeypatch):
 def test_every_tier_serves_every_clip(tmp_path):
     manifest = stored_corpus(20, 2, 16, tmp_path / "stored")
     config = VideoConfig(num_frames=2, size=16)
-    tiers = StoreStages(manifest, tmp_path / "store", config, batch_size=8, seconds=0.0, device="cpu")
-    with tiers.stages() as stages:
+    with store_stages(manifest, tmp_path / "store", config, batch_size=8, seconds=0.0, device="cpu") as stages:
         for stage in stages:
             stage.warm()
             try:

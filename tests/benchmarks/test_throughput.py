@@ -42,17 +42,17 @@ def quick(run_script, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_json_holds_everything(quick):
-    _, found, out = quick
+    output, found, out = quick
     assert tuple(found) == ENTRIES
     assert tuple(found["rungs"]) == RUNGS
     assert set(found["peers"]) == {"pyav", "jpeg", "decord"}
     assert "no decord here" in found["peers"]["decord"]["skipped"]
-    assert found["peers"]["decord"]["rounds"] == []
     assert found["peers"]["jpeg"]["extraction"]["seconds"] > 0
-    assert found["machine"]["processor"]
-    assert found["versions"]["av"]
     assert found["corpus"]["kind"] == "generated"
     assert str(out.parent) not in out.read_text()
+    for text in ("decord skipped: no decord here", "medians of 2 rounds", "PyAV + DataLoader", "targets, stated for"):
+        assert text in output
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow
@@ -60,27 +60,13 @@ def test_figures_are_those_of_the_rounds(quick):
     _, found, _ = quick
     rounds = {}
     for name, entry in {**found["rungs"], **found["peers"]}.items():
-        taken = {it["round"]: Pass(it["clips"], it["seconds"], it["cpu_seconds"]) for it in entry["rounds"]}
-        assert list(taken) == ([] if "skipped" in entry else [1, 2]), name
-        rounds[name] = taken
+        rounds[name] = {it.pop("round"): Pass(**it) for it in entry["rounds"]}
+        assert list(rounds[name]) == ([] if "skipped" in entry else [1, 2]), name
     assert found["ratios"] == throughput_report.ratios(rounds)
     assert found["targets"] == [it.as_dict() for it in throughput_report.targets(rounds, None)]
     # Everybody reads the same clips.
     for name in ("demux", "decode_pruned", "loader_cold", "pyav", "jpeg"):
         assert {it.clips for it in rounds[name].values()} == {found["corpus"]["clips_a_pass"]}, name
-
-
-@pytest.mark.slow
-def test_tables_and_chart(quick):
-    output, _, out = quick
-    for text in ("decord skipped: no decord here", "medians of 2 rounds", "PyAV + DataLoader", "targets, stated for"):
-        assert text in output
-    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
-
-
-class NoPeers:
-    def run(self, name):
-        raise Skipped(f"{name} is not here")
 
 
 def test_what_was_skipped_is_not_tried_again():
@@ -89,10 +75,15 @@ def test_what_was_skipped_is_not_tried_again():
     def stage(name):
         return Stage(name, name, lambda: seen.append(name) or Pass(1, 1.0, 1.0))
 
-    found, skipped = throughput.measure([stage("a"), stage("b")], NoPeers(), ["c"], 3, Console(show=False))
-    assert "".join(seen) == "abbaab"
+    def absent():
+        seen.append("-")
+        raise Skipped("not here")
+
+    stages = [stage("a"), stage("b"), Stage("c", "c", absent)]
+    found, skipped = throughput.measure(stages, 3, Console(show=False))
+    assert "".join(seen) == "ab-baab"
     assert {name: list(rounds) for name, rounds in found.items()} == {"a": [1, 2, 3], "b": [1, 2, 3], "c": []}
-    assert skipped == {"c": "c is not here"}
+    assert skipped == {"c": "not here"}
 
 
 @pytest.mark.slow

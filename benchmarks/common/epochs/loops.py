@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -36,26 +36,18 @@ def sums(device: torch.device) -> torch.Tensor:
 def train_epoch(trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epoch: int) -> EpochPass:
     """One pass over the loader's clips by `Trainer.train_step`; the device is waited for once, at the end."""
     trainer.model.train()
-    totals, waits, read = sums(trainer.device), [], []
+    totals, waits = sums(trainer.device), []
 
     def work() -> int:
         for batch, seconds in schedule.timed(loader.epoch(epoch)):
             trainer.train_step([batch], config, epoch, totals)
             waits.append(seconds)
-        read.extend(totals.tolist())
-        return int(read[2])
+        return int(totals[2])
 
     took = timed(work)
-    loss, correct, clips = read
-    return EpochPass(
-        took.clips,
-        took.seconds,
-        took.cpu_seconds,
-        len(waits),
-        waited=sum(waits),
-        loss=loss / clips,
-        accuracy=correct / clips,
-    )
+    loss, correct, clips = totals.tolist()
+    spent = {"waited": sum(waits), "loss": loss / clips, "accuracy": correct / clips}
+    return EpochPass(**asdict(took), steps=len(waits), **spent)
 
 
 def bare_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int, seed: int) -> Pass:

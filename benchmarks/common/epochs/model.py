@@ -8,6 +8,7 @@ many epochs teach, as a peer has.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import shutil
 import statistics
@@ -23,7 +24,7 @@ import torch
 
 from benchmarks.common.epochs.loops import bare_loop, breakdown, flops_a_clip, restored, train_epoch
 from benchmarks.common.measure import Pass, Rounds, Skipped, total
-from benchmarks.common.peers import TrainingProcess, started
+from benchmarks.common.peers import PeerProcess, started
 from benchmarks.common.stages import decode_stages, loader_of
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip
@@ -38,56 +39,55 @@ from fastemo.video.loader import ClipLoader
 
 _BREAKDOWN_STEPS = 8
 _PEAK_LR = 1e-3  # of training from scratch, for the accuracy; configs/quick.yaml
+_SEED = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Job:
     """What is measured.
 
     Attributes:
+        options: The command's, among them `num_frames`, `size`, `crop_size`, `batch_size`, `rounds`, `peer_names`.
         timed, learning: The clips that are timed and those whose accuracy is measured.
         scratch: Stores, extracted frames and checkpoints go there.
-        rounds: How often everything is measured.
-        learning_clips, learning_epochs: What `fit` trains on for the accuracy, and how long.
-        peers: Names of `TRAINING_PEERS`.
+        learning_clips: What `fit` trains on for the accuracy.
     """
 
     model: str
+    options: argparse.Namespace
     timed: Manifest
     learning: Manifest
     scratch: Path
-    rounds: int
-    batch_size: int
-    num_frames: int
-    size: int
-    crop_size: int
     learning_clips: int
-    learning_epochs: int
-    peers: Sequence[str]
-    seed: int = 0
 
     @property
     def model_config(self) -> ModelConfig:
         # `rnn_norm` as learning without pretrained weights needs it.
-        return ModelConfig(name=self.model, num_frames=self.num_frames, pretrained=False, rnn_norm=True)  # type: ignore[arg-type]
+        return ModelConfig(name=self.model, num_frames=self.options.num_frames, pretrained=False, rnn_norm=True)
 
     @property
     def video(self) -> VideoConfig:
-        return VideoConfig(num_frames=self.num_frames, size=self.size)
+        return VideoConfig(num_frames=self.options.num_frames, size=self.options.size)
 
     @property
     def crop(self) -> AugmentConfig:
-        return AugmentConfig(crop_size=self.crop_size)
+        return AugmentConfig(crop_size=self.options.crop_size)
 
-    def train_config(self, **changes: Any) -> TrainConfig:
-        """The recipe with what is fastest here."""
-        return TrainConfig(**{"batch_size": self.batch_size, "schedule": "constant", "speed": "auto", **changes})
+    def trainer(self, **recipe: Any) -> Trainer:
+        """With what is fastest here."""
+        return Trainer(TrainConfig(batch_size=self.options.batch_size, speed="auto", **recipe), seed=_SEED)
+
+    def prepare(self, trainer: Trainer, manifest: Manifest, loader: ClipLoader) -> None:
+        torch.manual_seed(_SEED)
+        trainer.prepare(build_model(self.model_config, len(manifest.class_names)), len(loader))
 
     def loader(
-        self, manifest: Manifest, clips: Sequence[Clip], device: torch.device, store: StoreConfig, train: bool = True
+        self, manifest: Manifest, clips: Sequence[Clip], trainer: Trainer, store: str, train: bool = True
     ) -> ClipLoader:
-        options = {"batch_size": self.batch_size, "seed": self.seed, "shuffle": train, "even": train}
-        return loader_of(manifest, clips, self.video, device=device, store=store, **options)
+        """A loader over the named store, or without one where the name is empty."""
+        config = StoreConfig(root=self.scratch / "stores" / store) if store else StoreConfig(tier="none")
+        options = {"batch_size": self.options.batch_size, "seed": _SEED, "shuffle": train, "even": train}
+        return loader_of(manifest, clips, self.video, device=trainer.device, store=config, **options)
 
 
 class ModelRuns:
@@ -96,55 +96,45 @@ class ModelRuns:
     Attributes:
         passes: By name and round.
         skipped: By name, why something was not measured.
-        told: By name, what a peer reports of itself.
+        peers: Those that run, by name.
     """
 
-    def __init__(self, job: Job, trainer: Trainer, stack: ExitStack, console: Console) -> None:
-        self.job, self.trainer, self._stack, self._console = job, trainer, stack, console
+    def __init__(self, job: Job, trainer: Trainer, stack: ExitStack) -> None:
+        self.job, self.trainer, self._console = job, trainer, Console()
         self.passes: Rounds = {}
         self.skipped: dict[str, str] = {}
-        self.told: dict[str, Any] = {}
-        self._peers: dict[str, TrainingProcess] = {}
-        torch.manual_seed(job.seed)
-        self._warm = stack.enter_context(self._loader(job.timed.clips, StoreConfig(root=job.scratch / "stores/warm")))
-        trainer.prepare(build_model(job.model_config, len(job.timed.class_names)), len(self._warm))
-        with self._loader(job.timed.clips[: job.batch_size], StoreConfig(tier="none")) as loader:
+        self.peers: dict[str, PeerProcess] = {}
+        self.warm = stack.enter_context(job.loader(job.timed, job.timed.clips, trainer, "warm"))
+        job.prepare(trainer, job.timed, self.warm)
+        with job.loader(job.timed, job.timed.clips[: job.options.batch_size], trainer, "") as loader:
             (self._resident,) = loader.epoch(0)
         before = time.perf_counter()
         self._bare_loop(1)  # compiles kernels and makes the optimiser's state
         self.first_step_seconds = time.perf_counter() - before
         # The store of the warm epochs is filled; before, nothing but a step has run.
-        self._record("cold", 1, lambda: self._cold_epoch(self._warm, 0))
-
-    def _loader(self, clips: Sequence[Clip], store: StoreConfig) -> ClipLoader:
-        return self.job.loader(self.job.timed, clips, self.trainer.device, store)
+        self._record("cold", 1, lambda: self._restored(train_epoch, trainer, self.warm, job.crop, 0))
 
     def _bare_loop(self, steps: int) -> Pass:
-        return bare_loop(self.trainer, self._resident, self.job.crop, steps=steps, seed=self.job.seed)
+        return bare_loop(self.trainer, self._resident, self.job.crop, steps=steps, seed=_SEED)
+
+    def _restored(self, work: Callable[..., Pass], *arguments: Any) -> Pass:
+        with restored(self.trainer):
+            return work(*arguments)
 
     def _record(self, name: str, number: int, work: Callable[[], Pass]) -> None:
-        if name in self.skipped:
-            return
-        try:
-            took = work()
-        except Skipped as reason:
-            self.skipped[name] = str(reason)
-            self._console.say(f"{self.job.model} {name} skipped: {reason}")
-            return
+        took = work()
         self.passes.setdefault(name, {})[number] = took
-        self._console.say(f"{self.job.model} round {number}/{self.job.rounds} {name}: {took.rate:.1f} clips/s")
+        self._console.say(f"{self.job.model} round {number}/{self.job.options.rounds} {name}: {took.rate:.1f} clips/s")
 
-    def start_peers(self) -> None:
-        job = self.job
-        names = ("model", "num_frames", "size", "crop_size", "batch_size", "seed")
-        options = {"corpus": job.timed.root, "lr": self.trainer.config.lr, **{it: getattr(job, it) for it in names}}
-        for name in job.peers:
+    def start_peers(self, stack: ExitStack) -> None:
+        names = ("num_frames", "size", "crop_size", "batch_size")
+        options = {name: getattr(self.job.options, name) for name in names}
+        options |= {"corpus": self.job.timed.root, "model": self.job.model, "lr": self.trainer.config.lr, "seed": _SEED}
+        for name in self.job.options.peer_names:
             try:
-                process = self._stack.enter_context(started(name, options, job.scratch / "jpegs"))
+                self.peers[name] = stack.enter_context(started(name, options, self.job.scratch / "jpegs"))
             except Skipped as reason:
                 self.skipped[name] = str(reason)
-            else:
-                self._peers[name], self.told[name] = process, process.told
 
     def round(self, number: int, decode: Callable[[], Pass]) -> None:
         """Everything once, but for the first epoch.
@@ -156,38 +146,28 @@ class ModelRuns:
             self._record("limit", number, decode)
         if number > 1 and self._is_decode_bound:
             self._record("cold", number, lambda: self._emptied_epoch(number))
-        half = len(self._warm) // 2
-        bare = [self._bare(len(self._warm) - half)]
-        self._record("warm", number, lambda: train_epoch(self.trainer, self._warm, self.job.crop, number))
-        bare += [self._bare(half)] if half else []
+        half = len(self.warm) // 2
+        bare = [self._restored(self._bare_loop, len(self.warm) - half)]
+        self._record("warm", number, lambda: train_epoch(self.trainer, self.warm, self.job.crop, number))
+        if half:
+            bare.append(self._restored(self._bare_loop, half))
         self._record("bare", number, lambda: total(bare))
-        for name, process in self._peers.items():
-            self._record(name, number, process.epoch)
+        for name in [name for name in self.peers if name not in self.skipped]:
+            try:
+                self._record(name, number, self.peers[name].run)
+            except Skipped as reason:
+                self.skipped[name] = str(reason)
 
     @property
     def _is_decode_bound(self) -> bool:
         return self.passes["bare"][1].rate > self.passes["limit"][1].rate
 
-    def _bare(self, steps: int) -> Pass:
-        with restored(self.trainer):
-            return self._bare_loop(steps)
-
-    def _cold_epoch(self, loader: ClipLoader, epoch: int) -> Pass:
-        with restored(self.trainer):
-            return train_epoch(self.trainer, loader, self.job.crop, epoch)
-
     def _emptied_epoch(self, epoch: int) -> Pass:
         """An epoch whose store is empty again."""
-        root = self.job.scratch / "stores/cold"
-        with self._loader(self.job.timed.clips, StoreConfig(root=root)) as loader:
-            took = self._cold_epoch(loader, epoch)
-        shutil.rmtree(root, ignore_errors=True)
-        return took
-
-    def breakdown(self) -> dict[str, Any]:
-        epoch = self.job.rounds + 1
-        with restored(self.trainer):
-            return breakdown(self.trainer, self._warm, self.job.crop, epoch, most_steps=_BREAKDOWN_STEPS)
+        job = self.job
+        shutil.rmtree(job.scratch / "stores/cold", ignore_errors=True)
+        with job.loader(job.timed, job.timed.clips, self.trainer, "cold") as loader:
+            return self._restored(train_epoch, self.trainer, loader, job.crop, epoch)
 
 
 def peak_memory(device: torch.device) -> dict[str, float | None]:
@@ -202,16 +182,18 @@ def learn(job: Job) -> dict[str, Any]:
     """Train by `fit` on the built-in corpus: accuracy on unseen actors, and how fast its own epochs were."""
     splits = split_clips(job.learning, "speech")
     train = splits.train[:: max(1, len(splits.train) // job.learning_clips)][: job.learning_clips]
-    recipe: dict[str, Any] = {"schedule": "onecycle", "lr": _PEAK_LR, "early_stop_patience": None}
-    config = job.train_config(epochs=job.learning_epochs, **recipe)
-    store = StoreConfig(root=job.scratch / "stores/learning")
+    recipe = {
+        "epochs": job.options.learning_epochs,
+        "schedule": "onecycle",
+        "lr": _PEAK_LR,
+        "early_stop_patience": None,
+    }
     with (
-        Trainer(config, seed=job.seed) as trainer,
-        job.loader(job.learning, train, trainer.device, store) as train_loader,
-        job.loader(job.learning, splits.val, trainer.device, store, train=False) as val_loader,
+        job.trainer(**recipe) as trainer,
+        job.loader(job.learning, train, trainer, "learning") as train_loader,
+        job.loader(job.learning, splits.val, trainer, "learning", train=False) as val_loader,
     ):
-        torch.manual_seed(job.seed)
-        trainer.prepare(build_model(job.model_config, len(job.learning.class_names)), len(train_loader))
+        job.prepare(trainer, job.learning, train_loader)
         trainer.fit(train_loader, val_loader, job.crop, job.scratch / "runs" / job.model, Console(show=False))
         history = trainer.history
     warm = history[1:]
@@ -228,26 +210,28 @@ def learn(job: Job) -> dict[str, Any]:
 
 def measure(job: Job) -> dict[str, Any]:
     """All figures of one model."""
-    with Trainer(job.train_config(), seed=job.seed) as trainer, ExitStack() as stack:
-        runs, mixed = ModelRuns(job, trainer, stack, Console()), trainer.accelerator.mixed_precision
+    with job.trainer(schedule="constant") as trainer, ExitStack() as stack:
+        runs, mixed = ModelRuns(job, trainer, stack), trainer.accelerator.mixed_precision
         memory = peak_memory(trainer.device)
         decode = stack.enter_context(decode_stages(job.timed, job.video))["decode_pruned"]
         decode.warm()
-        runs.start_peers()
-        for number in range(1, job.rounds + 1):
+        runs.start_peers(stack)
+        for number in range(1, job.options.rounds + 1):
             runs.round(number, decode.run)
+        with restored(trainer):
+            parts = breakdown(trainer, runs.warm, job.crop, job.options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
         found = {
             "passes": runs.passes,
             "skipped": runs.skipped,
-            "told": runs.told,
+            "told": {name: peer.told for name, peer in runs.peers.items()},
             "first_step_seconds": runs.first_step_seconds,
-            "breakdown": runs.breakdown(),
+            "breakdown": parts,
             "memory": memory,
             "device": trainer.device.type,
             "precision": {"no": "fp32"}.get(mixed, mixed),
             "speed": str(trainer.speed),
             "train": asdict(trainer.config),
-            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), job.crop_size),
+            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), job.crop.crop_size),
         }
     found["learning"] = learn(job)
     # The next model begins with empty stores, too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.common import measure, results
@@ -74,8 +75,7 @@ def ratios(passes: Rounds) -> dict[str, dict[str, float]]:
 
 def data_wait(passes: Rounds) -> dict[str, float] | None:
     """Share of warm epochs that the loop waited for batches."""
-    warm = passes.get("warm", {}).values()
-    shares = [it.waited / it.seconds for it in warm if isinstance(it, EpochPass) and it.waited is not None]
+    shares = [it.waited / it.seconds for it in passes.get("warm", {}).values() if isinstance(it, EpochPass)]
     return summary(shares) if shares else None
 
 
@@ -89,11 +89,10 @@ def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[s
     """A model's entry in the JSON file: raw passes and what follows from them."""
     passes: Rounds = found["passes"]
     entries = {}
-    for name, title in TITLES.items():
-        if passes.get(name):
-            seconds = summary(it.seconds for it in passes[name].values())
-            told = found["told"].get(name, {})
-            entries[name] = {**results.entry(passes[name], title), "epoch_seconds": seconds, **told}
+    for name in filter(passes.get, TITLES):
+        seconds = summary(it.seconds for it in passes[name].values())
+        told = found["told"].get(name, {})
+        entries[name] = {**results.entry(passes[name], TITLES[name]), "epoch_seconds": seconds, **told}
     joint, warm = joint_rates(passes), measure.median_rate(passes, "warm")
     assert warm is not None
     return {
@@ -111,21 +110,22 @@ def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[s
 def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int) -> list[Target]:
     """What epochs are measured for; `measured` holds every model's passes."""
     compared = {model: ratios(passes) for model, passes in measured.items()}
+
+    def ratio(model: str, name: str) -> float | None:
+        return measure.median_of(compared.get(model, {}), name)
+
     found = []
-    for model, its in compared.items():
+    for model in measured:
         title = f"{model}: warm epoch over the bare loop's ceiling"
-        found.append(Target(f"warm_over_bare_{model}", title, measure.median_of(its, "warm_over_bare"), 0.95, "x"))
+        found.append(Target(f"warm_over_bare_{model}", title, ratio(model, "warm_over_bare"), 0.95, "x"))
     waits = {model: share["median"] for model, passes in measured.items() if (share := data_wait(passes))}
     longest = max(waits, key=waits.__getitem__, default="")
     title = "share of a warm epoch spent waiting for data, the most of any model"
     found.append(Target("data_wait", title, waits.get(longest), 0.02, "", is_upper=True, note=longest))
-    over_report = measure.median_of(compared.get("late_fusion", {}), "warm_over_report")
-    title = "late_fusion: warm epoch over the report's way"
+    title, over_report = "late_fusion: warm epoch over the report's way", ratio("late_fusion", "warm_over_report")
     found.append(Target("late_fusion_over_report", title, over_report, 4, "x", note="stated for 112 px, T = 10"))
-    for model, its in compared.items():
-        if not is_decode_bound(measured[model]):
-            continue
-        alone, joint = measure.median_of(its, "cold_over_limit"), measure.median_of(its, "cold_over_joint_limit")
+    for model in filter(lambda it: is_decode_bound(measured[it]), measured):
+        alone, joint = ratio(model, "cold_over_limit"), ratio(model, "cold_over_joint_limit")
         note = "of 1/(1/decode + 1/ceiling), as both share the processors"
         note += f"; {alone:.2f} x of the decode alone" if alone is not None else ""
         if gpu:  # it decodes by itself
@@ -140,39 +140,42 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
     return found
 
 
+def _pass_row(model: str, entry: dict[str, Any]) -> dict[str, str | int]:
+    loss = entry["rounds"][-1].get("loss")
+    more = {"s an epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
+    return {"model": model, **results.entry_row(entry), **more}
+
+
+def _model_row(model: str, it: dict[str, Any]) -> dict[str, str | int]:
+    memory, learning, utilisation = it["memory"], it["learning"], it["utilisation"]
+    return {
+        "model": model,
+        "clips": it["clips"],
+        "waiting": results.percent(it["data_wait"]["median"] if it["data_wait"] else None),
+        "resident MiB": f"{memory['resident_mib']:,.0f}",
+        "GPU MiB": f"{memory['gpu_allocated_mib'] or 0:,.0f}",
+        "GFLOP/s": figure_text(utilisation["flops_per_second"] / 1e9),
+        "MFU": results.percent(utilisation["mfu"]),
+        "fit's clips": learning["train_clips"],
+        "epochs": learning["epochs"],
+        **{name: results.percent(learning[name]) for name in ("train_accuracy", "val_accuracy", "val_uar")},
+    }
+
+
+def _parts_row(model: str, steps: dict[str, Any]) -> dict[str, str | int]:
+    shares = {**steps["shares"], "copy to device (beside)": steps["host_to_device_share"]}
+    parts = {part.replace("_", " "): results.percent(share) for part, share in shares.items()}
+    return {"model": model, "ms a step": f"{1000 * steps['step_seconds']:.1f}", **parts}
+
+
 def show(console: Console, found: dict[str, Any]) -> None:
     """The tables."""
     measured = {model: it for model, it in found["models"].items() if "failed" not in it}
-    passes: list[dict[str, str | int]] = []
-    models: list[dict[str, str | int]] = []
-    parts: list[dict[str, str | int]] = []
-    for model, it in measured.items():
-        for entry in it["passes"].values():
-            loss = entry["rounds"][-1].get("loss")
-            more = {"s an epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
-            passes.append({"model": model, **results.entry_row(entry), **more})
-        memory, learning, steps, gpu = it["memory"], it["learning"], it["breakdown"], it["memory"]["gpu_allocated_mib"]
-        shares = {**steps["shares"], "copy to device (beside)": steps["host_to_device_share"]}
-        parts.append(
-            {"model": model, "ms a step": f"{1000 * steps['step_seconds']:.1f}"}
-            | {part.replace("_", " "): results.percent(share) for part, share in shares.items()}
-        )
-        models.append(
-            {
-                "model": model,
-                "clips": it["clips"],
-                "waiting": results.percent(it["data_wait"]["median"] if it["data_wait"] else None),
-                "resident MiB": f"{memory['resident_mib']:,.0f}",
-                "GPU MiB": "-" if gpu is None else f"{gpu:,.0f}",
-                "GFLOP/s": figure_text(it["utilisation"]["flops_per_second"] / 1e9),
-                "MFU": results.percent(it["utilisation"]["mfu"]),
-                "fit's clips": learning["train_clips"],
-                "epochs": learning["epochs"],
-                **{name: results.percent(learning[name]) for name in ("train_accuracy", "val_accuracy", "val_uar")},
-            }
-        )
+    passes = [_pass_row(model, entry) for model, it in measured.items() for entry in it["passes"].values()]
     console.table(f"epochs, medians of {found['settings']['rounds']} rounds; the last round's loss", passes)
-    console.table("models; accuracy by fit on the built-in corpus, of validation on unseen actors", models)
+    title = "models; accuracy by fit on the built-in corpus, of validation on unseen actors"
+    console.table(title, [_model_row(*it) for it in measured.items()])
+    parts = [_parts_row(model, it["breakdown"]) for model, it in measured.items()]
     console.table("where a warm step's time goes", parts)
     for model, it in found["models"].items():
         for name, reason in it.get("skipped", {}).items():
@@ -193,28 +196,20 @@ def chart(found: dict[str, Any]) -> Figure:
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     width = 0.8 / len(TITLES)
     for offset, ((name, title), colour) in enumerate(zip(TITLES.items(), _COLOURS, strict=True)):
-        speeds = {
-            place: it["passes"][name]["clips_per_second"]
-            for place, it in enumerate(measured.values())
-            if name in it["passes"]
-        }
-        if speeds:
-            places = [place + (offset - (len(TITLES) - 1) / 2) * width for place in speeds]
-            ends = results.whiskers(list(speeds.values()))
-            medians = [it["median"] for it in speeds.values()]
-            above.bar(places, medians, width, yerr=ends, color=colour, ecolor="#444444", capsize=2, label=title)
+        entries = [it["passes"].get(name) for it in measured.values()]
+        places = [place + (offset - (len(TITLES) - 1) / 2) * width for place, it in enumerate(entries) if it]
+        speeds = [it["clips_per_second"] for it in entries if it]
+        style = {"color": colour, "ecolor": "#444444", "capsize": 2, "label": title}
+        above.bar(places, [it["median"] for it in speeds], width, yerr=results.whiskers(speeds), **style)
     above.set_yscale("log")
     above.set_ylabel("clips/s (logarithmic)")
     above.set_xticks(range(len(measured)), list(measured))
     above.legend(fontsize=8, frameon=False, ncols=2)
     above.margins(y=0.25)
-    lefts = [0.0] * len(measured)
+    shares = np.array([[*it["breakdown"]["shares"].values()] for it in measured.values()]).T
     parts = next(iter(measured.values()))["breakdown"]["shares"] if measured else {}
-    for part, colour in zip(parts, _PART_COLOURS, strict=False):
-        shares = [it["breakdown"]["shares"][part] for it in measured.values()]
-        below.barh(range(len(measured)), shares, left=lefts, color=colour, label=part.replace("_", " "))
-        lefts = [left + share for left, share in zip(lefts, shares, strict=True)]
-    below.set_yticks(range(len(measured)), list(measured))
+    for part, colour, share, left in zip(parts, _PART_COLOURS, shares, shares.cumsum(0) - shares, strict=False):
+        below.barh([*measured], share, left=left, color=colour, label=part.replace("_", " "))
     below.invert_yaxis()
     below.set_xlim(0, 1)
     below.set_xlabel("share of a warm step")
