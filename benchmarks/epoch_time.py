@@ -32,7 +32,7 @@ from benchmarks.common.measure import in_own_process
 from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import TRAINING_PEERS
 from fastemo.console import Console
-from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.errors import UserError, one_line_errors

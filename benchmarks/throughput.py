@@ -47,7 +47,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small generated clips, two rounds: does it work at all?")
     positive = ("num_frames", "size", "batch_size", "rounds")
     options = parse_checked(parser, arguments, defaults={"rounds": (5, 2)}, positive=positive)
-    options.peer_names = choose("--peers", options.peers, PEERS, can_be_none=True)
+    names = choose("--peers", options.peers, PEERS, can_be_none=True)
+    can_run = options.peers != "all" or torch.cuda.is_available()
+    options.peer_names = [name for name in names if can_run or not PEERS[name].on_gpu]
     return options
 
 

@@ -31,6 +31,7 @@ class Peer:
     title: str
     script: str = "video_loaders.py"
     decodes_video: bool = True
+    on_gpu: bool = False
 
 
 PEERS = {
@@ -41,6 +42,8 @@ PEERS = {
     "pyav": Peer("PyAV + DataLoader"),
     "opencv": Peer("OpenCV + DataLoader"),
     "jpeg": Peer("report's way: JPEGs, Pillow, 4 workers", decodes_video=False),
+    "torchcodec_cuda": Peer("torchcodec on CUDA", "gpu_loaders.py", on_gpu=True),
+    "dali_reader": Peer("DALI's plain video reader", "gpu_loaders.py", on_gpu=True),
 }
 TRAINING_PEERS = {
     "report": Peer("report's way: JPEGs, Pillow, 4 workers, fp32", "training.py", decodes_video=False),

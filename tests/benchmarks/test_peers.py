@@ -11,7 +11,8 @@ from helpers import frame_number, numbered_frame, psnr, write_video
 
 from benchmarks.common.measure import Skipped
 from benchmarks.common.peers import FOLDER, PEERS, TRAINING_PEERS, peer_stage, started
-from fastemo.video.decode import FrameSpec, decode_clip
+from fastemo.video.config import FrameSpec
+from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 DECORD, OTHER_DECORD = ("decord", "decord2") if decord.__version__.startswith("0.") else ("decord2", "decord")
