@@ -35,8 +35,8 @@ def add_shares(entries: dict[str, dict[str, Any]], rounds: Rounds) -> None:
 
 
 def best_video_peer(rounds: Rounds) -> str | None:
-    """The peer that decodes video and has the highest median rate."""
-    names = [name for name, peer in PEERS.items() if peer.decodes_video and rounds.get(name)]
+    """The peer on processors that decodes video and has the highest median rate."""
+    names = [name for name, peer in PEERS.items() if peer.decodes_video and not peer.on_gpu and rounds.get(name)]
     return max(names, key=lambda name: measure.median_rate(rounds, name) or 0.0, default=None)
 
 
