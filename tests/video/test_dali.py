@@ -401,8 +401,10 @@ def test_what_is_no_clips_fault_is_raised_as_what_it_is(videos, monkeypatch, tex
     """Taken for the clip's, good clips would be dropped one after the other."""
     tested = decoder(FrameSpec(num_frames=3, size=48))
     with monkeypatch.context() as patch:
-        message = f"Error when executing Mixed operator decoders__Video encountered:\n{text}\nC++ context: x"
-        patch.setattr(tested, "_build", lambda: Mock(run=Mock(side_effect=RuntimeError(message))))
+        error = RuntimeError(
+            f"Error when executing Mixed operator decoders__Video encountered:\n{text}\nC++ context: x"
+        )
+        patch.setattr(tested, "_build", lambda: Mock(run=Mock(side_effect=error)))
         with pytest.raises(kind, match=re.escape(message)) as caught:
             tested.decode([source(videos[0], 3)])
     assert not isinstance(caught.value, DecodeError)
