@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peer
 import torch
 from torch.nn import functional
@@ -122,6 +123,8 @@ def main() -> None:
     warm_up = list(batches())
     about["clip_shapes"] = sorted({tuple(batch.shape[1:]) for batch in warm_up})
     about["dtypes"] = sorted({str(batch.dtype).removeprefix("torch.") for batch in warm_up})
+    if options.save_first:
+        np.save(options.save_first, warm_up[0][0].cpu().numpy())
     del warm_up
     torch.cuda.synchronize()
 

@@ -29,6 +29,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     arguments.add_argument("--batch_size", type=int, default=8, help="clips a batch")
     arguments.add_argument("--workers", type=int, help="worker processes")
     arguments.add_argument("--frames", type=Path, help="folder of extracted frames, of a peer that reads those")
+    arguments.add_argument("--save_first", type=Path, help="save the first clip's frames as this .npy file")
     return arguments
 
 

@@ -264,7 +264,6 @@ class Clips(Dataset[Any]):
 def main() -> None:
     parser = peer.parser(__doc__)
     parser.add_argument("library", choices=LIBRARIES)
-    parser.add_argument("--save_first", type=Path, help="save the first clip's frames as this .npy file")
     options = parser.parse_args()
     library, paths = LIBRARIES[options.library], peer.files(options.corpus)
     check(options.library, paths[0])
