@@ -34,8 +34,8 @@ TINY = SyntheticConfig(actors=2, clips_per_actor=4, width=64, height=64, num_fra
 LARGER = replace(TINY, actors=4, clips_per_actor=30)
 # Run by an interpreter of its own: the tests' process is not a script that workers could import again.
 MAKE_LARGER = (
-    "from fastemo.console import Console; from fastemo.corpus.config import CorpusConfig; "
-    "from fastemo.corpus.prepare import corpus_root; from fastemo.corpus.synthetic.synthesis import *; "
+    "from fastemo.console import Console; from fastemo.corpus.config import CorpusConfig, Difficulty, SyntheticConfig; "
+    "from fastemo.corpus.prepare import corpus_root; "
     f"corpus_root(CorpusConfig(synthetic={LARGER!r}), Console(show=False))"
 )
 

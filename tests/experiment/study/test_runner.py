@@ -116,7 +116,7 @@ class TestRunning:
         shown, _ = process.communicate(timeout=60)
         if number == signal.SIGTERM:
             assert process.returncode == 128 + number, shown
-            assert "goes on with the study" in shown
+            assert "resumes the study" in shown
             assert "Traceback" not in shown
         assert "finished" not in statuses(out)
         # At once, while a cell of the killed study may still be writing its checkpoint.
