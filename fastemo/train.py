@@ -56,22 +56,23 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
     """Train by the configuration that the arguments give."""
     arguments = sys.argv[1:] if arguments is None else arguments
     with one_line_errors():
-        from fastemo.config import RunConfig, read_config
+        from fastemo.config import RunConfig
         from fastemo.machine import check_platform
 
         if {"-h", "--help"} & {*arguments}:
             print(_HELP.format(prog=prog or Path(sys.argv[0]).name, config=RunConfig()), end="")
             return
         check_platform()
-        read_config(arguments, prog=prog)  # a mistyped key, before torch takes seconds to load
-        # Late: the processes that draw the built-in corpus import this file again and have no use for torch.
         from fastemo.experiment.resume import resolve
+
+        config, run_dir = resolve(arguments, prog=prog)  # before torch takes seconds to load
+        # Late: the processes that draw the built-in corpus import this file again and have no use for torch.
         from fastemo.experiment.run import run
         from fastemo.training.stopping import StopSignals
 
     # Around what reports errors: a launcher that sees one process fail sends the others a signal.
     with StopSignals().installed() as signals, one_line_errors():
-        run(*resolve(arguments, prog=prog), signals)
+        run(config, run_dir, signals)
 
 
 if __name__ == "__main__":

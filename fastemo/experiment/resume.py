@@ -6,13 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastemo.config import RunConfig, config_leaves, read_config
 from fastemo.console import Console
 from fastemo.corpus.manifest import Manifest
-from fastemo.training import checkpoint
-from fastemo.training.checkpoint import Checkpoint, CheckpointError
 from fastemo.training.progress import Progress
+
+if TYPE_CHECKING:
+    from fastemo.training.checkpoint import Checkpoint
 
 _TIME = r"\d{8}-\d{6}"  # of a run without a name
 _MOST_NAMES = 5
@@ -113,6 +115,8 @@ def recover(run_dir: Path, console: Console) -> Checkpoint | None:
     Raises:
         ValueError: There are checkpoints, and none is whole.
     """
+    from fastemo.training import checkpoint  # loads torch, which `resolve` has no use for
+
     found = checkpoint.recover(run_dir / "checkpoints")
     for note in found.notes:
         console.say(note)
@@ -130,7 +134,7 @@ def recover(run_dir: Path, console: Console) -> Checkpoint | None:
     if progress.best_epoch and not (is_at_end and chosen.info["epoch"] == progress.best_epoch):
         try:
             checkpoint.verify(best)
-        except CheckpointError as error:
+        except checkpoint.CheckpointError as error:
             console.say(f"{error}; the one of epoch {chosen.info['epoch']} stands in for it until a better one")
             checkpoint.copy(chosen.folder, best)
             progress.forget_best()
