@@ -1,18 +1,18 @@
 """The whole proof of the GPU path in one call: `python benchmarks/gpu_check.py --minutes 6`.
 
-Stages by worth, each under its own share of the time: what is there; bits and stops; training; frames against PyAV;
-NVDEC's speed; memory. Each is on disk as soon as it is done, and one that fails leaves the rest to go on. `--rehearse`
+Stages by worth, each under its own share of the time: what is there; every test for a card; training; NVDEC's speed;
+memory. Each is on disk as soon as it is done, and one that fails leaves the rest to go on. `--rehearse`
 runs the same code on a machine without a GPU, in tiny sizes. Exit status 0: all is ok; 1: a stage failed; 2: no GPU.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import os
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.common import results
 from benchmarks.common.gpu import bench as first_stages
-from benchmarks.common.gpu import frames, training
-from benchmarks.common.gpu.bench import Bench
+from benchmarks.common.gpu import decoding, training
+from benchmarks.common.gpu.bench import Bench, attempted
 from benchmarks.common.options import make_parser, parse_checked
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
@@ -33,26 +33,12 @@ from fastemo.errors import one_line_errors
 # What each does, and its share of the time.
 STAGES: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
     "here": (first_stages.here, 0.02),
-    "bits": (first_stages.bits, 0.30),
+    "tests": (first_stages.tests, 0.42),
     "training": (training.training, 0.33),
-    "frames": (frames.frames, 0.12),
-    "nvdec": (frames.nvdec, 0.16),
-    "memory": (frames.memory, 0.07),
+    "nvdec": (decoding.nvdec, 0.16),
+    "memory": (decoding.memory, 0.07),
 }
 _GAIN = 1.05  # what compiling has to win to be worth its warm-up
-
-
-def guarded(name: str, step: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
-    """Run a stage; what goes wrong becomes its result."""
-    started = time.monotonic()
-    try:
-        found = step()
-    except Exception as error:
-        trace = traceback.format_exc().splitlines()[-12:]
-        found = {"ok": False, "error": f"{type(error).__name__}: {error}", "trace": trace}
-    found["seconds"] = round(time.monotonic() - started, 1)
-    console.say(f"{name}: {'ok' if found['ok'] else 'failed: ' + str(found.get('error', ''))}")
-    return found
 
 
 def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, console: Console) -> dict[str, Any]:
@@ -72,8 +58,9 @@ def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, conso
         left = max(0.0, end - time.monotonic())
         bench.deadline, bench.missed = time.monotonic() + left * share / max(shares, 1e-9), []
         shares -= share
-        found["stages"][name] = guarded(name, lambda stage=stage: stage(bench), console)  # type: ignore[misc]
-        found["stages"][name]["not_reached"] = bench.missed
+        began, result = time.monotonic(), attempted(stage, bench)
+        found["stages"][name] = {**result, "seconds": round(time.monotonic() - began, 1), "not_reached": bench.missed}
+        console.say(f"{name}: {'ok' if result['ok'] else 'failed: ' + str(result.get('error', result))[:600]}")
         found["recommended"] = recommended(found["stages"])
         results.write(path, found, Console(show=False))
         if bench.device.type == "cuda":
@@ -105,11 +92,9 @@ def recommended(stages: dict[str, Any]) -> dict[str, Any]:
         if name.startswith("loader cold")
     }
     by = {it: [rate for name, rate in cold.items() if f" {it}," in name] for it in ("dali", "pyav")}
-    if by["dali"] and len(by["dali"]) == len(by["pyav"]):
-        wins = all(one > other for one, other in zip(by["dali"], by["pyav"], strict=True))
+    wins = len(by["dali"]) == len(by["pyav"]) and all(map(operator.gt, by["dali"], by["pyav"]))
+    if by["pyav"]:
         picks["video.backend"] = {"pick": "dali" if wins else "pyav", "clips/s": cold}
-    elif by["pyav"]:
-        picks["video.backend"] = {"pick": "pyav", "clips/s": cold}
     return picks
 
 

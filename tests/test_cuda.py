@@ -1,5 +1,6 @@
 """The main path on a GPU. `FASTEMO_REQUIRE_CUDA=1` turns the skip into a failure, so no GPU job skips by accident."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,36 +12,56 @@ from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.experiment.run import run
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
+from fastemo.training.checkpoint import snapshot
 from fastemo.training.config import TrainConfig
-from fastemo.training.resume import load_optimizer
+from fastemo.training.faults import OutOfMemory
+from fastemo.training.resume import generators, load_optimizer, set_generators
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import augment
+from fastemo.video import loader as loader_module
+from fastemo.video.augment import augment, center_crop
 from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
+from fastemo.video.transfer import Transfer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.cuda
 
 
-def test_batches_and_augmentation_equal_the_cpus(tiny_corpus):
-    manifest = scan(tiny_corpus)
-    # By one backend: what DALI decodes is held against PyAV in tests/video/test_dali.py.
-    config, crop = VideoConfig(num_frames=3, size=36, backend="pyav"), AugmentConfig(crop_size=32)
-    pairs = zip(
-        *(
-            ClipLoader(
-                manifest.clips[:10], manifest.root, EMOTIONS, config, batch_size=4, shuffle=True, device=device
-            ).epoch(1)
-            for device in ("cpu", "cuda")
-        ),
-        strict=True,
+CROP = AugmentConfig(crop_size=32)
+
+
+def loader_of(corpus, count, batch_size, device="cuda", **options):
+    """Over the corpus's first clips, by one backend: test_dali.py holds DALI's frames against PyAV's."""
+    manifest, config = scan(corpus), VideoConfig(num_frames=3, size=36, backend="pyav")
+    return ClipLoader(
+        manifest.clips[:count], manifest.root, EMOTIONS, config, batch_size=batch_size, device=device, **options
     )
-    for host, device in pairs:
-        assert host.keys == device.keys
-        assert device.frames.is_cuda
-        assert torch.equal(host.frames, device.frames.cpu())
-        one, other = (augment(batch.frames, crop, batch.keys, seed=0, epoch=1) for batch in (host, device))
-        torch.testing.assert_close(one, other.cpu(), rtol=0, atol=0.02)
+
+
+class LateTransfer(Transfer):
+    """Copies on CUDA come some 10 ms late: who does not wait for them reads what was there before."""
+
+    def upload(self, host):
+        if self.device.type == "cuda":
+            torch.cuda._sleep(20_000_000)
+        return super().upload(host)
+
+
+def test_batches_and_augmentation_equal_the_cpus_though_copies_come_late(tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(loader_module, "Transfer", LateTransfer)
+    store = StoreConfig(tier="device", root=tmp_path)  # empty: the first epoch decodes and uploads
+    with (
+        loader_of(tiny_corpus, 10, 4, "cpu", shuffle=True) as hosts,
+        loader_of(tiny_corpus, 10, 4, shuffle=True, store=store) as devices,
+    ):
+        for epoch in (0, 1):
+            for host, device in zip(hosts.epoch(epoch), devices.epoch(epoch), strict=True):
+                assert host.keys == device.keys
+                assert device.frames.is_cuda
+                for name in ("frames", "labels", "is_padding"):
+                    assert torch.equal(getattr(host, name), getattr(device, name).cpu())
+                one, other = (augment(batch.frames, CROP, batch.keys, seed=0, epoch=1) for batch in (host, device))
+                torch.testing.assert_close(one, other.cpu(), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("name", ["early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm"])
@@ -63,41 +84,94 @@ def test_a_run_trains(tiny_corpus, tmp_path, precision):
     assert (run_dir / "test.json").is_file()
 
 
-def settled(loader):
-    """Batches from the device's own memory, as in every epoch but the first."""
-    for _ in loader.epoch(0):
-        pass
-    batches = list(loader.epoch(1))
-    assert all(loader.kept.on_device(row) for row in range(len(loader.clips)))
-    return batches
+@contextmanager
+def training(corpus, name, batch_size=4, **config):
+    """A trainer that has prepared a model, a loader whose clips lie in the device's memory, and sums for its steps."""
+    store = StoreConfig(tier="device", root=corpus.parent / "store")
+    with (
+        Trainer(TrainConfig(batch_size=batch_size, **config), seed=0) as trainer,
+        loader_of(corpus, 16, batch_size, store=store) as loader,
+    ):
+        trainer.prepare(build_model(ModelConfig(name=name, num_frames=3, pretrained=False), 8), 4)
+        trainer.model.train()
+        for _ in loader.epoch(0):
+            pass
+        assert all(loader.kept.on_device(row) for row in range(len(loader.clips)))
+        yield trainer, loader, torch.zeros(3, device="cuda", dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
 def test_the_host_waits_for_nothing_in_a_step(tiny_corpus, name):
     """Law 9, by torch's own watch."""
-    manifest = scan(tiny_corpus)
-    config, crop = VideoConfig(num_frames=3, size=36), AugmentConfig(crop_size=32)
-    store = StoreConfig(tier="device", root=tiny_corpus.parent / "store")
-    options = {"batch_size": 4, "device": "cuda", "store": store}
-    with (
-        Trainer(TrainConfig(batch_size=4), seed=0) as trainer,
-        ClipLoader(manifest.clips[:16], manifest.root, EMOTIONS, config, **options) as loader,
-    ):
-        trainer.prepare(build_model(ModelConfig(name=name, num_frames=3, pretrained=False), 8), 4)
-        trainer.model.train()
-        totals, batches = torch.zeros(3, device="cuda", dtype=torch.float64), settled(loader)
+    with training(tiny_corpus, name) as (trainer, loader, totals):
+        batches = list(loader.epoch(1))
         for batch in batches[:2]:
-            trainer.train_step([batch], crop, 0, totals)
+            trainer.train_step([batch], CROP, 0, totals)
         try:
             torch.cuda.set_sync_debug_mode("error")
             for batch in batches[2:]:
-                trainer.train_step([batch], crop, 0, totals)
+                trainer.train_step([batch], CROP, 0, totals)
             # A warm epoch hands its batches over without a stop, too.
             for batch in loader.epoch(2):
-                trainer.train_step([batch], crop, 0, totals)
+                trainer.train_step([batch], CROP, 0, totals)
+            with torch.inference_mode():
+                trainer.bare_model(center_crop(batch.frames, CROP))
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert totals[2] == 4 * len(batches) + 16
+
+
+def test_the_same_weights_follow_from_a_saved_state(tiny_corpus):
+    with training(tiny_corpus, "late_fusion", precision="fp32") as (trainer, loader, totals):
+
+        def stepped(epoch):
+            for batch in loader.epoch(epoch):
+                trainer.train_step([batch], CROP, epoch, totals)
+            return snapshot(trainer.bare_model.state_dict())
+
+        weights, optimizer = stepped(1), snapshot(trainer.optimizer.state_dict())
+        states = generators(trainer.device)
+        first = stepped(2)
+        trainer.load_weights(weights)
+        load_optimizer(trainer.optimizer, optimizer)
+        set_generators(states, trainer.device)
+        for name, value in stepped(2).items():
+            difference = (value.double() - first[name].double()).norm()
+            assert difference <= 1e-3 * first[name].double().norm().clamp(min=1e-6), name
+
+
+def test_memory_that_runs_out_is_told_with_what_to_do(tiny_corpus):
+    with training(tiny_corpus, "late_fusion", batch_size=16) as (trainer, loader, totals):
+        (batch,) = loader.epoch(1)
+        trainer.train_step([batch], CROP, 0, totals)
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(trainer.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+        try:
+            with (
+                pytest.raises(OutOfMemory, match=r"--train\.batch_size|--store\.tier memory"),
+                trainer.plain_faults(),
+            ):
+                trainer.train_step([batch], CROP, 0, totals)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_bf16_leaves_the_recurrent_layers_gradients_right(monkeypatch):
+    """cuDNN would compute in fp16, whose gradients underflow without a scaler."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="cnn_lstm", num_frames=10, pretrained=False), 8).cuda().train()
+    features, labels = torch.randn(40, 512, device="cuda"), torch.arange(4, device="cuda")
+    monkeypatch.setattr(model.backbone, "forward", lambda frames: features)
+    gradients = []
+    for half in (False, True):
+        features = features.detach().requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            logits = model(torch.zeros(4, 10, 3, 32, 32, device="cuda"))
+        (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits.float(), labels), features)
+        gradients.append(gradient.view(4, 10, -1).transpose(0, 1).flatten(1))
+    exact, rough = gradients
+    assert ((rough - exact).norm(dim=1) < 0.05 * exact.norm(dim=1)).all()
 
 
 def test_an_optimisers_state_of_another_kernel_goes_on():

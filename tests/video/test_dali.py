@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,10 +16,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from doubles import RecordingTransfer
 from helpers import psnr, smooth_frame, write_video
 from mutations import box
 
-from benchmarks.common.gpu.doubles import RecordingTransfer
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
 from fastemo.video import backends, dali
@@ -505,6 +506,30 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
         assert dalis.refused_by_dali == {"format": 1, "size": 1}
         assert pyavs.refused_by_dali == {}
     assert sorted(pruned) == [1, 2, 3, 3], "what was refused once is not pruned for DALI again"
+
+
+@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.cuda)], ids=str)
+def test_a_loaders_frames_are_pyavs_whatever_the_file(tmp_path, device):
+    """Codecs, sizes and depths that DALI takes, and those that are PyAV's."""
+    for codec, size in product((*ENCODERS.values(), ("libsvtav1", {"preset": "12"})), ((320, 192), (320, 180))):
+        path = tmp_path / f"{codec[0]}-{size[1]}.{'mkv' if codec[0] == 'libvpx' else 'mp4'}"
+        write_video(path, 24, *size, codec=codec[0], options=codec[1], draw=smooth_frame)
+    write_vpx(tmp_path / "vp9.mp4", 24, (1280, 720))
+    write_video(tmp_path / "mjpeg.mkv", 24, 320, 192, codec="mjpeg", draw=smooth_frame)
+    tagged_video(tmp_path / "ten_bits.mp4", "libx264", 1, 1, "yuv420p10le", profile="high10")
+    manifest = scan(tmp_path)
+    clips = [replace(clip, status="clip", emotion="calm") for clip in manifest.unlabelled]
+    assert len(clips) == 13
+    for crop in ("center", "squash"):
+        config = VideoConfig(num_frames=5, size=64, crop=crop)
+        loaders = [
+            ClipLoader(clips, manifest.root, ["calm"], replace(config, backend=it), batch_size=13, device=device)
+            for it in ("dali", "pyav")
+        ]
+        with loaders[0] as dalis, loaders[1] as pyavs:
+            (ours,), (theirs,) = dalis.epoch(), pyavs.epoch()
+            for key, *frames in zip(ours.keys, ours.frames.cpu().numpy(), theirs.frames.cpu().numpy(), strict=True):
+                assert min(map(psnr, *frames)) >= 38, key
 
 
 @pytest.mark.parametrize("tier", ["memory", "disk"])

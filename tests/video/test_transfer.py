@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from doubles import RecordingTransfer
 
-from benchmarks.common.gpu.doubles import RecordingTransfer
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
 from fastemo.video import loader as loader_module
@@ -21,7 +21,6 @@ def allocated(monkeypatch):
     shapes, real = [], RecordingTransfer._allocate
     monkeypatch.setattr(RecordingTransfer, "_allocate", lambda self, shape: shapes.append(shape) or real(self, shape))
     monkeypatch.setattr(loader_module, "Transfer", RecordingTransfer)
-    RecordingTransfer.made.clear()
     return shapes
 
 
@@ -90,3 +89,42 @@ def test_loaders_on_one_device_know_of_each_other_until_they_are_closed(make_loa
         with loader(1):
             pass
     assert seen == [0, 2 * a_clip, 0, a_clip, a_clip]
+
+
+def handed_over(transfer, *, is_late=False, is_released_first=False):
+    """What a loader does for a batch; returns it."""
+    buffer = transfer.buffer(2, 3)
+    with transfer.active():
+        event = transfer.mark() if is_late else None
+        if is_released_first:
+            transfer.release(buffer, transfer.mark())
+        batch = transfer.upload(buffer)
+        event = event or transfer.mark()
+    transfer.release(buffer, event)
+    transfer.hand_over(batch, event)
+    return batch
+
+
+def test_a_loader_in_order_passes():
+    transfer = RecordingTransfer(torch.device("cpu"))
+    for _ in range(40):
+        assert handed_over(transfer).data_ptr() in transfer.handed
+    transfer.check_over()
+
+
+def test_faults_of_order_are_found(monkeypatch):
+    with pytest.raises(AssertionError, match="marked before its uploads"):
+        handed_over(RecordingTransfer(torch.device("cpu")), is_late=True)
+    with pytest.raises(AssertionError, match="a buffer that was given back"):
+        handed_over(RecordingTransfer(torch.device("cpu")), is_released_first=True)
+    leaking = RecordingTransfer(torch.device("cpu"))
+    kept = leaking.buffer(2, 3)
+    with pytest.raises(AssertionError, match="1 buffers were not given back"):
+        leaking.check_over()
+    hasty = RecordingTransfer(torch.device("cpu"))
+    monkeypatch.setattr(hasty, "_is_done", lambda event: True)
+    with hasty.active():
+        hasty.upload(kept)
+        hasty.release(hasty.buffer(2, 3), hasty.mark())
+    with pytest.raises(AssertionError, match="before its copy is over"):
+        hasty.buffer(2, 3)

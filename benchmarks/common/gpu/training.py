@@ -35,6 +35,7 @@ _LAYERS = {
     "layer1": ((8, 64, 10, 56, 56), (64, 64, 3, 3, 3), (1, 1, 1)),
     "layer3": ((8, 128, 5, 28, 28), (256, 128, 3, 3, 3), (2, 2, 2)),
 }
+Plan = list[tuple[str, int, str]]
 _SMALL = {"small": ((1, 3, 2, 16, 16), (8, 3, 3, 3, 3), (1, 2, 2))}
 
 
@@ -42,22 +43,25 @@ def training(bench: Bench) -> dict[str, Any]:
     """Everything by worth; what the deadline leaves out is noted."""
     found: dict[str, Any] = {"steps": {}}
     loaders: dict[int, ClipLoader] = {}
-    is_checked = False
+    first, compiled = plan(bench.rehearse)
     with ExitStack() as stack:
-        for model, batch_size, variant in plan(bench.rehearse):
+
+        def measure(model: str, batch_size: int, variant: str) -> None:
             name = f"{model}, batch {batch_size}, {variant}"
-            # The two checks after the first measurements are short and worth more than a compiler's minutes.
-            if variant.startswith("bf16_") and not is_checked:
-                _checks(bench, found)
-                is_checked = True
-            if not bench.has_time(name, seconds=0 if bench.rehearse else 4):
-                continue
-            if batch_size not in loaders:
-                loaders[batch_size] = stack.enter_context(bench.loader(batch_size, even=True))
-            loader = loaders[batch_size]
-            found["steps"][name] = attempted(steps, bench, model, batch_size, VARIANTS[variant], loader)
-        if not is_checked:
-            _checks(bench, found)
+            if bench.has_time(name, seconds=0 if bench.rehearse else 4):
+                if batch_size not in loaders:
+                    loaders[batch_size] = stack.enter_context(bench.loader(batch_size))
+                loader = loaders[batch_size]
+                found["steps"][name] = attempted(steps, bench, model, batch_size, VARIANTS[variant], loader)
+
+        for wanted in first:
+            measure(*wanted)
+        # These are short, and worth more than a compiler's minutes.
+        for check in (losses, conv3d):
+            if bench.has_time(check.__name__):
+                found[check.__name__] = check(bench)
+        for wanted in compiled:
+            measure(*wanted)
     errors = [f"{name}: {it['error']}" for name, it in found["steps"].items() if "error" in it]
     if "losses" in found and not found["losses"]["ok"]:
         errors.append(f"losses: {found['losses']['largest_gap']:.2g} from fp32's")
@@ -68,24 +72,18 @@ def training(bench: Bench) -> dict[str, Any]:
     return {"ok": not errors, **found}
 
 
-def plan(rehearse: bool) -> list[tuple[str, int, str]]:
-    """What is measured, the most worth knowing first."""
+def plan(rehearse: bool) -> tuple[Plan, Plan]:
+    """Model, batch size and variant, the most worth knowing first; and what comes after the checks."""
     if rehearse:
         can_compile = any(map(shutil.which, ("gcc", "cc", "clang", "g++")))
         compiled = [("early_cnn", 2, "bf16_default")] if can_compile else []
-        return [*itertools.product(MODELS[:2], (2,), ("fp32", "bf16")), *compiled]
-    first = [*itertools.product(MODELS[:3], (8, 64), ("fp32", "bf16"))]
+        return [*itertools.product(MODELS[:2], (2,), ("fp32", "bf16"))], compiled
     graphs = itertools.product(("bf16_cudagraphs", "bf16_default"), (8, 64), MODELS[:3])
     then = [(model, batch_size, variant) for variant, batch_size, model in graphs]
-    rest = [*itertools.product(MODELS[:3], (256,), ("fp32", "bf16"))]
-    rest += itertools.product(MODELS[3:], (8, 64, 256), ("bf16", "fp32"))
-    return [*first, *then, *rest, *itertools.product(MODELS[3:], (8, 64), ("bf16_default", "bf16_cudagraphs"))]
-
-
-def _checks(bench: Bench, found: dict[str, Any]) -> None:
-    for name, check in (("losses", losses), ("conv3d", conv3d)):
-        if bench.has_time(name):
-            found[name] = check(bench)
+    then += itertools.product(MODELS[:3], (256,), ("fp32", "bf16"))
+    then += itertools.product(MODELS[3:], (8, 64, 256), ("bf16", "fp32"))
+    then += itertools.product(MODELS[3:], (8, 64), ("bf16_default", "bf16_cudagraphs"))
+    return [*itertools.product(MODELS[:3], (8, 64), ("fp32", "bf16"))], then
 
 
 def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], loader: ClipLoader) -> dict[str, Any]:
@@ -209,21 +207,21 @@ def conv3d(bench: Bench) -> dict[str, Any]:
 
 def _conv3d_ms(bench: Bench, layer: Any, dtype: torch.dtype, tf32: bool, last: bool) -> float:
     """Of one forward and backward pass."""
+    from torch.utils.benchmark import Timer  # which warns on a machine without a GPU
+
     (shape, weight_shape, stride), layout = layer, torch.channels_last_3d if last else torch.contiguous_format
     frames, weight = (
         torch.randn(size, device=bench.device, dtype=dtype).to(memory_format=layout).requires_grad_()
         for size in (shape, weight_shape)
     )
+
+    def work() -> None:
+        result = F.conv3d(frames, weight, stride=stride, padding=tuple(size // 2 for size in weight_shape[2:]))
+        torch.autograd.grad(result, (frames, weight), result.detach())
+
     allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, tf32
-    count = 1 if bench.rehearse else 10
     try:
-        for repeat in range(count + 3):
-            if repeat == 3:  # the first ones choose kernels
-                bench.synchronize()
-                began = time.perf_counter()
-            result = F.conv3d(frames, weight, stride=stride, padding=tuple(size // 2 for size in weight_shape[2:]))
-            torch.autograd.grad(result, (frames, weight), result.detach())
-        bench.synchronize()
+        # It warms up, chooses kernels meanwhile, and waits for the device.
+        return Timer("work()", globals={"work": work}).timeit(1 if bench.rehearse else 10).mean * 1e3
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
-    return (time.perf_counter() - began) / count * 1e3

@@ -1,20 +1,17 @@
-"""Doubles that catch what a processor would hide: copies that take time, and stops of the stream."""
+"""A double that catches what a processor would hide: copies that take time."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from fastemo.video.loader import ClipBatch
 from fastemo.video.transfer import Transfer
-
-_DELAY_CYCLES = 20_000_000  # some 10 ms of a GPU's clock
 
 
 class RecordingTransfer(Transfer):
@@ -25,8 +22,6 @@ class RecordingTransfer(Transfer):
             uploaded from after it was given back. What is read of a download before its event is zeros.
     """
 
-    made: list[RecordingTransfer] = []  # noqa: RUF012
-
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.copies = True
@@ -36,7 +31,6 @@ class RecordingTransfer(Transfer):
         self.back: dict[int, Any] = {}  # given back, with the event that frees them
         self.handed: set[int] = set()
         self._downloads: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        RecordingTransfer.made.append(self)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -113,43 +107,3 @@ class _Event:
 
     def query(self) -> bool:
         return self.number <= self.transfer._done_until
-
-
-@contextmanager
-def no_stops(device: torch.device) -> Iterator[None]:
-    """Inside, what waits for the device raises: by torch's own watch, on a processor by the calls that would wait."""
-    if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return
-    with ExitStack() as stack:
-        for name in ("item", "tolist", "cpu", "__bool__", "__float__", "__int__", "nonzero"):
-            stack.enter_context(patch.object(torch.Tensor, name, _refusing(f"Tensor.{name}")))
-        real = torch.tensor
-
-        def tensor(*arguments: Any, **options: Any) -> torch.Tensor:
-            if options.get("device") not in (None, "meta"):
-                raise AssertionError("the step waits for the device: torch.tensor(..., device=...)")
-            return real(*arguments, **options)
-
-        stack.enter_context(patch.object(torch, "tensor", tensor))
-        yield
-
-
-def _refusing(name: str) -> Callable[..., Any]:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise AssertionError(f"the step waits for the device: {name}")
-
-    return refuse
-
-
-class DelayedTransfer(Transfer):
-    """Copies on CUDA come late: who does not wait for them reads what was there before."""
-
-    def upload(self, host: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            torch.cuda._sleep(_DELAY_CYCLES)  # type: ignore[no-untyped-call]
-        return super().upload(host)
