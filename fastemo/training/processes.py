@@ -85,9 +85,7 @@ class Processes:
     def __exit__(self, *error: object) -> None:
         # Gloo's threads drop the last exchange's tensors some time after it is over, and abort the process if the
         # interpreter is gone by then. They are waited for when the group of processes is deleted, which
-        # everything wrapped for it keeps alive.
-        for name in ("model", "optimizer", "_scheduler", "_compiled"):
-            self.__dict__.pop(name, None)
+        # everything wrapped for it keeps alive: a subclass lets go of that first.
         self.accelerator.free_memory()
         self.accelerator.end_training()
         gc.collect()

@@ -63,6 +63,8 @@ class Trainer(Processes):
             self.signals.end()
         self._writer.close()
         self._agreement.close()
+        for name in ("model", "optimizer", "_scheduler", "_compiled"):  # what is wrapped for the processes
+            self.__dict__.pop(name, None)
         super().__exit__(*error)
 
     def prepare(self, model: nn.Module, steps_per_epoch: int) -> str:
@@ -91,9 +93,7 @@ class Trainer(Processes):
         batch normalisation; dropped, the epoch.
         """
         # Asked for by `is None`: torch's wrapper asks the model for its length when it is taken for a truth value.
-        if self._compiled is None or len(frames) != self.config.batch_size:
-            return self.model
-        return self._compiled
+        return self.model if self._compiled is None or len(frames) != self.config.batch_size else self._compiled
 
     def fit(
         self,
