@@ -29,7 +29,7 @@ class Peer:
     """
 
     title: str
-    script: str = "video_loaders.py"
+    script: str = "loaders.py"
     decodes_video: bool = True
     on_gpu: bool = False
 
@@ -42,8 +42,8 @@ PEERS = {
     "pyav": Peer("PyAV + DataLoader"),
     "opencv": Peer("OpenCV + DataLoader"),
     "jpeg": Peer("report's way: JPEGs, Pillow, 4 workers", decodes_video=False),
-    "torchcodec_cuda": Peer("torchcodec on CUDA", "gpu_loaders.py", on_gpu=True),
-    "dali_reader": Peer("DALI's plain video reader", "gpu_loaders.py", on_gpu=True),
+    "torchcodec_cuda": Peer("torchcodec on CUDA", on_gpu=True),
+    "dali_reader": Peer("DALI's plain video reader", on_gpu=True),
 }
 TRAINING_PEERS = {
     "report": Peer("report's way: JPEGs, Pillow, 4 workers, fp32", "training.py", decodes_video=False),
@@ -55,7 +55,7 @@ class PeerProcess:
     """A peer that is ready, and idle between passes.
 
     Attributes:
-        told: Its versions, settings, shapes, and the extraction where it made one.
+        told: Its versions, settings, shapes, and what the extraction of frames took where it needs those.
     """
 
     def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
@@ -68,10 +68,8 @@ class PeerProcess:
         Raises:
             Skipped: It failed.
         """
-        assert self._process.stdin
         with suppress(BrokenPipeError):  # its last words say why
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
+            print("go", file=self._process.stdin, flush=True)
         found = self._read()
         return EpochPass(waited=None, **found) if "loss" in found else Pass(**found)
 
@@ -100,11 +98,9 @@ def started(name: str, options: dict[str, Any], frames: Path) -> Iterator[PeerPr
     Raises:
         Skipped: It cannot run here, or failed.
     """
-    peer = (PEERS | TRAINING_PEERS)[name]
-    if not peer.decodes_video:
-        options = {**options, "frames": frames}
-    words = [text for option, value in options.items() for text in (f"--{option}", str(value))]
-    command, pipe = [sys.executable, str(FOLDER / peer.script), name, *words], subprocess.PIPE
+    script, pipe = FOLDER / (PEERS | TRAINING_PEERS)[name].script, subprocess.PIPE
+    words = [f"--{option}={value}" for option, value in {**options, "frames": frames}.items()]
+    command = [sys.executable, str(script), name, *words]
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
@@ -115,10 +111,8 @@ def started(name: str, options: dict[str, Any], frames: Path) -> Iterator[PeerPr
         try:
             yield PeerProcess(process, errors)
         finally:
+            process.communicate()  # closes its input, where a peer ends
             timer.cancel()
-            assert process.stdin
-            with suppress(BrokenPipeError):  # one that has ended leaves what could not be written
-                process.stdin.close()  # a peer ends where its input does
 
 
 def peer_stage(name: str, options: dict[str, Any], frames: Path, told: dict[str, dict[str, Any]]) -> Stage:
@@ -130,8 +124,7 @@ def peer_stage(name: str, options: dict[str, Any], frames: Path, told: dict[str,
 
     def run() -> Pass:
         with started(name, options, frames) as peer:
-            # The extraction is reported in the first round only.
-            told[name] = {**told.get(name, {}), **peer.told}
+            told[name] = peer.told
             return peer.run()
 
     return Stage(name, PEERS[name].title, run)
