@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from benchmarks.common.measure import REPOSITORY, EpochPass, Pass, Skipped, Stage
 
@@ -58,8 +57,8 @@ class PeerProcess:
         told: Its versions, settings, shapes, and what the extraction of frames took where it needs those.
     """
 
-    def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
-        self._process, self._errors = process, errors
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
         self.told = self._read()
 
     def run(self) -> Pass:
@@ -74,17 +73,15 @@ class PeerProcess:
         return EpochPass(waited=None, **found) if "loss" in found else Pass(**found)
 
     def _read(self) -> dict[str, Any]:
-        assert self._process.stdout
-        # A library may print lines of its own.
-        text = next((line for line in self._process.stdout if line.startswith("{")), "")
-        if not text:
-            status = self._process.wait()
-            self._errors.seek(0)  # only now: the peer writes where this file stands
-            raise Skipped(f"failed: {(self._errors.read().strip().splitlines() or [f'status {status}'])[-1]}")
-        found: dict[str, Any] = json.loads(text)
-        if "skipped" in found:
-            raise Skipped(found["skipped"])
-        return found
+        last = ""
+        for line in self._process.stdout or ():
+            if line.startswith("{"):  # a library may print lines of its own
+                found: dict[str, Any] = json.loads(line)
+                if "skipped" in found:
+                    raise Skipped(found["skipped"])
+                return found
+            last = line.strip() or last
+        raise Skipped(f"failed: {last or f'status {self._process.wait()}'}")
 
 
 @contextmanager
@@ -101,15 +98,12 @@ def started(name: str, options: dict[str, Any], frames: Path) -> Iterator[PeerPr
     script, pipe = FOLDER / (PEERS | TRAINING_PEERS)[name].script, subprocess.PIPE
     words = [f"--{option}={value}" for option, value in {**options, "frames": frames}.items()]
     command = [sys.executable, str(script), name, *words]
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
-    ):
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, errors="replace") as process:
         timer = threading.Timer(_SECONDS, process.kill)
         timer.daemon = True
         timer.start()
         try:
-            yield PeerProcess(process, errors)
+            yield PeerProcess(process)
         finally:
             process.communicate()  # closes its input, where a peer ends
             timer.cancel()
