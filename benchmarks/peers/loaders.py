@@ -37,20 +37,17 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import peer
 import torch
-from torch.nn import functional
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-Frame = TypeVar("Frame")
 # Starts a pass and gives its batches; the batches of the warm-up; settings.
 Loaded = tuple[Callable[[], Iterator[torch.Tensor]], list[torch.Tensor], dict[str, Any]]
 
@@ -92,7 +89,7 @@ def cropped(frames: np.ndarray, size: int) -> torch.Tensor:
 
 
 def sampled(
-    frames: Iterable[Frame], num_frames: int, options: argparse.Namespace, convert: Callable[[Frame], np.ndarray]
+    frames: Iterable[Any], num_frames: int, options: argparse.Namespace, convert: Callable[[Any], np.ndarray]
 ) -> torch.Tensor:
     """Of the first `num_frames` frames of a file the sampled ones, converted and cropped.
 
@@ -198,9 +195,8 @@ def extract(path: Path, target: Path) -> int:
 
     target.mkdir(parents=True, exist_ok=True)
     capture, number = open_opencv(path), 0
-    while (read := capture.read())[0]:
-        number += 1
-        cv2.imwrite(str(target / f"frame{number:04d}.jpg"), read[1])
+    for number, _ in enumerate(iter(capture.grab, False), start=1):
+        cv2.imwrite(str(target / f"frame{number:04d}.jpg"), capture.retrieve()[1])
     return number
 
 
@@ -256,13 +252,14 @@ def torchcodec_cuda(paths: list[Path], options: argparse.Namespace) -> Loaded:
         side = min(frames.shape[-2:])
         top, left = (frames.shape[-2] - side) // 2, (frames.shape[-1] - side) // 2
         square = frames[..., top : top + side, left : left + side].float()
-        small = functional.interpolate(square, (options.size, options.size), mode="bilinear", antialias=True)
+        small = torch.nn.functional.interpolate(square, (options.size, options.size), mode="bilinear", antialias=True)
         return small.round_().clamp_(0, 255).to(torch.uint8)
 
     def batches() -> Iterator[torch.Tensor]:
         clips = pool.map(read, paths)
         while batch := list(islice(clips, options.batch_size)):
             yield torch.stack(batch)
+        torch.cuda.synchronize()
 
     settings = {"threads": workers, "seek_mode": "exact", "resize": "torch, antialiased bilinear, on the GPU"}
     return batches, list(batches()), settings
@@ -303,57 +300,48 @@ def dali_reader(paths: list[Path], options: argparse.Namespace) -> Loaded:
     iterator = DALIGenericIterator([pipeline], ["frames"], reader_name="reader", **policy)
 
     def batches() -> Iterator[torch.Tensor]:
-        return (batch[0]["frames"] for batch in iterator)
+        for batch in iterator:
+            yield batch[0]["frames"]
+        torch.cuda.synchronize()
 
     return batches, list(batches()), {"threads": workers, "stride": stride, "prefetch_queue_depth": 2}
 
 
-@dataclass(frozen=True)
-class Library:
-    """What decodes, and how.
-
-    Attributes:
-        load: Makes a loader and warms it up.
-        packages: By module as pip names them: whose versions are reported, and what to install where one is absent.
-    """
-
-    load: Callable[[list[Path], argparse.Namespace], Loaded]
-    packages: dict[str, str]
-    on_gpu: bool = False
-
-
+# By module as pip names them: whose versions are reported, and what to install where one is absent.
 _TORCHCODEC = {"torchcodec.decoders": "torchcodec"}
 _OPENCV = {"cv2": "opencv-python-headless"}
-_DECORD = Library(partial(data_loader, read_decord, decoder_threads=1, resize="by the reader"), {"decord": "decord"})
-LIBRARIES = {
-    "pyav": Library(partial(data_loader, read_pyav, decoder_threads=1, resize="libswscale, area"), {"av": "av"}),
-    "opencv": Library(partial(data_loader, read_opencv, decoder_threads=1, resize="area"), _OPENCV),
-    "decord": _DECORD,
-    "decord2": _DECORD,
-    "torchcodec_exact": Library(partial(torchcodec, "exact"), _TORCHCODEC),
-    "torchcodec_approximate": Library(partial(torchcodec, "approximate"), _TORCHCODEC),
-    "jpeg": Library(jpeg, {"PIL": "pillow", "torchvision": "torchvision", **_OPENCV}),
-    "torchcodec_cuda": Library(torchcodec_cuda, _TORCHCODEC, on_gpu=True),
-    "dali_reader": Library(dali_reader, {"nvidia.dali.plugin.pytorch": "nvidia-dali-cuda120"}, on_gpu=True),
+DECORD = {"decord": "decord"}
+
+_load_decord = partial(data_loader, read_decord, decoder_threads=1, resize="by the reader")
+LOADERS: dict[str, tuple[Callable[[list[Path], argparse.Namespace], Loaded], dict[str, str]]] = {
+    "pyav": (partial(data_loader, read_pyav, decoder_threads=1, resize="libswscale, area"), {"av": "av"}),
+    "opencv": (partial(data_loader, read_opencv, decoder_threads=1, resize="area"), _OPENCV),
+    "decord": (_load_decord, DECORD),
+    "decord2": (_load_decord, DECORD),
+    "torchcodec_exact": (partial(torchcodec, "exact"), _TORCHCODEC),
+    "torchcodec_approximate": (partial(torchcodec, "approximate"), _TORCHCODEC),
+    "jpeg": (jpeg, {"PIL": "pillow", "torchvision": "torchvision", **_OPENCV}),
+    "torchcodec_cuda": (torchcodec_cuda, _TORCHCODEC),
+    "dali_reader": (dali_reader, {"nvidia.dali.plugin.pytorch": "nvidia-dali-cuda120"}),
 }
 
 
-def check(name: str, library: Library, example: Path) -> None:
+def check(name: str, packages: dict[str, str], example: Path) -> None:
     """Skip what cannot run here, with what to install."""
-    if library.on_gpu and not torch.cuda.is_available():
+    if name in ("torchcodec_cuda", "dali_reader") and not torch.cuda.is_available():
         peer.skip(name, "no CUDA device")
     try:
-        for module in library.packages:
+        for module in packages:
             import_module(module)
-        if library.packages is _TORCHCODEC:  # newer versions look for FFmpeg only now
+        if packages is _TORCHCODEC:  # newer versions look for FFmpeg only now
             import_module("torchcodec.decoders").VideoDecoder(example)
     except (ImportError, OSError, RuntimeError) as error:
         if "libtorchcodec" in str(error):
             peer.skip(name, "FFmpeg's shared libraries are not found; apt-get install ffmpeg (or brew, or conda)")
         if isinstance(error, RuntimeError):
             raise
-        packages = ["decord2"] if library is _DECORD else library.packages.values()
-        peer.skip(name, f"{error}; pip install {' '.join(packages)}")
+        wanted = ["decord2"] if packages is DECORD else packages.values()
+        peer.skip(name, f"{error}; pip install {' '.join(wanted)}")
     if name.startswith("decord"):
         version = peer.version("decord")
         loaded = "decord" if version.startswith("0.") else "decord2"  # metadata may name both
@@ -364,15 +352,16 @@ def check(name: str, library: Library, example: Path) -> None:
 
 def main() -> None:
     parser = peer.parser(__doc__)
-    parser.add_argument("library", choices=LIBRARIES)
+    parser.add_argument("loader", choices=LOADERS)
     options = parser.parse_args()
-    name, library, paths = options.library, LIBRARIES[options.library], peer.files(options.corpus)
-    check(name, library, paths[0])
+    name, paths = options.loader, peer.files(options.corpus)
+    load, packages = LOADERS[name]
+    check(name, packages, paths[0])
     options.example, about = paths[0], {}
     if name == "jpeg":
         options.workers = options.workers or JPEG_WORKERS
         paths, about["extraction"] = extract_all(paths, options)
-    batches, warm_up, settings = library.load(paths, options)
+    batches, warm_up, settings = load(paths, options)
     about |= {
         "peer": name,
         "settings": {"batch_size": options.batch_size, **settings},
@@ -382,14 +371,7 @@ def main() -> None:
     if options.save_first:
         np.save(options.save_first, warm_up[0][0].cpu().numpy())
     del warm_up
-
-    def run() -> dict[str, float]:
-        clips = sum(len(batch) for batch in batches())
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return {"clips": clips}
-
-    peer.serve(about, library.packages.values(), run)
+    peer.serve(about, packages.values(), lambda: {"clips": sum(len(batch) for batch in batches())})
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def read_video(path: Path, options: argparse.Namespace, transform: Callable[[Ten
 
 def plain(paths: list[Path], options: argparse.Namespace) -> tuple[loaders.Clips, dict[str, Any]]:
     """Clips by decord and torchvision's v2 transforms, and what to say of them."""
-    loaders.check("plain_training", loaders.LIBRARIES["decord2"], paths[0])
+    loaders.check("plain_training", loaders.DECORD, paths[0])
     options.example = paths[0]
     steps = [v2.RandomCrop(options.crop_size), v2.RandomHorizontalFlip(0.5), v2.RandomRotation(20)]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*NORMALISATION)]
@@ -134,16 +134,13 @@ def plain(paths: list[Path], options: argparse.Namespace) -> tuple[loaders.Clips
 
 
 def train_epoch(
-    loader: DataLoader[Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    accelerator: Accelerator | None,
+    loader: DataLoader[Any], model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator | None
 ) -> dict[str, float]:
     """With Accelerate, loss and correct clips are read at the end; without, in every step, as Roy (2025) does."""
     read: Callable[[Tensor], Any] = Tensor.detach if accelerator else Tensor.item
     backward = accelerator.backward if accelerator else Tensor.backward
     clip_norm = accelerator.clip_grad_norm_ if accelerator else nn.utils.clip_grad_norm_
+    device = next(model.parameters()).device
     loss_sum, correct, clips, steps = 0.0, 0, 0, 0
     model.train()
     for frames, labels in loader:
@@ -193,7 +190,7 @@ def main() -> None:
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     about |= {"peer": f"{options.kind}_training", "num_classes": NUM_CLASSES}
     settings["batch_size"] = options.batch_size
-    peer.serve(about, packages, partial(train_epoch, loader, model, optimizer, device, accelerator))
+    peer.serve(about, packages, partial(train_epoch, loader, model, optimizer, accelerator))
 
 
 if __name__ == "__main__":
