@@ -5,32 +5,29 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
-import cv2
 import numpy as np
 
 from benchmarks.common.results import REPOSITORY
 from fastemo.console import Console
 from fastemo.corpus import ravdess
 from fastemo.corpus.clip import Clip
-from fastemo.corpus.config import SyntheticConfig
+from fastemo.corpus.config import Difficulty, SyntheticConfig
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.synthetic.encode import FRAME_RATE, KEYFRAME_INTERVAL, encode_clip
 from fastemo.corpus.synthetic.synthesis import render_frames
-from fastemo.machine import available_processors, cache_folder
+from fastemo.machine import available_processors, cache_folder, replacing
 
 MOST_CLIPS = ravdess.NUM_ACTORS * 60  # RAVDESS's speech takes
 # Goes up when a change below makes other files of the same shape.
-_VERSION = 1
-_GRAIN_SIGMA = 3.0  # grey levels: enough that x264 really spends 8 Mb/s at 1280x720
-_GRAIN_MARGIN = 64
+_VERSION = 2
 _LEAST_SIDE = 64  # pixels; NVDEC takes nothing below 48
 
 
@@ -79,17 +76,11 @@ def generated_folder(shape: Shape, console: Console) -> Path:
     """Generated clips, made once and cached."""
     digest = hashlib.blake2b(f"{_VERSION} {shape}".encode(), digest_size=6).hexdigest()
     target = cache_folder() / "benchmark" / f"{shape.width}x{shape.height}-{digest}"
-    if target.is_dir():
-        return target
-    console.say(f"making {shape.num_renders} clips of {shape.width}x{shape.height}, {shape.num_frames} frames")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        partial = Path(scratch) / "clips"
-        partial.mkdir()
-        with ThreadPoolExecutor(min(shape.num_renders, available_processors())) as pool:
-            list(pool.map(lambda number: _make_clip(partial, shape, number), range(shape.num_renders)))
-        if not target.is_dir():  # another process may have been quicker
-            partial.rename(target)
+    if not target.is_dir():
+        console.say(f"making {shape.num_renders} clips of {shape.width}x{shape.height}, {shape.num_frames} frames")
+        target.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(min(shape.num_renders, available_processors())) as pool:
+        list(pool.map(partial(_make_clip, target, shape), range(shape.num_renders)))
     return target
 
 
@@ -131,10 +122,9 @@ def _linked(folder: Path, clips: Sequence[Clip], target: Path) -> Manifest:
             take = ravdess.parse_stem(source.stem)
         except ValueError:
             take = ravdess.speech_performances(1)[8 * number % 60]
-        link = target / f"{number:04d}" / f"{take.stem}{source.suffix}"
-        link.parent.mkdir(parents=True)
-        link.symlink_to(source)
-        key = link.relative_to(target).as_posix()
+        key = f"{number:04d}/{take.stem}{source.suffix}"
+        (target / key).parent.mkdir(parents=True)
+        (target / key).symlink_to(source)
         rows.append(replace(clip, key=key, status="clip", reason="", emotion=take.emotion_name))
     return Manifest.of(target, rows)
 
@@ -168,54 +158,42 @@ def stored_corpus(num_clips: int, num_frames: int, size: int, target: Path) -> M
     side = max(_LEAST_SIDE, size + size % 2)
     source = target.parent / f"{target.name}-source"
     source.mkdir(parents=True)
-    first = source / "0.mp4"
     frames = np.random.default_rng(0).integers(0, 256, (num_frames, side, side, 3), dtype=np.uint8)
-    encode_clip(first, frames, rate_factor=30, silent_sound=False)
+    encode_clip(source / "0.mp4", frames, rate_factor=30, silent_sound=False)
     (clip,) = scan(source).unlabelled
     return _linked(source, [clip] * num_clips, target)
 
 
 def _make_clip(folder: Path, shape: Shape, number: int) -> None:
-    """One face that moves and speaks, under grain that changes with every frame."""
-    take = ravdess.speech_performances(number % ravdess.NUM_ACTORS + 1)[7 * number % 60]
-    config = SyntheticConfig(width=shape.width, height=shape.height, num_frames=shape.num_frames)
-    rng = np.random.default_rng(number)
-    field = rng.normal(0, _GRAIN_SIGMA, (shape.height + _GRAIN_MARGIN, shape.width + _GRAIN_MARGIN))
-    field = np.rint(field).astype(np.int16)
-    pictures = []
-    for frame in render_frames(take, config, noise=False):
-        planes = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
-        top, left = rng.integers(0, _GRAIN_MARGIN + 1, 2)
-        grain = field[top : top + shape.height, left : left + shape.width]
-        planes[: shape.height] = np.clip(planes[: shape.height] + grain, 0, 255).astype(np.uint8)
-        pictures.append(planes)
-    _encode(folder / f"{take.stem}.mp4", pictures, shape)
+    """Write one clip, whole or not at all, unless it is there: one face that moves and speaks.
 
-
-def _encode(path: Path, pictures: list[np.ndarray], shape: Shape) -> None:
-    """RAVDESS's stream structure with all that its own encoder used: CABAC, deblocking, two B-frames, a real bit rate,
-    and a silent stereo AAC track.
-
-    Args:
-        pictures: uint8 [H * 3 / 2, W], the planes of 4:2:0 below each other.
+    It has RAVDESS's stream structure with all that its own encoder used: CABAC, deblocking, two B-frames, a real bit
+    rate, and a silent stereo AAC track.
     """
+    take = ravdess.speech_performances(number % ravdess.NUM_ACTORS + 1)[7 * number % 60]
+    path = folder / f"{take.stem}.mp4"
+    if path.exists():
+        return
+    # With that much noise x264 really spends 8 Mb/s at 1280x720.
+    noisy = Difficulty(noise=2)
+    config = SyntheticConfig(width=shape.width, height=shape.height, num_frames=shape.num_frames, difficulty=noisy)
     parameters = (
         f"keyint={KEYFRAME_INTERVAL}:min-keyint={KEYFRAME_INTERVAL}:scenecut=0:open-gop=0:bframes=2:b-adapt=0:"
         f"b-pyramid=none:threads=1:lookahead-threads=1:"
         f"vbv-maxrate={shape.bit_rate // 1000}:vbv-bufsize={shape.bit_rate // 1000}"
     )
     options = {"preset": "veryfast", "profile": "high", "x264-params": parameters}
-    with av.open(str(path), "w", format="mp4") as container:
+    with replacing(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = shape.width, shape.height, "yuv420p"
         stream.bit_rate = shape.bit_rate
         stream.codec_context.thread_count = 1
         silence = container.add_stream("aac", rate=48000, layout="stereo")
-        for planes in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        for frame in render_frames(take, config):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
         container.mux(stream.encode(None))
-        for start in range(0, round(len(pictures) / FRAME_RATE * 48000), 1024):
-            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
-            frame.sample_rate, frame.pts = 48000, start
-            container.mux(silence.encode(frame))
+        samples = -(-round(shape.num_frames / FRAME_RATE * 48000) // 1024) * 1024
+        sound = av.AudioFrame.from_ndarray(np.zeros((2, samples), np.float32), "fltp", "stereo")
+        sound.sample_rate, sound.pts = 48000, 0
+        container.mux(silence.encode(sound))
         container.mux(silence.encode(None))

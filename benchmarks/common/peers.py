@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from benchmarks.common.measure import REPOSITORY, EpochPass, Pass, Skipped, Stage
 
@@ -29,7 +28,7 @@ class Peer:
     """
 
     title: str
-    script: str = "video_loaders.py"
+    script: str = "loaders.py"
     decodes_video: bool = True
     on_gpu: bool = False
 
@@ -42,8 +41,8 @@ PEERS = {
     "pyav": Peer("PyAV + DataLoader"),
     "opencv": Peer("OpenCV + DataLoader"),
     "jpeg": Peer("report's way: JPEGs, Pillow, 4 workers", decodes_video=False),
-    "torchcodec_cuda": Peer("torchcodec on CUDA", "gpu_loaders.py", on_gpu=True),
-    "dali_reader": Peer("DALI's plain video reader", "gpu_loaders.py", on_gpu=True),
+    "torchcodec_cuda": Peer("torchcodec on CUDA", on_gpu=True),
+    "dali_reader": Peer("DALI's plain video reader", on_gpu=True),
 }
 TRAINING_PEERS = {
     "report": Peer("report's way: JPEGs, Pillow, 4 workers, fp32", "training.py", decodes_video=False),
@@ -55,11 +54,11 @@ class PeerProcess:
     """A peer that is ready, and idle between passes.
 
     Attributes:
-        told: Its versions, settings, shapes, and the extraction where it made one.
+        told: Its versions, settings, shapes, and what the extraction of frames took where it needs those.
     """
 
-    def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
-        self._process, self._errors = process, errors
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
         self.told = self._read()
 
     def run(self) -> Pass:
@@ -68,25 +67,21 @@ class PeerProcess:
         Raises:
             Skipped: It failed.
         """
-        assert self._process.stdin
         with suppress(BrokenPipeError):  # its last words say why
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
+            print("go", file=self._process.stdin, flush=True)
         found = self._read()
         return EpochPass(waited=None, **found) if "loss" in found else Pass(**found)
 
     def _read(self) -> dict[str, Any]:
-        assert self._process.stdout
-        # A library may print lines of its own.
-        text = next((line for line in self._process.stdout if line.startswith("{")), "")
-        if not text:
-            status = self._process.wait()
-            self._errors.seek(0)  # only now: the peer writes where this file stands
-            raise Skipped(f"failed: {(self._errors.read().strip().splitlines() or [f'status {status}'])[-1]}")
-        found: dict[str, Any] = json.loads(text)
-        if "skipped" in found:
-            raise Skipped(found["skipped"])
-        return found
+        last = ""
+        for line in self._process.stdout or ():
+            if line.startswith("{"):  # a library may print lines of its own
+                found: dict[str, Any] = json.loads(line)
+                if "skipped" in found:
+                    raise Skipped(found["skipped"])
+                return found
+            last = line.strip() or last
+        raise Skipped(f"failed: {last or f'status {self._process.wait()}'}")
 
 
 @contextmanager
@@ -100,25 +95,18 @@ def started(name: str, options: dict[str, Any], frames: Path) -> Iterator[PeerPr
     Raises:
         Skipped: It cannot run here, or failed.
     """
-    peer = (PEERS | TRAINING_PEERS)[name]
-    if not peer.decodes_video:
-        options = {**options, "frames": frames}
-    words = [text for option, value in options.items() for text in (f"--{option}", str(value))]
-    command, pipe = [sys.executable, str(FOLDER / peer.script), name, *words], subprocess.PIPE
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
-    ):
+    script, pipe = FOLDER / (PEERS | TRAINING_PEERS)[name].script, subprocess.PIPE
+    words = [f"--{option}={value}" for option, value in {**options, "frames": frames}.items()]
+    command = [sys.executable, str(script), name, *words]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, errors="replace") as process:
         timer = threading.Timer(_SECONDS, process.kill)
         timer.daemon = True
         timer.start()
         try:
-            yield PeerProcess(process, errors)
+            yield PeerProcess(process)
         finally:
+            process.communicate()  # closes its input, where a peer ends
             timer.cancel()
-            assert process.stdin
-            with suppress(BrokenPipeError):  # one that has ended leaves what could not be written
-                process.stdin.close()  # a peer ends where its input does
 
 
 def peer_stage(name: str, options: dict[str, Any], frames: Path, told: dict[str, dict[str, Any]]) -> Stage:
@@ -130,8 +118,7 @@ def peer_stage(name: str, options: dict[str, Any], frames: Path, told: dict[str,
 
     def run() -> Pass:
         with started(name, options, frames) as peer:
-            # The extraction is reported in the first round only.
-            told[name] = {**told.get(name, {}), **peer.told}
+            told[name] = peer.told
             return peer.run()
 
     return Stage(name, PEERS[name].title, run)

@@ -6,15 +6,15 @@ Every stage works on all processors.
 from __future__ import annotations
 
 import collections
-import errno
 import gc
 import io
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,22 +68,22 @@ def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str,
     wanted = [frame_indices(clip.num_frames, config.num_frames) for clip in clips]
 
     with ThreadPoolExecutor(available_processors()) as pool:
-        pruned = list(pool.map(lambda number: prune(paths[number], wanted[number]).data, range(len(clips))))
+        pruned = [clip.data for clip in pool.map(prune, paths, wanted)]
 
-        def stage(name: str, title: str, work: Callable[[int], object]) -> Stage:
+        def stage(name: str, title: str, work: Callable[..., object], *inputs: list[Any]) -> Stage:
             def run(count: int = len(clips)) -> Pass:
-                return timed(lambda: len(list(pool.map(work, range(count)))))
+                return timed(lambda: len(list(pool.map(work, *(its[:count] for its in inputs)))))
 
-            return Stage(name, title, run, lambda: run(min(len(clips), available_processors())))
+            return Stage(name, title, run, lambda: run(available_processors()))
 
-        work: dict[str, tuple[str, Callable[[int], object]]] = {
-            "demux": ("demux", lambda it: demux(paths[it])),
-            "prune": ("prune", lambda it: prune(paths[it], wanted[it])),
-            "decode_full": ("decode, every frame (the old limit)", lambda it: decode_all(paths[it])),
-            "decode_pruned": ("decode, pruned (the limit)", lambda it: decode_all(pruned[it])),
-            "decode_resize": ("prune + decode + resize", lambda it: decode_clip(paths[it], wanted[it], config.spec)),
-        }
-        yield {name: stage(name, *its) for name, its in work.items()}
+        stages = [
+            stage("demux", "demux", demux, paths),
+            stage("prune", "prune", prune, paths, wanted),
+            stage("decode_full", "decode, every frame (the old limit)", decode_all, paths),
+            stage("decode_pruned", "decode, pruned (the limit)", decode_all, pruned),
+            stage("decode_resize", "prune + decode + resize", partial(decode_clip, spec=config.spec), paths, wanted),
+        ]
+        yield {stage.name: stage for stage in stages}
 
 
 def cold_stage(manifest: Manifest, config: VideoConfig, batch_size: int, device: str, stack: ExitStack) -> Stage:
@@ -98,9 +98,21 @@ def cold_stage(manifest: Manifest, config: VideoConfig, batch_size: int, device:
     return Stage(name, title, lambda: timed(lambda: count_clips(whole)), lambda: count_clips(few))
 
 
-def count_clips(loader: ClipLoader, epoch: int = 0) -> int:
-    """Go through an epoch and wait for its last copies; returns its clips."""
-    clips = sum(len(batch.keys) for batch in loader.epoch(epoch))
+def count_clips(
+    loader: ClipLoader, epoch: int = 0, *, crop: AugmentConfig | None = None, seconds: float = math.inf
+) -> int:
+    """Go through an epoch, or leave it after `seconds`, and wait for its last copies; returns the clips.
+
+    Args:
+        crop: How each batch is augmented on its device; not at all by default.
+    """
+    clips, stop = 0, time.perf_counter() + seconds
+    for batch in loader.epoch(epoch):
+        clips += len(batch.keys)
+        if crop:
+            augment(batch.frames, crop, batch.keys, seed=0, epoch=epoch)
+        if time.perf_counter() > stop:
+            break
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return clips
@@ -125,32 +137,6 @@ def store_stages(
         options = {"batch_size": batch_size, "shuffle": True, "device": device, "store": store, "say": _refuse}
         return loader_of(manifest, manifest.clips, config, **options)
 
-    def warm(name: str, title: str, loader: ClipLoader) -> Stage:
-        """Whole epochs, each in another order."""
-
-        def run() -> Pass:
-            passes: list[Pass] = []
-            while not passes or total(passes).seconds < seconds:
-                passes.append(timed(lambda: count_clips(loader, next(epochs))))
-            return total(passes)
-
-        return Stage(name, title, run, lambda: count_clips(loader))
-
-    def augmented(name: str, title: str, loader: ClipLoader) -> Stage:
-        def work(seconds: float = seconds) -> int:
-            # Augmentation on a processor takes a hundred times as long as loading: no need for a whole epoch.
-            clips, stop, epoch = 0, time.perf_counter() + seconds, next(epochs)
-            for batch in loader.epoch(epoch):
-                augment(batch.frames, crop, batch.keys, seed=0, epoch=epoch)
-                clips += len(batch.keys)
-                if time.perf_counter() > stop:
-                    break
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
-            return clips
-
-        return Stage(name, title, lambda: timed(work), lambda: work(0))
-
     def load_cold() -> Pass:
         """The first epoch of a new loader, checksums and all, with nothing of the store in memory."""
         drop_cached_pages(root / "cpu")
@@ -166,24 +152,36 @@ def store_stages(
             passed = timed(lambda: len(list(pool.map(lambda it: read(it[0], offset=it[1]).size, starts))))
         return replace(passed, clips=len(manifest.clips))
 
+    def add(name: str, title: str, tier: str, device: str = "cpu", *, augments: bool = False) -> None:
+        loader = stack.enter_context(open_loader(tier, device))
+
+        def warm() -> Pass:
+            """Whole epochs, each in another order."""
+            passes: list[Pass] = []
+            while not passes or total(passes).seconds < seconds:
+                passes.append(timed(lambda: count_clips(loader, next(epochs))))
+            return total(passes)
+
+        def augmented(seconds: float = seconds) -> Pass:
+            # Augmentation on a processor takes a hundred times as long as loading: no need for a whole epoch.
+            return timed(lambda: count_clips(loader, next(epochs), crop=crop, seconds=seconds))
+
+        stages.append(Stage(name, title, warm, lambda: count_clips(loader)))
+        if augments:
+            stages.append(Stage(f"{name}_augmented", f"{title} + augmentation", augmented, lambda: augmented(0)))
+
     with ExitStack() as stack:
         with open_loader("disk") as loader:
             count_clips(loader)
-        disk, memory = (stack.enter_context(open_loader(tier)) for tier in ("disk", "memory"))
         stages = [
             Stage("disk_read", "plain read of the store's file, cold", read_cold),
             Stage("loader_disk_cold", "loader, disk tier, cold page cache", load_cold),
-            warm("loader_disk_warm", "loader, disk tier, warm page cache", disk),
-            warm("loader_memory", "loader, memory tier", memory),
-            augmented("loader_memory_augmented", "loader, memory tier + augmentation", memory),
         ]
+        add("loader_disk_warm", "loader, disk tier, warm page cache", "disk")
+        add("loader_memory", "loader, memory tier", "memory", augments=True)
         if torch.device(device).type == "cuda":
-            to_gpu, on_gpu = (stack.enter_context(open_loader(it, device)) for it in ("memory", "device"))
-            stages += [
-                warm("loader_host_to_device", "loader, memory tier, host to device", to_gpu),
-                warm("loader_device", "loader, device tier", on_gpu),
-                augmented("loader_device_augmented", "loader, device tier + augmentation", on_gpu),
-            ]
+            add("loader_host_to_device", "loader, memory tier, host to device", "memory", device)
+            add("loader_device", "loader, device tier", "device", device, augments=True)
         yield stages
 
 
@@ -223,12 +221,12 @@ def cached_share(path: Path) -> float:
     with path.open("rb", buffering=0) as file:
         # Reading a byte that is not there makes the kernel fetch it and, without this, what lies after it.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        for probe in range(_PROBES):
-            try:
-                hits += os.preadv(file.fileno(), [byte], probe * size // _PROBES, os.RWF_NOWAIT)
-            except OSError as error:
-                if error.errno != errno.EAGAIN:
-                    raise Skipped(f"the store's file system does not tell what it holds in memory ({error})") from error
+        try:
+            for probe in range(_PROBES):
+                with suppress(BlockingIOError):  # it lies on the disk only
+                    hits += os.preadv(file.fileno(), [byte], probe * size // _PROBES, os.RWF_NOWAIT)
+        except OSError as error:
+            raise Skipped(f"the store's file system does not tell what it holds in memory ({error})") from error
     return hits / _PROBES
 
 
@@ -248,10 +246,11 @@ def growth(work: Callable[[], int], decodes: int) -> dict[str, float]:
         seen.append(resident_memory() / 2**20)
     gc.collect()
     seen.append(resident_memory() / 2**20)
-    found = {"before": seen[0], "after": seen[-1], "highest": max(seen)}
     return {
         "decodes": done,
-        **{f"resident_mib_{when}": round(value, 2) for when, value in found.items()},
+        "resident_mib_before": round(seen[0], 2),
+        "resident_mib_after": round(seen[-1], 2),
+        "resident_mib_highest": round(max(seen), 2),
         "growth_mib": round(seen[-1] - seen[0], 2),
     }
 

@@ -52,9 +52,14 @@ def frame_indices(num_frames: int, num_samples: int) -> list[int]:
     return [k * (num_frames - 1) // (num_samples - 1) for k in range(num_samples)]
 
 
-def skip(name: str, reason: object) -> NoReturn:
-    """Print the JSON line that says why this peer cannot run here."""
-    print(json.dumps({"peer": name, "skipped": str(reason)}), flush=True)
+def say(line: dict[str, Any]) -> None:
+    """Print a JSON line, apart from an unfinished one that a library may have left."""
+    print(f"\n{json.dumps(line)}", flush=True)
+
+
+def skip(name: str, reason: str) -> NoReturn:
+    """Say why this peer cannot run here, and end."""
+    say({"peer": name, "skipped": reason})
     sys.exit()
 
 
@@ -66,10 +71,9 @@ def version(package: str) -> str:
 
 def serve(about: dict[str, Any], packages: Iterable[str], run: Callable[[], dict[str, float]]) -> None:
     """Print what this peer is as a JSON line; then run for each line on standard input, and print what that took."""
-    versions = {package: version(package) for package in ("torch", *packages)}
-    print(json.dumps({**about, "versions": versions}), flush=True)
+    say({**about, "versions": {package: version(package) for package in ("torch", *packages)}})
     for _ in sys.stdin:
-        print(json.dumps(timed(run)), flush=True)
+        say(timed(run))
 
 
 def timed(work: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -25,12 +25,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import loaders
 import peer
 import torch
-import video_loaders
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, StackDataset
 from torchvision import transforms
 from torchvision.models import resnet18
 from torchvision.models.video import r3d_18
@@ -52,33 +53,36 @@ def early_cnn(num_frames: int) -> nn.Module:
 
 
 def early_resnet18(num_frames: int) -> nn.Module:
-    backbone = resnet18(weights=None)
+    backbone = resnet18(num_classes=NUM_CLASSES)
     backbone.conv1 = nn.Conv2d(3 * num_frames, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    backbone.fc = nn.Linear(512, NUM_CLASSES)
     return nn.Sequential(nn.Flatten(1, 2), backbone)
 
 
-class FrameByFrame(nn.Module):
-    """A ResNet-18 for every frame, then the mean over time or an LSTM's last hidden state, and one Linear."""
+class Mean(nn.Module):
+    """[B, T, C] -> [B, C], over time."""
 
-    def __init__(self, *, recurrent: bool) -> None:
-        super().__init__()
-        self.backbone = resnet18(weights=None)
-        self.backbone.fc = nn.Identity()
-        self.lstm = nn.LSTM(512, 512, batch_first=True) if recurrent else None
-        self.fc = nn.Linear(512, NUM_CLASSES)
+    def forward(self, features: Tensor) -> Tensor:
+        return features.mean(dim=1)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        batch, num_frames = clips.shape[:2]
-        features = self.backbone(clips.reshape(batch * num_frames, *clips.shape[2:])).reshape(batch, num_frames, -1)
-        if self.lstm is None:
-            return self.fc(features.mean(dim=1))
-        _, (hidden, _) = self.lstm(features)
-        return self.fc(hidden[-1])
+
+class LastState(nn.LSTM):
+    """[B, T, C] -> [B, C], the last hidden state."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        _, (hidden, _) = super().forward(features)
+        return hidden[-1]
+
+
+def frame_by_frame(num_frames: int, over_time: nn.Module) -> nn.Module:
+    """A ResNet-18 for every frame, then one feature vector for them all, and one Linear."""
+    backbone = resnet18()
+    backbone.fc = nn.Identity()
+    frames = nn.Unflatten(0, (-1, num_frames))
+    return nn.Sequential(nn.Flatten(0, 1), backbone, frames, over_time, nn.Linear(512, NUM_CLASSES))
 
 
 def r3d18(num_frames: int) -> nn.Module:
-    network = r3d_18(weights=None)
+    network = r3d_18()
     network.fc = nn.Linear(512, NUM_CLASSES)
     network.register_forward_pre_hook(lambda _, inputs: (inputs[0].transpose(1, 2),))  # time comes after channels
     return network
@@ -87,9 +91,9 @@ def r3d18(num_frames: int) -> nn.Module:
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "early_cnn": early_cnn,
     "early_resnet18": early_resnet18,
-    "late_fusion": lambda num_frames: FrameByFrame(recurrent=False),
+    "late_fusion": lambda num_frames: frame_by_frame(num_frames, Mean()),
     "r3d18": r3d18,
-    "cnn_lstm": lambda num_frames: FrameByFrame(recurrent=True),
+    "cnn_lstm": lambda num_frames: frame_by_frame(num_frames, LastState(512, 512, batch_first=True)),
 }
 
 
@@ -101,67 +105,49 @@ def label(path: Path) -> int:
     return int(fields[2]) - 1
 
 
-class Labelled(video_loaders.Clips):
-    """Files -> float [T, 3, H, W] and the class."""
-
-    def __init__(self, paths: list[Path], read: Callable[[Path], Tensor]) -> None:
-        super().__init__(paths, read)
-        self.labels = [label(path) for path in paths]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return super().__getitem__(index), self.labels[index]
-
-
-def read_video(path: Path, options: argparse.Namespace, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    return transform(video_loaders.read_decord(path, options))
-
-
-def report(paths: list[Path], options: argparse.Namespace) -> tuple[Labelled, dict[str, Any]]:
+def report(paths: list[Path], options: argparse.Namespace) -> tuple[loaders.Clips, dict[str, Any]]:
     """Clips as Roy (2025) prepares them, and what to say of them."""
-    options.folders = video_loaders.frame_folders(paths, options)
-    extraction = video_loaders.extract_all(options.folders, options.frames)
+    folders, extraction = loaders.extract_all(paths, options)
     steps = [transforms.Resize(options.size), transforms.RandomCrop(options.crop_size)]
     steps += [transforms.RandomHorizontalFlip(0.5), transforms.RandomRotation(20)]
     steps += [transforms.ToTensor(), transforms.Normalize(*NORMALISATION)]
-    read = partial(video_loaders.read_jpeg, options=options, transform=transforms.Compose(steps))
-    settings = {"workers": options.workers or video_loaders.JPEG_WORKERS, "precision": "fp32"}
-    return Labelled(paths, read), {"settings": settings, "extraction": extraction}
+    read = partial(loaders.read_jpeg, options=options, transform=transforms.Compose(steps))
+    settings = {"workers": options.workers or loaders.JPEG_WORKERS, "precision": "fp32"}
+    return loaders.Clips(folders, read), {"settings": settings, "extraction": extraction}
 
 
-def plain(paths: list[Path], options: argparse.Namespace) -> tuple[Labelled, dict[str, Any]]:
+def read_video(path: Path, options: argparse.Namespace, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    return transform(loaders.read_decord(path, options))
+
+
+def plain(paths: list[Path], options: argparse.Namespace) -> tuple[loaders.Clips, dict[str, Any]]:
     """Clips by decord and torchvision's v2 transforms, and what to say of them."""
-    try:
-        video_loaders.decord_package()
-    except (ImportError, OSError) as error:
-        peer.skip("plain_training", f"{error}; pip install decord2")
+    loaders.check("plain_training", loaders.DECORD, paths[0])
     options.example = paths[0]
     steps = [v2.RandomCrop(options.crop_size), v2.RandomHorizontalFlip(0.5), v2.RandomRotation(20)]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*NORMALISATION)]
+    read = partial(read_video, options=options, transform=v2.Compose(steps))
     is_fast = torch.cuda.is_available() or (options.model != "r3d18" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     precision = "bf16" if is_fast else "fp32"
     settings = {"workers": options.workers or peer.processors(), "precision": precision, "prefetch_factor": 2}
-    return Labelled(paths, partial(read_video, options=options, transform=v2.Compose(steps))), {"settings": settings}
+    return loaders.Clips(paths, read), {"settings": settings}
 
 
 def train_epoch(
-    loader: DataLoader[Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    accelerator: Accelerator | None,
+    loader: DataLoader[Any], model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator | None
 ) -> dict[str, float]:
     """With Accelerate, loss and correct clips are read at the end; without, in every step, as Roy (2025) does."""
     read: Callable[[Tensor], Any] = Tensor.detach if accelerator else Tensor.item
     backward = accelerator.backward if accelerator else Tensor.backward
     clip_norm = accelerator.clip_grad_norm_ if accelerator else nn.utils.clip_grad_norm_
-    criterion = nn.CrossEntropyLoss()
+    device = next(model.parameters()).device
     loss_sum, correct, clips, steps = 0.0, 0, 0, 0
     model.train()
     for frames, labels in loader:
         frames, labels = frames.to(device), labels.to(device)
         optimizer.zero_grad()
         logits = model(frames)
-        loss = criterion(logits, labels)
+        loss = cross_entropy(logits, labels)
         backward(loss)
         clip_norm(model.parameters(), CLIP_NORM)
         optimizer.step()
@@ -181,10 +167,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     is_plain, device = options.kind == "plain", torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clips, about = (plain if is_plain else report)(peer.files(options.corpus), options)
+    paths = peer.files(options.corpus)
+    labels = [label(path) for path in paths]
+    clips, about = (plain if is_plain else report)(paths, options)
     settings = about["settings"]
     loader = DataLoader(
-        clips,
+        StackDataset(clips, labels),
         batch_size=options.batch_size,
         shuffle=True,
         num_workers=settings["workers"],
@@ -193,16 +181,16 @@ def main() -> None:
         prefetch_factor=2,
     )
     model = NETWORKS[options.model](options.num_frames).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, betas=(0.9, 0.999), weight_decay=1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, weight_decay=1e-4)
     accelerator, packages = None, ["torchvision", "pillow"]
     if is_plain:
-        mixed = "bf16" if settings["precision"] == "bf16" else "no"
         packages = ["torchvision", "decord", "accelerate"]
-        accelerator = Accelerator(mixed_precision=mixed, cpu=device.type == "cpu")
+        precision = settings["precision"].replace("fp32", "no")
+        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     about |= {"peer": f"{options.kind}_training", "num_classes": NUM_CLASSES}
     settings["batch_size"] = options.batch_size
-    peer.serve(about, packages, partial(train_epoch, loader, model, optimizer, device, accelerator))
+    peer.serve(about, packages, partial(train_epoch, loader, model, optimizer, accelerator))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import frame_number, numbered_frame, psnr, write_video
 
+from benchmarks.common import peers
 from benchmarks.common.measure import Skipped
 from benchmarks.common.peers import FOLDER, PEERS, TRAINING_PEERS, peer_stage, started
 from fastemo.video.config import FrameSpec
@@ -80,6 +81,32 @@ def test_every_program_is_run_and_imports_nothing_of_the_package():
     assert {peer.script for peer in (*PEERS.values(), *TRAINING_PEERS.values())} == programs.keys() - {"peer.py"}
     for name, text in programs.items():
         assert not re.search("import fastemo|from fastemo|benchmarks", text), name
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A peer of one's own: `start(text)` runs that program in the place of `pyav`."""
+
+    def start(text):
+        (tmp_path / "loaders.py").write_text(f"import sys, time; sys.path.append({str(FOLDER)!r}); {text}")
+        return started("pyav", {"corpus": tmp_path}, tmp_path)
+
+    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+    return start
+
+
+def test_what_libraries_print_is_passed_over(stand_in):
+    noise = r"sys.stderr.buffer.write(b'a warning \xff without an end'); sys.stderr.flush()"
+    work = "import peer; peer.serve({'peer': 'it'}, [], lambda: {'clips': 3})"
+    with stand_in(f"{noise}; {work}") as peer:
+        assert peer.told["peer"] == "it"
+        assert [peer.run().clips for _ in range(2)] == [3, 3]
+
+
+def test_a_peer_that_hangs_is_ended(stand_in, monkeypatch):
+    monkeypatch.setattr(peers, "_SECONDS", 1)
+    with pytest.raises(Skipped, match="failed: status -9"), stand_in("time.sleep(60)"):
+        pass
 
 
 @pytest.mark.slow
