@@ -75,6 +75,25 @@ def readme_command(script: str) -> list[str]:
     return [sys.executable, *words]
 
 
+def refusal(*arguments: str) -> str:
+    """The one line with which a configuration is refused."""
+    from fastemo.config import read_config
+
+    with pytest.raises(ValueError, match=r".") as raised:
+        read_config(arguments)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) < 2000
+    return message
+
+
+def below(key: str, text: str) -> str:
+    """YAML of one value, given as YAML itself, at a key with dots."""
+    for part in reversed(key.split(".") if key else []):
+        text = f"{{{part}: {text}}}"
+    return text
+
+
 def numbered_frame(number: int, width: int, height: int) -> np.ndarray:
     """uint8 [H, W, 3]: eight upright stripes, white where the number has a 1, lowest bit leftmost."""
     assert 0 <= number < 1 << NUMBER_BITS
