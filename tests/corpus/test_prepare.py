@@ -40,19 +40,6 @@ def test_a_corpus_without_rejected_files(root, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_rejected_files_stop_it_unless_allowed(root, capsys):
-    (root / "a.mp4").touch()
-    (root / "b.mp4").write_text("words")
-    with pytest.raises(ValueError, match=r"2 files in .* were rejected, 0 are allowed; .*--corpus.max_rejected 2"):
-        prepare_corpus(CorpusConfig(root=root), CONSOLE)
-    shown = capsys.readouterr().out
-    assert "rejected a.mp4: zero length" in shown
-    assert "rejected b.mp4: unreadable" in shown
-    with pytest.raises(ValueError, match=r"2 files in .* were rejected, 1 are allowed"):
-        prepare_corpus(CorpusConfig(root=root, max_rejected=1), CONSOLE)
-    assert len(prepare_corpus(CorpusConfig(root=root, max_rejected=2), CONSOLE).rejected) == 2
-
-
 def test_a_corpus_without_labels(tmp_path):
     write_video(tmp_path / "mine/amused/x.mp4", 5)
     with pytest.raises(ValueError, match=r"holds no labelled clip; .*--corpus.labels folder"):
@@ -76,15 +63,6 @@ def test_two_corpora_do_not_share_a_cached_scan(root, tmp_path, cache):
     for folder, count in ((root, 5), (tmp_path / "second", 7), (root, 5)):
         assert scan_cached(folder, CorpusConfig(root=folder), CONSOLE).clips[0].num_frames == count
     assert len(list((cache / "manifests").iterdir())) == 2
-
-
-def test_a_cache_that_cannot_be_written(root, tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("FASTEMO_CACHE", str(tmp_path / "file"))
-    assert len(scan_cached(root, CorpusConfig(root=root), CONSOLE).clips) == 1
-    assert "the scan could not be remembered" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"cannot be made in .*file/synthetic/.*: Not a directory; .*FASTEMO_CACHE"):
-        corpus_root(CorpusConfig(synthetic=TINY), CONSOLE)
 
 
 def test_without_a_root_the_built_in_corpus_is_made_once(cache, capsys):
