@@ -44,11 +44,11 @@ def empty_figures() -> Iterator[None]:
         yield
 
 
-def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(holds: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def files_of(run_dir: Path) -> set[str]:
@@ -134,6 +134,7 @@ def write_video(
     height: int = 48,
     *,
     codec: str = "libx264",
+    pixel_format: str | None = None,
     rate: int | Fraction = 25,
     options: dict[str, str] | None = None,
     faststart: bool = False,
@@ -148,6 +149,7 @@ def write_video(
         width: Pixels, even.
         height: Pixels, even.
         codec: FFmpeg's name of the encoder.
+        pixel_format: FFmpeg's name, by default 4:2:0 of 8 bits.
         rate: Frames a second.
         options: The encoder's own.
         faststart: MP4 and MOV: the index (`moov`) before the frames, not after them.
@@ -158,7 +160,7 @@ def write_video(
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = width, height
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = pixel_format or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
         sound = container.add_stream("aac", rate=48000) if silence else None
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(draw(number, width, height), format="rgb24")

@@ -12,7 +12,6 @@ from fastemo.experiment.run import run
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
-from fastemo.training.resume import load_optimizer
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import augment
 from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
@@ -98,17 +97,3 @@ def test_the_host_waits_for_nothing_in_a_step(tiny_corpus, name):
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert totals[2] == 4 * len(batches) + 16
-
-
-def test_an_optimisers_state_of_another_kernel_goes_on():
-    def stepped(fused, state=None):
-        weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
-        optimizer = torch.optim.Adam([weight], lr=0.1, fused=fused)
-        if state is not None:
-            load_optimizer(optimizer, state)
-        weight.sum().backward()
-        optimizer.step()
-        return optimizer.state_dict()
-
-    for first, then in ((False, True), (True, False)):
-        assert float(stepped(then, stepped(first))["state"][0]["step"]) == 2

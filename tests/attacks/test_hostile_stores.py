@@ -23,8 +23,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from attacks.confined import be_nobody_special, exit_code, exit_codes, forked, limit_memory, wait_until
-from helpers import check_epoch, decoded_clips, full_or, write_noise_clip
+from attacks.confined import be_nobody_special, exit_code, exit_codes, forked, limit_memory
+from helpers import check_epoch, decoded_clips, full_or, wait_until, write_noise_clip
 
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.video.backends import Decoder

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks.confined import exit_code, exit_codes, forked, killed, wait_until
-from helpers import check_epoch, decoded_clips, full_or
+from attacks.confined import exit_code, exit_codes, forked, killed
+from helpers import check_epoch, decoded_clips, full_or, wait_until
 
 from fastemo.console import Console
 from fastemo.corpus import prepare

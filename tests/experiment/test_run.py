@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from fastemo.config import read_config
 from fastemo.console import Console
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.evaluation.compare import compare, read_predictions
 from fastemo.evaluation.metrics import compute_metrics
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
@@ -175,6 +176,20 @@ def test_real_recordings_train_for_a_few_steps(clips_folder, tmp_path):
     log = (run_dir / "log.txt").read_text()
     assert "6 files left out: the same take in another modality" in log
     assert "train lacks actors 2-20" in log
+
+
+def test_both_files_of_a_take_are_tested_and_told_apart(few_clips, tmp_path):
+    corpus = shutil.copytree(few_clips, tmp_path / "corpus")
+    for path in [*corpus.rglob("02-*.mp4")]:
+        shutil.copy(path, path.with_name(f"01{path.name[2:]}"))
+    options = ["--corpus.root", str(corpus), "--corpus.protocol", "report", "--train.epochs", "1"]
+    run_dir = run_here(tmp_path, *options)
+    result, table = json.loads((run_dir / "test.json").read_text()), read_predictions(run_dir / "predictions.csv")
+    assert (result["num_clips"], result["num_takes"]) == (8, 4)
+    assert result["intervals"]["takes"]["num_groups"] == result["one_file_a_take"]["num_clips"] == 4
+    assert table.correct.mean() == result["accuracy"]
+    (row,) = compare({"one": [table], "other": [table]})
+    assert (row["num_clips"], row["num_takes"]) == (8, 4)
 
 
 def test_the_reports_frame_folders_train_like_videos(tmp_path):

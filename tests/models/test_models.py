@@ -22,6 +22,7 @@ NAMES = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")
 VARIANTS = [
     *((name, {}) for name in NAMES),
     *(("late_fusion", {"fusion": "concat"}), ("late_fusion", {"fusion": "max"}), ("cnn_lstm", {"rnn": "gru"})),
+    ("cnn_lstm", {"rnn_norm": True}),
 ]
 SMALL = {"pretrained": False, "backbone": "resnet10t"}
 
