@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import pytest
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.ravdess import Performance, speech_performances
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN = REPOSITORY / "fastemo" / "train.py"
 NUMBER_BITS = 8
 # Options of a run that takes seconds.
 TINY_RUN = [
@@ -51,6 +54,13 @@ def wait_until(holds: Callable[[], object], seconds: float = 300) -> None:
         time.sleep(0.005)
 
 
+def command(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program that has ended, and what it printed."""
+    env = os.environ | environment
+    options = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": 1700}
+    return subprocess.run([str(word) for word in words], cwd=cwd, env=env, **options)
+
+
 def files_of(run_dir: Path) -> set[str]:
     """A run folder's files but for the pictures that examples.json names; there are no others."""
     names = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
@@ -62,7 +72,7 @@ def files_of(run_dir: Path) -> set[str]:
 
 def readme_commands() -> list[str]:
     """The lines of the README's shell blocks."""
-    text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line]
 

@@ -14,7 +14,7 @@ from fastemo.config import RunConfig, read_config, write_config
 from fastemo.corpus.config import CorpusConfig, Difficulty, SyntheticConfig
 from fastemo.models.config import ModelConfig
 from fastemo.training.trainer import TrainConfig
-from fastemo.video.config import AugmentConfig, VideoConfig
+from fastemo.video.config import AugmentConfig, FrameSpec, StoreConfig, VideoConfig
 
 
 @pytest.fixture
@@ -209,3 +209,55 @@ class TestWriting:
         write_config(RunConfig(), tmp_path / "config.yaml")
         config = read_config(["--config", str(tmp_path / "config.yaml"), "--train.epochs", "2", "--name", "again"])
         assert config == RunConfig(name="again", train=TrainConfig(epochs=2))
+
+
+def each(kind: type, prefix: str = "", **wrong: object) -> list[tuple[type, dict[str, object], str]]:
+    """Values that are wrong each by itself, and the key that the message names."""
+    return [(kind, {name: value}, f"{prefix}{name}") for name, value in wrong.items()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        *each(TrainConfig, "train.", batch_size=0, accumulate_steps=0, epochs=0, early_stop_patience=0, lr=0),
+        *each(TrainConfig, "train.", weight_decay=-1, clip_norm=-1, plateau_patience=-1, plateau_factor=1.0),
+        *each(TrainConfig, "train.", lr=float("nan"), schedule="cosine", precision="int8"),
+        (
+            TrainConfig,
+            {"compile": "cudagraphs", "accumulate_steps": 2},
+            r"cannot be had with train\.accumulate_steps 2",
+        ),
+        *each(VideoConfig, backend="x", decode_threads=0, prefetch_batches=0, size=0),
+        *each(FrameSpec, num_frames=0, crop="left", size=0),
+        *each(AugmentConfig, crop_size=0, flip=1.5, rotation_degrees=-1.0, rotation_corners="grey"),
+        *each(StoreConfig, tier="ram", max_gib=0.0),
+        *each(StoreConfig, max_gib=float("nan")),
+        (CorpusConfig, {"labels": "names"}, "^corpus.labels must be one of ravdess, cremad, folder, not 'names'"),
+        (CorpusConfig, {"verify": "slow"}, "^corpus.verify must be quick or full, not 'slow'"),
+        (CorpusConfig, {"protocol": "random"}, "^corpus.protocol must be one of report, speech, speech.song"),
+        (CorpusConfig, {"fold": -1}, "^corpus.fold must be at least 0, not -1"),
+        (CorpusConfig, {"max_rejected": -1}, "^corpus.max_rejected must be at least 0, not -1"),
+        (SyntheticConfig, {"actors": 0}, "actors is 0, allowed are 1 to 24"),
+        (SyntheticConfig, {"actors": 25}, "allowed are 1 to 24"),
+        (SyntheticConfig, {"clips_per_actor": 61}, "clips_per_actor is 61, allowed are 1 to 60"),
+        (SyntheticConfig, {"width": 321}, "width is 321, allowed are even"),
+        (SyntheticConfig, {"height": 0}, "height is 0, allowed are 64"),
+        (SyntheticConfig, {"num_frames": 0}, "num_frames is 0"),
+        (SyntheticConfig, {"seed": -1}, "seed is -1"),
+        (Difficulty, {"noise": 2.5}, r"difficulty.noise is 2.5, allowed are 0 \(none\) to 2"),
+        (ModelConfig, {"name": "resnet"}, "one of early_cnn, early_resnet18, late_fusion, r3d18, cnn_lstm"),
+        (ModelConfig, {"fusion": "sum"}, "one of mean, concat, max"),
+        (ModelConfig, {"rnn": "rnn"}, "one of lstm, gru"),
+        (ModelConfig, {"stem": "average"}, "one of random, inflate"),
+        (ModelConfig, {"num_frames": 0}, "at least 1"),
+        (ModelConfig, {"rnn_hidden": 0}, "at least 1"),
+        (ModelConfig, {"dropout": 1.0}, "below 1"),
+        (ModelConfig, {"dropout": -0.1}, "at least 0"),
+        (ModelConfig, {"weights": "weights.bin"}, "safetensors, .pt, .pth"),
+        (ModelConfig, {"weights": "weights.pt", "pretrained": False}, "one or the other"),
+        (ModelConfig, {"weights": "weights.pt", "name": "early_cnn"}, "no pretrained weights"),
+    ],
+)
+def test_each_part_refuses_a_wrong_value_by_its_key(kind: type, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**options)

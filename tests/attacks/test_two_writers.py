@@ -46,12 +46,6 @@ def manifest(tmp_path_factory):
     return scan(synthesize(tmp_path_factory.mktemp("two") / "corpus", config, workers=1))
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTEMO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def loader_of(manifest: Manifest, root: Path, **options) -> ClipLoader:
     options |= {"batch_size": 2, "shuffle": True, "say": pytest.fail, "store": StoreConfig(tier="disk", root=root)}
     return ClipLoader(manifest.clips, manifest.root, manifest.class_names, VIDEO, **options)

@@ -15,10 +15,7 @@ HAPPY = "02-01-03-01-01-01-01.mp4"
 TINY = SyntheticConfig(actors=2, clips_per_actor=2, width=64, height=64, num_frames=4)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTEMO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -75,19 +72,3 @@ def test_without_a_root_the_built_in_corpus_is_made_once(cache, capsys):
     assert {root / clip.key for clip in manifest.clips} == set(files)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.mp4")} == files
     assert f"built-in corpus of generated faces: {root}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"labels": "names"}, "corpus.labels must be one of ravdess, cremad, folder, not 'names'"),
-        ({"verify": "slow"}, "corpus.verify must be quick or full, not 'slow'"),
-        ({"protocol": "random"}, "corpus.protocol must be one of report, speech, speech+song"),
-        ({"fold": -1}, "corpus.fold must be at least 0, not -1"),
-        ({"max_rejected": -1}, "corpus.max_rejected must be at least 0, not -1"),
-    ],
-)
-def test_options_that_do_not_exist(options, message):
-    with pytest.raises(ValueError, match="corpus") as raised:
-        CorpusConfig(**options)
-    assert str(raised.value).startswith(message)

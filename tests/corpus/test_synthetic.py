@@ -250,20 +250,6 @@ def test_a_folder_with_something_else_is_refused(corpus, tmp_path):
         stranger.unlink()
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: SyntheticConfig(actors=0), "actors is 0, allowed are 1 to 24"),
-        (lambda: SyntheticConfig(actors=25), "allowed are 1 to 24"),
-        (lambda: SyntheticConfig(clips_per_actor=61), "clips_per_actor is 61, allowed are 1 to 60"),
-        (lambda: SyntheticConfig(width=321), "width is 321, allowed are even"),
-        (lambda: SyntheticConfig(height=0), "height is 0, allowed are 64"),
-        (lambda: SyntheticConfig(num_frames=0), "num_frames is 0"),
-        (lambda: SyntheticConfig(seed=-1), "seed is -1"),
-        (lambda: Difficulty(noise=2.5), r"difficulty.noise is 2.5, allowed are 0 \(none\) to 2"),
-        (lambda: synthesize(Path("unused"), SMALL, workers=0), "workers is 0"),
-    ],
-)
-def test_bad_parameters_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_no_workers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers is 0"):
+        synthesize(tmp_path, SMALL, workers=0)
