@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import write_video
+from helpers import command, write_video
 
 from fastemo import __version__
 from fastemo.cli import main
@@ -20,17 +20,8 @@ from fastemo.corpus.manifest import read_manifest, scan
 HAPPY = "02-01-03-01-01-01-01.mp4"
 
 
-def fastemo(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fastemo.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        errors="surrogateescape",
-        cwd=cwd,
-        env=os.environ | environment,
-        timeout=120,
-        check=False,
-    )
+def fastemo(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return command(sys.executable, "-m", "fastemo.cli", *arguments, **environment)
 
 
 def refusal(*arguments: object, **environment: str) -> str:
@@ -99,9 +90,7 @@ class TestIndex:
             "import json, sys; from fastemo.cli import main; main(['index', sys.argv[1]]);"
             "print(json.dumps([name for name in ('torch', 'timm', 'accelerate', 'matplotlib') if name in sys.modules]))"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
-        )
+        done = command(sys.executable, "-c", program, tmp_path)
         assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
@@ -143,9 +132,7 @@ class TestMistakes:
             (("evaluate", "gone"), "gone"),
         ],
     )
-    def test_one_line_and_status_two(
-        self, arguments: tuple[str, ...], part: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_one_line_and_status_two(self, arguments, part, capsys):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2
@@ -159,18 +146,13 @@ def test_version_and_help() -> None:
     assert fastemo("--version").stdout == f"fastemo {__version__}\n"
     done = fastemo("--help")
     assert done.returncode == 0
-    for command in ("train", "synthesize", "index", "evaluate"):
-        assert command in done.stdout
+    for name in ("train", "synthesize", "index", "evaluate"):
+        assert name in done.stdout
 
 
-@pytest.mark.parametrize("command", ["", "train", "synthesize", "index", "evaluate", "study", "page", "figures corpus"])
-def test_help_loads_nothing_heavy(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "fastemo.cli", *command.split(), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+@pytest.mark.parametrize("words", ["", "train", "synthesize", "index", "evaluate", "study", "page", "figures corpus"])
+def test_help_loads_nothing_heavy(words: str) -> None:
+    done = command(sys.executable, "-X", "importtime", "-m", "fastemo.cli", *words.split(), "--help")
     assert done.stdout.startswith("usage: ")
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "fastemo" in loaded

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fastemo.config import read_config
-from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.experiment.run import run
 from fastemo.models.build import build_model
@@ -21,20 +20,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.cuda
 
 
-def test_batches_and_augmentation_equal_the_cpus(tiny_corpus):
-    manifest = scan(tiny_corpus)
+def test_batches_and_augmentation_equal_the_cpus(manifest):
     # By one backend: what DALI decodes is held against PyAV in tests/video/test_dali.py.
     config, crop = VideoConfig(num_frames=3, size=36, backend="pyav"), AugmentConfig(crop_size=32)
-    pairs = zip(
-        *(
-            ClipLoader(
-                manifest.clips[:10], manifest.root, EMOTIONS, config, batch_size=4, shuffle=True, device=device
-            ).epoch(1)
-            for device in ("cpu", "cuda")
-        ),
-        strict=True,
+    options = {"batch_size": 4, "shuffle": True}
+    host_loader, device_loader = (
+        ClipLoader(manifest.clips[:10], manifest.root, EMOTIONS, config, device=device, **options)
+        for device in ("cpu", "cuda")
     )
-    for host, device in pairs:
+    for host, device in zip(host_loader.epoch(1), device_loader.epoch(1), strict=True):
         assert host.keys == device.keys
         assert device.frames.is_cuda
         assert torch.equal(host.frames, device.frames.cpu())
@@ -72,11 +66,10 @@ def settled(loader):
 
 
 @pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
-def test_the_host_waits_for_nothing_in_a_step(tiny_corpus, name):
+def test_the_host_waits_for_nothing_in_a_step(manifest, tmp_path, name):
     """Law 9, by torch's own watch."""
-    manifest = scan(tiny_corpus)
     config, crop = VideoConfig(num_frames=3, size=36), AugmentConfig(crop_size=32)
-    store = StoreConfig(tier="device", root=tiny_corpus.parent / "store")
+    store = StoreConfig(tier="device", root=tmp_path)
     options = {"batch_size": 4, "device": "cuda", "store": store}
     with (
         Trainer(TrainConfig(batch_size=4), seed=0) as trainer,

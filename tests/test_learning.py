@@ -1,11 +1,10 @@
 """Models learn, and an order-blind one only guesses between classes that differ in order alone."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import write_image
+from helpers import REPOSITORY, write_image
 
 from fastemo.config import read_config
 from fastemo.corpus.config import Difficulty, SyntheticConfig
@@ -14,7 +13,6 @@ from fastemo.corpus.synthetic.synthesis import corpus_performances, render_frame
 from fastemo.evaluation.compare import order_counts
 from fastemo.experiment.run import run
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPE = [
     *("--config", str(REPOSITORY / "configs" / "quick.yaml"), "--video.size", "36", "--augment.crop_size", "32"),
     # The same arithmetic on every processor.

@@ -4,14 +4,13 @@ import csv
 import itertools
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from helpers import empty_figures, files_of, write_images
+from helpers import REPOSITORY, TRAIN, command, empty_figures, files_of, write_images
 from safetensors.torch import load_file
 
 from fastemo.config import read_config
@@ -22,8 +21,6 @@ from fastemo.evaluation.metrics import compute_metrics
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TRAIN = REPOSITORY / "fastemo" / "train.py"
 BIN = Path(sys.executable).parent
 QUICK = REPOSITORY / "configs" / "quick.yaml"
 SMALL = [
@@ -37,10 +34,6 @@ RUN_FILES = {
     *(f"checkpoints/{name}/{file}" for name in ("last", "best") for file in CHECKPOINT_FILES),
 }
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
-
-
-def command(*words, cwd):
-    return subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True)
 
 
 def assert_run_files(run_dir):

@@ -18,11 +18,6 @@ from fastemo.video.sampling import epoch_order
 SMALL = VideoConfig(num_frames=3, size=24)
 
 
-@pytest.fixture(scope="module")
-def manifest(tiny_corpus):
-    return scan(tiny_corpus)
-
-
 def make_loader(manifest, config=SMALL, clips=None, **options):
     clips = manifest.clips[:22] if clips is None else clips
     return ClipLoader(clips, manifest.root, EMOTIONS, config, **{"batch_size": 4, **options})

@@ -233,16 +233,6 @@ def test_a_process_with_an_open_store_is_not_harmed_when_it_is_made_anew(config,
             assert all(is_stored(store, clip) for clip in clips for store in (old, new))
 
 
-def test_a_shortened_file_is_never_filled_up_with_zeros(config, corpus):
-    clips = make_clips(corpus, 3)
-    with open_store(config, corpus, clips) as old:
-        fill(old, clips)
-        assert all(is_stored(old, clip) for clip in clips)
-        os.truncate(old.folder / FRAMES, ROW_BYTES)
-        with open_store(config, corpus, clips):
-            assert [is_stored(old, clip) for clip in clips] == [True, False, False]
-
-
 def test_a_disk_that_fails_to_read_is_a_miss(config, corpus, monkeypatch):
     [clip] = make_clips(corpus, 1)
     with open_store(config, corpus, [clip]) as store:
