@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from helpers import empty_figures
-from hypothesis import strategies as st
 
 from fastemo.console import Console
 from fastemo.experiment.run import run
@@ -18,11 +17,6 @@ from fastemo.experiment.study.grid import read_study, with_folder
 from fastemo.experiment.study.runner import run_study
 
 QUIET = Console(show=False)
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
 # Elements that HTML closes by itself.
 _EMPTY = {"meta", "img", "br", "link", "input", "hr"}
 CONTENT: dict[str, Any] = {

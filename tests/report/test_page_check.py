@@ -5,7 +5,6 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from study_folder import JSON
 
 from fastemo.report.page_check import (
     SHARE,
@@ -21,6 +20,11 @@ from fastemo.report.page_check import (
     whole,
 )
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
 SHAPE = record({"a": SHARE, "b": list_of(whole)}, {"c": map_of(maybe(text)), "d": list_of(number(-1, 1), 2)})
 
 
