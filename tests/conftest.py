@@ -44,6 +44,13 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, of one test alone."""
+    monkeypatch.setenv("FASTEMO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def decoders_do_not_step_back() -> Iterator[None]:
     """Beside other programs, threads that step back take ten times as long, and tests have to end there too."""
@@ -69,6 +76,14 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     config = SyntheticConfig(clips_per_actor=8, width=128, height=72, num_frames=12)
     return synthesize(tmp_path_factory.mktemp("tiny") / "corpus", config, workers=1)
+
+
+@pytest.fixture(scope="session")
+def manifest(tiny_corpus: Path):
+    """The small corpus, scanned."""
+    from fastemo.corpus.manifest import scan
+
+    return scan(tiny_corpus)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import pytest
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.ravdess import Performance, speech_performances
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN = REPOSITORY / "fastemo" / "train.py"
 NUMBER_BITS = 8
 # Options of a run that takes seconds.
 TINY_RUN = [
@@ -44,11 +47,18 @@ def empty_figures() -> Iterator[None]:
         yield
 
 
-def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(holds: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.005)
+
+
+def command(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program that has ended, and what it printed."""
+    env = os.environ | environment
+    options = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": 1700}
+    return subprocess.run([str(word) for word in words], cwd=cwd, env=env, **options)
 
 
 def files_of(run_dir: Path) -> set[str]:
@@ -62,7 +72,7 @@ def files_of(run_dir: Path) -> set[str]:
 
 def readme_commands() -> list[str]:
     """The lines of the README's shell blocks."""
-    text = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line]
 
@@ -73,6 +83,25 @@ def readme_command(script: str) -> list[str]:
     program, *words = line.split()
     assert program == "python"
     return [sys.executable, *words]
+
+
+def refusal(*arguments: str) -> str:
+    """The one line with which a configuration is refused."""
+    from fastemo.config import read_config
+
+    with pytest.raises(ValueError, match=r".") as raised:
+        read_config(arguments)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) < 2000
+    return message
+
+
+def below(key: str, text: str) -> str:
+    """YAML of one value, given as YAML itself, at a key with dots."""
+    for part in reversed(key.split(".") if key else []):
+        text = f"{{{part}: {text}}}"
+    return text
 
 
 def numbered_frame(number: int, width: int, height: int) -> np.ndarray:
@@ -115,6 +144,7 @@ def write_video(
     height: int = 48,
     *,
     codec: str = "libx264",
+    pixel_format: str | None = None,
     rate: int | Fraction = 25,
     options: dict[str, str] | None = None,
     faststart: bool = False,
@@ -129,6 +159,7 @@ def write_video(
         width: Pixels, even.
         height: Pixels, even.
         codec: FFmpeg's name of the encoder.
+        pixel_format: FFmpeg's name, by default 4:2:0 of 8 bits.
         rate: Frames a second.
         options: The encoder's own.
         faststart: MP4 and MOV: the index (`moov`) before the frames, not after them.
@@ -139,7 +170,7 @@ def write_video(
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = width, height
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = pixel_format or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
         sound = container.add_stream("aac", rate=48000) if silence else None
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(draw(number, width, height), format="rgb24")

@@ -18,6 +18,16 @@ _CONTAINERS = frozenset(b"moov trak mdia minf stbl edts dinf".split())
 _TABLES = frozenset(b"stts ctts stsc stsz stco co64 stss elst".split())
 _LARGE = (2**31 - 1, 2**31, 2**32 - 1, 2**30, 2**28, 2**24)
 
+# PNG, JPEG, WAV, ZIP, ELF, gzip.
+_MAGIC = (
+    b"\x89PNG\r\n\x1a\n",
+    b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    b"RIFF\x24\0\0\0WAVEfmt ",
+    b"PK\x03\x04",
+    b"\x7fELF",
+    b"\x1f\x8b\x08",
+)
+
 
 @dataclass(frozen=True)
 class Box:
@@ -274,12 +284,7 @@ def not_a_video(data: bytes, rng: Random) -> bytes:
             bytes(rng.randrange(1, 5000)),
             rng.randbytes(rng.randrange(1, 5000)),
             b"words and words\n" * rng.randrange(1, 500),
-            b"\x89PNG\r\n\x1a\n" + rng.randbytes(500),
-            b"\xff\xd8\xff\xe0\0\x10JFIF\0" + rng.randbytes(500),
-            b"RIFF\x24\0\0\0WAVEfmt " + rng.randbytes(500),
-            b"PK\x03\x04" + rng.randbytes(500),
-            b"\x7fELF" + rng.randbytes(500),
-            b"\x1f\x8b\x08" + rng.randbytes(500),
+            *(magic + rng.randbytes(500) for magic in _MAGIC),
             b"<html><body>404</body></html>\n",
             b"ffconcat version 1.0\nfile " + other + b"\n",
             b"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n" + other + b"\n#EXT-X-ENDLIST\n",

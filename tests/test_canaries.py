@@ -1,9 +1,7 @@
 """Facts about the dependencies that the code is built on: when one changes, its canary falls silent first."""
 
 import errno
-import subprocess
 import sys
-from pathlib import Path
 
 import av
 import av.error
@@ -12,12 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from helpers import frame_number, write_image, write_video
+from helpers import REPOSITORY, TRAIN, command, frame_number, write_image, write_video
 
 from fastemo.corpus.probe import CONTAINERS_ONLY, probe_video
 from fastemo.video.bitstream.pruning import UNPROBED
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -74,12 +70,7 @@ def test_a_second_accelerator_cannot_change_the_precision_by_itself():
 
 def test_a_script_inside_the_package_finds_the_package(tmp_path):
     """`accelerate launch fastemo/train.py` puts the script's folder first on sys.path."""
-    done = subprocess.run(
-        [sys.executable, "-S", str(REPOSITORY / "fastemo" / "train.py"), "--help"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = command(sys.executable, "-S", TRAIN, "--help", cwd=tmp_path)
     # Without site-packages (-S) the guard alone can have found fastemo; a dependency is what is missed first.
     assert "No module named 'fastemo'" not in done.stderr
     assert "jsonargparse" in done.stderr

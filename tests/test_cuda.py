@@ -1,13 +1,12 @@
 """The main path on a GPU. `FASTEMO_REQUIRE_CUDA=1` turns the skip into a failure, so no GPU job skips by accident."""
 
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import REPOSITORY
 
 from fastemo.config import read_config
-from fastemo.corpus.manifest import scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.experiment.run import run
 from fastemo.models.build import build_model
@@ -23,16 +22,15 @@ from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
 from fastemo.video.transfer import Transfer
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.cuda
 
 
 CROP = AugmentConfig(crop_size=32)
 
 
-def loader_of(corpus, count, batch_size, device="cuda", **options):
-    """Over the corpus's first clips, by one backend: test_dali.py holds DALI's frames against PyAV's."""
-    manifest, config = scan(corpus), VideoConfig(num_frames=3, size=36, backend="pyav")
+def loader_of(manifest, count, batch_size, device="cuda", **options):
+    """Over the first clips, by one backend: test_dali.py holds DALI's frames against PyAV's."""
+    config = VideoConfig(num_frames=3, size=36, backend="pyav")
     return ClipLoader(
         manifest.clips[:count], manifest.root, EMOTIONS, config, batch_size=batch_size, device=device, **options
     )
@@ -47,12 +45,12 @@ class LateTransfer(Transfer):
         return super().upload(host)
 
 
-def test_batches_and_augmentation_equal_the_cpus_though_copies_come_late(tiny_corpus, tmp_path, monkeypatch):
+def test_batches_and_augmentation_equal_the_cpus_though_copies_come_late(manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(loader_module, "Transfer", LateTransfer)
     store = StoreConfig(tier="device", root=tmp_path)  # empty: the first epoch decodes and uploads
     with (
-        loader_of(tiny_corpus, 10, 4, "cpu", shuffle=True) as hosts,
-        loader_of(tiny_corpus, 10, 4, shuffle=True, store=store) as devices,
+        loader_of(manifest, 10, 4, "cpu", shuffle=True) as hosts,
+        loader_of(manifest, 10, 4, shuffle=True, store=store) as devices,
     ):
         for epoch in (0, 1):
             for host, device in zip(hosts.epoch(epoch), devices.epoch(epoch), strict=True):
@@ -85,12 +83,12 @@ def test_a_run_trains(tiny_corpus, tmp_path, precision):
 
 
 @contextmanager
-def training(corpus, name, batch_size=4, **config):
+def training(manifest, store, name, batch_size=4, **config):
     """A trainer that has prepared a model, a loader whose clips lie in the device's memory, and sums for its steps."""
-    store = StoreConfig(tier="device", root=corpus.parent / "store")
+    store = StoreConfig(tier="device", root=store)
     with (
         Trainer(TrainConfig(batch_size=batch_size, **config), seed=0) as trainer,
-        loader_of(corpus, 16, batch_size, store=store) as loader,
+        loader_of(manifest, 16, batch_size, store=store) as loader,
     ):
         trainer.prepare(build_model(ModelConfig(name=name, num_frames=3, pretrained=False), 8), 4)
         trainer.model.train()
@@ -101,9 +99,9 @@ def training(corpus, name, batch_size=4, **config):
 
 
 @pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
-def test_the_host_waits_for_nothing_in_a_step(tiny_corpus, name):
+def test_the_host_waits_for_nothing_in_a_step(manifest, tmp_path, name):
     """Law 9, by torch's own watch."""
-    with training(tiny_corpus, name) as (trainer, loader, totals):
+    with training(manifest, tmp_path, name) as (trainer, loader, totals):
         batches = list(loader.epoch(1))
         for batch in batches[:2]:
             trainer.train_step([batch], CROP, 0, totals)
@@ -121,8 +119,8 @@ def test_the_host_waits_for_nothing_in_a_step(tiny_corpus, name):
         assert totals[2] == 4 * len(batches) + 16
 
 
-def test_the_same_weights_follow_from_a_saved_state(tiny_corpus):
-    with training(tiny_corpus, "late_fusion", precision="fp32") as (trainer, loader, totals):
+def test_the_same_weights_follow_from_a_saved_state(manifest, tmp_path):
+    with training(manifest, tmp_path, "late_fusion", precision="fp32") as (trainer, loader, totals):
 
         def stepped(epoch):
             for batch in loader.epoch(epoch):
@@ -140,8 +138,8 @@ def test_the_same_weights_follow_from_a_saved_state(tiny_corpus):
             assert difference <= 1e-3 * first[name].double().norm().clamp(min=1e-6), name
 
 
-def test_memory_that_runs_out_is_told_with_what_to_do(tiny_corpus):
-    with training(tiny_corpus, "late_fusion", batch_size=16) as (trainer, loader, totals):
+def test_memory_that_runs_out_is_told_with_what_to_do(manifest, tmp_path):
+    with training(manifest, tmp_path, "late_fusion", batch_size=16) as (trainer, loader, totals):
         (batch,) = loader.epoch(1)
         trainer.train_step([batch], CROP, 0, totals)
         torch.cuda.empty_cache()
@@ -172,17 +170,3 @@ def test_bf16_leaves_the_recurrent_layers_gradients_right(monkeypatch):
         gradients.append(gradient.view(4, 10, -1).transpose(0, 1).flatten(1))
     exact, rough = gradients
     assert ((rough - exact).norm(dim=1) < 0.05 * exact.norm(dim=1)).all()
-
-
-def test_an_optimisers_state_of_another_kernel_goes_on():
-    def stepped(fused, state=None):
-        weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
-        optimizer = torch.optim.Adam([weight], lr=0.1, fused=fused)
-        if state is not None:
-            load_optimizer(optimizer, state)
-        weight.sum().backward()
-        optimizer.step()
-        return optimizer.state_dict()
-
-    for first, then in ((False, True), (True, False)):
-        assert float(stepped(then, stepped(first))["state"][0]["step"]) == 2

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from helpers import TINY_RUN
+from helpers import REPOSITORY, TINY_RUN, command
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "configs" / "accelerate"
 SLURM = REPOSITORY / "configs" / "slurm.sh"
 # Processes, machines, whether GPUs work together, whether the CPU computes, precision.
@@ -26,8 +24,7 @@ SMALL = [*TINY_RUN, "--corpus.max_rejected", "0", "--store.tier", "none"]
 
 
 def environment(**other):
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": "", **other}
+    return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "", **other}
 
 
 def arguments_of(corpus, runs):
@@ -68,7 +65,7 @@ def test_several_nodes_meet_at_one_address():
 
 
 def test_the_slurm_script_is_bash():
-    done = subprocess.run(["bash", "-n", str(SLURM)], capture_output=True, text=True)
+    done = command("bash", "-n", SLURM)
     assert done.returncode == 0, done.stderr
     wanted = [line for line in SLURM.read_text().splitlines() if line.startswith("#SBATCH")]
     assert "#SBATCH --ntasks-per-node=1" in wanted  # a launcher a node, which starts the processes
@@ -87,8 +84,7 @@ def test_the_slurm_script_is_bash():
 )
 def test_a_file_trains_without_a_gpu(name, options, shown, tiny_corpus, tmp_path):
     line = ["accelerate", "launch", "--config_file", f"configs/accelerate/{name}.yaml", *options, "fastemo/train.py"]
-    words = [*line, *arguments_of(tiny_corpus, tmp_path)]
-    done = subprocess.run(words, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
+    done = command(*line, *arguments_of(tiny_corpus, tmp_path), cwd=REPOSITORY, **environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert shown in done.stdout
     assert_one_run(tmp_path)
@@ -120,9 +116,7 @@ def test_the_slurm_script_trains_on_two_nodes(tiny_corpus, tmp_path):
     env = environment(**slurm)
     env["PATH"] = f"{fakes}:{env['PATH']}"
     runs = tmp_path / "runs and spaces"
-    done = subprocess.run(
-        ["bash", str(SLURM), *arguments_of(tiny_corpus, runs)], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    done = command("bash", SLURM, *arguments_of(tiny_corpus, runs), cwd=tmp_path, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 processes" in done.stdout
     assert [path.name for path in runs.iterdir()] == [f"slurm-{os.getpid()}"]

@@ -4,21 +4,18 @@ import csv
 import functools
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import files_of
+from helpers import TRAIN, command, files_of
 from safetensors.torch import load_file
 from same_bits import SMALL
 
 from fastemo.config import read_config
 from fastemo.experiment.run import run
 
-TRAIN = Path(__file__).resolve().parent.parent / "fastemo" / "train.py"
 # Nothing of a clip's result hangs on the clips beside it, nor on the process that it is dealt to; sums in fp32.
 EQUAL = [
     *("--train.freeze_batch_norm", "true", "--model.dropout", "0", "--train.speed", "plain"),
@@ -49,8 +46,9 @@ main()
 
 
 def launch(words, cwd):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run([*command, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=900)
+    return command(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *words, cwd=cwd
+    )
 
 
 def test_two_processes_train_what_one_trains(tiny_corpus, tmp_path, monkeypatch, fault_log):

@@ -4,14 +4,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import readme_commands, write_video
+from helpers import REPOSITORY, command, readme_commands, write_video
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 MAIN_LINE, TEST_LINE, *OTHERS = readme_commands()
 SMALL = (
     " --model.pretrained false --video.num_frames 2 --video.size 36 --augment.crop_size 32"
@@ -31,8 +29,7 @@ def checkout(tmp_path_factory):
 
 
 def shell(line, cwd):
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", line], cwd=cwd, env=env, capture_output=True, text=True)
+    done = command("bash", "-c", line, cwd=cwd, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

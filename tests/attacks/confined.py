@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from helpers import wait_until
+
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -45,14 +47,6 @@ def exit_code(process: int) -> int:
 
 def exit_codes(processes: list[int]) -> list[int]:
     return [exit_code(process) for process in processes]
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
-    """However long that takes on a busy machine; an error where it never comes to be."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"not within {seconds} s"
-        time.sleep(0.001)
 
 
 def killed(process: int, condition: Callable[[], object], after_seconds: float) -> None:

@@ -9,14 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 from attacks.confined import be_nobody_special, exit_code, forked
-from helpers import check_epoch, decoded_clips, full_or
+from helpers import REPOSITORY, TRAIN, check_epoch, command, decoded_clips, full_or
 
 from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig, SyntheticConfig
@@ -29,7 +28,6 @@ from fastemo.video.loader import ClipLoader
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="small file systems and file limits are Linux's")
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 VIDEO = VideoConfig(num_frames=3, size=36)
 ROW_BYTES = 3 * 3 * 36 * 36
 CORPUS = SyntheticConfig(actors=2, clips_per_actor=6, width=64, height=64, num_frames=6)
@@ -48,13 +46,12 @@ def load(manifest):
     """
     expected = decoded_clips(manifest, VIDEO)
 
-    def two_epochs(root: Path, tier: Tier, when_open: Callable[[], object] = lambda: None):
+    def two_epochs(root: Path, tier: Tier):
         messages: list[str] = []
         options = {"batch_size": 3, "store": StoreConfig(tier=tier, root=root), "say": messages.append}
         with ClipLoader(manifest.clips, manifest.root, manifest.class_names, VIDEO, **options) as loader:
             rows = range(len(manifest.clips))
             before = sum(loader.kept.has(row) for row in rows)
-            when_open()
             for epoch in range(2):
                 check_epoch(loader, expected, epoch)
             return before, messages, sum(loader.kept.has(row) for row in rows)
@@ -66,9 +63,9 @@ def load(manifest):
 def disk_of(folder: Path, kib: int) -> Iterator[Path]:
     """A file system of its own, gone at the end with what it holds."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(folder)]
     try:
-        subprocess.run(command, check=True, capture_output=True)
+        options = ["-t", "tmpfs", "-o", f"size={kib}k"]
+        subprocess.run(["mount", *options, "none", str(folder)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting a small file system takes root")
     try:
@@ -124,19 +121,6 @@ def test_a_disk_that_fills_up_while_clips_are_stored(manifest, load, tmp_path, f
         assert exit_code(forked(attack)) == 0
         assert load(root, "disk")[1:] == ([], len(manifest.clips))
     fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 5})
-
-
-def test_a_disk_that_fills_up_between_opening_and_storing(manifest, load, tmp_path, fault_log):
-    with disk_of(tmp_path / "disk", 1024) as disk:
-        for free in (0, 4096, 2 * ROW_BYTES, 6 * ROW_BYTES):
-            root = disk / str(free)
-            _, messages, stored = load(root, "disk", when_open=partial(fill_up, disk, free))
-            check_message(messages, disk, "No space left on device")
-            (disk / "other").unlink()
-            assert load(root, "disk") == (stored, [], len(manifest.clips))
-            assert stored < len(manifest.clips)
-            shutil.rmtree(root)
-    fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 4})
 
 
 # ---- the remembered scan
@@ -215,8 +199,7 @@ def test_workers_that_find_the_disk_full(tmp_path, fault_log):
             "with one_line_errors(): prepare.corpus_root("
             "CorpusConfig(synthetic=SyntheticConfig(actors=2, clips_per_actor=8, num_frames=9)), Console(show=False))"
         )
-        env = {**os.environ, "FASTEMO_CACHE": str(disk / "cache")}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
+        done = command(sys.executable, "-c", code, FASTEMO_CACHE=str(disk / "cache"))
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert "No space left on device" in done.stderr
@@ -269,8 +252,7 @@ def options(runs_dir: Path, corpus: Path) -> list[str]:
 
 
 def train(runs_dir: Path, corpus: Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(REPOSITORY / "fastemo" / "train.py"), *options(runs_dir, corpus), "--resume", "auto"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=600)
+    return command(sys.executable, TRAIN, *options(runs_dir, corpus), "--resume", "auto")
 
 
 def the_end(done: subprocess.CompletedProcess[str], runs_dir: Path, *words: str) -> None:

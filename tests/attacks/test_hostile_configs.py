@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 from attacks.confined import exit_code, forked, limit_memory
-from helpers import full_or
+from helpers import below, full_or, refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,15 +24,6 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, name in zip("abcdefghi", "bcdefghij", strict=True)
 )
-
-
-def refusal(*arguments: str) -> str:
-    with pytest.raises(ValueError, match=r".") as raised:
-        read_config(arguments)
-    message = str(raised.value)
-    assert "\n" not in message
-    assert len(message) < 2000
-    return message
 
 
 def keys_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -61,13 +52,6 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(place, dict):
             place[last] = values[key]
     return whole
-
-
-def below(key: str, text: str) -> str:
-    """YAML of one value, given as YAML itself, at a key with dots."""
-    for part in reversed(key.split(".") if key else []):
-        text = f"{{{part}: {text}}}"
-    return text
 
 
 def file_refusal(file: Path, content: str | bytes) -> str:
@@ -229,6 +213,8 @@ BROKEN = {
     "a private inner key": b"train: {__dict__: {lr: 3}}",
     "a path": b"__path__: /etc/passwd",
     "an end of file": b"train: {lr: 1",
+    "an open list": b"seed: [1",
+    "a value inside a value": b"a: b: c",
     "words": b"just words",
     "random bytes": bytes(range(256)),
 }

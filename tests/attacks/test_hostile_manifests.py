@@ -13,6 +13,10 @@ from fastemo.corpus.manifest import Manifest, read_manifest, scan
 VALUES = {"emotion": "happy", "num_frames": 9, "fps": 29.97, "width": 64, "height": 48}
 ROWS = [Clip(key=f"Actor_0{i}/a {i},\n.mp4", size_bytes=i + 1, **VALUES) for i in range(1, 4)]
 PATHS = ["../../etc/passwd", "/etc/passwd", "..", "C:\\x", "\\\\host\\x"]
+KEYS_OUTSIDE_THE_CORPUS = [
+    *("/etc/passwd", "//host/share/a.mp4", "../a.mp4", "a/../../b.mp4", "a/..", "..", ".", "./a.mp4", "a/./b.mp4"),
+    *("a//b.mp4", "a/", "", "C:\\a.mp4", "c:/a.mp4", "\\\\host\\share\\a.mp4", "\\a.mp4", "a\0b.mp4"),
+]
 TEXTS = [*PATHS, "\0", '"', "\n", ",", "nan", "-1", "1e999", "9" * 5000]
 
 
@@ -47,11 +51,12 @@ def test_mutated_manifests(tmp_path, fault_log):
     fault_log("mutated manifests", outcomes)
 
 
-@pytest.mark.parametrize("key", ["../a.mp4", "/a.mp4", "a/../../b.mp4", "C:\\a.mp4", "\\\\host\\a.mp4", "a\0.mp4", ""])
-def test_a_clip_outside_the_corpus(tmp_path, key, fault_log):
+@pytest.mark.parametrize("key", KEYS_OUTSIDE_THE_CORPUS)
+@pytest.mark.parametrize("status", ["clip", "rejected"])
+def test_a_clip_outside_the_corpus(tmp_path, key, status, fault_log):
     path = tmp_path / "manifest.csv"
-    Manifest.of(tmp_path, [Clip(key="a.mp4", emotion="happy")]).write_csv(path)
-    path.write_text(path.read_text().replace("a.mp4", key), newline="")
-    with pytest.raises(ValueError, match=r"manifest\.csv, line 2: not a manifest"):
+    Manifest(tmp_path, (Clip(key="a.mp4"),), rejected=(Clip(key="KEY", status=status),)).write_csv(path)
+    path.write_text(path.read_text().replace("KEY", key), newline="")
+    with pytest.raises(ValueError, match=r"manifest\.csv, line 3: not a manifest"):
         read_manifest(path, tmp_path)
     fault_log("a manifest that names a file outside the corpus", {"refused by file and line": 1})

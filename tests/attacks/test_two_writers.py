@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks.confined import exit_code, exit_codes, forked, killed, wait_until
-from helpers import check_epoch, decoded_clips, full_or
+from attacks.confined import exit_code, exit_codes, forked, killed
+from helpers import check_epoch, decoded_clips, full_or, wait_until
 
 from fastemo.console import Console
 from fastemo.corpus import prepare
@@ -44,12 +44,6 @@ MAKE_LARGER = (
 def manifest(tmp_path_factory):
     config = replace(TINY, actors=4, clips_per_actor=8)
     return scan(synthesize(tmp_path_factory.mktemp("two") / "corpus", config, workers=1))
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTEMO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def loader_of(manifest: Manifest, root: Path, **options) -> ClipLoader:

@@ -8,11 +8,8 @@ from helpers import write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastemo.console import Console
 from fastemo.corpus import cremad
-from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.manifest import read_manifest, scan
-from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import split_clips
 from fastemo.corpus.ravdess import EMOTIONS
 
@@ -125,11 +122,6 @@ def test_a_split_without_actors_says_which_are_missing(tmp_path):
     write_takes(tmp_path, cremad.split_actors()["train"][:1])
     with pytest.raises(ValueError, match=r"protocol cremad needs actors .* for val"):
         split_clips(scan(tmp_path, labels="cremad"))
-
-
-def test_the_error_for_other_labels_names_the_option(corpus):
-    with pytest.raises(ValueError, match=r"--corpus\.labels cremad"):
-        prepare_corpus(CorpusConfig(root=corpus), Console(show=False))
 
 
 def test_classes_by_folder_are_not_split_by_names(tmp_path):

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import wait_until, write_video
+from helpers import wait_until
 
 from fastemo.corpus import isolation
-from fastemo.corpus.config import Verify
 from fastemo.corpus.isolation import Examiner, Limits, WorkerError, Workers
 from fastemo.corpus.manifest import read_manifest, scan
 from fastemo.corpus.probe import probe_video
 
 TESTS = Path(__file__).resolve().parent.parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-
-
-@pytest.fixture(scope="session")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_video(tmp_path_factory.mktemp("master") / "a.mp4", 12)
-
-
-@pytest.fixture
-def put(tmp_path: Path, master: Path) -> Callable[..., Path]:
-    """Put a good file under each of some names."""
-
-    def copy(*names: str) -> Path:
-        root = tmp_path / "corpus"
-        root.mkdir(exist_ok=True)
-        for name in names:
-            shutil.copy(master, root / name)
-        return root
-
-    return copy
 
 
 @pytest.fixture
@@ -59,9 +37,7 @@ def is_gone(pid: int) -> bool:
 class TestAccidents:
     @pytest.mark.parametrize("verify", ["quick", "full"])
     @pytest.mark.parametrize("threads", [1, 3])
-    def test_a_file_that_ends_its_process_is_named(
-        self, put: Callable[..., Path], verify: Verify, threads: int
-    ) -> None:
+    def test_a_file_that_ends_its_process_is_named(self, put, verify, threads):
         root = put("a.mp4", "signal6.mp4", "b.mp4", "signal9.mp4", "signal11.mp4", "c.mp4", "exit3.mp4", "z.mp4")
         found = scan(root, verify=verify, threads=threads)
         ended = "its decoding ended the decoder's process"
@@ -74,7 +50,7 @@ class TestAccidents:
         assert [clip.key for clip in found.unlabelled] == ["a.mp4", "b.mp4", "c.mp4", "z.mp4"]
         assert {clip.num_frames for clip in found.unlabelled} == {12}
 
-    def test_a_file_that_stalls(self, put: Callable[..., Path]) -> None:
+    def test_a_file_that_stalls(self, put):
         root = put("a.mp4", "stall.mp4", "z.mp4")
         found = scan(root, limits=Limits(seconds=1))
         assert [(clip.key, clip.reason) for clip in found.rejected] == [("stall.mp4", "decoding took longer than 1 s")]
@@ -82,7 +58,7 @@ class TestAccidents:
         assert is_gone(int((root / "stall.pid").read_text()))
 
     @linux
-    def test_a_file_that_swells(self, put: Callable[..., Path]) -> None:
+    def test_a_file_that_swells(self, put):
         root = put("a.mp4", "swell.mp4", "z.mp4")
         found = scan(root, limits=Limits(memory_bytes=256 << 20))
         assert [clip.reason for clip in found.rejected] == ["decoding needs more than 256 MiB"]
@@ -90,18 +66,14 @@ class TestAccidents:
         (clip,) = scan(root, limits=Limits(memory_bytes=2 << 30)).rejected
         assert clip.reason == f"swelled to {1 << 30}"
 
-    def test_a_file_is_not_blamed_for_the_one_before(self, put: Callable[..., Path]) -> None:
+    def test_a_file_is_not_blamed_for_the_one_before(self, put):
         assert scan(put("a.mp4", "fragile.mp4", "z.mp4"), threads=1).rejected == ()
 
-    def test_what_is_printed_there_is_no_reply(
-        self, put: Callable[..., Path], capfd: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_what_is_printed_there_is_no_reply(self, put, capfd):
         assert len(scan(put("print.mp4")).unlabelled) == 1
         assert capfd.readouterr() == ("", "")
 
-    def test_what_was_not_settled_is_tried_again(
-        self, put: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_was_not_settled_is_tried_again(self, put, tmp_path, monkeypatch):
         root, known = put("signal11.mp4"), tmp_path / "m.csv"
         first = scan(root)
         first.write_csv(known)
@@ -111,43 +83,39 @@ class TestAccidents:
 
 
 class TestProcesses:
-    def test_they_say_what_a_probe_in_this_process_says(self, master: Path) -> None:
+    def test_they_say_what_a_probe_in_this_process_says(self, master):
         with Examiner(Limits()) as examiner:
             for verify in ("quick", "full"):
                 assert examiner.probe(master, verify=verify, size_bytes=0) == probe_video(master, verify=verify)
             with pytest.raises(FileNotFoundError):
                 examiner.probe(master.with_name("gone.mp4"), verify="quick", size_bytes=0)
 
-    def test_they_start_without_torch_and_numpy(self) -> None:
+    def test_they_start_without_torch_and_numpy(self):
         with Workers("worker_tasks:modules", Limits()) as workers:
             loaded = workers.ask({})["modules"]
         assert "av" in loaded
         assert {"torch", "numpy", "cv2"}.isdisjoint(loaded)
 
-    def test_nothing_in_the_working_folder_is_run(
-        self, put: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_nothing_in_the_working_folder_is_run(self, put, tmp_path, monkeypatch):
         for name in ("json.py", "av.py", "signal.py"):
             (tmp_path / name).write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nraise SystemExit(1)\n")
         monkeypatch.chdir(tmp_path)
         assert len(scan(put("a.mp4")).unlabelled) == 1
         assert not (tmp_path / "run").exists()
 
-    def test_one_that_does_not_start_is_no_fault_of_a_file(
-        self, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_one_that_does_not_start_is_no_fault_of_a_file(self, put, monkeypatch, capfd):
         monkeypatch.setattr(isolation, "_EXAMINE", "no_such_module:examine")
         with pytest.raises(WorkerError, match=r"did not start \(exit status 1\)"):
             scan(put("a.mp4"))
         assert "No module named 'no_such_module'" in capfd.readouterr().err
 
-    def test_none_can_be_started(self, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_none_can_be_started(self, put, monkeypatch):
         monkeypatch.setattr(sys, "executable", "/no/such/python")
         with pytest.raises(WorkerError, match="can be started: No such file or directory"):
             scan(put("a.mp4"))
 
     @pytest.mark.parametrize(("size_bytes", "seconds"), [(0, 60), (30 << 20, 60), (100 << 20, 200), (1 << 30, 2048)])
-    def test_large_files_get_more_time(self, size_bytes: int, seconds: float) -> None:
+    def test_large_files_get_more_time(self, size_bytes, seconds):
         assert Limits().seconds_for(size_bytes) == seconds
 
 
@@ -165,7 +133,7 @@ class TestEnds:
     )
 
     @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
-    def test_nothing_is_left_behind(self, put: Callable[..., Path], how: signal.Signals) -> None:
+    def test_nothing_is_left_behind(self, put, how):
         root = put("stall1.mp4", "stall2.mp4")
         process = subprocess.Popen(
             [sys.executable, "-c", self.PROGRAM, str(root)],
@@ -185,7 +153,7 @@ class TestEnds:
             assert (process.returncode, out, errors) == (130, "", "fastemo: interrupted\n")
         wait_until(lambda: all(is_gone(pid) for pid in pids))
 
-    def test_an_error_of_the_caller_ends_them(self, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_of_the_caller_ends_them(self, put, monkeypatch):
         monkeypatch.setattr(isolation, "_EXAMINE", "worker_tasks:examine")
         root = put("a.mp4", "stall1.mp4")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import count_decoded, frame_number, noise_frame, write_images, write_sound, write_video
+from helpers import count_decoded, frame_number, write_images, write_sound, write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,10 +24,6 @@ from fastemo.video.decode import decode_clip
 HAPPY, HAPPY_TWIN = "02-01-03-01-01-01-01", "01-01-03-01-01-01-01"
 SAD = "02-01-04-01-01-01-02"
 AWKWARD_NAMES = ["a\r\nb", "a\nb", "a\rb", '"', 'a"b', ",", ",,", "'", "a\tb", "\udce9", " a ", "a:b", "..a"]
-KEYS_OUTSIDE_THE_CORPUS = [
-    *("/etc/passwd", "//host/share/a.mp4", "../a.mp4", "a/../../b.mp4", "a/..", "..", ".", "./a.mp4", "a/./b.mp4"),
-    *("a//b.mp4", "a/", "", "C:\\a.mp4", "c:/a.mp4", "\\\\host\\share\\a.mp4", "\\a.mp4", "a\0b.mp4"),
-]
 IMPOSSIBLE_NUMBERS = {
     "num_frames": [-1, 2**31],
     "width": [-64],
@@ -36,25 +33,6 @@ IMPOSSIBLE_NUMBERS = {
     "fps": [float("nan"), float("inf"), -25.0],
     "duration_seconds": [float("nan")],
 }
-
-
-@pytest.fixture(scope="session")
-def master(tmp_path_factory):
-    """One small video to copy wherever a test wants a good file."""
-    return write_video(tmp_path_factory.mktemp("master") / "a.mp4", 12)
-
-
-@pytest.fixture
-def put(tmp_path, master):
-    """Put a good video at a key below `tmp_path`."""
-
-    def copy(*keys: str) -> Path:
-        for key in keys:
-            (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(master, tmp_path / key)
-        return tmp_path
-
-    return copy
 
 
 @pytest.fixture
@@ -97,6 +75,16 @@ class TestRealClips:
         assert (len(quick.clips), len(quick.unlabelled), len(quick.rows)) == (7, 6, 13)
         assert quick.class_names == EMOTIONS
         assert all("RAVDESS naming" in clip.reason for clip in quick.unlabelled)
+        assert Counter((clip.codec, clip.width, clip.height) for clip in quick.rows) == {
+            ("h264", 1280, 720): 7,
+            ("h264", 256, 256): 1,
+            ("h264", 960, 540): 1,
+            ("hevc", 960, 540): 1,
+            ("vp6f", 480, 360): 3,
+        }
+        for clip in quick.clips:
+            assert clip.fps == pytest.approx(30000 / 1001)
+            assert clip.duration_seconds == pytest.approx(clip.num_frames * 1001 / 30000)
 
     def test_counts_are_those_of_a_full_decode(self, quick, clips_folder):
         assert {clip.key: clip.num_frames for clip in quick.rows} == {
@@ -179,13 +167,9 @@ class TestFinding:
 @pytest.fixture(scope="module")
 def bad_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("bad")
-    for name, faststart in (("moov_first", True), ("moov_last", False)):
-        whole = write_video(root / "whole.mp4", 40, draw=noise_frame, faststart=faststart).read_bytes()
-        for percent in (20, 50, 95):
-            (root / f"{name}_{percent}.mp4").write_bytes(whole[: len(whole) * percent // 100])
-    (root / "whole.mp4").unlink()
+    cut = write_video(root / "cut.mp4", 12)
+    cut.write_bytes(cut.read_bytes()[:-1])
     (root / "empty.mp4").touch()
-    (root / "random.mp4").write_bytes(np.random.default_rng(0).bytes(50_000))
     (root / "text.mp4").write_text("these are words\n" * 100)
     write_sound(root / "sound.mp4")
     write_sound(root / "03-01-03-01-01-01-01.mp4")
@@ -198,11 +182,9 @@ class TestRejecting:
     def test_each_is_named_with_its_reason(self, bad_folder):
         found = scan(bad_folder)
         why = reasons(found)
-        cut = [f"moov_{where}_{percent}.mp4" for where in ("first", "last") for percent in (20, 50, 95)]
-        assert set(why) == {*cut, "empty.mp4", "random.mp4", "text.mp4", "sound.mp4"}
-        assert all(why[name].startswith("truncated: ") for name in cut)
-        assert all(why[name].startswith("unreadable: ") for name in ("random.mp4", "text.mp4"))
-        assert (why["empty.mp4"], why["sound.mp4"]) == ("zero length", "no video stream")
+        assert why.pop("cut.mp4").startswith("truncated: ")
+        assert why.pop("text.mp4").startswith("unreadable: ")
+        assert why == {"empty.mp4": "zero length", "sound.mp4": "no video stream"}
         # Audio-only files are not even opened: the second is empty.
         assert keys(found.audio_only) == ["03-01-03-01-01-01-01.mp4", "03-01-03-01-01-01-02.wav"]
         assert {clip.reason for clip in found.audio_only} == {"RAVDESS audio-only (modality 03)"}
@@ -349,15 +331,6 @@ class TestCsv:
 
 
 class TestUntrustedManifests:
-    @pytest.mark.parametrize("key", KEYS_OUTSIDE_THE_CORPUS)
-    @pytest.mark.parametrize("status", ["clip", "rejected"])
-    def test_a_key_that_leads_out_of_the_corpus(self, tmp_path, key, status):
-        path = tmp_path / "m.csv"
-        Manifest(tmp_path, (Clip(key="a.mp4"),), rejected=(Clip(key="KEY", status=status),)).write_csv(path)
-        path.write_text(path.read_text().replace("KEY", key), newline="")
-        with pytest.raises(ValueError, match=r"m\.csv, line 3: not a manifest"):
-            read_manifest(path, tmp_path)
-
     @pytest.mark.parametrize("field", IMPOSSIBLE_NUMBERS)
     def test_an_impossible_number(self, tmp_path, field):
         for value in IMPOSSIBLE_NUMBERS[field]:
@@ -409,16 +382,9 @@ class TestReuse:
         assert scan(tmp_path, known=tmp_path / "m.csv") == full
         assert len(probed) == 2
 
-    @pytest.mark.parametrize(
-        "content",
-        [None, b"", b"words", b"\0" * 10, b"\xff\xfe\n\r\n", b'"' + b"x" * 200_000],
-        ids=["absent", "empty", "words", "zeros", "not text", "huge field"],
-    )
-    def test_a_damaged_known_manifest_is_as_good_as_none(self, tmp_path, put, probed, content):
-        put("a.mp4")
-        if content is not None:
-            (tmp_path / "m.csv").write_bytes(content)
-        assert len(scan(tmp_path, known=tmp_path / "m.csv").unlabelled) == 1
+    def test_a_damaged_known_manifest_is_as_good_as_none(self, tmp_path, put, probed):
+        (tmp_path / "m.csv").write_bytes(b"\xff\xfe\n\r\n")
+        assert len(scan(put("a.mp4"), known=tmp_path / "m.csv").unlabelled) == 1
         assert probed == ["a.mp4"]
 
     def test_unchanged_files_are_not_probed_again_only_labelled(self, tmp_path, put, probed):

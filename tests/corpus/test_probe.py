@@ -12,16 +12,6 @@ from helpers import count_decoded, noise_frame, numbered_frame, write_image, wri
 from fastemo.corpus.config import Verify
 from fastemo.corpus.probe import BadFile, Probe, image_files, probe_images, probe_video
 
-# Frames that decode, codec, width, height. RAVDESS's headers count a frame more, those of awkward files anything.
-REAL_CLIPS = {
-    "ravdess/Actor_01/02-01-01-01-01-01-01.mp4": (98, "h264", 1280, 720),
-    "awkward/header_157_decodes_110.mp4": (110, "h264", 256, 256),
-    "awkward/negative_pts_header_98_decodes_95.mp4": (95, "h264", 960, 540),
-    "awkward/hevc_variable_frame_rate.mov": (169, "hevc", 960, 540),
-    "crema-d/1001_DFA_ANG_XX.flv": (67, "vp6f", 480, 360),
-    "crema-d/1001_DFA_HAP_XX.flv": (56, "vp6f", 480, 360),
-    "crema-d/1001_DFA_SAD_XX.flv": (60, "vp6f", 480, 360),
-}
 CONTAINERS = {"mp4": "libx264", "mov": "mpeg4", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "flv": "flv"}
 
 
@@ -35,15 +25,6 @@ def packets(path: Path) -> list[tuple[int, int]]:
     """Where each packet of the video lies: offset and bytes."""
     with av.open(str(path)) as container:
         return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size and packet.pos]
-
-
-@pytest.mark.parametrize(("name", "expected"), REAL_CLIPS.items())
-def test_real_clips(clips_folder, name, expected):
-    probe = probe_video(clips_folder / name)
-    assert (probe.num_frames, probe.codec, probe.width, probe.height) == expected
-    if name.startswith("ravdess"):
-        assert probe.fps == pytest.approx(30000 / 1001)
-        assert probe.duration_seconds == pytest.approx(probe.num_frames * 1001 / 30000)
 
 
 class TestMadeFiles:
@@ -125,13 +106,15 @@ class TestBadFiles:
 class TestTruncated:
     """FFmpeg reads most of these without an error and finds fewer frames: the container's own sizes show it."""
 
-    @pytest.mark.parametrize("faststart", [False, True])
-    @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75, 0.9, 0.999])
-    def test_mp4_with_the_index_before_and_after(self, tmp_path, faststart, share):
-        whole = write_video(tmp_path / "whole.mp4", 60, draw=noise_frame, faststart=faststart)
+    @pytest.mark.parametrize(("suffix", "faststart"), [*((suffix, False) for suffix in CONTAINERS), ("mp4", True)])
+    @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.75, 0.9, 0.999])
+    def test_every_container_and_an_mp4s_index_before_and_after(self, tmp_path, suffix, faststart, share):
+        whole = write_video(
+            tmp_path / f"whole.{suffix}", 60, codec=CONTAINERS[suffix], draw=noise_frame, faststart=faststart
+        )
         data = whole.read_bytes()
-        assert (data.index(b"moov") < data.index(b"mdat")) == faststart
-        cut = tmp_path / "cut.mp4"
+        assert suffix != "mp4" or (data.index(b"moov") < data.index(b"mdat")) == faststart
+        cut = tmp_path / f"cut.{suffix}"
         cut.write_bytes(data[: int(len(data) * share)])
         for verify in ("quick", "full"):
             assert reason(cut, verify).startswith("truncated: ")
@@ -144,15 +127,6 @@ class TestTruncated:
         path = write_video(tmp_path / "a.mp4", faststart=faststart)
         path.write_bytes(path.read_bytes()[:-1])
         assert reason(path) == f"truncated: {expected}"
-
-    @pytest.mark.parametrize("suffix", ["mkv", "webm", "avi", "flv", "mov"])
-    @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.999])
-    def test_other_containers(self, tmp_path, suffix, share):
-        whole = write_video(tmp_path / f"whole.{suffix}", 60, codec=CONTAINERS[suffix], draw=noise_frame)
-        data = whole.read_bytes()
-        cut = tmp_path / f"cut.{suffix}"
-        cut.write_bytes(data[: int(len(data) * share)])
-        assert reason(cut).startswith("truncated: ")
 
     def test_flv_cut_between_two_frames(self, tmp_path):
         """FFmpeg sees a whole frame less; the file ends five bytes into the next one's header."""

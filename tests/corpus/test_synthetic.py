@@ -223,22 +223,13 @@ def test_reuse_and_resume(tmp_path):
     assert {path for path, stamp in times(root).items() if stamp != stamps[path] and path.suffix == ".mp4"} == {lost}
 
 
-def test_an_interrupted_run_is_continued(tmp_path):
-    def stop(done, total):
-        if done == 2:
-            raise KeyboardInterrupt
-
+def test_files_without_the_note_that_all_are_there(tmp_path):
+    """As after a kill between the last file and the note."""
     config = replace(SMALL, actors=1)
-    with pytest.raises(KeyboardInterrupt):
-        synthesize(tmp_path, config, workers=1, on_progress=stop)
-    assert len(contents(tmp_path)) == 2
-    assert not (tmp_path / "synthetic.json").exists()
+    synthesize(tmp_path, config, workers=1)
+    (tmp_path / "synthetic.json").rename(tmp_path / "synthetic.partial.json")
     with pytest.raises(ValueError, match=r"seed 0 \(wanted 5\)"):
         synthesize(tmp_path, replace(config, seed=5), workers=1)
-    synthesize(tmp_path, config, workers=1)
-    assert len(contents(tmp_path)) == 3
-    # Killed between the last file and the note that all are there.
-    (tmp_path / "synthetic.json").rename(tmp_path / "synthetic.partial.json")
     assert synthesize(tmp_path, config, workers=2) == tmp_path
     assert (tmp_path / "synthetic.json").is_file()
 
@@ -259,20 +250,6 @@ def test_a_folder_with_something_else_is_refused(corpus, tmp_path):
         stranger.unlink()
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: SyntheticConfig(actors=0), "actors is 0, allowed are 1 to 24"),
-        (lambda: SyntheticConfig(actors=25), "allowed are 1 to 24"),
-        (lambda: SyntheticConfig(clips_per_actor=61), "clips_per_actor is 61, allowed are 1 to 60"),
-        (lambda: SyntheticConfig(width=321), "width is 321, allowed are even"),
-        (lambda: SyntheticConfig(height=0), "height is 0, allowed are 64"),
-        (lambda: SyntheticConfig(num_frames=0), "num_frames is 0"),
-        (lambda: SyntheticConfig(seed=-1), "seed is -1"),
-        (lambda: Difficulty(noise=2.5), r"difficulty.noise is 2.5, allowed are 0 \(none\) to 2"),
-        (lambda: synthesize(Path("unused"), SMALL, workers=0), "workers is 0"),
-    ],
-)
-def test_bad_parameters_are_named(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_no_workers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers is 0"):
+        synthesize(tmp_path, SMALL, workers=0)

@@ -1,6 +1,5 @@
 """Calibration against a plain loop over the bins, and what is known of extreme models."""
 
-import json
 import math
 
 import numpy as np
@@ -50,21 +49,3 @@ def test_known_errors():
 
 def test_a_probability_rounded_above_one_is_in_the_last_bin():
     assert calibration([True], [np.nextafter(1, 2)])["bins"][-1]["num_clips"] == 1
-
-
-def test_it_is_plain_json():
-    found = calibration(np.array([True, False]), np.array([0.3, 0.8]))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-
-
-@pytest.mark.parametrize(
-    ("correct", "confidence", "options", "message"),
-    [
-        ([], [], {}, "no clips"),
-        ([True], [0.5, 0.5], {}, "one number a clip"),
-        ([True], [0.5], {"num_bins": 0}, "at least 1"),
-    ],
-)
-def test_errors(correct, confidence, options, message):
-    with pytest.raises(ValueError, match=message):
-        calibration(correct, confidence, **options)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training.fakes import clip_batch
 
 from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.video.config import AugmentConfig
@@ -35,13 +36,8 @@ class Batches:
 def batch(*rows: tuple[str, int, bool]) -> ClipBatch:
     """Rows of key, label and padding; a row's pixels follow from its key."""
     pixels = [torch.full((2, 3, 8, 8), sum(key.encode()) % 256, dtype=torch.uint8) for key, _, _ in rows]
-    return ClipBatch(
-        frames=torch.stack(pixels),
-        labels=torch.tensor([label for _, label, _ in rows]),
-        keys=[key for key, _, _ in rows],
-        is_padding=torch.tensor([padding for _, _, padding in rows]),
-        num_global=len(rows),
-    )
+    keys, labels, is_padding = map(list, zip(*rows, strict=True))
+    return clip_batch(torch.stack(pixels), labels, keys, is_padding)
 
 
 def test_padding_is_not_predicted():

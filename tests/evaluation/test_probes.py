@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training.fakes import clip_batch
 
 from fastemo.evaluation.evaluate import predict
 from fastemo.evaluation.probes import ORDERS, PROBES, permutations, reorder
 from fastemo.video.config import AugmentConfig
-from fastemo.video.loader import ClipBatch
 
 AUGMENT = AugmentConfig(crop_size=8)
 T = 6
@@ -35,13 +35,8 @@ class Batches:
             numbers = range(start, min(start + self._size, self._num_clips))
             ramp = torch.arange(T, dtype=torch.uint8) * 20
             clips = [(ramp if n % 2 else ramp.flip(0)) + n % 50 for n in numbers]
-            yield ClipBatch(
-                frames=torch.stack(clips)[:, :, None, None, None].expand(-1, -1, 3, 8, 8).contiguous(),
-                labels=torch.tensor([n % 2 for n in numbers]),
-                keys=[f"clip{n:03d}" for n in numbers],
-                is_padding=torch.zeros(len(numbers), dtype=torch.bool),
-                num_global=len(numbers),
-            )
+            frames = torch.stack(clips)[:, :, None, None, None].expand(-1, -1, 3, 8, 8).contiguous()
+            yield clip_batch(frames, [n % 2 for n in numbers], [f"clip{n:03d}" for n in numbers])
 
 
 def frames_of(num_clips: int) -> torch.Tensor:

@@ -1,30 +1,21 @@
-"""A test's summary: on RAVDESS's counts exactly, and on a generated corpus with twins from the files on."""
+"""A test's summary, on RAVDESS's counts exactly."""
 
 from __future__ import annotations
 
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers import ravdess_clips
-from torch import nn
 
 from fastemo.corpus.clip import Clip
-from fastemo.corpus.config import SyntheticConfig
-from fastemo.corpus.manifest import Manifest, scan
-from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.corpus.manifest import Manifest
+from fastemo.corpus.protocol import split_clips
 from fastemo.corpus.ravdess import EMOTIONS
-from fastemo.corpus.synthetic.synthesis import synthesize
-from fastemo.evaluation.compare import compare, mean_interval, read_predictions
-from fastemo.evaluation.evaluate import Predictions, predict, summarise, write_predictions
+from fastemo.evaluation.evaluate import Predictions, summarise
 from fastemo.evaluation.metrics import compute_metrics
-from fastemo.evaluation.probes import PROBES
-from fastemo.video.config import AugmentConfig, VideoConfig
-from fastemo.video.loader import ClipLoader
 
 KEYS = {
     *("accuracy", "uar", "macro_f1", "per_class", "confusion", "num_clips", "num_takes", "loss"),
@@ -117,57 +108,3 @@ def test_probes_are_reported_beside_the_order_recorded(ravdess):
     assert backwards["difference"] == pytest.approx(backwards["accuracy"] - found["accuracy"])
     low, high = backwards["difference_interval"]
     assert low < backwards["difference"] < high < 0
-
-
-class Untrained(nn.Module):
-    """Weights that were drawn once, on the frames one after the other: order matters to it."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.weights = nn.Parameter(torch.randn(4 * 3 * 16, 8, generator=generator))
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        coarse = nn.functional.adaptive_avg_pool2d(frames.flatten(0, 1), 4)
-        return (coarse.view(len(frames), -1) @ self.weights) / 10
-
-
-@pytest.fixture(scope="module")
-def twins(tmp_path_factory):
-    """A generated corpus of RAVDESS's actors, two takes each as two files, and what protocol `report` makes of it."""
-    config = SyntheticConfig(clips_per_actor=2, width=64, height=64, num_frames=6, twins=True)
-    root = synthesize(tmp_path_factory.mktemp("twins") / "corpus", config, workers=1)
-    return root, split_clips(scan(root), "report")
-
-
-def summary_of(twins: tuple[Path, Splits], seed: int, folder: Path) -> dict[str, Any]:
-    root, splits = twins
-    video = VideoConfig(num_frames=4, size=32, backend="pyav")
-
-    def predicted(order: str) -> Predictions:
-        with ClipLoader(splits.test, root, splits.class_names, video, batch_size=3) as loader:
-            return Predictions.joined([predict(Untrained(seed), loader, AugmentConfig(crop_size=32), order=order)])
-
-    recorded = predicted("recorded")
-    write_predictions(folder / f"{seed}.csv", recorded, splits.test, splits.class_names)
-    return summarise(recorded, splits.test, splits.class_names, probes={name: predicted(name) for name in PROBES})
-
-
-def test_a_generated_corpus_with_twins_from_its_files_to_the_comparison(twins, tmp_path):
-    found = [summary_of(twins, seed, tmp_path) for seed in range(3)]
-    tables = [read_predictions(tmp_path / f"{seed}.csv") for seed in range(3)]
-    for result, table in zip(found, tables, strict=True):
-        assert (result["num_clips"], result["num_takes"]) == (8, 4)
-        assert result["intervals"]["takes"]["num_groups"] == result["one_file_a_take"]["num_clips"] == 4
-        assert len(set(table.takes)) == 4
-        assert set(result["groups"]["actor"]) == {"23", "24"}
-        assert list(result["groups"]["gender"]) == ["female", "male"]
-        assert list(result["probes"]) == list(PROBES)
-        assert table.correct.mean() == result["accuracy"]
-        json.dumps(result, allow_nan=False)
-    (row,) = compare({"one": tables[:2], "other": tables[2:]})
-    assert (row["num_clips"], row["num_takes"]) == (8, 4)
-    assert row["only_a"] + row["only_b"] <= 4
-    mean, low, high = mean_interval(tables)
-    assert mean == pytest.approx(np.mean([result["accuracy"] for result in found]))
-    assert low <= mean <= high

@@ -129,17 +129,3 @@ def test_interval_follows_its_level_and_seed():
 def test_interval_is_a_point_where_nothing_varies():
     assert interval_of_mean([True] * 5, list("abcde")) == (1.0, 1.0)
     assert interval_of_mean([True, False], ["one", "one"]) == (0.5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("correct", "groups", "options", "message"),
-    [
-        ([], [], {}, "no clips"),
-        ([True], ["a", "b"], {}, "one a clip"),
-        ([True], ["a"], {"level": 1.0}, "between 0 and 1"),
-        ([True], ["a"], {"num_resamples": 0}, "at least 1"),
-    ],
-)
-def test_interval_errors(correct, groups, options, message):
-    with pytest.raises(ValueError, match=message):
-        interval_of_mean(correct, groups, **options)

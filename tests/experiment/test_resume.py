@@ -6,18 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import TRAIN, wait_until
 from same_bits import SMALL, assert_same_bits, bits, trained
 
 from fastemo.errors import Stopped
 from fastemo.experiment.resume import resolve
 from fastemo.training import trainer as trainer_module
 from fastemo.training.stopping import STOP
-
-TRAIN = Path(__file__).resolve().parents[2] / "fastemo" / "train.py"
 
 
 def options(corpus, tmp_path, *more):

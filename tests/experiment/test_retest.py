@@ -3,13 +3,12 @@
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY_RUN, write_video
+from helpers import TINY_RUN, command, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,8 +43,7 @@ def cremad_corpus(tmp_path_factory):
 
 def evaluated(run_dir, root, labels, *more):
     """What the command prints."""
-    words = [FASTEMO, "evaluate", run_dir, "--corpus.root", root, "--corpus.labels", labels, *more]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = command(FASTEMO, "evaluate", run_dir, "--corpus.root", root, "--corpus.labels", labels, *more)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,27 +3,24 @@
 import csv
 import itertools
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from helpers import empty_figures, files_of, write_images
+from helpers import REPOSITORY, TRAIN, command, empty_figures, files_of, write_images
 from safetensors.torch import load_file
 
 from fastemo.config import read_config
 from fastemo.console import Console
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.evaluation.compare import compare, read_predictions
 from fastemo.evaluation.metrics import compute_metrics
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TRAIN = REPOSITORY / "fastemo" / "train.py"
 BIN = Path(sys.executable).parent
 QUICK = REPOSITORY / "configs" / "quick.yaml"
 SMALL = [
@@ -37,11 +34,6 @@ RUN_FILES = {
     *(f"checkpoints/{name}/{file}" for name in ("last", "best") for file in CHECKPOINT_FILES),
 }
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
-
-
-def command(*words, cwd, **environment):
-    words, env = [str(word) for word in words], os.environ | environment
-    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
 
 
 def assert_run_files(run_dir):
@@ -131,7 +123,7 @@ def test_a_run_folder_is_never_overwritten(launched, tiny_corpus):
     assert before == {name: (run_dir / name).read_bytes() for name in RUN_FILES}
 
 
-def test_a_rejected_file_stops_training_unless_allowed(tiny_corpus, tmp_path):
+def test_a_rejected_file_stops_training_unless_allowed(tiny_corpus, tmp_path, capsys):
     corpus = shutil.copytree(tiny_corpus, tmp_path / "corpus")
     (corpus / "synthetic.json").unlink()
     victim = next((corpus / "Actor_05").glob("*.mp4"))
@@ -139,23 +131,11 @@ def test_a_rejected_file_stops_training_unless_allowed(tiny_corpus, tmp_path):
     options = ["--corpus.root", str(corpus), "--name", "a", "--train.epochs", "1"]
     with pytest.raises(ValueError, match=r"1 files .* rejected, 0 are allowed.*--corpus\.max_rejected 1"):
         run_here(tmp_path, *options)
+    assert f"rejected Actor_05/{victim.name}: truncated" in capsys.readouterr().out
     assert not list((tmp_path / "runs").iterdir())  # the name is free again
     run_dir = run_here(tmp_path, *options, "--corpus.max_rejected", "1")
     assert victim.name in (run_dir / "manifest.csv").read_text()
     assert_run_files(run_dir)
-
-
-def test_absent_pretrained_weights_are_one_line_with_both_options(tiny_corpus, tmp_path):
-    folders = {"HF_HOME": "hf", "HF_HUB_CACHE": "hf/hub", "TORCH_HOME": "torch"}
-    nowhere = {name: str(tmp_path / folder) for name, folder in folders.items()}
-    nowhere |= dict.fromkeys(("HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9")
-    options = ["--config", QUICK, *SMALL, "--corpus.root", tiny_corpus]
-    options += ["--model.name", "cnn_lstm", "--model.pretrained", "true"]
-    done = command(BIN / "fastemo", "train", *options, cwd=tmp_path, **nowhere)
-    assert done.returncode == 2
-    (error,) = [line for line in done.stderr.splitlines() if line]
-    assert "--model.pretrained false" in error
-    assert "--model.weights PATH" in error
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -189,6 +169,20 @@ def test_real_recordings_train_for_a_few_steps(clips_folder, tmp_path):
     log = (run_dir / "log.txt").read_text()
     assert "6 files left out: the same take in another modality" in log
     assert "train lacks actors 2-20" in log
+
+
+def test_both_files_of_a_take_are_tested_and_told_apart(few_clips, tmp_path):
+    corpus = shutil.copytree(few_clips, tmp_path / "corpus")
+    for path in [*corpus.rglob("02-*.mp4")]:
+        shutil.copy(path, path.with_name(f"01{path.name[2:]}"))
+    options = ["--corpus.root", str(corpus), "--corpus.protocol", "report", "--train.epochs", "1"]
+    run_dir = run_here(tmp_path, *options)
+    result, table = json.loads((run_dir / "test.json").read_text()), read_predictions(run_dir / "predictions.csv")
+    assert (result["num_clips"], result["num_takes"]) == (8, 4)
+    assert result["intervals"]["takes"]["num_groups"] == result["one_file_a_take"]["num_clips"] == 4
+    assert table.correct.mean() == result["accuracy"]
+    (row,) = compare({"one": [table], "other": [table]})
+    assert (row["num_clips"], row["num_takes"]) == (8, 4)
 
 
 def test_the_reports_frame_folders_train_like_videos(tmp_path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -142,17 +142,9 @@ class TestAStudy:
                 frames, heat = card.all("img")
                 assert "as the model saw them" in frames.attributes["alt"]
                 assert f"evidence for {example['prediction']}" in heat.attributes["alt"]
-            confused = Counter(
-                {
-                    (i, j): count
-                    for i, line in enumerate(cell["result"]["confusion"])
-                    for j, count in enumerate(line)
-                    if i != j and count
-                }
-            )
-            names = list(cell["result"]["per_class"])
-            (i, j), most = min(confused.items(), key=lambda it: (-it[1], it[0]))
-            assert f"{names[i]} was taken for {names[j]} {most} time" in fold.all("li")[0].text
+            counts, names = cell["result"]["confusion"], list(cell["result"]["per_class"])
+            i, j = max(permutations(range(len(names)), 2), key=lambda place: counts[place[0]][place[1]])
+            assert f"{names[i]} was taken for {names[j]} {counts[i][j]} time" in fold.all("li")[0].text
 
     def test_what_was_run_is_told(self, made_study, tmp_path):
         study = json.loads((made_study / "study.json").read_text())
@@ -277,25 +269,14 @@ class TestRuns:
         assert "with one file a take, 8 in all, it was right for 50.0 % (25.0 to 75.0 %)" in tree.text
 
     def test_later_evaluations(self, changed_run, tmp_path):
-        evaluate_run(changed_run, QUIET, split="val")
+        result = evaluate_run(changed_run, QUIET, split="val")
         alone = page_of(tmp_path / "alone.html", changed_run / "evaluation" / "val")
         beside = page_of(tmp_path / "beside.html", changed_run)
         for tree in (alone, beside):
             (rows,) = tables_of(tree.section("retests")).values()
             assert [row[0] for row in rows] == ["run on the split val"]
+            assert rows[0][4:6] == [str(result["num_clips"]), str(result["num_takes"])]
         assert "results" not in {it.attributes.get("id") for it in alone}
-
-    def test_real_recordings(self, changed_run, clips_folder, tmp_path):
-        """A run tested on genuine RAVDESS clips, and the page of both."""
-        result = evaluate_run(changed_run, QUIET, root=clips_folder / "ravdess")
-        tree = page_of(tmp_path / "page.html", changed_run)
-        (rows,) = tables_of(tree.section("retests")).values()
-        assert rows[0][4:6] == [str(result["num_clips"]), str(result["num_takes"])]
-        with (changed_run / "evaluation" / "all-ravdess" / "predictions.csv").open() as file:
-            keys = {row["key"] for row in csv.DictReader(file)}
-        shown = {it.text for it in folds_of(tree)[-1].all("span") if it.attributes.get("class") == "key"}
-        assert shown
-        assert shown <= keys
 
 
 class TestRefusing:
@@ -390,6 +371,7 @@ class TestHostileFolders:
         whole = {path: path.read_text() for path in files}
         out = tmp_path / "page.html"
         outcomes: Counter[str] = Counter()
+
         values = st.one_of(
             st.none(),
             st.booleans(),

@@ -22,11 +22,6 @@ from fastemo.video.sampling import frame_indices
 NAMES = ["examples.jpg", "class_distribution.png", "actor_counts.png", "crop.jpg"]
 
 
-@pytest.fixture(scope="module")
-def manifest(tiny_corpus):
-    return scan(tiny_corpus)
-
-
 @pytest.fixture
 def folder_corpus(tmp_path):
     """Classes by folder, one of them with a name that is markup to matplotlib, no actors."""

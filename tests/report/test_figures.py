@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import command
 from matplotlib import image
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -179,5 +179,5 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 def test_neither_pyplot_nor_torch_is_imported():
     code = "import sys, fastemo.report.figures; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = command(sys.executable, "-c", code)
     assert result.stdout.strip() == "set()"

@@ -42,13 +42,8 @@ class Breaking(nn.Module):
 def fit(tmp_path, at, breaks, **config):
     with Trainer(TrainConfig(epochs=3, precision="fp32", **config), seed=0) as trainer, trainer.plain_faults():
         trainer.prepare(Breaking(at, breaks), 3)
-        trainer.fit(
-            FakeLoader([2, 2, 2], prefix="clip"),
-            FakeLoader([2, 2, 2], prefix="val"),
-            AUGMENT,
-            tmp_path,
-            Console(show=False),
-        )
+        train, val = (FakeLoader([2, 2, 2], prefix=name) for name in ("clip", "val"))
+        trainer.fit(train, val, AUGMENT, tmp_path, Console(show=False))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -12,8 +12,8 @@ def adam(device, **kernel):
     return torch.optim.Adam([weight], lr=0.1, **kernel), weight
 
 
-def saved(**kernel):
-    optimizer, weight = adam("cpu", **kernel)
+def saved(device="cpu", **kernel):
+    optimizer, weight = adam(device, **kernel)
     weight.sum().backward()
     optimizer.step()
     return optimizer.state_dict()
@@ -32,9 +32,10 @@ def test_the_count_of_updates_lies_beside_the_weights_of_a_fused_kernel_only(was
 
 @pytest.mark.parametrize("was_fused", [False, True])
 @pytest.mark.parametrize("is_fused", [False, True])
-def test_training_goes_on_by_another_kernel(was_fused, is_fused):
-    optimizer, weight = adam("cpu", fused=is_fused)
-    load_optimizer(optimizer, saved(fused=was_fused))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_training_resumes_by_another_kernel(device, was_fused, is_fused):
+    optimizer, weight = adam(device, fused=is_fused)
+    load_optimizer(optimizer, saved(device, fused=was_fused))
     weight.sum().backward()
     optimizer.step()
     assert optimizer.state[weight]["step"] == 2

@@ -178,11 +178,6 @@ def test_convolutions_are_tried_in_the_layout_and_precision_that_run(monkeypatch
     assert torch.backends.cudnn.allow_tf32 == before
 
 
-def test_graphs_and_accumulated_gradients_are_refused():
-    with pytest.raises(ValueError, match=r"cudagraphs cannot be had with train\.accumulate_steps 2"):
-        TrainConfig(compile="cudagraphs", accumulate_steps=2)
-
-
 def test_autocast_stays_on_outside(monkeypatch):
     inner, outer = nn.Linear(4, 4), nn.Linear(4, 4)
     compute_in_fp32(inner)

@@ -171,16 +171,3 @@ def test_the_loop_never_reads_the_device_inside_a_step(tmp_path, monkeypatch):
         trainer._train_epoch(FakeLoader([4] * steps), AUGMENT, 1, lambda *args, **kwargs: None, tmp_path)
         counts.append(sorted(calls))
     assert counts[0] == counts[1] == ["tolist"]
-
-
-@pytest.mark.parametrize(
-    ("name", "wrong"),
-    [
-        *[(name, 0) for name in ("batch_size", "accumulate_steps", "epochs", "early_stop_patience", "lr")],
-        *[(name, -1) for name in ("weight_decay", "clip_norm", "plateau_patience")],
-        *[("lr", float("nan")), ("plateau_factor", 1.0), ("schedule", "cosine"), ("precision", "int8")],
-    ],
-)
-def test_config_is_checked(name, wrong):
-    with pytest.raises(ValueError, match=f"train.{name}"):
-        TrainConfig(**{name: wrong})

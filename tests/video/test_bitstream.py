@@ -9,7 +9,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from helpers import numbered_frame, same_priority
+from helpers import numbered_frame, write_video
 
 from fastemo.errors import UserError
 from fastemo.video.bitstream import nal
@@ -96,7 +96,7 @@ IS_DECORD2 = not decord.__version__.startswith("0.")
 UNREAD_BY_DECORD = {"x265-closed"} if IS_DECORD2 else {"av1", "av1-mkv"}
 
 
-def moving_frame(number, width=WIDTH, height=HEIGHT):
+def moving_frame(number, width, height):
     """Stripes that number the frame, over a texture that moves and a little noise: no two frames are alike."""
     texture = np.random.default_rng(0).integers(0, 256, (height, width, 3))
     moved = np.roll(texture, (number, 3 * number), (0, 1))
@@ -104,20 +104,13 @@ def moving_frame(number, width=WIDTH, height=HEIGHT):
     return (numbered_frame(number, width, height) * 0.3 + moved * 0.4 + noise).clip(0, 255).astype(np.uint8)
 
 
-@same_priority()
-def write(source, folder, num_frames=NUM_FRAMES):
-    path = folder / f"{source.name}{source.suffix}"
+def write(source, folder):
     params = {"libx264": "x264-params", "libx265": "x265-params"}.get(source.codec)
     options = {**source.options, **({"preset": "veryfast", params: source.x264} if params else {})}
     if source.codec == "libx264":
         options[params] = X264 + source.x264
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(source.codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, source.pix_fmt
-        for number in range(num_frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(moving_frame(number))))
-        container.mux(stream.encode())
-    return path
+    kind = {"codec": source.codec, "pixel_format": source.pix_fmt, "options": options}
+    return write_video(folder / f"{source.name}{source.suffix}", NUM_FRAMES, WIDTH, HEIGHT, draw=moving_frame, **kind)
 
 
 def by_pyav(file, unprobed=False):

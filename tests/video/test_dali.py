@@ -2,7 +2,6 @@
 
 import platform
 import re
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from doubles import RecordingTransfer
-from helpers import psnr, smooth_frame, write_video
+from helpers import REPOSITORY, command, psnr, smooth_frame, write_video
 from mutations import box
 
 from fastemo.corpus.manifest import scan
@@ -39,7 +38,6 @@ from fastemo.video.tiers import KeptClips
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # there its absence fails: it is a dependency
     pytest.importorskip("nvidia.dali", reason="DALI is a dependency on Linux x86-64 only")
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 NUM_FRAMES = 40
 FAST_VPX = {"deadline": "realtime", "cpu-used": "8", "b": "2M", "g": "10"}
@@ -315,18 +313,11 @@ def test_memory_does_not_grow(videos):
 
 HIDDEN = """
 import sys
-from importlib.abc import MetaPathFinder
 
-class Hide(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "nvidia" and name.startswith(HIDE):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Hide())
+sys.modules[HIDE] = None
 import torch
 from fastemo.video import dali
 from fastemo.video.config import FrameSpec
-assert not any(name.startswith("nvidia.dali") for name in sys.modules)
 print(dali.why_unavailable())
 print(dali.capabilities()["dali"])
 try:
@@ -339,9 +330,9 @@ except dali.DaliUnavailable as error:
 @pytest.mark.parametrize("hidden", ["nvidia", "nvidia.dali", "nvidia.dali.backend"])
 def test_without_dali_the_module_imports_and_reports_what_to_do(hidden):
     program = HIDDEN.replace("HIDE", repr(hidden))
-    shown = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    done = command(sys.executable, "-c", program, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()
     assert len(shown) == 3
     assert len(set(shown)) == 1
     if hidden == "nvidia.dali.backend":
@@ -352,7 +343,7 @@ def test_without_dali_the_module_imports_and_reports_what_to_do(hidden):
 
 def test_importing_the_module_does_not_import_dali():
     program = "import sys, fastemo.video.dali; sys.exit('nvidia.dali' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
+    assert command(sys.executable, "-c", program, cwd=REPOSITORY).returncode == 0
 
 
 def test_devices(monkeypatch):
@@ -491,9 +482,15 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
             PrunedClip(path.read_bytes(), np.array(indices), is_whole=True) if path == whole else prune(path, indices)
         )
 
+    real = Decoder.by_dali
+
+    def by_dali(self, row):
+        reason = "size" if self.clips[row].key == by_size.name and self._uses_dali else None
+        return not self._is_refused(self.clips[row], reason) and real(self, row)
+
     monkeypatch.setattr("fastemo.video.backends.pruned_clip", pruned_clip)
     monkeypatch.setattr(Source, "refused_format", property(lambda self: "format" if self.path == by_format else None))
-    monkeypatch.setattr(Decoder, "by_dali", by_dali_unless(Decoder.by_dali, by_size.name))
+    monkeypatch.setattr(Decoder, "by_dali", by_dali)
     configs = (VideoConfig(num_frames=3, size=48, backend=backend) for backend in ("dali", "pyav"))
     dalis, pyavs = (ClipLoader(clips, manifest.root, ["calm"], config, batch_size=4) for config in configs)
     pruned, prune_row = [], Decoder.prune
@@ -565,14 +562,6 @@ def test_an_error_while_clips_are_cached_is_raised(videos, tmp_path, monkeypatch
         pytest.raises(RuntimeError, match="no more handles"),
     ):
         [*loader.epoch(0)]
-
-
-def by_dali_unless(real, name):
-    def by_dali(self, row):
-        reason = "size" if Path(self.clips[row].key).name == name and self._uses_dali else None
-        return not self._is_refused(self.clips[row], reason) and real(self, row)
-
-    return by_dali
 
 
 @pytest.mark.cuda

@@ -18,11 +18,6 @@ from fastemo.video.sampling import epoch_order
 SMALL = VideoConfig(num_frames=3, size=24)
 
 
-@pytest.fixture(scope="module")
-def manifest(tiny_corpus):
-    return scan(tiny_corpus)
-
-
 def make_loader(manifest, config=SMALL, clips=None, **options):
     clips = manifest.clips[:22] if clips is None else clips
     return ClipLoader(clips, manifest.root, EMOTIONS, config, **{"batch_size": 4, **options})
@@ -37,20 +32,11 @@ def rows(loader, epoch=1):
     ]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"width": 200}, "where the manifest promises"),
-        ({"size_bytes": 1}, "the file changed after the scan; start again, which scans it again"),
-        ({"mtime_ns": 1}, "the file changed after the scan; start again, which scans it again"),
-    ],
-)
-def test_a_file_that_is_not_as_in_the_manifest_is_named(manifest, change, message):
-    clips = [manifest.clips[0], replace(manifest.clips[1], **change)]
-    if "width" in change:  # rows that no scan made: that a file is another one is left to the decoder to find
-        clips = [replace(clip, width=200, size_bytes=0, mtime_ns=0) for clip in clips]
+def test_a_file_that_is_not_as_in_the_manifest_is_named(manifest):
+    """Rows that no scan made: that a file is another one is left to the decoder to find."""
+    clips = [replace(clip, width=200, size_bytes=0, mtime_ns=0) for clip in manifest.clips[:2]]
     loader = make_loader(manifest, VideoConfig(num_frames=2, size=24, crop="full"), clips)
-    with pytest.raises(DecodeError, match=message) as raised:
+    with pytest.raises(DecodeError, match="where the manifest promises") as raised:
         list(loader.epoch())
     assert any(clip.key in str(raised.value) for clip in clips)
 

@@ -159,7 +159,7 @@ def endless(loader: ClipLoader) -> Iterator[ClipBatch]:
 def tests(bench: Bench) -> dict[str, Any]:
     """Every test marked cuda: no step waits, and what is computed and decoded is right; a rehearsal collects them."""
     # The files with such a test, as the rest may want packages that a card's machine lacks; the main path's first.
-    files = [it for it in sorted((REPOSITORY / "tests").rglob("test_*.py")) if "mark.cuda\n" in it.read_text("utf-8")]
+    files = [it for it in sorted((REPOSITORY / "tests").rglob("test_*.py")) if "mark.cuda" in it.read_text("utf-8")]
     files = [it for it in sorted(files, key=lambda it: it.name != "test_cuda.py") if it.parent.name != "benchmarks"]
     command = [sys.executable, "-m", "pytest", "-v", "-n", "0", "-p", "no:cacheprovider", "-m", "cuda", *files]
     options: dict[str, Any] = {"cwd": REPOSITORY, "env": {**os.environ, "FASTEMO_REQUIRE_CUDA": "1"}}

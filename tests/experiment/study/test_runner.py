@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import wait_until
+from helpers import command, wait_until
 
 from fastemo.cli import main
 from fastemo.console import Console
@@ -34,7 +34,7 @@ def write_study(folder: Path, **content: object) -> Path:
     return path
 
 
-def command(path: Path, corpus: Path, out: Path, *more: str) -> list[str]:
+def words_of(path: Path, corpus: Path, out: Path, *more: str) -> list[str]:
     options = [str(path), "--out", str(out), "--corpus.root", str(corpus), *more]
     return [sys.executable, "-m", "fastemo.cli", "study", *options]
 
@@ -48,7 +48,7 @@ def is_free(folder: Path) -> bool:
 
 
 def study(path: Path, corpus: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(path, corpus, out, *more), capture_output=True, text=True)
+    return command(*words_of(path, corpus, out, *more))
 
 
 def study_json(out: Path) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class TestRunning:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_killed_and_resumed(self, tiny_corpus, tmp_path, number):
         path, out = write_study(tmp_path), tmp_path / "out"
-        words = command(path, tiny_corpus, out, "--train.epochs", "3")
+        words = words_of(path, tiny_corpus, out, "--train.epochs", "3")
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         wait_until(lambda: list(out.glob("cells/*/metrics.jsonl")))
         process.send_signal(number)

@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import empty_figures
+from helpers import REPOSITORY, empty_figures
 
 from fastemo.config import RunConfig
 from fastemo.experiment.run import run
 from fastemo.experiment.study.grid import read_study
-
-REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def small(config: RunConfig, name: str, folder: Path) -> RunConfig:
