@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,13 @@ def load(manifest):
     """
     expected = decoded_clips(manifest, VIDEO)
 
-    def two_epochs(root: Path, tier: Tier):
+    def two_epochs(root: Path, tier: Tier, when_open: Callable[[], object] = lambda: None):
         messages: list[str] = []
         options = {"batch_size": 3, "store": StoreConfig(tier=tier, root=root), "say": messages.append}
         with ClipLoader(manifest.clips, manifest.root, manifest.class_names, VIDEO, **options) as loader:
             rows = range(len(manifest.clips))
             before = sum(loader.kept.has(row) for row in rows)
+            when_open()
             for epoch in range(2):
                 check_epoch(loader, expected, epoch)
             return before, messages, sum(loader.kept.has(row) for row in rows)
@@ -121,6 +123,19 @@ def test_a_disk_that_fills_up_while_clips_are_stored(manifest, load, tmp_path, f
         assert exit_code(forked(attack)) == 0
         assert load(root, "disk")[1:] == ([], len(manifest.clips))
     fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 5})
+
+
+def test_a_disk_that_fills_up_between_opening_and_storing(manifest, load, tmp_path, fault_log):
+    with disk_of(tmp_path / "disk", 1024) as disk:
+        for free in (0, 4096, 2 * ROW_BYTES, 6 * ROW_BYTES):
+            root = disk / str(free)
+            _, messages, stored = load(root, "disk", when_open=partial(fill_up, disk, free))
+            check_message(messages, disk, "No space left on device")
+            (disk / "other").unlink()
+            assert load(root, "disk") == (stored, [], len(manifest.clips))
+            assert stored < len(manifest.clips)
+            shutil.rmtree(root)
+    fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 4})
 
 
 # ---- the remembered scan
