@@ -121,17 +121,12 @@ def _counts(options: argparse.Namespace) -> list[int]:
 
 def make_job(options: argparse.Namespace, folder: Path) -> Job:
     """The clips that every process reads, small ones of the built-in corpus, and what is done with them."""
-    job = Job(
-        task="speed",
-        folder=str(folder),
-        warm_up=1 if options.quick else 8,
-        **{name: getattr(options, name) for name in _OF_A_JOB},
-    )
+    shared = {name: getattr(options, name) for name in _OF_A_JOB}
+    job = Job(task="speed", folder=str(folder), warm_up=1 if options.quick else 8, **shared)
     least, width, height = (24, 128, 72) if options.quick else (96, 320, 180)
-    an_actor = -(-max(least, options.batch_size * options.processes[-1], job.check_clips()) // ravdess.NUM_ACTORS)
-    config = SyntheticConfig(
-        clips_per_actor=min(60, an_actor), num_frames=options.num_frames + 2, width=width, height=height
-    )
+    num_clips = max(least, options.batch_size * options.processes[-1], job.check_clips())
+    an_actor = min(60, -(-num_clips // ravdess.NUM_ACTORS))
+    config = SyntheticConfig(clips_per_actor=an_actor, num_frames=options.num_frames + 2, width=width, height=height)
     # Workers would each import this file, torch and all, which takes longer than drawing a few small clips.
     scan(synthesize(folder / "corpus", config, workers=1)).write_csv(folder / "manifest.csv")
     return job

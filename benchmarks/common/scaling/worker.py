@@ -101,16 +101,16 @@ def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
     """Time steps of strong and of weak scaling, each with and without the gradient all-reduce."""
     # The plateau schedule is stepped by epochs, of which there are none here.
     with Trainer(TrainConfig(precision=job.precision), seed=SEED) as trainer:
-        is_alone = trainer.world_size == 1
+        batch_sizes = {"strong": job.batch_size // trainer.world_size}
+        if trainer.world_size > 1:  # of one process both are the same
+            batch_sizes["weak"] = job.batch_size
         model = make_model(job, manifest, trainer)
         trained_bytes = sum(it.numel() * it.element_size() for it in model.parameters() if it.requires_grad)
         trainer.prepare(model, job.steps)
         trainer.model.train()
         augment = AugmentConfig(crop_size=job.crop_size)
         passes = {}
-        for kind, batch_size in {"strong": job.batch_size // trainer.world_size, "weak": job.batch_size}.items():
-            if kind == "weak" and is_alone:
-                continue  # the same
+        for kind, batch_size in batch_sizes.items():
             a_step = batch_size * trainer.world_size
             whole_steps = len(manifest.clips) // a_step * a_step
             with make_loader(job, manifest, trainer, whole_steps, batch_size) as loader:
@@ -118,7 +118,7 @@ def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
                     pass  # decoded, or read from the store, before steps are timed
                 run_steps(trainer, loader, augment, job.warm_up)
                 passes[kind] = run_steps(trainer, loader, augment, job.steps)
-                if not is_alone:
+                if trainer.world_size > 1:
                     run_steps(trainer, loader, augment, 1, exchange=False)
                     passes[f"{kind}_local"] = run_steps(trainer, loader, augment, job.steps, exchange=False)
         found = {
@@ -126,7 +126,7 @@ def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
             "threads_a_process": torch.get_num_threads(),
             "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else "none",
             "arithmetic": str(trainer.speed),
-            "exchanged_mib_a_step": 0.0 if is_alone else round(trained_bytes / 2**20, 2),
+            "exchanged_mib_a_step": round(trained_bytes / 2**20, 2) if trainer.world_size > 1 else 0.0,
             "passes": passes,
         }
         return found if trainer.is_main else None
