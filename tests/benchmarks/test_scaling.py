@@ -1,10 +1,9 @@
-"""Scaling: its arithmetic, the commands it starts; and the command itself, small."""
+"""Scaling: its arithmetic, the processes it starts; and the command itself, small."""
 
 import json
 import math
 import os
 import sys
-from pathlib import Path
 
 import pytest
 from helpers import readme_command
@@ -13,8 +12,8 @@ from benchmarks import scaling
 from benchmarks.common import results
 from benchmarks.common.measure import Pass, summary
 from benchmarks.common.scaling import report
-from benchmarks.common.scaling.launch import Hosts, Launches, _run_together, command, parse_hosts, reason
-from benchmarks.common.scaling.worker import dealt
+from benchmarks.common.scaling.launch import Hosts, Launches, parse_hosts, reason, run_together
+from benchmarks.common.scaling.worker import Job, dealt
 from fastemo.console import Console
 from fastemo.errors import UserError
 
@@ -32,9 +31,9 @@ ENTRIES = (
 
 
 def test_ratios_are_taken_within_a_round():
-    found = report.compare(ROUNDS, {1: 2, 2: 2}, steps=8)
-    assert set(found) == {"2"}
-    strong, weak = found["2"]["strong"], found["2"]["weak"]
+    found = report.compare(ROUNDS, {"1": 2, "2": 2}, steps=8)
+    strong, weak = found.pop("2").values()
+    assert not found
     assert strong["speed_up"] == pytest.approx(summary([1.0, 0.8]))
     assert strong["efficiency"] == pytest.approx(strong["speed_up"])  # the same processors
     assert strong["exchange_share_of_step"] == pytest.approx(summary([0.25, 0.2]))
@@ -44,7 +43,7 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_efficiency_counts_the_hardware():
-    found = report.compare(ROUNDS, {1: 1, 2: 2}, steps=8)["2"]["strong"]
+    found = report.compare(ROUNDS, {"1": 1, "2": 2}, steps=8)["2"]["strong"]
     assert found["efficiency"]["median"] == found["speed_up"]["median"] / 2
 
 
@@ -55,7 +54,7 @@ def training(*steps, padding=0):
 
 def test_the_same_training_is_told_from_another():
     one = training(("ab", 2.0, 4.0), ("cd", 1.5, 3.0))
-    same = report.same_training({1: one, 2: training(("ab", 2.0, 4.0), ("cd", 1.5001, 3.03), padding=1)})["2"]
+    same = report.same_training({"1": one, "2": training(("ab", 2.0, 4.0), ("cd", 1.5001, 3.03), padding=1)})["2"]
     assert (same["different_batches"], same["padding"]) == (0, 1)
     assert same["largest_loss_difference"] == pytest.approx(1e-4)
     assert same["largest_norm_difference"] == pytest.approx(0.01)
@@ -66,27 +65,26 @@ def test_the_same_training_is_told_from_another():
         (training(("ab", 2.0, 4.0), ("cd", math.nan, 3.0)), "largest_loss_difference", math.inf),
         (training(("ab", 2.0, 8.0), ("cd", 1.5, 6.0)), "largest_norm_difference", 1.0),
     ):
-        assert report.same_training({1: one, 2: other})["2"][name] == expected
+        assert report.same_training({"1": one, "2": other})["2"][name] == expected
 
 
-def verdicts(equality, processors, *, on_gpu=False):
+def verdicts(equality, processors):
     compared = report.compare(ROUNDS, processors, steps=8)
-    return {it.name: it.verdict for it in report.targets(compared, equality, processors, on_gpu=on_gpu)}
+    return {it.name: it.verdict for it in report.targets(compared, equality, processors)}
 
 
 def test_targets():
     fine = {"2": {"different_batches": 0, "largest_loss_difference": 1e-6, "largest_norm_difference": 1e-6}}
-    assert set(verdicts(fine, {1: 2, 2: 2}).values()) == {"reached"}
+    assert set(verdicts(fine, {"1": 2, "2": 2}).values()) == {"reached"}
     wrong = {"2": {"different_batches": 1, "largest_loss_difference": math.inf, "largest_norm_difference": 1.0}}
-    assert list(verdicts(wrong, {1: 2, 2: 2}).values()) == ["reached", *["not reached"] * 3]
+    assert list(verdicts(wrong, {"1": 2, "2": 2}).values()) == ["reached", *["not reached"] * 3]
     # On more hardware than one process has, nine tenths of its speed would be no feat.
-    assert verdicts(fine, {1: 1, 2: 2})["two_over_one"] == "not measured"
-    assert verdicts(fine, {1: 1, 2: 1}, on_gpu=True)["two_over_one"] == "not measured"
-    assert set(verdicts({}, {1: 2}).values()) == {"not measured"}
+    assert verdicts(fine, {"1": 1, "2": 2})["two_over_one"] == "not measured"
+    assert set(verdicts({}, {"1": 2}).values()) == {"not measured"}
 
 
 def test_tables_and_chart_of_a_run_that_never_was(tmp_path, capsys):
-    compared = report.compare(ROUNDS, {1: 2, 2: 2}, steps=8)
+    compared = report.compare(ROUNDS, {"1": 2, "2": 2}, steps=8)
     runs = {name: results.entry(rounds, report.title(name)) for name, rounds in ROUNDS.items()}
     settings = {"rounds": 2, "steps": 8, "model": "x", "num_frames": 10, "crop_size": 112, "batch_size": 8}
     whole = {
@@ -96,7 +94,7 @@ def test_tables_and_chart_of_a_run_that_never_was(tmp_path, capsys):
         "processors": {"1": 2, "2": 2},
         "launches": {"1": {"arithmetic": "fp32"}},
         "machine": results.machine(),
-        "targets": report.targets(compared, {}, {1: 2, 2: 2}, on_gpu=False),
+        "targets": report.targets(compared, {}, {"1": 2, "2": 2}),
     }
     report.show(Console(), whole)
     shown = capsys.readouterr().out
@@ -115,15 +113,13 @@ def test_a_global_batch_is_dealt_a_clip_at_a_time():
 def test_hosts_are_read():
     assert parse_hosts(None, None, None).addresses == ("127.0.0.1",)
     played = parse_hosts("127.0.0.2, 127.0.0.3", None, None)
-    assert played.here == (0, 1)
-    assert played.port is None
+    assert (played.rank, played.port) == (None, None)
     real = parse_hosts("10.0.0.1,node2", 1, None)
-    assert (real.here, real.is_main, real.port) == ((1,), False, 29500)
+    assert (real.rank, real.port) == (1, 29500)
     assert played.used(4) == played.addresses
     assert played.used(3) == ("127.0.0.2",)
     assert set(played.processors(0)) | set(played.processors(1)) <= os.sched_getaffinity(0)
     assert played.num_processors(2) >= played.num_processors(1)
-    assert Hosts().processors(0) is None
 
 
 def test_slurm_says_which_host_this_is(monkeypatch):
@@ -131,50 +127,56 @@ def test_slurm_says_which_host_this_is(monkeypatch):
     assert parse_hosts("10.0.0.1,10.0.0.2", None, 4000) == Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=4000)
 
 
-def test_commands():
-    two = Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=29500)
-    assert command(1, Hosts(), 0, 1, on_gpu=False) == [sys.executable]
-    line = command(4, Hosts(), 0, 1, on_gpu=False)
-    assert line[2:] == ["torch.distributed.run", "--nproc_per_node", "4", "--standalone"]
-    line = " ".join(command(4, two, 1, 29501, on_gpu=False)[2:])
-    assert line == (
-        "torch.distributed.run --nproc_per_node 2 --nnodes 2 --node_rank 1 --local_addr 10.0.0.2 "
-        "--master_addr 10.0.0.1 --master_port 29501"
-    )
-    for processes, hosts, file in ((1, Hosts(), "one_gpu"), (4, Hosts(), "one_node"), (4, two, "several_nodes")):
-        line = command(processes, hosts, 0, 29501, on_gpu=True)
-        assert line[2:4] == ["accelerate.commands.launch", "--config_file"]
-        assert Path(line[4]).is_file()
-        assert (Path(line[4]).stem, *line[5:7]) == (file, "--num_processes", str(processes))
-    assert " ".join(line[7:]) == (
-        "--main_process_port 29501 --num_machines 2 --machine_rank 0 --main_process_ip 10.0.0.1"
-    )
+ONE, PLAYED = Hosts(), Hosts(addresses=("127.0.0.2", "127.0.0.3"))
+SECOND = Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=29500)
 
 
-def test_what_a_launcher_says_is_one_line(tmp_path):
-    assert reason("W1 torch\nfastemo: error: no such clip\nChildFailedError: x\n") == "no such clip"
+@pytest.mark.parametrize(
+    ("hosts", "processes", "expected"),
+    [
+        (ONE, 1, [""]),
+        (ONE, 2, ["127.0.0.1 2 0 2 0", "127.0.0.1 2 1 2 1"]),
+        (PLAYED, 2, ["127.0.0.2 2 0 1 0 lo", "127.0.0.2 2 1 1 0 lo"]),
+        (SECOND, 1, []),
+        (SECOND, 4, ["10.0.0.1 4 2 2 0", "10.0.0.1 4 3 2 1"]),
+    ],
+)
+def test_processes_learn_their_ranks(monkeypatch, tmp_path, hosts, processes, expected):
+    calls = []
+    monkeypatch.setattr("benchmarks.common.scaling.launch.run_together", lambda starts, _: calls.append(starts))
+    numbers = dict.fromkeys(("num_frames", "size", "crop_size", "batch_size", "warm_up", "steps"), 1)
+    job = Job(task="speed", folder=str(tmp_path), model="late_fusion", precision="auto", **numbers)
+    names = ("MASTER_ADDR", "WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "GLOO_SOCKET_IFNAME")
+    for on_gpu in (False, True):
+        launches = Launches(hosts, on_gpu=on_gpu)
+        assert [launches.run(job, processes), launches.run(job, processes)] == [None, None]
+        told = [variables for _, variables in calls[-1]]
+        assert [" ".join(str(it[name]) for name in names if name in it) for it in told] == expected
+        assert all(("CUDA_VISIBLE_DEVICES" in it) != on_gpu for it in told)
+        assert hosts is not SECOND or all(it["MASTER_PORT"] == 29501 for it in told)  # the second launch's own
+    shares = [json.loads(command[-1])["processors"] for command, _ in calls[-1]]
+    assert shares == [list(PLAYED.processors(host)) if hosts is PLAYED else None for host in range(len(shares))]
+
+
+def test_what_a_process_says_is_one_line():
+    assert reason("W1 torch\nfastemo: error: no such clip\nConnectionError: x\n") == "no such clip"
     assert reason("Traceback\n  File\nRuntimeError: gloo\nend\n") == "RuntimeError: gloo"
     assert reason("") == "it said nothing"
-    wait, fail = (
-        [sys.executable, "-c", text] for text in ("import time; time.sleep(600)", "raise ValueError('the reason')")
-    )
-    with pytest.raises(UserError, match="failed: ValueError: the reason"):
-        _run_together([wait, fail], tmp_path, dict(os.environ))
 
 
-def test_a_host_that_is_not_used_starts_nothing(monkeypatch):
-    monkeypatch.setattr("benchmarks.common.scaling.launch._run_together", lambda starts, *_: calls.append(starts))
-    calls = []
-    hosts = Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=29500)
-    job = scaling.Job(
-        **dict.fromkeys(("task", "corpus", "manifest", "store", "model", "precision"), "x"),
-        **dict.fromkeys(("num_frames", "size", "crop_size", "batch_size", "warm_up", "steps"), 1),
-    )
-    launches = Launches(hosts, on_gpu=False)
-    assert launches.run(job, 1) is None
-    assert launches.run(job, 2) is None
-    assert calls[0] == []
-    assert "29501" in calls[1][0]  # the second launch's own port
+@pytest.mark.parametrize(
+    ("program", "seconds", "message"),
+    [
+        ("raise ValueError('the reason')", 600, "failed with status 1: ValueError: the reason"),
+        ("import os; os.kill(os.getpid(), 9)", 600, "failed with status -9: it said nothing"),
+        ("import time; time.sleep(3600)", 0.5, "not done after 0.5 s"),
+    ],
+)
+def test_one_that_fails_or_hangs_ends_all(monkeypatch, tmp_path, program, seconds, message):
+    monkeypatch.setattr("benchmarks.common.scaling.launch._SECONDS", seconds)
+    starts = [([sys.executable, "-c", it], {}) for it in ("import time; time.sleep(3600)", program)]
+    with pytest.raises(UserError, match=message):
+        run_together(starts, tmp_path / "log.txt")
 
 
 def quick(run_script, tmp_path_factory, *arguments):
@@ -213,7 +215,7 @@ def test_the_json_holds_everything_and_ratios_follow_from_the_rounds(one_host):
         rounds[name] = {it.pop("round"): Pass(**it)}
         assert it["clips"] == 3 * 8 * (2 if name.startswith("weak") else 1)
         assert it["cpu_seconds"] > 0
-    assert found["scaling"] == report.compare(rounds, {1: 1, 2: 1}, 3)
+    assert found["scaling"] == report.compare(rounds, {"1": 1, "2": 1}, 3)
     by_name = {it["name"]: it for it in found["targets"]}
     assert by_name["two_over_one"]["value"] == found["scaling"]["2"]["strong"]["speed_up"]["median"]
     assert found["launches"]["2"]["backend"] == "gloo"

@@ -1,30 +1,26 @@
-"""How the processes of a scaling run are started: which launcher, on which host, with which addresses."""
+"""How the processes of a scaling run are started: on which host, with which environment, ended together."""
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.results import REPOSITORY
+from benchmarks.common.measure import REPOSITORY
 from benchmarks.common.scaling.worker import Job
 from fastemo.errors import UserError
 from fastemo.machine import available_processors
 
-_WORKER = Path(__file__).resolve().parent / "worker.py"
-_LAUNCH_FILES = REPOSITORY / "configs" / "accelerate"
+_WORKER = (sys.executable, "-m", "benchmarks.common.scaling.worker")
 _SECONDS = 1800  # far beyond any launch: one that hangs is one that failed
 _POLL_SECONDS = 0.05
-_SECONDS_TO_END = 40  # torchrun gives its processes 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +37,6 @@ class Hosts:
     rank: int | None = None
     port: int | None = None
 
-    @property
-    def here(self) -> tuple[int, ...]:
-        return tuple(range(len(self.addresses))) if self.rank is None else (self.rank,)
-
-    @property
-    def is_main(self) -> bool:
-        return 0 in self.here
-
     def used(self, processes: int) -> tuple[str, ...]:
         """All hosts, where each gets as many processes; otherwise the first alone."""
         return self.addresses if processes % len(self.addresses) == 0 else self.addresses[:1]
@@ -59,8 +47,7 @@ class Hosts:
             return None
         mine = sorted(os.sched_getaffinity(0))
         share = max(1, len(mine) // len(self.addresses))
-        first = host * share % len(mine)
-        return tuple(mine[first : first + share])
+        return tuple(mine[host * share % len(mine) :][:share])
 
     def num_processors(self, processes: int) -> int:
         """Processors that a run with so many processes has."""
@@ -81,47 +68,14 @@ def parse_hosts(text: str | None, rank: int | None, port: int | None) -> Hosts:
     addresses = tuple(it.strip() for it in text.split(","))
     if len(addresses) < 2 or len(set(addresses)) < len(addresses) or not all(addresses):
         raise ValueError(f"--hosts takes two or more different addresses with commas between, not '{text}'")
-    if all(map(_is_loopback, addresses)):
+    if all(it.startswith("127.") for it in addresses):
         if rank is not None:
             raise ValueError("--host_rank is for real hosts; with loopback addresses all are started here")
         return Hosts(addresses=addresses, port=port)
-    if rank is None and (node := os.environ.get("SLURM_NODEID")):
-        rank = int(node)
-    if rank is None or not 0 <= rank < len(addresses):
+    rank = int(os.environ.get("SLURM_NODEID") or -1) if rank is None else rank
+    if not 0 <= rank < len(addresses):
         raise ValueError(f"--host_rank must say which of --hosts this is, 0 to {len(addresses) - 1}; run it on each")
     return Hosts(addresses=addresses, rank=rank, port=29500 if port is None else port)
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:  # a name
-        return False
-
-
-def command(processes: int, hosts: Hosts, host: int, port: int, *, on_gpu: bool) -> list[str]:
-    """The launcher's command for one host; the script and its arguments follow.
-
-    A GPU each and NCCL by `accelerate launch`; on a CPU gloo by torchrun, because `accelerate launch` starts one
-    process there. A single process on a CPU needs neither.
-    """
-    used = hosts.used(processes)
-    if on_gpu:
-        file = "one_gpu" if processes == 1 else "one_node" if len(used) == 1 else "several_nodes"
-        start = [sys.executable, "-m", "accelerate.commands.launch"]
-        start += ["--config_file", str(_LAUNCH_FILES / f"{file}.yaml"), "--num_processes", str(processes)]
-        if processes > 1:
-            start += ["--main_process_port", str(port)]
-        if len(used) > 1:
-            start += ["--num_machines", str(len(used)), "--machine_rank", str(host), "--main_process_ip", used[0]]
-        return start
-    if processes == 1:
-        return [sys.executable]
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes // len(used))]
-    if len(used) == 1:
-        return [*start, "--standalone"]
-    start += ["--nnodes", str(len(used)), "--node_rank", str(host), "--local_addr", used[host]]
-    return [*start, "--master_addr", used[0], "--master_port", str(port)]
 
 
 class Launches:
@@ -133,72 +87,68 @@ class Launches:
     def run(self, job: Job, processes: int) -> dict[str, Any] | None:
         """What the first process found; `None` where this host does not run it.
 
+        A process learns its rank, and where the first one waits for the others, from the variables that torch and
+        Accelerate read. It joins them over NCCL on its GPU, the one with its local rank's number, or over gloo on a
+        CPU; a single process joins nobody.
+
         Raises:
             UserError: A process failed, or did not end.
         """
-        number, self._count = self._count, self._count + 1
-        used = self._hosts.used(processes)
-        here = [host for host in self._hosts.here if host < len(used)]
-        port = free_port(used[0]) if self._hosts.port is None else self._hosts.port + number
-        with tempfile.TemporaryDirectory(prefix="fastemo-launch-") as folder:
-            out = Path(folder) / "out.json"
-            starts = []
-            for host in here:
-                file = Path(folder) / f"job{host}.json"
-                file.write_text(json.dumps(asdict(replace(job, processors=self._hosts.processors(host)))))
-                start = command(processes, self._hosts, host, port, on_gpu=self._on_gpu)
-                starts.append([*start, str(_WORKER), "--job", str(file), "--out", str(out)])
-            _run_together(starts, Path(folder), self._environment(processes, len(used)))
-            return json.loads(out.read_text()) if out.exists() else None
-
-    def _environment(self, processes: int, num_hosts: int) -> dict[str, str]:
-        environment = dict(os.environ)
-        # torchrun warns without it; each process counts its own share of the processors anyway.
-        share = self._hosts.num_processors(processes) // processes
-        environment["OMP_NUM_THREADS"] = str(max(1, share))
-        if not self._on_gpu:
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        if self._hosts.rank is None and num_hosts > 1:
-            environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-        return environment
+        hosts, used = self._hosts, self._hosts.used(processes)
+        with socket.create_server(("", 0)) as probe:
+            port = probe.getsockname()[1] if hosts.port is None else hosts.port + self._count
+        self._count += 1
+        a_host, starts = processes // len(used), []
+        for rank in range(processes):
+            host, local_rank = divmod(rank, a_host)
+            variables = {"OMP_NUM_THREADS": max(1, hosts.num_processors(processes) // processes)}
+            if processes > 1:
+                variables |= {"MASTER_ADDR": used[0], "MASTER_PORT": port, "WORLD_SIZE": processes, "RANK": rank}
+                variables |= {"LOCAL_WORLD_SIZE": a_host, "LOCAL_RANK": local_rank}
+            if not self._on_gpu:
+                variables["CUDA_VISIBLE_DEVICES"] = ""
+            if hosts.rank is None and len(used) > 1:
+                variables["GLOO_SOCKET_IFNAME"] = "lo"
+            if hosts.rank in (None, host):
+                own = replace(job, processors=hosts.processors(host))
+                starts.append(([*_WORKER, json.dumps(asdict(own))], variables))
+        found = Path(job.folder, "found.json")
+        found.unlink(missing_ok=True)
+        run_together(starts, Path(job.folder, "log.txt"))
+        return json.loads(found.read_text()) if found.exists() else None
 
 
-def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+def run_together(starts: Sequence[tuple[Sequence[str], Mapping[str, object]]], log: Path) -> None:
+    """Run commands side by side, each with some more variables in its environment, and their output in one file.
 
+    When one fails, or time is up, the others are ended; so they are when this is interrupted.
 
-def _run_together(starts: Sequence[list[str]], folder: Path, environment: dict[str, str]) -> None:
-    """Run launchers side by side; when one fails, or time is up, the others are ended."""
-    logs = [folder / f"log{number}.txt" for number in range(len(starts))]
+    Raises:
+        UserError: One failed, or they did not end in time.
+    """
     running: list[subprocess.Popen[bytes]] = []
+    stop = time.monotonic() + _SECONDS
     try:
-        for start, log in zip(starts, logs, strict=True):
-            with log.open("wb") as file:
-                running.append(subprocess.Popen(start, stdout=file, stderr=file, env=environment))
-        stop = time.monotonic() + _SECONDS
-        while any(it.poll() is None for it in running) and not any(it.poll() for it in running):
+        with log.open("wb") as file:
+            for command, variables in starts:
+                environment = os.environ | {name: str(value) for name, value in variables.items()}
+                running.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=REPOSITORY))
+        while None in (codes := [it.poll() for it in running]) and not any(codes):
             if time.monotonic() > stop:
                 raise UserError(f"processes that were started were not done after {_SECONDS} s")
             time.sleep(_POLL_SECONDS)
-        for process, log in zip(running, logs, strict=True):
-            if process.poll():
-                raise UserError(f"a process that was started failed: {reason(log.read_text(errors='replace'))}")
     finally:
-        # First politely: a launcher that is killed leaves its processes behind.
         for process in running:
-            process.terminate()  # nothing happens where it has ended
-        for process in running:
-            try:
-                process.wait(_SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # nothing happens where it has ended
+            process.wait()
+    if any(codes):
+        # The status of one that a signal ended is negative; the others fail after it.
+        status = min(code for code in codes if code)
+        raise UserError(f"a process failed with status {status}: {reason(log.read_text(errors='replace'))}")
 
 
 def reason(log: str) -> str:
-    """The line of a launcher's output that says what went wrong."""
+    """The line of what was written that says what went wrong."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     named = [line.split("fastemo: error: ")[1] for line in lines if "fastemo: error: " in line]
     raised = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))]

@@ -1,4 +1,4 @@
-"""One process of a scaling run: started by `scaling.py` through a launcher, never by hand.
+"""One process of a scaling run: started by `launch.py`, never by hand.
 
 Task `speed` times training steps on clips that lie in memory, with the gradient all-reduce and without it. Task
 `check` trains a few steps and records each one's clips and loss. The first process writes what was found.
@@ -6,18 +6,14 @@ Task `speed` times training steps on clips that lie in memory, with the gradient
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
-from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
-
-if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 import torch
 from accelerate.utils import gather_object
@@ -25,11 +21,11 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from benchmarks.common.epochs.loops import sums, wait_for
-from benchmarks.common.measure import timed
+from benchmarks.common.measure import Pass, timed
 from benchmarks.common.stages import loader_of
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.errors import one_line_errors
-from fastemo.machine import available_processors, write_text
+from fastemo.machine import write_text
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
 from fastemo.training.config import Precision, TrainConfig
@@ -39,8 +35,6 @@ from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
 
 SEED = 0
-CHECK_EPOCHS = 2
-_CHECK_RATE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +42,15 @@ class Job:
     """What every process of a launch does.
 
     Attributes:
+        folder: Holds the corpus (`corpus/`, `manifest.csv`) and the clip store (`store/`); the first process writes
+            `found.json` into it.
         batch_size: Clips a step over all processes; in weak scaling of each process.
         warm_up, steps: Steps before they are timed, and steps that are.
         processors: Of this host, where one machine plays several hosts; `None`: all.
     """
 
     task: Literal["speed", "check"]
-    corpus: str
-    manifest: str
-    store: str
+    folder: str
     model: str
     num_frames: int
     size: int
@@ -73,42 +67,28 @@ class Job:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--job", type=Path, required=True, help="JSON file, a Job")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file that the first process writes")
-    options = parser.parse_args()
+    """Do the job that the only argument is, in JSON."""
     with one_line_errors():
-        job = Job(**json.loads(options.job.read_text()))
+        job = Job(**json.loads(sys.argv[1]))
         if job.processors is not None:
             os.sched_setaffinity(0, job.processors)
-        # Launchers tell each process to use one thread, however many processors it has.
-        # A check needs sums in the same order, whatever share of the processors a process has.
-        torch.set_num_threads(available_processors() if job.task == "speed" else 1)
-        manifest = read_manifest(Path(job.manifest), Path(job.corpus))
+        manifest = read_manifest(Path(job.folder, "manifest.csv"), Path(job.folder, "corpus"))
         found = speed(job, manifest) if job.task == "speed" else check(job, manifest)
         if found is not None:
-            write_text(options.out, json.dumps(found))
+            write_text(Path(job.folder, "found.json"), json.dumps(found, default=asdict))
 
 
 def make_loader(
     job: Job, manifest: Manifest, trainer: Trainer, num_clips: int, batch_size: int, *, whole: bool = False
 ) -> ClipLoader:
     """The training's own loader over the first clips; `whole` gives every process all of them."""
+    video = VideoConfig(num_frames=job.num_frames, size=job.size)
     tier: Any = "device" if trainer.device.type == "cuda" else "memory"
-    return loader_of(
-        manifest,
-        manifest.clips[:num_clips],
-        VideoConfig(num_frames=job.num_frames, size=job.size),
-        batch_size=batch_size,
-        seed=SEED,
-        shuffle=True,
-        even=True,
-        rank=0 if whole else trainer.rank,
-        world_size=1 if whole else trainer.world_size,
-        device=trainer.device,
-        store=StoreConfig(tier=tier, root=Path(job.store)),
-        say=lambda _: None,
-    )
+    store = StoreConfig(tier=tier, root=Path(job.folder, "store"))
+    options = {"batch_size": batch_size, "seed": SEED, "shuffle": True, "even": True, "store": store}
+    if not whole:
+        options |= {"rank": trainer.rank, "world_size": trainer.world_size}
+    return loader_of(manifest, manifest.clips[:num_clips], video, device=trainer.device, **options)
 
 
 def make_model(job: Job, manifest: Manifest, trainer: Trainer, **changes: Any) -> nn.Module:
@@ -120,103 +100,94 @@ def make_model(job: Job, manifest: Manifest, trainer: Trainer, **changes: Any) -
 def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
     """Time steps of strong and of weak scaling, each with and without the gradient all-reduce."""
     # The plateau schedule is stepped by epochs, of which there are none here.
-    with Trainer(TrainConfig(precision=job.precision), seed=SEED) as trainer, ExitStack() as stack:
-        batch_sizes = {"strong": job.batch_size // trainer.world_size, "weak": job.batch_size}
-        if trainer.world_size == 1:
-            del batch_sizes["weak"]  # the same
+    with Trainer(TrainConfig(precision=job.precision), seed=SEED) as trainer:
+        batch_sizes = {"strong": job.batch_size // trainer.world_size}
+        if trainer.world_size > 1:  # of one process both are the same
+            batch_sizes["weak"] = job.batch_size
         model = make_model(job, manifest, trainer)
-        exchanged = sum(it.numel() * it.element_size() for it in model.parameters() if it.requires_grad)
-        loaders = {}
-        for kind, batch_size in batch_sizes.items():
-            a_step = batch_size * trainer.world_size
-            whole_steps = len(manifest.clips) // a_step * a_step
-            loaders[kind] = stack.enter_context(make_loader(job, manifest, trainer, whole_steps, batch_size))
-            for _ in loaders[kind].epoch():
-                pass  # decoded, or read from the store, before steps are timed
+        trained_bytes = sum(it.numel() * it.element_size() for it in model.parameters() if it.requires_grad)
         trainer.prepare(model, job.steps)
         trainer.model.train()
         augment = AugmentConfig(crop_size=job.crop_size)
         passes = {}
-        for kind, loader in loaders.items():
-            run_steps(trainer, loader, augment, job.warm_up, exchange=True)
-            passes[kind] = run_steps(trainer, loader, augment, job.steps, exchange=True)
-            if trainer.world_size > 1:
-                run_steps(trainer, loader, augment, 1, exchange=False)
-                passes[f"{kind}_local"] = run_steps(trainer, loader, augment, job.steps, exchange=False)
-        return about(trainer, exchanged) | {"passes": passes} if trainer.is_main else None
+        for kind, batch_size in batch_sizes.items():
+            a_step = batch_size * trainer.world_size
+            whole_steps = len(manifest.clips) // a_step * a_step
+            with make_loader(job, manifest, trainer, whole_steps, batch_size) as loader:
+                for _ in loader.epoch():
+                    pass  # decoded, or read from the store, before steps are timed
+                run_steps(trainer, loader, augment, job.warm_up)
+                passes[kind] = run_steps(trainer, loader, augment, job.steps)
+                if trainer.world_size > 1:
+                    run_steps(trainer, loader, augment, 1, exchange=False)
+                    passes[f"{kind}_local"] = run_steps(trainer, loader, augment, job.steps, exchange=False)
+        found = {
+            "processes": trainer.world_size,
+            "threads_a_process": torch.get_num_threads(),
+            "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else "none",
+            "arithmetic": str(trainer.speed),
+            "exchanged_mib_a_step": round(trained_bytes / 2**20, 2) if trainer.world_size > 1 else 0.0,
+            "passes": passes,
+        }
+        return found if trainer.is_main else None
 
 
-def run_steps(
-    trainer: Trainer, loader: ClipLoader, augment: AugmentConfig, steps: int, *, exchange: bool
-) -> dict[str, float]:
-    """Clips, seconds and processor seconds of some steps, over all processes."""
+def run_steps(trainer: Trainer, loader: ClipLoader, augment: AugmentConfig, steps: int, exchange: bool = True) -> Pass:
+    """Some steps: clips and processor seconds of all processes, seconds of this one, which waits for the others."""
     totals = sums(trainer.device)
+
+    def wait_for_all() -> None:
+        wait_for(trainer.device)
+        trainer.accelerator.wait_for_everyone()
 
     def work() -> int:
         # The same epoch again and again: its clips lie in memory after the first time.
-        with closing(batch for _ in count() for batch in loader.epoch()) as batches:
-            for batch in islice(batches, steps):
-                with nullcontext() if exchange else trainer.accelerator.no_sync(trainer.model):
-                    trainer.train_step([batch], augment, 0, totals)
-            wait_for_all(trainer)
-        return 0
+        batches = islice((batch for _ in count() for batch in loader.epoch()), steps)
+        with nullcontext() if exchange else trainer.accelerator.no_sync(trainer.model):
+            for batch in batches:
+                trainer.train_step([batch], augment, 0, totals)
+        wait_for_all()
+        return int(totals[2])
 
-    wait_for_all(trainer)
+    wait_for_all()
     took = timed(work)
-    counted = torch.tensor([float(totals[2]), took.cpu_seconds], device=trainer.device, dtype=torch.float64)
-    clips, cpu = trainer.accelerator.reduce(counted, "sum").tolist()
-    return asdict(replace(took, clips=int(clips), cpu_seconds=cpu))
-
-
-def wait_for_all(trainer: Trainer) -> None:
-    wait_for(trainer.device)
-    trainer.accelerator.wait_for_everyone()
+    counted = torch.tensor([took.clips, took.cpu_seconds], device=trainer.device, dtype=torch.float64)
+    clips, cpu_seconds = trainer.accelerator.reduce(counted, "sum").tolist()
+    return Pass(int(clips), took.seconds, cpu_seconds)
 
 
 def check(job: Job, manifest: Manifest) -> dict[str, Any] | None:
     """Train two epochs in fp32 with nothing that depends on how a batch is dealt to processes."""
-    config = TrainConfig(speed="plain", precision="fp32", lr=_CHECK_RATE, clip_norm=0.0, freeze_batch_norm=True)
-    augment = AugmentConfig(crop_size=job.crop_size)
-    num_clips = job.check_clips()
-    with Trainer(config, seed=SEED) as trainer, ExitStack() as stack:
+    config = TrainConfig(speed="plain", precision="fp32", lr=1e-5, clip_norm=0.0, freeze_batch_norm=True)
+    augment, num_clips = AugmentConfig(crop_size=job.crop_size), job.check_clips()
+    with Trainer(config, seed=SEED) as trainer:
         model = make_model(job, manifest, trainer, dropout=0.0)
         with make_loader(job, manifest, trainer, num_clips, job.batch_size, whole=True) as loader:
             # Every BatchNorm gets the mean statistics of the same batches on each process, which are then frozen.
             update_bn((center_crop(batch.frames, augment) for batch in loader.epoch()), model.to(trainer.device))
         trainer.prepare(model, job.steps)
         norms: list[float] = []
-        trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: norms.append(gradient_norm(trainer.model)))
+
+        def add_norm(*_: object) -> None:
+            gradients = [it.grad for it in trainer.model.parameters() if it.grad is not None]
+            norms.append(float(nn.utils.get_total_norm(gradients)))
+
+        trainer.optimizer.optimizer.register_step_pre_hook(add_norm)
         trainer.model.train()
-        a_process = job.batch_size // trainer.world_size
-        loader = stack.enter_context(make_loader(job, manifest, trainer, num_clips, a_process))
         steps = []
-        for epoch in range(1, CHECK_EPOCHS + 1):
-            for batch in loader.epoch(epoch):
+        with make_loader(job, manifest, trainer, num_clips, job.batch_size // trainer.world_size) as loader:
+            for epoch, batch in ((it, batch) for it in (1, 2) for batch in loader.epoch(it)):
                 totals = sums(trainer.device)
                 trainer.train_step([batch], augment, epoch, totals)
                 loss, _, clips = trainer.accelerator.reduce(totals, "sum").tolist()
                 marked = list(zip(batch.keys, batch.is_padding.tolist(), strict=True))
                 steps.append({"keys": dealt(gather_object([marked])), "loss": loss / clips, "norm": norms[-1]})
-        return about(trainer, 0) | {"steps": steps, "padding": loader.num_padding} if trainer.is_main else None
-
-
-def gradient_norm(model: nn.Module) -> float:
-    return float(nn.utils.get_total_norm([it.grad for it in model.parameters() if it.grad is not None]))
+            return {"steps": steps, "padding": loader.num_padding} if trainer.is_main else None
 
 
 def dealt(ranks: list[list[tuple[str, bool]]]) -> list[str]:
     """The global batch in its order: a clip of each process in turn, without padding."""
     return [key for turn in zip(*ranks, strict=True) for key, is_padding in turn if not is_padding]
-
-
-def about(trainer: Trainer, exchanged: int) -> dict[str, Any]:
-    return {
-        "processes": trainer.world_size,
-        "threads_a_process": torch.get_num_threads(),
-        "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else "none",
-        "arithmetic": str(trainer.speed),
-        "exchanged_mib_a_step": round(exchanged / 2**20, 2) if trainer.world_size > 1 else 0.0,
-    }
 
 
 if __name__ == "__main__":
