@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +34,7 @@ from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.prepare import prepare_corpus
-from fastemo.errors import UserError, one_line_errors
+from fastemo.errors import UserError
 from fastemo.models.config import ModelName
 from fastemo.video.config import AugmentConfig, VideoConfig
 
@@ -75,6 +74,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(f"--clips and --batch_size must be at most {corpus.MOST_CLIPS}, the speech takes of RAVDESS")
     options.models = choose("--models", options.models or ("late_fusion" if options.quick else "all"), MODELS)
     options.peer_names = choose("--peers", options.peers, TRAINING_PEERS, can_be_none=True)
+    options.video = VideoConfig(num_frames=options.num_frames, size=options.size)
+    options.crop = AugmentConfig(crop_size=options.crop_size)
     return options
 
 
@@ -115,38 +116,25 @@ def measure_models(
     return models, about
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str], console: Console) -> dict[str, Any]:
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything; returns what goes into the JSON file."""
-    has_gpu, started = torch.cuda.is_available(), time.monotonic()
-    gpu = torch.cuda.get_device_name() if has_gpu else None
-    # Wrong options are refused before anything is made.
-    VideoConfig(num_frames=options.num_frames, size=options.size)
-    AugmentConfig(crop_size=options.crop_size)
-    clips_of = {model: clips_an_epoch(model, options, has_gpu=has_gpu) for model in options.models}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    clips_of = {model: clips_an_epoch(model, options, has_gpu=gpu is not None) for model in options.models}
     built_in = CorpusConfig(synthetic=_BUILT_IN_QUICK if options.quick else _BUILT_IN)
     models, about = measure_models(options, clips_of, prepare_corpus(built_in, console), console)
     passes = {model: it["passes"] for model, it in models.items() if "passes" in it}
-    entries = {model: report.model_entry(models[model], clips_of[model], gpu) for model in passes}
-    found = {
-        **results.header("epoch_time.py", arguments, started),
+    return {
         "settings": {name: getattr(options, name) for name in (*_NUMBERS, "quick")},
         "corpus": about,
         "learning_corpus": {"kind": "built-in", **asdict(built_in.synthetic)},
-        "models": {**models, **entries},
+        "models": models | {model: report.model_entry(models[model], clips_of[model], gpu) for model in passes},
         "ratios": {"r3d18_epoch_over_late_fusion_epoch": report.r3d18_over_late_fusion(passes)},
         "targets": report.targets(passes, gpu=gpu, batch_size=options.batch_size),
     }
-    report.show(console, found)
-    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with one_line_errors():
-        options, console = parse(arguments), Console()
-        found = run(options, arguments, console)
-        path = options.out or results.default_path(found["machine"], quick=options.quick, program="epoch-time")
-        results.write(path, found, console, report.chart)
+    found = results.run_command("epoch_time", arguments, parse, run, report.show, report.chart)
     if any("failed" in entry for entry in found["models"].values()):
         sys.exit(1)
 

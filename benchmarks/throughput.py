@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +27,7 @@ from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import PEERS, peer_stage
 from benchmarks.common.stages import cold_stage, decode_stages, memory, store_stages
 from fastemo.console import Console
-from fastemo.errors import UserError, one_line_errors
+from fastemo.errors import UserError
 from fastemo.video.config import VideoConfig
 
 _STORED_CLIPS_QUICK = 96
@@ -87,12 +86,14 @@ def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: 
     return {"clips": f"clips of {shape.width}x{shape.height}, {shape.num_frames} frames", **found}
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str], console: Console) -> dict[str, Any]:
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything; returns what goes into the JSON file."""
-    started = time.monotonic()
     config = VideoConfig(num_frames=options.num_frames, size=options.size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    num_stored = _STORED_CLIPS_QUICK if options.quick else corpus.MOST_CLIPS
+    num_stored, seconds = (_STORED_CLIPS_QUICK, 0.2) if options.quick else (corpus.MOST_CLIPS, 1.5)
+    job = {name: getattr(options, name) for name in ("num_frames", "size", "batch_size")}
+    told: dict[str, dict[str, Any]] = {}
+    growth = None
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastemo-benchmark-")))
         num_clips = corpus.pass_length(options.batch_size)
@@ -102,32 +103,20 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
         stages = [*stack.enter_context(decode_stages(clips.manifest, config)).values()]
         for where in dict.fromkeys(("cpu", device)):
             stages.append(cold_stage(clips.manifest, config, options.batch_size, where, stack))
-        seconds = 0.2 if options.quick else 1.5
         store = store_stages(stored, scratch / "store", config, options.batch_size, seconds, device)
         stages += stack.enter_context(store)
-        job = {name: getattr(options, name) for name in ("num_frames", "size", "batch_size")}
-        told: dict[str, dict[str, Any]] = {}
         about = {"corpus": clips.manifest.root, **job}
         peers = [peer_stage(name, about, scratch / "jpegs", told) for name in options.peer_names]
         rounds, skipped = measure([*stages, *peers], options.rounds, console)
-        growth = None
         if not options.quick and not options.no_memory:
             growth = memory_growth(config, options.batch_size, scratch, console)
     entries = {stage.name: results.entry(rounds[stage.name], stage.title) for stage in (*stages, *peers)}
     throughput_report.add_shares(entries, rounds)
     for name, entry in entries.items():
-        entry |= told.get(name, {})
-        if name in skipped:
-            entry["skipped"] = skipped[name]
-    found: dict[str, Any] = {
-        **results.header("throughput.py", arguments, started),
-        "settings": {
-            **job,
-            "rounds": options.rounds,
-            "quick": options.quick,
-            "crop": config.crop,
-            "clips_in_store": num_stored,
-        },
+        entry |= told.get(name, {}) | ({"skipped": skipped[name]} if name in skipped else {})
+    settings = {**job, "rounds": options.rounds, "quick": options.quick, "crop": config.crop}
+    return {
+        "settings": {**settings, "clips_in_store": num_stored},
         "corpus": clips.description,
         "rungs": {stage.name: entries[stage.name] for stage in stages},
         "peers": {stage.name: entries[stage.name] for stage in peers},
@@ -135,17 +124,10 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
         "ratios": throughput_report.ratios(rounds),
         "targets": throughput_report.targets(rounds, growth),
     }
-    throughput_report.show(console, found)
-    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with one_line_errors():
-        options, console = parse(arguments), Console()
-        found = run(options, arguments, console)
-        path = options.out or results.default_path(found["machine"], quick=options.quick, program="throughput")
-        results.write(path, found, console, throughput_report.chart)
+    results.run_command("throughput", arguments, parse, run, throughput_report.show, throughput_report.chart)
 
 
 if __name__ == "__main__":

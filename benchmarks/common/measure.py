@@ -145,13 +145,11 @@ def in_own_process(work: Callable[..., T], *arguments: Any) -> T:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result"
         given = pickle.dumps((work, arguments, path))
-        command = [sys.executable, "-c", _CHILD]
-        done = subprocess.run(command, input=given, stderr=subprocess.PIPE, cwd=REPOSITORY)
+        done = subprocess.run([sys.executable, "-c", _CHILD], input=given, stderr=subprocess.PIPE, cwd=REPOSITORY)
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
             raise UserError((lines or [f"status {done.returncode}"])[-1])
-        result: T = pickle.loads(path.read_bytes())
-        return result
+        return pickle.loads(path.read_bytes())
 
 
 def total(passes: Sequence[Pass]) -> Pass:
@@ -190,10 +188,8 @@ def paired_ratios(
     figures: Mapping[str, Mapping[int, float]], pairs: Iterable[tuple[str, str]]
 ) -> dict[str, dict[str, float]]:
     """`<above>_over_<below>` of each pair that shares a round."""
-    found = {
-        f"{above}_over_{below}": paired_ratio(figures.get(above, {}), figures.get(below, {})) for above, below in pairs
-    }
-    return {name: ratio for name, ratio in found.items() if ratio is not None}
+    found = {it: paired_ratio(*(figures.get(name, {}) for name in it)) for it in pairs}
+    return {f"{above}_over_{below}": ratio for (above, below), ratio in found.items() if ratio is not None}
 
 
 def median_of(ratios: Mapping[str, Mapping[str, float]], name: str) -> float | None:

@@ -9,11 +9,9 @@ from matplotlib.figure import Figure
 from benchmarks.common import measure, results
 from benchmarks.common.measure import Rounds, Target, rates
 from benchmarks.common.peers import PEERS
-from benchmarks.common.results import figure_text
 from fastemo.console import Console
 
 _LIMITS = ("decode_full", "decode_pruned")
-_COLOURS = {"steps": "#8da0cb", "loader": "#1b7837", "peers": "#d95f02"}
 _TITLES = {
     "pruned_decode": "processor seconds a clip, full over pruned decode by the same library",
     "cold_over_best_peer": "cold loader over the best peer that decodes video",
@@ -64,81 +62,50 @@ def targets(rounds: Rounds, memory: dict[str, Any] | None) -> list[Target]:
     """
     found, best, memory = ratios(rounds), best_video_peer(rounds), memory or {}
     with_pruning = measure.median_of(found, "cpu_decode_full_over_prune_and_decode")
+    pruning_note = f"{with_pruning:.2f} x with the pruning itself" if with_pruning else ""
+    peer_note = f"best: {PEERS[best].title}" if best else "no such peer ran"
     disk_share, disk_bound = measure.median_of(found, "loader_disk_cold_over_disk_read"), 500.0
+    disk_note = f"{disk_share:.0%} of a plain cold read of the same file" if disk_share is not None else ""
     if disk_share is not None and disk_share >= 0.9:  # nine tenths of the disk's own speed count as its speed
         disk_bound = min(disk_bound, 0.9 * (measure.median_rate(rounds, "disk_read") or disk_bound))
-    notes = {
-        "pruned_decode": f"{with_pruning:.2f} x with the pruning itself" if with_pruning else "",
-        "cold_over_best_peer": f"best: {PEERS[best].title}" if best else "no such peer ran",
-        "disk_tier_cold": f"{disk_share:.0%} of a plain cold read of the same file" if disk_share is not None else "",
-        "memory_growth": memory.get("skipped", ""),
-    }
+    memory_note = memory.get("skipped", "")
     if "loader" in memory:
-        grown = memory["loader"]["growth_mib"]
-        notes["memory_growth"] = f"{memory['clips']}; as many by the loader: {grown:.1f} MiB"
-    figures = {
-        "pruned_decode": (measure.median_of(found, "cpu_decode_full_over_decode_pruned"), 1.9, "x"),
-        "cold_over_best_peer": (measure.median_of(found, f"loader_cold_over_{best}"), 1.8, "x"),
-        "cold_over_limit": (measure.median_of(found, "loader_cold_over_decode_pruned"), 0.9, "x"),
-        "memory_tier": (measure.median_rate(rounds, "loader_memory"), 2000, "clips/s"),
-        "disk_tier_cold": (measure.median_rate(rounds, "loader_disk_cold"), disk_bound, "clips/s"),
-        "report_over_memory": (measure.median_of(found, "loader_memory_over_jpeg"), 50, "x"),
-        "memory_growth": (memory.get("growth_mib"), 20, "MiB"),
-    }
-    return [
-        Target(name, _TITLES[name], *it, is_upper=name == "memory_growth", note=notes.get(name, ""))
-        for name, it in figures.items()
+        memory_note = f"{memory['clips']}; as many by the loader: {memory['loader']['growth_mib']:.1f} MiB"
+    figures = [
+        ("pruned_decode", measure.median_of(found, "cpu_decode_full_over_decode_pruned"), 1.9, "x", pruning_note),
+        ("cold_over_best_peer", measure.median_of(found, f"loader_cold_over_{best}"), 1.8, "x", peer_note),
+        ("cold_over_limit", measure.median_of(found, "loader_cold_over_decode_pruned"), 0.9, "x", ""),
+        ("memory_tier", measure.median_rate(rounds, "loader_memory"), 2000, "clips/s", ""),
+        ("disk_tier_cold", measure.median_rate(rounds, "loader_disk_cold"), disk_bound, "clips/s", disk_note),
+        ("report_over_memory", measure.median_of(found, "loader_memory_over_jpeg"), 50, "x", ""),
+        ("memory_growth", memory.get("growth_mib"), 20, "MiB", memory_note),
     ]
+    return [Target(name, _TITLES[name], *its, name == "memory_growth", note) for name, *its, note in figures]
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
     """The tables."""
-    entries = {**found["rungs"], **found["peers"]}
-    rows = [
-        {**results.entry_row(it), **{f"of {limit}": results.percent(it.get(f"share_of_{limit}")) for limit in _LIMITS}}
-        for it in entries.values()
-        if it["rounds"]
-    ]
-    console.table(f"medians of {found['settings']['rounds']} rounds", rows)
-    for name, it in entries.items():
+    rows, notes = [], []
+    for name, it in {**found["rungs"], **found["peers"]}.items():
+        if it["rounds"]:
+            shares = {f"of {limit}": results.percent(it.get(f"share_of_{limit}")) for limit in _LIMITS}
+            rows.append({**results.entry_row(it), **shares})
         if "skipped" in it:
-            console.say(f"{name} skipped: {it['skipped']}")
+            notes.append(f"{name} skipped: {it['skipped']}")
         if extraction := it.get("extraction"):
             seconds = extraction["seconds"] / extraction["clips"]
-            console.say(f"{name}: extraction beforehand took {seconds:.2f} s a clip, not part of its figures")
+            notes.append(f"{name}: extraction beforehand took {seconds:.2f} s a clip, not part of its figures")
+    console.table(f"medians of {found['settings']['rounds']} rounds", rows)
+    for note in notes:
+        console.say(note)
     title = "targets, stated for T = 10, 128x128, genuine RAVDESS clips, two cores"
     results.show_targets(console, title, found["targets"])
 
 
 def chart(found: dict[str, Any]) -> Figure:
-    """Clips a second of every stage and peer, medians as bars and extremes as whiskers, on a logarithmic axis."""
-    stages = {name: it for name, it in found["rungs"].items() if it["rounds"]}
-    groups = {
-        "steps": [it for name, it in stages.items() if not name.startswith("loader")],
-        "loader": [it for name, it in stages.items() if name.startswith("loader")],
-        "peers": [it for it in found["peers"].values() if it["rounds"]],
-    }
-    figure = Figure(figsize=(10, 1.6 + 0.36 * sum(map(len, groups.values()))), layout="constrained")
-    axes = figure.add_subplot()
-    for group, entries in groups.items():
-        speeds = [it["clips_per_second"] for it in entries]
-        titles, medians = [it["title"] for it in entries], [it["median"] for it in speeds]
-        style = {"color": _COLOURS[group], "ecolor": "#444444", "capsize": 2, "label": group}
-        drawn = axes.barh(titles, medians, xerr=results.whiskers(speeds), **style)
-        axes.bar_label(drawn, fmt=figure_text, padding=5, fontsize=8)
-    for name, line in zip(_LIMITS, (":", "--"), strict=True):
-        if name in stages:
-            limit = stages[name]["clips_per_second"]["median"]
-            axes.axvline(limit, color="#444444", linestyle=line, linewidth=0.8, zorder=0)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.12)
-    lines = "lines: full (:) and pruned (--) decode"
-    axes.set_xlabel(f"clips/s (logarithmic); bars are medians, whiskers extremes; {lines}")
-    settings, kind = found["settings"], found["corpus"]["kind"]
-    size = f"{settings['size']}x{settings['size']}"
-    axes.set_title(f"T = {settings['num_frames']}, {size}, {kind}, {results.cores_text(found['machine'])}", fontsize=10)
-    axes.legend(fontsize=8, frameon=False)
-    results.without_frame(axes)
+    """Clips a second of every stage and peer."""
+    measured = {name: it for name, it in {**found["rungs"], **found["peers"]}.items() if it["rounds"]}
+    figure = Figure(figsize=(10, 1.6 + 0.36 * len(measured)), layout="constrained")
+    # The name as well: two stages of the loader can have one title.
+    results.draw_rates(figure.subplots(), found, {f"{it['title']} [{name}]": it for name, it in measured.items()})
     return figure

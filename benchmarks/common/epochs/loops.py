@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -74,13 +74,13 @@ def floor_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, ste
     wait_for(trainer.device)
     clock = Clock(trainer.device)
 
+    @clock.span("floor")
     def work() -> int:
         for _ in range(steps):
             _bare_step(trainer, frames, batch.labels)
         return steps * len(batch.keys)
 
-    passed = timed(clock.timing("floor", work))
-    return replace(passed, seconds=clock.seconds("floor"))
+    return replace(timed(work), seconds=clock.seconds("floor"))
 
 
 def _bare_step(trainer: Trainer, frames: torch.Tensor, labels: torch.Tensor) -> None:
@@ -129,15 +129,14 @@ class Clock:
     def add(self, part: str, start: Any) -> None:
         self._spans[part].append((start, self.now()))
 
-    def timing(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def timed_work(*arguments: Any, **options: Any) -> Any:
-            start = self.now()
-            try:
-                return work(*arguments, **options)
-            finally:
-                self.add(part, start)
-
-        return timed_work
+    @contextmanager
+    def span(self, part: str) -> Iterator[None]:
+        """Add a span; as a decorator, one of each call."""
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.add(part, start)
 
     def seconds(self, part: str) -> float:
         spans = self._spans[part]
@@ -158,32 +157,26 @@ def breakdown(
     Returns:
         Steps, seconds a step, the shares of its parts and of the rest, which sum to 1, and what a copy takes.
     """
-    clock, steps = Clock(trainer.device), 0
-    totals = sums(trainer.device)
-    begun: list[Any] = []
+    clock, totals, steps = Clock(trainer.device), sums(trainer.device), 0
+    batches = itertools.islice(loader.epoch(epoch), most_steps)
+    take = clock.span("data_wait")(lambda: next(batches, None))
     trainer.model.train()
     with ExitStack() as stack:
-        before = trainer.model.register_forward_pre_hook(lambda *_: begun.append(clock.now()))
-        after = trainer.model.register_forward_hook(lambda *_: clock.add("forward", begun.pop()))
-        stack.callback(before.remove)
-        stack.callback(after.remove)
         for owner, name, part in (
             (trainer_module, "augment", "augment"),
+            (trainer.model, "forward", "forward"),
             (trainer.accelerator, "backward", "backward"),
             (trainer.accelerator, "clip_grad_norm_", "optimizer"),
             (trainer.optimizer, "step", "optimizer"),
         ):
-            stack.enter_context(patch.object(owner, name, clock.timing(part, getattr(owner, name))))
-        whole = clock.now()
-        batches = itertools.islice(loader.epoch(epoch), most_steps)
-        take = clock.timing("data_wait", lambda: next(batches, None))
-        while (batch := take()) is not None:
+            stack.enter_context(patch.object(owner, name, clock.span(part)(getattr(owner, name))))
+        stack.enter_context(clock.span("step"))
+        for batch in iter(take, None):
             trainer.train_step([batch], config, epoch, totals)
-            steps, last = steps + 1, batch
-        clock.add("step", whole)
+            steps += 1
     seconds = clock.seconds("step")
     shares = {part: clock.seconds(part) / seconds for part in PARTS}
-    copy = copy_seconds(last.frames, trainer.device)
+    copy = copy_seconds(batch.frames, trainer.device)
     return {
         "steps": steps,
         "step_seconds": seconds / steps,
@@ -199,9 +192,9 @@ def copy_seconds(frames: torch.Tensor, device: torch.device, repeats: int = 10) 
         return 0.0
     host, clock = frames.cpu().pin_memory(), Clock(device)
     host.to(device, non_blocking=True)
-    copy = clock.timing("copy", lambda: host.to(device, non_blocking=True))
     for _ in range(repeats):
-        copy()
+        with clock.span("copy"):
+            host.to(device, non_blocking=True)
     return clock.seconds("copy") / repeats
 
 

@@ -13,10 +13,10 @@ import resource
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
-from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
+from fastemo.video.config import StoreConfig
 from fastemo.video.loader import ClipLoader
 
 _BREAKDOWN_STEPS = 8
-_PEAK_LR = 1e-3  # of training from scratch, for the accuracy; configs/quick.yaml
+# Training from scratch, for the accuracy; configs/quick.yaml.
+_RECIPE: dict[str, Any] = {"schedule": "onecycle", "lr": 1e-3, "early_stop_patience": None}
 _SEED = 0
 
 
@@ -47,7 +48,8 @@ class Job:
     """What is measured.
 
     Attributes:
-        options: The command's, among them `num_frames`, `size`, `crop_size`, `batch_size`, `rounds`, `peer_names`.
+        options: The command's, among them `num_frames`, `size`, `crop_size`, `batch_size`, `rounds`, `peer_names`, and
+            the same as `video` and `crop`.
         timed, learning: The clips that are timed and those whose accuracy is measured.
         scratch: Stores, extracted frames and checkpoints go there.
         learning_clips: What `fit` trains on for the accuracy.
@@ -65,14 +67,6 @@ class Job:
         # `rnn_norm` as learning without pretrained weights needs it.
         return ModelConfig(name=self.model, num_frames=self.options.num_frames, pretrained=False, rnn_norm=True)
 
-    @property
-    def video(self) -> VideoConfig:
-        return VideoConfig(num_frames=self.options.num_frames, size=self.options.size)
-
-    @property
-    def crop(self) -> AugmentConfig:
-        return AugmentConfig(crop_size=self.options.crop_size)
-
     def trainer(self, **recipe: Any) -> Trainer:
         """With what is fastest here."""
         return Trainer(TrainConfig(batch_size=self.options.batch_size, speed="auto", **recipe), seed=_SEED)
@@ -87,7 +81,7 @@ class Job:
         """A loader over the named store, or without one where the name is empty."""
         config = StoreConfig(root=self.scratch / "stores" / store) if store else StoreConfig(tier="none")
         options = {"batch_size": self.options.batch_size, "seed": _SEED, "shuffle": train, "even": train}
-        return loader_of(manifest, clips, self.video, device=trainer.device, store=config, **options)
+        return loader_of(manifest, clips, self.options.video, device=trainer.device, store=config, **options)
 
 
 class ModelRuns:
@@ -97,6 +91,7 @@ class ModelRuns:
         passes: By name and round.
         skipped: By name, why something was not measured.
         peers: Those that run, by name.
+        first_step_seconds: The very first step, which compiles kernels and makes the optimiser's state.
     """
 
     def __init__(self, job: Job, trainer: Trainer, stack: ExitStack) -> None:
@@ -107,28 +102,23 @@ class ModelRuns:
         self.warm = stack.enter_context(job.loader(job.timed, job.timed.clips, trainer, "warm"))
         job.prepare(trainer, job.timed, self.warm)
         with job.loader(job.timed, job.timed.clips[: job.options.batch_size], trainer, "") as loader:
-            (self._resident,) = loader.epoch(0)
-        before = time.perf_counter()
-        self._bare_loop(1)  # compiles kernels and makes the optimiser's state
-        self.first_step_seconds = time.perf_counter() - before
+            (batch,) = loader.epoch(0)
+        bare = partial(bare_loop, trainer, batch, job.options.crop, seed=_SEED)
+        self.first_step_seconds = bare(steps=1).seconds
+        # What these train is undone.
+        self._bare, self._cold_epoch = restored(trainer)(bare), restored(trainer)(self._epoch)
         # The store of the warm epochs is filled; before, nothing but a step has run.
-        self._record("cold", 1, lambda: self._restored(train_epoch, trainer, self.warm, job.crop, 0))
+        self._record("cold", 1, partial(self._cold_epoch, self.warm, 0))
 
-    def _bare_loop(self, steps: int) -> Pass:
-        return bare_loop(self.trainer, self._resident, self.job.crop, steps=steps, seed=_SEED)
-
-    def _restored(self, work: Callable[..., Pass], *arguments: Any) -> Pass:
-        with restored(self.trainer):
-            return work(*arguments)
+    def _epoch(self, loader: ClipLoader, number: int) -> Pass:
+        return train_epoch(self.trainer, loader, self.job.options.crop, number)
 
     def _record(self, name: str, number: int, work: Callable[[], Pass]) -> None:
-        took = work()
-        self.passes.setdefault(name, {})[number] = took
+        took = self.passes.setdefault(name, {})[number] = work()
         self._console.say(f"{self.job.model} round {number}/{self.job.options.rounds} {name}: {took.rate:.1f} clips/s")
 
     def start_peers(self, stack: ExitStack) -> None:
-        names = ("num_frames", "size", "crop_size", "batch_size")
-        options = {name: getattr(self.job.options, name) for name in names}
+        options = {it: getattr(self.job.options, it) for it in ("num_frames", "size", "crop_size", "batch_size")}
         options |= {"corpus": self.job.timed.root, "model": self.job.model, "lr": self.trainer.config.lr, "seed": _SEED}
         for name in self.job.options.peer_names:
             try:
@@ -145,14 +135,17 @@ class ModelRuns:
         if number == 1 or self._is_decode_bound:
             self._record("limit", number, decode)
         if number > 1 and self._is_decode_bound:
-            self._record("cold", number, lambda: self._emptied_epoch(number))
+            # The store is empty again.
+            shutil.rmtree(self.job.scratch / "stores/cold", ignore_errors=True)
+            with self.job.loader(self.job.timed, self.job.timed.clips, self.trainer, "cold") as loader:
+                self._record("cold", number, partial(self._cold_epoch, loader, number))
         half = len(self.warm) // 2
-        bare = [self._restored(self._bare_loop, len(self.warm) - half)]
-        self._record("warm", number, lambda: train_epoch(self.trainer, self.warm, self.job.crop, number))
+        bare = [self._bare(steps=len(self.warm) - half)]
+        self._record("warm", number, partial(self._epoch, self.warm, number))
         if half:
-            bare.append(self._restored(self._bare_loop, half))
+            bare.append(self._bare(steps=half))
         self._record("bare", number, lambda: total(bare))
-        for name in [name for name in self.peers if name not in self.skipped]:
+        for name in [it for it in self.peers if it not in self.skipped]:
             try:
                 self._record(name, number, self.peers[name].run)
             except Skipped as reason:
@@ -161,13 +154,6 @@ class ModelRuns:
     @property
     def _is_decode_bound(self) -> bool:
         return self.passes["bare"][1].rate > self.passes["limit"][1].rate
-
-    def _emptied_epoch(self, epoch: int) -> Pass:
-        """An epoch whose store is empty again."""
-        job = self.job
-        shutil.rmtree(job.scratch / "stores/cold", ignore_errors=True)
-        with job.loader(job.timed, job.timed.clips, self.trainer, "cold") as loader:
-            return self._restored(train_epoch, self.trainer, loader, job.crop, epoch)
 
 
 def peak_memory(device: torch.device) -> dict[str, float | None]:
@@ -182,19 +168,14 @@ def learn(job: Job) -> dict[str, Any]:
     """Train by `fit` on the built-in corpus: accuracy on unseen actors, and how fast its own epochs were."""
     splits = split_clips(job.learning, "speech")
     train = splits.train[:: max(1, len(splits.train) // job.learning_clips)][: job.learning_clips]
-    recipe = {
-        "epochs": job.options.learning_epochs,
-        "schedule": "onecycle",
-        "lr": _PEAK_LR,
-        "early_stop_patience": None,
-    }
     with (
-        job.trainer(**recipe) as trainer,
+        job.trainer(epochs=job.options.learning_epochs, **_RECIPE) as trainer,
         job.loader(job.learning, train, trainer, "learning") as train_loader,
         job.loader(job.learning, splits.val, trainer, "learning", train=False) as val_loader,
     ):
         job.prepare(trainer, job.learning, train_loader)
-        trainer.fit(train_loader, val_loader, job.crop, job.scratch / "runs" / job.model, Console(show=False))
+        run_dir = job.scratch / "runs" / job.model
+        trainer.fit(train_loader, val_loader, job.options.crop, run_dir, Console(show=False))
         history = trainer.history
     warm = history[1:]
     return {
@@ -213,13 +194,13 @@ def measure(job: Job) -> dict[str, Any]:
     with job.trainer(schedule="constant") as trainer, ExitStack() as stack:
         runs, mixed = ModelRuns(job, trainer, stack), trainer.accelerator.mixed_precision
         memory = peak_memory(trainer.device)
-        decode = stack.enter_context(decode_stages(job.timed, job.video))["decode_pruned"]
+        decode = stack.enter_context(decode_stages(job.timed, job.options.video))["decode_pruned"]
         decode.warm()
         runs.start_peers(stack)
         for number in range(1, job.options.rounds + 1):
             runs.round(number, decode.run)
         with restored(trainer):
-            parts = breakdown(trainer, runs.warm, job.crop, job.options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
+            parts = breakdown(trainer, runs.warm, job.options.crop, job.options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
         found = {
             "passes": runs.passes,
             "skipped": runs.skipped,
@@ -231,7 +212,7 @@ def measure(job: Job) -> dict[str, Any]:
             "precision": {"no": "fp32"}.get(mixed, mixed),
             "speed": str(trainer.speed),
             "train": asdict(trainer.config),
-            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), job.crop.crop_size),
+            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), job.options.crop.crop_size),
         }
     found["learning"] = learn(job)
     # The next model begins with empty stores, too.
