@@ -22,7 +22,7 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 import torch
 
 from benchmarks.common import corpus, results, throughput_report
-from benchmarks.common.measure import Rounds, Skipped, Stage, in_own_process, in_turns
+from benchmarks.common.measure import Record, Rounds, Stage, in_own_process, in_turns
 from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import PEERS, peer_stage
 from benchmarks.common.stages import cold_stage, decode_stages, memory, store_stages
@@ -58,20 +58,12 @@ def measure(stages: list[Stage], num_rounds: int, console: Console) -> tuple[Rou
     Returns:
         By name and round what each took, and by name why something was skipped.
     """
-    found: Rounds = {stage.name: {} for stage in stages}
-    skipped: dict[str, str] = {}
+    record = Record(console.say, num_rounds)
     for stage in stages:
         stage.warm()
     for number, stage in in_turns(stages, num_rounds):
-        if stage.name in skipped:
-            continue
-        try:
-            took = found[stage.name][number] = stage.run()
-            console.say(f"round {number}/{num_rounds} {stage.name}: {took.rate:.1f} clips/s")
-        except Skipped as reason:
-            skipped[stage.name] = str(reason)
-            console.say(f"{stage.name} skipped: {reason}")
-    return found, skipped
+        record.add(stage.name, number, stage.run)
+    return record.rounds, record.skipped
 
 
 def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: Console) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,6 +82,33 @@ class Stage:
 
 class Skipped(Exception):
     """A stage or a peer that cannot be measured here; the message is the reason."""
+
+
+@dataclass
+class Record:
+    """What was measured by name and round, and why something was not.
+
+    Attributes:
+        say: Takes a line about each pass.
+        skipped: By name, why it was skipped, and is not tried again.
+    """
+
+    say: Callable[[str], None]
+    num_rounds: int
+    rounds: Rounds = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, number: int, work: Callable[..., Pass], *arguments: Any) -> None:
+        """One pass, unless it was skipped before."""
+        found = self.rounds.setdefault(name, {})
+        if name in self.skipped:
+            return
+        try:
+            found[number] = work(*arguments)
+            self.say(f"round {number}/{self.num_rounds} {name}: {found[number].rate:.1f} clips/s")
+        except Skipped as reason:
+            self.skipped[name] = str(reason)
+            self.say(f"{name} skipped: {reason}")
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,17 @@ def entry_row(found: Mapping[str, Any]) -> dict[str, str | int]:
     }
 
 
+def figures_of(found: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Every number of nested entries as text, by its name, below its own entry's."""
+    texts: dict[str, str] = {}
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            texts |= figures_of(value, f"{name}: ")
+        elif value is None or isinstance(value, int | float):
+            texts[f"{above}{name}"] = "-" if value is None else figure_text(value)
+    return texts
+
+
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1%}"
 
@@ -131,23 +142,25 @@ def whiskers(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
     return [[it["median"] - it["min"] for it in rates], [it["max"] - it["median"] for it in rates]]
 
 
-def draw_rates(axes: Axes, found: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> None:
+def draw_rates(axes: Axes, found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
     """Clips/s on a logarithmic axis, medians as bars and extremes as whiskers, under what was measured where.
 
     Args:
         found: What the JSON file holds.
-        entries: By label, from above.
+        entries: From above.
     """
-    rates, machine = [it["clips_per_second"] for it in entries.values()], found["machine"]
-    bars = axes.barh([*entries], [it["median"] for it in rates], xerr=whiskers(rates), capsize=2)
+    rates, titles = [it["clips_per_second"] for it in entries], [it["title"] for it in entries]
+    medians = [it["median"] for it in rates]
+    bars = axes.barh(range(len(rates)), medians, xerr=whiskers(rates), tick_label=titles, capsize=2)
     axes.bar_label(bars, fmt=figure_text, padding=5)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.margins(x=0.12, y=0.02)
+    axes.margins(x=0.15, y=0.02)
     axes.set_xlabel("clips/s (logarithmic); bars are medians, whiskers extremes")
-    settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+    settings, machine = found["settings"], found["machine"]
     where = machine["gpus"][0] if machine["gpus"] else cores_text(machine)
-    axes.set_title(f"{settings}; {found['corpus']['kind']} clips; {where}", fontsize=8)
+    words = [*(f"{name} {value}" for name, value in settings.items()), f"{found['corpus']['kind']} clips", where]
+    axes.figure.suptitle(", ".join(words), fontsize="small")
 
 
 def without_frame(*axes: Axes) -> None:

@@ -104,8 +104,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
 
 def chart(found: dict[str, Any]) -> Figure:
     """Clips a second of every stage and peer."""
-    measured = {name: it for name, it in {**found["rungs"], **found["peers"]}.items() if it["rounds"]}
+    measured = [it for it in {**found["rungs"], **found["peers"]}.values() if it["rounds"]]
     figure = Figure(figsize=(10, 1.6 + 0.36 * len(measured)), layout="constrained")
-    # The name as well: two stages of the loader can have one title.
-    results.draw_rates(figure.subplots(), found, {f"{it['title']} [{name}]": it for name, it in measured.items()})
+    results.draw_rates(figure.subplots(), found, measured)
     return figure

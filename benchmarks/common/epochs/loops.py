@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -46,22 +47,14 @@ def train_epoch(trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epo
 
     took = timed(work)
     loss, correct, clips = totals.tolist()
-    spent = {"waited": sum(waits), "loss": loss / clips, "accuracy": correct / clips}
-    return EpochPass(**asdict(took), steps=len(waits), **spent)
+    means = {"loss": loss / clips, "accuracy": correct / clips}
+    return EpochPass(**asdict(took), steps=len(waits), waited=sum(waits), **means)
 
 
 def bare_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int, seed: int) -> Pass:
     """The ceiling: one resident batch, the same model, augmentation, arithmetic and optimiser, nothing else."""
-
-    def work() -> int:
-        for number in range(steps):
-            frames = augment(batch.frames, config, batch.keys, seed=seed, epoch=number)
-            _bare_step(trainer, frames, batch.labels)
-        wait_for(trainer.device)
-        return steps * len(batch.keys)
-
-    trainer.model.train()
-    return timed(work)
+    frames = (augment(batch.frames, config, batch.keys, seed=seed, epoch=number) for number in range(steps))
+    return _bare_steps(trainer, batch.labels, frames)[0]
 
 
 def floor_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int) -> Pass:
@@ -70,26 +63,35 @@ def floor_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, ste
     On a GPU the seconds are the device's, by events.
     """
     frames = augment(batch.frames, config, batch.keys, seed=0, epoch=0)
-    trainer.model.train()
     wait_for(trainer.device)
+    passed, clock = _bare_steps(trainer, batch.labels, itertools.repeat(frames, steps))
+    return replace(passed, seconds=clock.seconds("steps"))
+
+
+def _bare_steps(trainer: Trainer, labels: torch.Tensor, batches: Iterable[torch.Tensor]) -> tuple[Pass, Clock]:
+    """A step of the optimiser on each batch's frames [B, T, 3, H, W], timed until the device is done.
+
+    Returns:
+        What they took, and a clock with the span `steps`.
+    """
     clock = Clock(trainer.device)
 
-    @clock.span("floor")
     def work() -> int:
-        for _ in range(steps):
-            _bare_step(trainer, frames, batch.labels)
-        return steps * len(batch.keys)
+        clips = 0
+        with clock.span("steps"):
+            for frames in batches:
+                loss = F.cross_entropy(trainer.model_for(frames)(frames).float(), labels)
+                trainer.accelerator.backward(loss)
+                if trainer.config.clip_norm:
+                    trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_norm)
+                trainer.optimizer.step()
+                trainer.optimizer.zero_grad(set_to_none=True)
+                clips += len(frames)
+        wait_for(trainer.device)
+        return clips
 
-    return replace(timed(work), seconds=clock.seconds("floor"))
-
-
-def _bare_step(trainer: Trainer, frames: torch.Tensor, labels: torch.Tensor) -> None:
-    loss = F.cross_entropy(trainer.model_for(frames)(frames).float(), labels)
-    trainer.accelerator.backward(loss)
-    if trainer.config.clip_norm:
-        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_norm)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.model.train()
+    return timed(work), clock
 
 
 def wait_for(device: torch.device) -> None:
@@ -100,16 +102,13 @@ def wait_for(device: torch.device) -> None:
 @contextmanager
 def restored(trainer: Trainer) -> Iterator[None]:
     """Restore weights, statistics and the optimiser's state at the end."""
-    held = [*trainer.model.state_dict().values()]
-    for state in trainer.optimizer.state.values():
-        held += [value for value in state.values() if isinstance(value, torch.Tensor)]
-    before = [value.clone() for value in held]
+    changing = (trainer.model, trainer.optimizer)
+    before = [copy.deepcopy(it.state_dict()) for it in changing]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for value, was in zip(held, before, strict=True):
-                value.copy_(was)
+        for it, state in zip(changing, before, strict=True):
+            it.load_state_dict(state)
 
 
 class Clock:
@@ -176,13 +175,13 @@ def breakdown(
             steps += 1
     seconds = clock.seconds("step")
     shares = {part: clock.seconds(part) / seconds for part in PARTS}
-    copy = copy_seconds(batch.frames, trainer.device)
+    copying = copy_seconds(batch.frames, trainer.device)
     return {
         "steps": steps,
         "step_seconds": seconds / steps,
         "shares": {**shares, "rest": 1 - sum(shares.values())},
-        "host_to_device_seconds": copy,
-        "host_to_device_share": copy * steps / seconds,
+        "host_to_device_seconds": copying,
+        "host_to_device_share": copying * steps / seconds,
     }
 
 

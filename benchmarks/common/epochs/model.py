@@ -13,7 +13,7 @@ import resource
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.epochs.loops import bare_loop, breakdown, flops_a_clip, restored, train_epoch
-from benchmarks.common.measure import Pass, Rounds, Skipped, total
+from benchmarks.common.measure import Pass, Record, total
 from benchmarks.common.peers import PeerProcess, started
 from benchmarks.common.stages import decode_stages, loader_of
 from fastemo.console import Console
@@ -84,78 +84,6 @@ class Job:
         return loader_of(manifest, clips, self.options.video, device=trainer.device, store=config, **options)
 
 
-class ModelRuns:
-    """A trainer and what is done with it in a round.
-
-    Attributes:
-        passes: By name and round.
-        skipped: By name, why something was not measured.
-        peers: Those that run, by name.
-        first_step_seconds: The very first step, which compiles kernels and makes the optimiser's state.
-    """
-
-    def __init__(self, job: Job, trainer: Trainer, stack: ExitStack) -> None:
-        self.job, self.trainer, self._console = job, trainer, Console()
-        self.passes: Rounds = {}
-        self.skipped: dict[str, str] = {}
-        self.peers: dict[str, PeerProcess] = {}
-        self.warm = stack.enter_context(job.loader(job.timed, job.timed.clips, trainer, "warm"))
-        job.prepare(trainer, job.timed, self.warm)
-        with job.loader(job.timed, job.timed.clips[: job.options.batch_size], trainer, "") as loader:
-            (batch,) = loader.epoch(0)
-        bare = partial(bare_loop, trainer, batch, job.options.crop, seed=_SEED)
-        self.first_step_seconds = bare(steps=1).seconds
-        # What these train is undone.
-        self._bare, self._cold_epoch = restored(trainer)(bare), restored(trainer)(self._epoch)
-        # The store of the warm epochs is filled; before, nothing but a step has run.
-        self._record("cold", 1, partial(self._cold_epoch, self.warm, 0))
-
-    def _epoch(self, loader: ClipLoader, number: int) -> Pass:
-        return train_epoch(self.trainer, loader, self.job.options.crop, number)
-
-    def _record(self, name: str, number: int, work: Callable[[], Pass]) -> None:
-        took = self.passes.setdefault(name, {})[number] = work()
-        self._console.say(f"{self.job.model} round {number}/{self.job.options.rounds} {name}: {took.rate:.1f} clips/s")
-
-    def start_peers(self, stack: ExitStack) -> None:
-        options = {it: getattr(self.job.options, it) for it in ("num_frames", "size", "crop_size", "batch_size")}
-        options |= {"corpus": self.job.timed.root, "model": self.job.model, "lr": self.trainer.config.lr, "seed": _SEED}
-        for name in self.job.options.peer_names:
-            try:
-                self.peers[name] = stack.enter_context(started(name, options, self.job.scratch / "jpegs"))
-            except Skipped as reason:
-                self.skipped[name] = str(reason)
-
-    def round(self, number: int, decode: Callable[[], Pass]) -> None:
-        """Everything once, but for the first epoch.
-
-        Half of the bare loop runs before the warm epoch and half after it, so that a machine that slows down or speeds
-        up does so for both.
-        """
-        if number == 1 or self._is_decode_bound:
-            self._record("limit", number, decode)
-        if number > 1 and self._is_decode_bound:
-            # The store is empty again.
-            shutil.rmtree(self.job.scratch / "stores/cold", ignore_errors=True)
-            with self.job.loader(self.job.timed, self.job.timed.clips, self.trainer, "cold") as loader:
-                self._record("cold", number, partial(self._cold_epoch, loader, number))
-        half = len(self.warm) // 2
-        bare = [self._bare(steps=len(self.warm) - half)]
-        self._record("warm", number, partial(self._epoch, self.warm, number))
-        if half:
-            bare.append(self._bare(steps=half))
-        self._record("bare", number, lambda: total(bare))
-        for name in [it for it in self.peers if it not in self.skipped]:
-            try:
-                self._record(name, number, self.peers[name].run)
-            except Skipped as reason:
-                self.skipped[name] = str(reason)
-
-    @property
-    def _is_decode_bound(self) -> bool:
-        return self.passes["bare"][1].rate > self.passes["limit"][1].rate
-
-
 def peak_memory(device: torch.device) -> dict[str, float | None]:
     """High-water marks of this process so far, in MiB."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -191,28 +119,63 @@ def learn(job: Job) -> dict[str, Any]:
 
 def measure(job: Job) -> dict[str, Any]:
     """All figures of one model."""
+    options, clips = job.options, job.timed.clips
+    record, console = Record(lambda text: console.say(f"{job.model} {text}"), options.rounds), Console()
+    peers: dict[str, PeerProcess] = {}
     with job.trainer(schedule="constant") as trainer, ExitStack() as stack:
-        runs, mixed = ModelRuns(job, trainer, stack), trainer.accelerator.mixed_precision
+        warm = stack.enter_context(job.loader(job.timed, clips, trainer, "warm"))
+        job.prepare(trainer, job.timed, warm)
+        with job.loader(job.timed, clips[: options.batch_size], trainer, "") as loader:
+            (batch,) = loader.epoch(0)
+        loop = partial(bare_loop, trainer, batch, options.crop, seed=_SEED)
+        first_step_seconds = loop(steps=1).seconds  # compiles kernels and makes the optimiser's state
+        bare, cold_epoch = restored(trainer)(loop), restored(trainer)(train_epoch)
+        # The store of the warm epochs is filled; before, nothing but a step has run.
+        record.add("cold", 1, cold_epoch, trainer, warm, options.crop, 0)
         memory = peak_memory(trainer.device)
-        decode = stack.enter_context(decode_stages(job.timed, job.options.video))["decode_pruned"]
+        decode = stack.enter_context(decode_stages(job.timed, options.video))["decode_pruned"]
         decode.warm()
-        runs.start_peers(stack)
-        for number in range(1, job.options.rounds + 1):
-            runs.round(number, decode.run)
+        settings = {it: getattr(options, it) for it in ("num_frames", "size", "crop_size", "batch_size")}
+        settings |= {"corpus": job.timed.root, "model": job.model, "lr": trainer.config.lr, "seed": _SEED}
+
+        def run_peer(name: str) -> Pass:
+            """An epoch of a peer, which starts with the first."""
+            if name not in peers:
+                peers[name] = stack.enter_context(started(name, settings, job.scratch / "jpegs"))
+            return peers[name].run()
+
+        for number in range(1, options.rounds + 1):
+            if number == 1 or record.rounds["bare"][1].rate > record.rounds["limit"][1].rate:
+                record.add("limit", number, decode.run)
+                if number > 1:
+                    # The store is empty again.
+                    shutil.rmtree(job.scratch / "stores/cold", ignore_errors=True)
+                    with job.loader(job.timed, clips, trainer, "cold") as loader:
+                        record.add("cold", number, cold_epoch, trainer, loader, options.crop, number)
+            # Half of the bare loop runs before the warm epoch and half after it, so that a machine that slows down or
+            # speeds up does so for both.
+            half = len(warm) // 2
+            bares = [bare(steps=len(warm) - half)]
+            record.add("warm", number, train_epoch, trainer, warm, options.crop, number)
+            bares += [bare(steps=half)] if half else []
+            record.add("bare", number, total, bares)
+            for name in options.peer_names:
+                record.add(name, number, run_peer, name)
         with restored(trainer):
-            parts = breakdown(trainer, runs.warm, job.options.crop, job.options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
+            parts = breakdown(trainer, warm, options.crop, options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
+        mixed = trainer.accelerator.mixed_precision
         found = {
-            "passes": runs.passes,
-            "skipped": runs.skipped,
-            "told": {name: peer.told for name, peer in runs.peers.items()},
-            "first_step_seconds": runs.first_step_seconds,
+            "passes": {name: its for name, its in record.rounds.items() if its},
+            "skipped": record.skipped,
+            "told": {name: peer.told for name, peer in peers.items()},
+            "first_step_seconds": first_step_seconds,
             "breakdown": parts,
             "memory": memory,
             "device": trainer.device.type,
             "precision": {"no": "fp32"}.get(mixed, mixed),
             "speed": str(trainer.speed),
             "train": asdict(trainer.config),
-            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), job.options.crop.crop_size),
+            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), options.crop_size),
         }
     found["learning"] = learn(job)
     # The next model begins with empty stores, too.

@@ -36,6 +36,7 @@ _PEAK_FLOPS = {
 }
 _H100_RATES = {"late_fusion": 3500, "r3d18": 650}  # clips/s
 _H100_LEAST_BATCH = 64
+_SHOWN = ("clips", "data_wait", "memory", "utilisation", "learning", "breakdown")  # of a model's entry, on the terminal
 
 
 def peak_flops(gpu: str | None, precision: str) -> float | None:
@@ -135,7 +136,7 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
 
 def show(console: Console, found: dict[str, Any]) -> None:
     """The tables."""
-    passes, models, parts, notes = [], [], [], []
+    passes, figures, notes = [], {}, []
     for model, it in found["models"].items():
         notes += [f"{model}: {name} skipped: {reason}" for name, reason in it.get("skipped", {}).items()]
         if "failed" in it:
@@ -145,26 +146,11 @@ def show(console: Console, found: dict[str, Any]) -> None:
             loss = entry["rounds"][-1].get("loss")
             more = {"s an epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
             passes.append({"model": model, **results.entry_row(entry), **more})
-        learning, steps = it["learning"], it["breakdown"]
-        row = {
-            "model": model,
-            "clips": it["clips"],
-            "waiting": results.percent(it["data_wait"]["median"]),
-            "resident MiB": f"{it['memory']['resident_mib']:,.0f}",
-            "GPU MiB": f"{it['memory']['gpu_allocated_mib'] or 0:,.0f}",
-            "GFLOP/s": results.figure_text(it["utilisation"]["flops_per_second"] / 1e9),
-            "MFU": results.percent(it["utilisation"]["mfu"]),
-            "fit's clips": learning["train_clips"],
-            "epochs": learning["epochs"],
-        }
-        accuracies = ("train_accuracy", "val_accuracy", "val_uar")
-        models.append(row | {name: results.percent(learning[name]) for name in accuracies})
-        shares = {**steps["shares"], "copy to device (beside)": steps["host_to_device_share"]}
-        texts = {part.replace("_", " "): results.percent(share) for part, share in shares.items()}
-        parts.append({"model": model, "ms a step": f"{1000 * steps['step_seconds']:.1f}", **texts})
+        figures[model] = results.figures_of({name: it[name] for name in _SHOWN})
     console.table(f"epochs, medians of {found['settings']['rounds']} rounds; the last round's loss", passes)
-    console.table("models; accuracy by fit on the built-in corpus, of validation on unseen actors", models)
-    console.table("where a warm step's time goes", parts)
+    names = next(iter(figures.values()), {})
+    rows = [{"figure": name, **{model: its[name] for model, its in figures.items()}} for name in names]
+    console.table("models: accuracy by fit (of validation on unseen actors), and where a warm step's time goes", rows)
     if (slower := found["ratios"]["r3d18_epoch_over_late_fusion_epoch"]) is not None:
         notes.append(f"r3d18's epoch takes {slower:.2f} x late_fusion's over as many clips (1.5 x in Roy, 2025)")
     for note in notes:
@@ -176,7 +162,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
 def chart(found: dict[str, Any]) -> Figure:
     """Above, clips/s of every model's passes; below, the parts of a warm step."""
     models = {model: it for model, it in found["models"].items() if "failed" not in it}
-    passes = {f"{model}: {it['title']}": it for model in models for it in models[model]["passes"].values()}
+    passes = [{**it, "title": f"{model}: {it['title']}"} for model in models for it in models[model]["passes"].values()]
     figure = Figure(figsize=(10, 4 + 0.3 * (len(passes) + len(models))), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(2 + len(passes), 2 + len(models)))
     results.draw_rates(above, found, passes)
@@ -187,5 +173,5 @@ def chart(found: dict[str, Any]) -> Figure:
         left += shares
     below.invert_yaxis()
     below.set_xlabel("share of a warm step")
-    below.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
+    figure.legend(loc="outside lower center", ncols=6)
     return figure
