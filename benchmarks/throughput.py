@@ -20,9 +20,9 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
+from matplotlib.figure import Figure
 
-from benchmarks.common import corpus, results, throughput_report
-from benchmarks.common.measure import Record, Rounds, Stage, in_own_process, in_turns
+from benchmarks.common import corpus, measure, results
 from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import PEERS, peer_stage
 from benchmarks.common.stages import cold_stage, decode_stages, memory, store_stages
@@ -32,6 +32,16 @@ from fastemo.video.config import VideoConfig
 
 _STORED_CLIPS_QUICK = 96
 _DECODES, _CLIPS_FOR_MEMORY = 3000, 200
+_LIMITS = ("decode_full", "decode_pruned")
+_TITLES = {
+    "pruned_decode": "processor seconds a clip, full over pruned decode by the same library",
+    "cold_over_best_peer": "cold loader over the best peer that decodes video",
+    "cold_over_limit": "cold loader over the pruned decode on all processors",
+    "memory_tier": "loader, memory tier, batches of 8",
+    "disk_tier_cold": "loader, disk tier, cold page cache; or the disk's own speed",
+    "report_over_memory": "report's way after extraction: slower than the memory tier by",
+    "memory_growth": "resident memory growth over 3,000 decodes",
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -52,27 +62,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def measure(stages: list[Stage], num_rounds: int, console: Console) -> tuple[Rounds, dict[str, str]]:
-    """All stages and peers in turn, several rounds.
-
-    Returns:
-        By name and round what each took, and by name why something was skipped.
-    """
-    record = Record(console.say, num_rounds)
-    for stage in stages:
-        stage.warm()
-    for number, stage in in_turns(stages, num_rounds):
-        record.add(stage.name, number, stage.run)
-    return record.rounds, record.skipped
-
-
 def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: Console) -> dict[str, Any]:
     """Memory over many decodes of small clips: RAVDESS's would take minutes."""
     shape = corpus.SMALL
     clips = corpus.lay_out(corpus.generated_folder(shape, console), _CLIPS_FOR_MEMORY, scratch / "small", {})
     console.say(f"{_DECODES} decodes of clips of {shape.width}x{shape.height} to watch memory")
     try:
-        found = in_own_process(memory, clips.manifest, config, _DECODES, batch_size)
+        found = measure.in_own_process(memory, clips.manifest, config, _DECODES, batch_size)
     except UserError as error:
         return {"skipped": str(error)}
     return {"clips": f"clips of {shape.width}x{shape.height}, {shape.num_frames} frames", **found}
@@ -99,13 +95,16 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         stages += stack.enter_context(store)
         about = {"corpus": clips.manifest.root, **job}
         peers = [peer_stage(name, about, scratch / "jpegs", told) for name in options.peer_names]
-        rounds, skipped = measure([*stages, *peers], options.rounds, console)
+        record = measure.in_rounds([*stages, *peers], options.rounds, console.say)
         if not options.quick and not options.no_memory:
             growth = memory_growth(config, options.batch_size, scratch, console)
+    rounds = record.rounds
     entries = {stage.name: results.entry(rounds[stage.name], stage.title) for stage in (*stages, *peers)}
-    throughput_report.add_shares(entries, rounds)
-    for name, entry in entries.items():
-        entry |= told.get(name, {}) | ({"skipped": skipped[name]} if name in skipped else {})
+    add_shares(entries, rounds)
+    for name, about_peer in told.items():
+        entries[name] |= about_peer
+    for name, reason in record.skipped.items():
+        entries[name]["skipped"] = reason
     settings = {**job, "rounds": options.rounds, "quick": options.quick, "crop": config.crop}
     return {
         "settings": {**settings, "clips_in_store": num_stored},
@@ -113,13 +112,100 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "rungs": {stage.name: entries[stage.name] for stage in stages},
         "peers": {stage.name: entries[stage.name] for stage in peers},
         "memory": growth,
-        "ratios": throughput_report.ratios(rounds),
-        "targets": throughput_report.targets(rounds, growth),
+        "ratios": ratios(rounds),
+        "targets": targets(rounds, growth),
     }
 
 
+def add_shares(entries: dict[str, dict[str, Any]], rounds: measure.Rounds) -> None:
+    """What share of the two limits each entry reaches: full and pruned decode on all processors."""
+    for name, found in entries.items():
+        for limit in _LIMITS:
+            share = measure.paired_ratio(measure.rates(rounds.get(name, {})), measure.rates(rounds.get(limit, {})))
+            if share is not None:
+                found[f"share_of_{limit}"] = share["median"]
+
+
+def best_video_peer(rounds: measure.Rounds) -> str | None:
+    """The peer on processors that decodes video and has the highest median rate."""
+    names = [name for name, peer in PEERS.items() if peer.decodes_video and not peer.on_gpu and rounds.get(name)]
+    return max(names, key=lambda name: measure.median_rate(rounds, name) or 0.0, default=None)
+
+
+def ratios(rounds: measure.Rounds) -> dict[str, dict[str, float]]:
+    """Medians and extremes of ratios within a round.
+
+    The names say `<what>_over_<what>`; `cpu` ones compare processor seconds a clip, the others clips a second.
+    """
+    cost = {name: measure.cpu_costs(its) for name, its in rounds.items()}
+    pruning, decode = cost.get("prune", {}), cost.get("decode_pruned", {})
+    cost["prune_and_decode"] = {it: pruning[it] + decode[it] for it in pruning.keys() & decode.keys()}
+    costs = measure.paired_ratios(cost, [("decode_full", "decode_pruned"), ("decode_full", "prune_and_decode")])
+    pairs = [("loader_cold", "decode_pruned"), ("loader_cold", "decode_full"), ("loader_memory", "jpeg")]
+    pairs += [("loader_disk_cold", "disk_read"), ("loader_memory_augmented", "jpeg")]
+    pairs += [(loader, name) for loader in ("loader_cold", "loader_cold_gpu") for name in PEERS]
+    speed = {name: measure.rates(its) for name, its in rounds.items()}
+    return {f"cpu_{name}": ratio for name, ratio in costs.items()} | measure.paired_ratios(speed, pairs)
+
+
+def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measure.Target]:
+    """Stated for T = 10, 128x128, genuine RAVDESS clips, two cores.
+
+    Args:
+        memory: What `memory.measure` found, or why it was skipped.
+    """
+    found, best, memory = ratios(rounds), best_video_peer(rounds), memory or {}
+    with_pruning = measure.median_of(found, "cpu_decode_full_over_prune_and_decode")
+    pruning_note = f"{with_pruning:.2f} x with the pruning itself" if with_pruning else ""
+    peer_note = f"best: {PEERS[best].title}" if best else "no such peer ran"
+    disk_share, disk_bound = measure.median_of(found, "loader_disk_cold_over_disk_read"), 500.0
+    disk_note = f"{disk_share:.0%} of a plain cold read of the same file" if disk_share is not None else ""
+    if disk_share is not None and disk_share >= 0.9:  # nine tenths of the disk's own speed count as its speed
+        disk_bound = min(disk_bound, 0.9 * (measure.median_rate(rounds, "disk_read") or disk_bound))
+    memory_note = memory.get("skipped", "")
+    if "loader" in memory:
+        memory_note = f"{memory['clips']}; as many by the loader: {memory['loader']['growth_mib']:.1f} MiB"
+    figures = [
+        ("pruned_decode", measure.median_of(found, "cpu_decode_full_over_decode_pruned"), 1.9, "x", pruning_note),
+        ("cold_over_best_peer", measure.median_of(found, f"loader_cold_over_{best}"), 1.8, "x", peer_note),
+        ("cold_over_limit", measure.median_of(found, "loader_cold_over_decode_pruned"), 0.9, "x", ""),
+        ("memory_tier", measure.median_rate(rounds, "loader_memory"), 2000, "clips/s", ""),
+        ("disk_tier_cold", measure.median_rate(rounds, "loader_disk_cold"), disk_bound, "clips/s", disk_note),
+        ("report_over_memory", measure.median_of(found, "loader_memory_over_jpeg"), 50, "x", ""),
+        ("memory_growth", memory.get("growth_mib"), 20, "MiB", memory_note),
+    ]
+    return [measure.Target(name, _TITLES[name], *its, name == "memory_growth", note) for name, *its, note in figures]
+
+
+def show(console: Console, found: dict[str, Any]) -> None:
+    """The tables."""
+    rows, notes = [], []
+    for name, it in {**found["rungs"], **found["peers"]}.items():
+        if it["rounds"]:
+            shares = {f"of {limit}": results.percent(it.get(f"share_of_{limit}")) for limit in _LIMITS}
+            rows.append({**results.entry_row(it), **shares})
+        if "skipped" in it:
+            notes.append(f"{name} skipped: {it['skipped']}")
+        if extraction := it.get("extraction"):
+            seconds = extraction["seconds"] / extraction["clips"]
+            notes.append(f"{name}: extraction beforehand took {seconds:.2f} s a clip, not part of its figures")
+    console.table(f"medians of {found['settings']['rounds']} rounds", rows)
+    for note in notes:
+        console.say(note)
+    title = "targets, stated for T = 10, 128x128, genuine RAVDESS clips, two cores"
+    results.show_targets(console, title, found["targets"])
+
+
+def chart(found: dict[str, Any]) -> Figure:
+    """Clips a second of every stage and peer."""
+    measured = [it for it in {**found["rungs"], **found["peers"]}.values() if it["rounds"]]
+    figure = Figure(figsize=(10, 1.6 + 0.36 * len(measured)), layout="constrained")
+    results.draw_rates(figure.subplots(), found, measured)
+    return figure
+
+
 def main(arguments: list[str] | None = None) -> None:
-    results.run_command("throughput", arguments, parse, run, throughput_report.show, throughput_report.chart)
+    results.run_command("throughput", arguments, parse, run, show, chart)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,16 @@ def in_turns(names: Sequence[T], num_rounds: int) -> Iterator[tuple[int, T]]:
             yield number, name
 
 
+def in_rounds(stages: Sequence[Stage], num_rounds: int, say: Callable[[str], None]) -> Record:
+    """All stages in turn, several rounds."""
+    record = Record(say, num_rounds)
+    for stage in stages:
+        stage.warm()
+    for number, stage in in_turns(stages, num_rounds):
+        record.add(stage.name, number, stage.run)
+    return record
+
+
 def in_own_process(work: Callable[..., T], *arguments: Any) -> T:
     """Call `work` in a fresh interpreter, which imports no more than that needs: its memory is its own.
 

@@ -159,7 +159,7 @@ def draw_rates(axes: Axes, found: Mapping[str, Any], entries: Sequence[Mapping[s
     axes.set_xlabel("clips/s (logarithmic); bars are medians, whiskers extremes")
     settings, machine = found["settings"], found["machine"]
     where = machine["gpus"][0] if machine["gpus"] else cores_text(machine)
-    words = [*(f"{name} {value}" for name, value in settings.items()), f"{found['corpus']['kind']} clips", where]
+    words = [*(f"{name} {value}" for name, value in settings.items()), found["corpus"]["kind"], where]
     axes.figure.suptitle(", ".join(words), fontsize="small")
 
 
@@ -208,12 +208,9 @@ def run_command(
 
 def write(path: Path, found: dict[str, Any], console: Console, draw: Step | None = None) -> None:
     """Write the JSON file, and with `draw` a chart beside it, each atomically."""
-    write_text(path, without_paths(json.dumps(found, indent=1, default=_plain)) + "\n")
+    text = json.dumps(found, indent=1, default=lambda it: it.as_dict() if isinstance(it, Target) else str(it))
+    write_text(path, without_paths(text) + "\n")
     if draw:
         with replacing(path.with_suffix(".png")) as partial:
             draw(found).savefig(partial, format="png", dpi=120)
     console.say(f"written: {path}{f' and {path.stem}.png' if draw else ''}")
-
-
-def _plain(value: Any) -> Any:
-    return value.as_dict() if isinstance(value, Target) else str(value)
