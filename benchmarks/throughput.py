@@ -174,7 +174,10 @@ def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measu
         ("report_over_memory", measure.median_of(found, "loader_memory_over_jpeg"), 50, "x", ""),
         ("memory_growth", memory.get("growth_mib"), 20, "MiB", memory_note),
     ]
-    return [measure.Target(name, _TITLES[name], *its, name == "memory_growth", note) for name, *its, note in figures]
+    return [
+        measure.Target(name, _TITLES[name], value, bound, unit, is_upper=name == "memory_growth", note=note)
+        for name, value, bound, unit, note in figures
+    ]
 
 
 def show(console: Console, found: dict[str, Any]) -> None:

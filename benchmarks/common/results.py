@@ -21,7 +21,8 @@ from matplotlib.axes import Axes
 from benchmarks.common.measure import REPOSITORY, Pass, Target, cpu_costs, rates, summary
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
-from fastemo.machine import cache_folder, describe_machine, replacing, versions, write_text
+from fastemo.machine import cache_folder, describe_machine, versions, write_text
+from fastemo.report.figures import write_figure
 
 Step = Callable[..., Any]
 
@@ -149,14 +150,13 @@ def draw_rates(axes: Axes, found: Mapping[str, Any], entries: Sequence[Mapping[s
         found: What the JSON file holds.
         entries: From above.
     """
-    rates, titles = [it["clips_per_second"] for it in entries], [it["title"] for it in entries]
-    medians = [it["median"] for it in rates]
-    bars = axes.barh(range(len(rates)), medians, xerr=whiskers(rates), tick_label=titles, capsize=2)
+    rates = [it["clips_per_second"] for it in entries]
+    style = {"tick_label": [it["title"] for it in entries], "xerr": whiskers(rates), "capsize": 2}
+    bars = axes.barh(range(len(rates)), [it["median"] for it in rates], **style)
     axes.bar_label(bars, fmt=figure_text, padding=5)
     axes.invert_yaxis()
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="clips/s (logarithmic); bars are medians, whiskers extremes")
     axes.margins(x=0.15, y=0.02)
-    axes.set_xlabel("clips/s (logarithmic); bars are medians, whiskers extremes")
     settings, machine = found["settings"], found["machine"]
     where = machine["gpus"][0] if machine["gpus"] else cores_text(machine)
     words = [*(f"{name} {value}" for name, value in settings.items()), found["corpus"]["kind"], where]
@@ -211,6 +211,5 @@ def write(path: Path, found: dict[str, Any], console: Console, draw: Step | None
     text = json.dumps(found, indent=1, default=lambda it: it.as_dict() if isinstance(it, Target) else str(it))
     write_text(path, without_paths(text) + "\n")
     if draw:
-        with replacing(path.with_suffix(".png")) as partial:
-            draw(found).savefig(partial, format="png", dpi=120)
+        write_figure(draw(found), path.with_suffix(".png"))
     console.say(f"written: {path}{f' and {path.stem}.png' if draw else ''}")

@@ -90,8 +90,8 @@ def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[s
     entries = {}
     for name in filter(passes.get, TITLES):
         seconds = summary(it.seconds for it in passes[name].values())
-        told = found["told"].get(name, {})
-        entries[name] = {**results.entry(passes[name], TITLES[name]), "epoch_seconds": seconds, **told}
+        told = {"epoch_seconds": seconds, **found["told"].get(name, {})}
+        entries[name] = results.entry(passes[name], TITLES[name]) | told
     joint, warm = joint_rates(passes), entries["warm"]["clips_per_second"]["median"]
     return {
         "clips": clips,
