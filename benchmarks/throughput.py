@@ -154,11 +154,12 @@ def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measu
     Args:
         memory: What `memory.measure` found, or why it was skipped.
     """
-    found, best, memory = ratios(rounds), best_video_peer(rounds), memory or {}
-    with_pruning = measure.median_of(found, "cpu_decode_full_over_prune_and_decode")
+    median = {name: it["median"] for name, it in ratios(rounds).items()}.get
+    best, memory = best_video_peer(rounds), memory or {}
+    with_pruning = median("cpu_decode_full_over_prune_and_decode")
     pruning_note = f"{with_pruning:.2f} x with the pruning itself" if with_pruning else ""
     peer_note = f"best: {PEERS[best].title}" if best else "no such peer ran"
-    disk_share, disk_bound = measure.median_of(found, "loader_disk_cold_over_disk_read"), 500.0
+    disk_share, disk_bound = median("loader_disk_cold_over_disk_read"), 500.0
     disk_note = f"{disk_share:.0%} of a plain cold read of the same file" if disk_share is not None else ""
     if disk_share is not None and disk_share >= 0.9:  # nine tenths of the disk's own speed count as its speed
         disk_bound = min(disk_bound, 0.9 * (measure.median_rate(rounds, "disk_read") or disk_bound))
@@ -166,12 +167,12 @@ def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measu
     if "loader" in memory:
         memory_note = f"{memory['clips']}; as many by the loader: {memory['loader']['growth_mib']:.1f} MiB"
     figures = [
-        ("pruned_decode", measure.median_of(found, "cpu_decode_full_over_decode_pruned"), 1.9, "x", pruning_note),
-        ("cold_over_best_peer", measure.median_of(found, f"loader_cold_over_{best}"), 1.8, "x", peer_note),
-        ("cold_over_limit", measure.median_of(found, "loader_cold_over_decode_pruned"), 0.9, "x", ""),
+        ("pruned_decode", median("cpu_decode_full_over_decode_pruned"), 1.9, "x", pruning_note),
+        ("cold_over_best_peer", median(f"loader_cold_over_{best}"), 1.8, "x", peer_note),
+        ("cold_over_limit", median("loader_cold_over_decode_pruned"), 0.9, "x", ""),
         ("memory_tier", measure.median_rate(rounds, "loader_memory"), 2000, "clips/s", ""),
         ("disk_tier_cold", measure.median_rate(rounds, "loader_disk_cold"), disk_bound, "clips/s", disk_note),
-        ("report_over_memory", measure.median_of(found, "loader_memory_over_jpeg"), 50, "x", ""),
+        ("report_over_memory", median("loader_memory_over_jpeg"), 50, "x", ""),
         ("memory_growth", memory.get("growth_mib"), 20, "MiB", memory_note),
     ]
     return [

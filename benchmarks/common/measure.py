@@ -227,7 +227,3 @@ def paired_ratios(
     """`<above>_over_<below>` of each pair that shares a round."""
     found = {it: paired_ratio(*(figures.get(name, {}) for name in it)) for it in pairs}
     return {f"{above}_over_{below}": ratio for (above, below), ratio in found.items() if ratio is not None}
-
-
-def median_of(ratios: Mapping[str, Mapping[str, float]], name: str) -> float | None:
-    return ratios[name]["median"] if name in ratios else None

@@ -146,6 +146,21 @@ def test_an_entry_keeps_every_round_and_its_share_of_the_limits():
     assert found["peers"]["opencv"] == {"title": "title of opencv", "rounds": [], "skipped": "no OpenCV here"}
 
 
+def test_numbers_of_nested_entries_are_one_list():
+    found = {
+        "clips": 8,
+        "text": "x",
+        "memory": {"mib": 1191.2, "gpu_mib": None},
+        "parts": {"n": [1], "shares": {"a": 0.25}},
+    }
+    assert results.figures_of(found) == {
+        "clips": "8",
+        "memory: mib": "1,191",
+        "memory: gpu_mib": "-",
+        "shares: a": "0.25",
+    }
+
+
 def test_tables_name_everything(capsys):
     throughput.show(Console(), whole())
     shown = capsys.readouterr().out
