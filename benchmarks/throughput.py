@@ -186,8 +186,9 @@ def show(console: Console, found: dict[str, Any]) -> None:
     rows, notes = [], []
     for name, it in {**found["rungs"], **found["peers"]}.items():
         if it["rounds"]:
-            shares = {f"of {limit}": results.percent(it.get(f"share_of_{limit}")) for limit in _LIMITS}
-            rows.append({**results.entry_row(it), **shares})
+            shares = {f"of {limit}": it.get(f"share_of_{limit}") for limit in _LIMITS}
+            texts = {limit: "-" if share is None else f"{share:,.1%}" for limit, share in shares.items()}
+            rows.append({**results.entry_row(it), **texts})
         if "skipped" in it:
             notes.append(f"{name} skipped: {it['skipped']}")
         if extraction := it.get("extraction"):

@@ -124,10 +124,6 @@ def figures_of(found: Mapping[str, Any], above: str = "") -> dict[str, str]:
     return texts
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1%}"
-
-
 def show_targets(console: Console, title: str, targets: Sequence[Target]) -> None:
     rows: list[dict[str, str | int]] = []
     for it in targets:
