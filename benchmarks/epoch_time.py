@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,14 +27,13 @@ import torch
 from benchmarks.common import corpus, results
 from benchmarks.common.epochs import report
 from benchmarks.common.epochs.model import Job, measure
-from benchmarks.common.measure import in_own_process
+from benchmarks.common.measure import Rounds, in_own_process
 from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import TRAINING_PEERS
 from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig, SyntheticConfig
-from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.prepare import prepare_corpus
-from fastemo.errors import UserError, one_line_errors
+from fastemo.errors import UserError
 from fastemo.models.config import ModelName
 from fastemo.video.config import AugmentConfig, VideoConfig
 
@@ -75,6 +73,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(f"--clips and --batch_size must be at most {corpus.MOST_CLIPS}, the speech takes of RAVDESS")
     options.models = choose("--models", options.models or ("late_fusion" if options.quick else "all"), MODELS)
     options.peer_names = choose("--peers", options.peers, TRAINING_PEERS, can_be_none=True)
+    options.video = VideoConfig(num_frames=options.num_frames, size=options.size)
+    options.crop = AugmentConfig(crop_size=options.crop_size)
     return options
 
 
@@ -86,67 +86,49 @@ def clips_an_epoch(model: str, options: argparse.Namespace, *, has_gpu: bool) ->
     return batches * options.batch_size
 
 
-def measure_models(
-    options: argparse.Namespace, clips_of: dict[str, int], learning: Manifest, console: Console
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Every model in turn, in a process of its own, on one corpus for those with epochs of one length.
 
     Returns:
-        What each one's process found, and what the corpora are.
+        What goes into the JSON file.
     """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    built_in = CorpusConfig(synthetic=_BUILT_IN_QUICK if options.quick else _BUILT_IN)
+    learning = prepare_corpus(built_in, console)
     models: dict[str, Any] = {}
+    passes: dict[str, Rounds] = {}
     corpora: dict[int, corpus.Corpus] = {}
     with tempfile.TemporaryDirectory(prefix="fastemo-benchmark-") as scratch:
-        for model, num_clips in clips_of.items():
+        for model in options.models:
+            num_clips = clips_an_epoch(model, options, has_gpu=gpu is not None)
             folder = Path(scratch) / f"{num_clips}-clips"
             if num_clips not in corpora:
                 clips = corpus.choose(options.corpus, num_clips, folder / "corpus", console, quick=options.quick)
                 corpora[num_clips] = clips
-            is_slow = model == _SLOW_ON_CPU and not torch.cuda.is_available()
-            learning_clips = _LEARNING_CLIPS_SLOW if is_slow else _LEARNING_CLIPS
+            learning_clips = _LEARNING_CLIPS_SLOW if model == _SLOW_ON_CPU and gpu is None else _LEARNING_CLIPS
             job = Job(model, options, corpora[num_clips].manifest, learning, folder, learning_clips)
             console.say(f"{model}: started")
             try:
-                models[model] = in_own_process(measure, job)
+                found = in_own_process(measure, job)
             except UserError as error:
                 models[model] = {"failed": str(error)}
+                continue
+            passes[model] = found["passes"]
+            models[model] = report.model_entry(found, num_clips, gpu)
     about = dict(next(iter(corpora.values())).description)
     del about["clips_a_pass"]  # each model's entry has its own
-    return models, about
-
-
-def run(options: argparse.Namespace, arguments: Sequence[str], console: Console) -> dict[str, Any]:
-    """Everything; returns what goes into the JSON file."""
-    has_gpu, started = torch.cuda.is_available(), time.monotonic()
-    gpu = torch.cuda.get_device_name() if has_gpu else None
-    # Wrong options are refused before anything is made.
-    VideoConfig(num_frames=options.num_frames, size=options.size)
-    AugmentConfig(crop_size=options.crop_size)
-    clips_of = {model: clips_an_epoch(model, options, has_gpu=has_gpu) for model in options.models}
-    built_in = CorpusConfig(synthetic=_BUILT_IN_QUICK if options.quick else _BUILT_IN)
-    models, about = measure_models(options, clips_of, prepare_corpus(built_in, console), console)
-    passes = {model: it["passes"] for model, it in models.items() if "passes" in it}
-    entries = {model: report.model_entry(models[model], clips_of[model], gpu) for model in passes}
-    found = {
-        **results.header("epoch_time.py", arguments, started),
+    return {
         "settings": {name: getattr(options, name) for name in (*_NUMBERS, "quick")},
         "corpus": about,
         "learning_corpus": {"kind": "built-in", **asdict(built_in.synthetic)},
-        "models": {**models, **entries},
+        "models": models,
         "ratios": {"r3d18_epoch_over_late_fusion_epoch": report.r3d18_over_late_fusion(passes)},
         "targets": report.targets(passes, gpu=gpu, batch_size=options.batch_size),
     }
-    report.show(console, found)
-    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with one_line_errors():
-        options, console = parse(arguments), Console()
-        found = run(options, arguments, console)
-        path = options.out or results.default_path(found["machine"], quick=options.quick, program="epoch-time")
-        results.write(path, found, console, report.chart)
+    found = results.run_command("epoch_time", arguments, parse, run, report.show, report.chart)
     if any("failed" in entry for entry in found["models"].values()):
         sys.exit(1)
 

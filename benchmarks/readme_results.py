@@ -71,12 +71,13 @@ def read(folder: Path) -> dict[str, list[Found]]:
 
 def newest(files: list[Found]) -> list[Found]:
     """The last of each machine, and of each training with an accuracy; `files` are sorted by date."""
-    last = {}
-    for it in files:
+
+    def key(it: Found) -> tuple[str, ...]:
         # Two hosts played by one machine are not another machine, but another measurement.
-        key = [machine_slug(it["machine"]), it.get("settings", {}).get("hosts", 1)]
-        key += [it["model"], it["command"], it["seed"]] if "model" in it else []
-        last[tuple(map(str, key))] = it
+        training = [it["model"], it["command"], it["seed"]] if "model" in it else []
+        return tuple(map(str, (machine_slug(it["machine"]), it.get("settings", {}).get("hosts", 1), *training)))
+
+    last = {key(it): it for it in files}
     return [last[key] for key in sorted(last)]
 
 
@@ -105,20 +106,20 @@ def _on_gpu(found: Found) -> dict[str, str]:
     failed = [name for name, it in stages.items() if not it["ok"]]
     verdict = f"**failed: {', '.join(failed)}**" if failed else f"all {len(stages)} ok"
     cells = {"stages": f"{verdict} ({found['note']})" if found.get("note") else verdict}
-    models: dict[str, dict[str, list[str]]] = {}
+    rates: dict[str, dict[str, list[str]]] = {}
     for key, step in stages.get("training", {}).get("steps", {}).items():
         model, batch, variant = key.split(", ")
         if "clips_per_second" in step:
             rate = f"{figure_text(step['clips_per_second'])} in {variant.replace('_', ' with ')}"
-            models.setdefault(model, {}).setdefault(batch, []).append(rate)
-    for model, batches in models.items():
-        rates = "; ".join(f"{batch}: {', '.join(its)}" for batch, its in batches.items())
-        cells[f"{model}: warm steps from the device tier, clips/s"] = rates
+            rates.setdefault(model, {}).setdefault(batch, []).append(rate)
+    for model, batches in rates.items():
+        title = f"{model}: warm steps from the device tier, clips/s"
+        cells[title] = "; ".join(f"{batch}: {', '.join(its)}" for batch, its in batches.items())
     for size, its in stages.get("nvdec", {}).items():
         if isinstance(its, dict) and any(name.startswith("dali, ") for name in its):
             for kind in ("loader cold, dali", "loader cold, pyav", "dali, pruned", "dali, full"):
                 if best := max((rate for name, rate in its.items() if name.startswith(kind)), default=None):
-                    cells[f"{size}: {kind}, at its best"] = f"{figure_text(best)} clips/s"
+                    cells[f"{size}: {kind}, at its best"] = figure_text(best, "clips/s")
     if "growth_mib" in (memory := stages.get("memory", {})):
         growth = (f"{figure_text(mib)} MiB {name.removesuffix('_mib')}" for name, mib in memory["growth_mib"].items())
         cells[f"memory growth over {memory['decodes']:,} decodes"] = ", ".join(growth)
@@ -195,11 +196,11 @@ def _facts(found: Found) -> dict[str, str]:
 
 def _headlines(found: Found) -> dict[str, str]:
     """Figures without a target."""
-    cells = {row["title"]: _figure(row["value"], row["unit"]) for row in found.get("headlines", [])}
+    cells = {row["title"]: figure_text(row["value"], row["unit"]) for row in found.get("headlines", [])}
     for name in _STAGES:
         stage = found.get("rungs", {}).get(name, {})
         if stage.get("rounds"):
-            cells[stage["title"]] = _figure(stage["clips_per_second"]["median"], "clips/s")
+            cells[stage["title"]] = figure_text(stage["clips_per_second"]["median"], "clips/s")
     return cells
 
 
@@ -208,14 +209,10 @@ def _targets(found: Found) -> dict[str, str]:
     for it in found["targets"]:
         sign, bound = ("<=", it["at_most"]) if "at_most" in it else (">=", it["at_least"])
         verdict = f"**{it['verdict']}**" if it["verdict"] == "not reached" else it["verdict"]
-        value = "" if it["value"] is None else f"{_figure(it['value'], it['unit'])}, "
+        value = "" if it["value"] is None else f"{figure_text(it['value'], it['unit'])}, "
         note = f" ({it['note']})" if it["note"] else ""
-        cells[it["title"]] = f"{value}{verdict}; target {sign} {_figure(bound, it['unit'])}{note}"
+        cells[it["title"]] = f"{value}{verdict}; target {sign} {figure_text(bound, it['unit'])}{note}"
     return cells
-
-
-def _figure(value: float, unit: str) -> str:
-    return f"{figure_text(value)} {unit}".strip()
 
 
 def _folded(title: str, rows: list[list[str]]) -> str:

@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 from benchmarks.common import results
 from benchmarks.common.options import make_parser, parse_checked
 from fastemo.console import Console
-from fastemo.errors import one_line_errors
 
 _ATTACKS = (
     *("tests/attacks", "tests/experiment/test_resume.py", "tests/test_processes.py", "tests/report/test_collect.py"),
@@ -99,29 +97,28 @@ def outcome_text(outcomes: dict[str, int]) -> str:
     return "; ".join(f"{count:,} {phrase}" for phrase, count in sorted(outcomes.items(), key=lambda it: -it[1]))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    started = time.monotonic()
-    with one_line_errors(), tempfile.TemporaryDirectory(prefix="fastemo-reliability-") as folder:
-        options, console = parse(arguments), Console()
-        lines, tests = options.lines, None
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Run the attacks, or read what they tried; returns what goes into the JSON file."""
+    lines, tests = options.lines, None
+    with tempfile.TemporaryDirectory(prefix="fastemo-reliability-") as folder:
         if lines is None:
             lines, tests = attack(Path(folder), quick=options.quick, full=options.full)
         faults = summed(lines)
-        if not faults:
-            raise ValueError("no attack reported what it tried")
-        found = {
-            **results.header("reliability.py", arguments, started),
-            "settings": {"quick": options.quick, "full": options.full},
-            "tests": tests,
-            "tried": sum(it["tried"] for it in faults),
-            "faults": faults,
-        }
-        rows = [{"fault": it["fault"], "tried": it["tried"], "outcome": outcome_text(it["outcomes"])} for it in faults]
-        console.table(f"{found['tried']:,} faults of {len(rows)} kinds", rows)
-        program = "reliability" if options.full or options.quick else "reliability-sample"
-        path = options.out or results.default_path(found["machine"], quick=options.quick, program=program)
-        results.write(path, found, console)
+    if not faults:
+        raise ValueError("no attack reported what it tried")
+    settings, tried = {"quick": options.quick, "full": options.full}, sum(it["tried"] for it in faults)
+    return {"settings": settings, "tests": tests, "tried": tried, "faults": faults}
+
+
+def show(console: Console, found: dict[str, Any]) -> None:
+    """The table."""
+    faults = found["faults"]
+    rows = [{"fault": it["fault"], "tried": it["tried"], "outcome": outcome_text(it["outcomes"])} for it in faults]
+    console.table(f"{found['tried']:,} faults of {len(rows)} kinds", rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    results.run_command("reliability", arguments, parse, run, show)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,18 +20,28 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
+from matplotlib.figure import Figure
 
-from benchmarks.common import corpus, results, throughput_report
-from benchmarks.common.measure import Rounds, Skipped, Stage, in_own_process, in_turns
+from benchmarks.common import corpus, measure, results
 from benchmarks.common.options import choose, make_parser, parse_checked
 from benchmarks.common.peers import PEERS, peer_stage
 from benchmarks.common.stages import cold_stage, decode_stages, memory, store_stages
 from fastemo.console import Console
-from fastemo.errors import UserError, one_line_errors
+from fastemo.errors import UserError
 from fastemo.video.config import VideoConfig
 
 _STORED_CLIPS_QUICK = 96
 _DECODES, _CLIPS_FOR_MEMORY = 3000, 200
+_LIMITS = ("decode_full", "decode_pruned")
+_TITLES = {
+    "pruned_decode": "processor seconds a clip, full over pruned decode by the same library",
+    "cold_over_best_peer": "cold loader over the best peer that decodes video",
+    "cold_over_limit": "cold loader over the pruned decode on all processors",
+    "memory_tier": "loader, memory tier, batches of 8",
+    "disk_tier_cold": "loader, disk tier, cold page cache; or the disk's own speed",
+    "report_over_memory": "report's way after extraction: slower than the memory tier by",
+    "memory_growth": "resident memory growth over 3,000 decodes",
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -53,46 +62,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def measure(stages: list[Stage], num_rounds: int, console: Console) -> tuple[Rounds, dict[str, str]]:
-    """All stages and peers in turn, several rounds.
-
-    Returns:
-        By name and round what each took, and by name why something was skipped.
-    """
-    found: Rounds = {stage.name: {} for stage in stages}
-    skipped: dict[str, str] = {}
-    for stage in stages:
-        stage.warm()
-    for number, stage in in_turns(stages, num_rounds):
-        if stage.name in skipped:
-            continue
-        try:
-            took = found[stage.name][number] = stage.run()
-            console.say(f"round {number}/{num_rounds} {stage.name}: {took.rate:.1f} clips/s")
-        except Skipped as reason:
-            skipped[stage.name] = str(reason)
-            console.say(f"{stage.name} skipped: {reason}")
-    return found, skipped
-
-
 def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: Console) -> dict[str, Any]:
     """Memory over many decodes of small clips: RAVDESS's would take minutes."""
     shape = corpus.SMALL
     clips = corpus.lay_out(corpus.generated_folder(shape, console), _CLIPS_FOR_MEMORY, scratch / "small", {})
     console.say(f"{_DECODES} decodes of clips of {shape.width}x{shape.height} to watch memory")
     try:
-        found = in_own_process(memory, clips.manifest, config, _DECODES, batch_size)
+        found = measure.in_own_process(memory, clips.manifest, config, _DECODES, batch_size)
     except UserError as error:
         return {"skipped": str(error)}
     return {"clips": f"clips of {shape.width}x{shape.height}, {shape.num_frames} frames", **found}
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str], console: Console) -> dict[str, Any]:
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything; returns what goes into the JSON file."""
-    started = time.monotonic()
     config = VideoConfig(num_frames=options.num_frames, size=options.size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    num_stored = _STORED_CLIPS_QUICK if options.quick else corpus.MOST_CLIPS
+    num_stored, seconds = (_STORED_CLIPS_QUICK, 0.2) if options.quick else (corpus.MOST_CLIPS, 1.5)
+    job = {name: getattr(options, name) for name in ("num_frames", "size", "batch_size")}
+    told: dict[str, dict[str, Any]] = {}
+    growth = None
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastemo-benchmark-")))
         num_clips = corpus.pass_length(options.batch_size)
@@ -102,50 +91,126 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console)
         stages = [*stack.enter_context(decode_stages(clips.manifest, config)).values()]
         for where in dict.fromkeys(("cpu", device)):
             stages.append(cold_stage(clips.manifest, config, options.batch_size, where, stack))
-        seconds = 0.2 if options.quick else 1.5
         store = store_stages(stored, scratch / "store", config, options.batch_size, seconds, device)
         stages += stack.enter_context(store)
-        job = {name: getattr(options, name) for name in ("num_frames", "size", "batch_size")}
-        told: dict[str, dict[str, Any]] = {}
         about = {"corpus": clips.manifest.root, **job}
         peers = [peer_stage(name, about, scratch / "jpegs", told) for name in options.peer_names]
-        rounds, skipped = measure([*stages, *peers], options.rounds, console)
-        growth = None
+        record = measure.in_rounds([*stages, *peers], options.rounds, console.say)
         if not options.quick and not options.no_memory:
             growth = memory_growth(config, options.batch_size, scratch, console)
+    rounds = record.rounds
     entries = {stage.name: results.entry(rounds[stage.name], stage.title) for stage in (*stages, *peers)}
-    throughput_report.add_shares(entries, rounds)
-    for name, entry in entries.items():
-        entry |= told.get(name, {})
-        if name in skipped:
-            entry["skipped"] = skipped[name]
-    found: dict[str, Any] = {
-        **results.header("throughput.py", arguments, started),
-        "settings": {
-            **job,
-            "rounds": options.rounds,
-            "quick": options.quick,
-            "crop": config.crop,
-            "clips_in_store": num_stored,
-        },
+    add_shares(entries, rounds)
+    for name, about_peer in told.items():
+        entries[name] |= about_peer
+    for name, reason in record.skipped.items():
+        entries[name]["skipped"] = reason
+    settings = {**job, "rounds": options.rounds, "quick": options.quick, "crop": config.crop}
+    return {
+        "settings": {**settings, "clips_in_store": num_stored},
         "corpus": clips.description,
         "rungs": {stage.name: entries[stage.name] for stage in stages},
         "peers": {stage.name: entries[stage.name] for stage in peers},
         "memory": growth,
-        "ratios": throughput_report.ratios(rounds),
-        "targets": throughput_report.targets(rounds, growth),
+        "ratios": ratios(rounds),
+        "targets": targets(rounds, growth),
     }
-    throughput_report.show(console, found)
-    return found
+
+
+def add_shares(entries: dict[str, dict[str, Any]], rounds: measure.Rounds) -> None:
+    """What share of the two limits each entry reaches: full and pruned decode on all processors."""
+    for name, found in entries.items():
+        for limit in _LIMITS:
+            share = measure.paired_ratio(measure.rates(rounds.get(name, {})), measure.rates(rounds.get(limit, {})))
+            if share is not None:
+                found[f"share_of_{limit}"] = share["median"]
+
+
+def best_video_peer(rounds: measure.Rounds) -> str | None:
+    """The peer on processors that decodes video and has the highest median rate."""
+    names = [name for name, peer in PEERS.items() if peer.decodes_video and not peer.on_gpu and rounds.get(name)]
+    return max(names, key=lambda name: measure.median_rate(rounds, name) or 0.0, default=None)
+
+
+def ratios(rounds: measure.Rounds) -> dict[str, dict[str, float]]:
+    """Medians and extremes of ratios within a round.
+
+    The names say `<what>_over_<what>`; `cpu` ones compare processor seconds a clip, the others clips a second.
+    """
+    cost = {name: measure.cpu_costs(its) for name, its in rounds.items()}
+    pruning, decode = cost.get("prune", {}), cost.get("decode_pruned", {})
+    cost["prune_and_decode"] = {it: pruning[it] + decode[it] for it in pruning.keys() & decode.keys()}
+    costs = measure.paired_ratios(cost, [("decode_full", "decode_pruned"), ("decode_full", "prune_and_decode")])
+    pairs = [("loader_cold", "decode_pruned"), ("loader_cold", "decode_full"), ("loader_memory", "jpeg")]
+    pairs += [("loader_disk_cold", "disk_read"), ("loader_memory_augmented", "jpeg")]
+    pairs += [(loader, name) for loader in ("loader_cold", "loader_cold_gpu") for name in PEERS]
+    speed = {name: measure.rates(its) for name, its in rounds.items()}
+    return {f"cpu_{name}": ratio for name, ratio in costs.items()} | measure.paired_ratios(speed, pairs)
+
+
+def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measure.Target]:
+    """Stated for T = 10, 128x128, genuine RAVDESS clips, two cores.
+
+    Args:
+        memory: What `memory.measure` found, or why it was skipped.
+    """
+    median = {name: it["median"] for name, it in ratios(rounds).items()}.get
+    best, memory = best_video_peer(rounds), memory or {}
+    with_pruning = median("cpu_decode_full_over_prune_and_decode")
+    pruning_note = f"{with_pruning:.2f} x with the pruning itself" if with_pruning else ""
+    peer_note = f"best: {PEERS[best].title}" if best else "no such peer ran"
+    disk_share, disk_bound = median("loader_disk_cold_over_disk_read"), 500.0
+    disk_note = f"{disk_share:.0%} of a plain cold read of the same file" if disk_share is not None else ""
+    if disk_share is not None and disk_share >= 0.9:  # nine tenths of the disk's own speed count as its speed
+        disk_bound = min(disk_bound, 0.9 * (measure.median_rate(rounds, "disk_read") or disk_bound))
+    memory_note = memory.get("skipped", "")
+    if "loader" in memory:
+        memory_note = f"{memory['clips']}; as many by the loader: {memory['loader']['growth_mib']:.1f} MiB"
+    figures = [
+        ("pruned_decode", median("cpu_decode_full_over_decode_pruned"), 1.9, "x", pruning_note),
+        ("cold_over_best_peer", median(f"loader_cold_over_{best}"), 1.8, "x", peer_note),
+        ("cold_over_limit", median("loader_cold_over_decode_pruned"), 0.9, "x", ""),
+        ("memory_tier", measure.median_rate(rounds, "loader_memory"), 2000, "clips/s", ""),
+        ("disk_tier_cold", measure.median_rate(rounds, "loader_disk_cold"), disk_bound, "clips/s", disk_note),
+        ("report_over_memory", median("loader_memory_over_jpeg"), 50, "x", ""),
+        ("memory_growth", memory.get("growth_mib"), 20, "MiB", memory_note),
+    ]
+    return [
+        measure.Target(name, _TITLES[name], value, bound, unit, is_upper=name == "memory_growth", note=note)
+        for name, value, bound, unit, note in figures
+    ]
+
+
+def show(console: Console, found: dict[str, Any]) -> None:
+    """The tables."""
+    rows, notes = [], []
+    for name, it in {**found["rungs"], **found["peers"]}.items():
+        if it["rounds"]:
+            shares = {f"of {limit}": it.get(f"share_of_{limit}") for limit in _LIMITS}
+            texts = {limit: "-" if share is None else f"{share:,.1%}" for limit, share in shares.items()}
+            rows.append({**results.entry_row(it), **texts})
+        if "skipped" in it:
+            notes.append(f"{name} skipped: {it['skipped']}")
+        if extraction := it.get("extraction"):
+            seconds = extraction["seconds"] / extraction["clips"]
+            notes.append(f"{name}: extraction beforehand took {seconds:.2f} s a clip, not part of its figures")
+    console.table(f"medians of {found['settings']['rounds']} rounds", rows)
+    for note in notes:
+        console.say(note)
+    title = "targets, stated for T = 10, 128x128, genuine RAVDESS clips, two cores"
+    results.show_targets(console, title, found["targets"])
+
+
+def chart(found: dict[str, Any]) -> Figure:
+    """Clips a second of every stage and peer."""
+    measured = [it for it in {**found["rungs"], **found["peers"]}.values() if it["rounds"]]
+    figure = Figure(figsize=(10, 1.6 + 0.36 * len(measured)), layout="constrained")
+    results.draw_rates(figure.subplots(), found, measured)
+    return figure
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with one_line_errors():
-        options, console = parse(arguments), Console()
-        found = run(options, arguments, console)
-        path = options.out or results.default_path(found["machine"], quick=options.quick, program="throughput")
-        results.write(path, found, console, throughput_report.chart)
+    results.run_command("throughput", arguments, parse, run, show, chart)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +84,33 @@ class Skipped(Exception):
     """A stage or a peer that cannot be measured here; the message is the reason."""
 
 
+@dataclass
+class Record:
+    """What was measured by name and round, and why something was not.
+
+    Attributes:
+        say: Takes a line about each pass.
+        skipped: By name, why it was skipped, and is not tried again.
+    """
+
+    say: Callable[[str], None]
+    num_rounds: int
+    rounds: Rounds = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, number: int, work: Callable[..., Pass], *arguments: Any) -> None:
+        """One pass, unless it was skipped before."""
+        found = self.rounds.setdefault(name, {})
+        if name in self.skipped:
+            return
+        try:
+            found[number] = work(*arguments)
+            self.say(f"round {number}/{self.num_rounds} {name}: {found[number].rate:.1f} clips/s")
+        except Skipped as reason:
+            self.skipped[name] = str(reason)
+            self.say(f"{name} skipped: {reason}")
+
+
 @dataclass(frozen=True)
 class Target:
     """One row of the table of targets.
@@ -136,6 +163,16 @@ def in_turns(names: Sequence[T], num_rounds: int) -> Iterator[tuple[int, T]]:
             yield number, name
 
 
+def in_rounds(stages: Sequence[Stage], num_rounds: int, say: Callable[[str], None]) -> Record:
+    """All stages in turn, several rounds."""
+    record = Record(say, num_rounds)
+    for stage in stages:
+        stage.warm()
+    for number, stage in in_turns(stages, num_rounds):
+        record.add(stage.name, number, stage.run)
+    return record
+
+
 def in_own_process(work: Callable[..., T], *arguments: Any) -> T:
     """Call `work` in a fresh interpreter, which imports no more than that needs: its memory is its own.
 
@@ -145,13 +182,11 @@ def in_own_process(work: Callable[..., T], *arguments: Any) -> T:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result"
         given = pickle.dumps((work, arguments, path))
-        command = [sys.executable, "-c", _CHILD]
-        done = subprocess.run(command, input=given, stderr=subprocess.PIPE, cwd=REPOSITORY)
+        done = subprocess.run([sys.executable, "-c", _CHILD], input=given, stderr=subprocess.PIPE, cwd=REPOSITORY)
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
             raise UserError((lines or [f"status {done.returncode}"])[-1])
-        result: T = pickle.loads(path.read_bytes())
-        return result
+        return pickle.loads(path.read_bytes())
 
 
 def total(passes: Sequence[Pass]) -> Pass:
@@ -190,11 +225,5 @@ def paired_ratios(
     figures: Mapping[str, Mapping[int, float]], pairs: Iterable[tuple[str, str]]
 ) -> dict[str, dict[str, float]]:
     """`<above>_over_<below>` of each pair that shares a round."""
-    found = {
-        f"{above}_over_{below}": paired_ratio(figures.get(above, {}), figures.get(below, {})) for above, below in pairs
-    }
-    return {name: ratio for name, ratio in found.items() if ratio is not None}
-
-
-def median_of(ratios: Mapping[str, Mapping[str, float]], name: str) -> float | None:
-    return ratios[name]["median"] if name in ratios else None
+    found = {it: paired_ratio(*(figures.get(name, {}) for name in it)) for it in pairs}
+    return {f"{above}_over_{below}": ratio for (above, below), ratio in found.items() if ratio is not None}

@@ -51,13 +51,8 @@ def choose(option: str, argument: str, known: Iterable[str], *, can_be_none: boo
         ValueError: An unknown name.
     """
     known = list(known)
-    if argument == "all":
-        return known
-    if argument == "none" and can_be_none:
-        return []
-    names = [name.strip() for name in argument.split(",")]
-    for name in names:
-        if name not in known:
-            allowed = f"all, {'none, ' * can_be_none}or some of {', '.join(known)}"
-            raise ValueError(f"{option} takes {allowed}, not '{name}'")
+    lists = {"all": known} | ({"none": []} if can_be_none else {})
+    names = lists.get(argument, [name.strip() for name in argument.split(",")])
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{option} takes {', '.join(lists)}, or some of {', '.join(known)}, not '{unknown[0]}'")
     return names

@@ -17,22 +17,25 @@ from typing import Any
 import av
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmarks.common.measure import REPOSITORY, Pass, Target, cpu_costs, rates, summary
 from fastemo.console import Console
-from fastemo.machine import cache_folder, describe_machine, replacing, versions, write_text
+from fastemo.errors import one_line_errors
+from fastemo.machine import cache_folder, describe_machine, versions, write_text
+from fastemo.report.figures import write_figure
+
+Step = Callable[..., Any]
 
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory and GPUs; nothing that names a host or a folder."""
-    own, has_gpu = describe_machine(), torch.cuda.is_available()
+    own = describe_machine()
     return {
         "processor": own["processor"],
         "processors_used": own["processors"],
         "processors": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_gpu else [],
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "system": platform.system(),
     }
 
@@ -65,11 +68,7 @@ def header(script: str, arguments: Sequence[str], started: float) -> dict[str, A
         started: By the monotonic clock.
     """
     found, minutes = provenance(), round((time.monotonic() - started) / 60, 1)
-    return {
-        "date": found.pop("date"),
-        "command": command(f"benchmarks/{script}", arguments),
-        "minutes": minutes,
-    } | found
+    return {"date": found["date"], "command": command(f"benchmarks/{script}", arguments), "minutes": minutes, **found}
 
 
 def without_paths(text: str) -> str:
@@ -89,21 +88,18 @@ def without_paths(text: str) -> str:
 def entry(rounds: Mapping[int, Pass], title: str) -> dict[str, Any]:
     """The figures of one stage or peer, raw and summarised."""
     raw = [{"round": number, **asdict(it)} for number, it in sorted(rounds.items())]
-    if not raw:
-        return {"title": title, "rounds": []}
-    return {
-        "title": title,
-        "rounds": raw,
-        "clips_per_second": summary(rates(rounds).values()),
-        "cpu_seconds_per_clip": summary(cpu_costs(rounds).values()),
-    }
+    found: dict[str, Any] = {"title": title, "rounds": raw}
+    if raw:
+        found["clips_per_second"] = summary(rates(rounds).values())
+        found["cpu_seconds_per_clip"] = summary(cpu_costs(rounds).values())
+    return found
 
 
-def figure_text(value: float) -> str:
-    """Three significant digits, as many as a reader needs."""
-    if value == int(value) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
+def figure_text(value: float, unit: str = "") -> str:
+    """Three significant digits, as many as a reader needs, and the unit."""
+    is_whole = value == int(value) or abs(value) >= 100
+    digits = f"{value:,.0f}" if is_whole else f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
+    return f"{digits} {unit}".strip()
 
 
 def entry_row(found: Mapping[str, Any]) -> dict[str, str | int]:
@@ -117,24 +113,50 @@ def entry_row(found: Mapping[str, Any]) -> dict[str, str | int]:
     }
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1%}"
+def figures_of(found: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Every number of nested entries as text, by its name, below its own entry's."""
+    texts: dict[str, str] = {}
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            texts |= figures_of(value, f"{name}: ")
+        elif value is None or isinstance(value, int | float):
+            texts[f"{above}{name}"] = "-" if value is None else figure_text(value)
+    return texts
 
 
 def show_targets(console: Console, title: str, targets: Sequence[Target]) -> None:
     rows: list[dict[str, str | int]] = []
     for it in targets:
         is_share = it.unit == ""
-        bound = f"{it.bound:.0%}" if is_share else f"{it.bound:g} {it.unit}"
-        value = "-" if it.value is None else f"{it.value:.2%}" if is_share else f"{figure_text(it.value)} {it.unit}"
-        limit = f"{'<=' if it.is_upper else '>='} {bound}"
-        rows.append({"figure": it.title, "target": limit, "measured": value, "verdict": it.verdict, "note": it.note})
+        bound = f"{'<=' if it.is_upper else '>='} " + (f"{it.bound:.0%}" if is_share else f"{it.bound:g} {it.unit}")
+        value = "-" if it.value is None else f"{it.value:.2%}" if is_share else figure_text(it.value, it.unit)
+        rows.append({"figure": it.title, "target": bound, "measured": value, "verdict": it.verdict, "note": it.note})
     console.table(title, rows)
 
 
 def whiskers(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
     """Distances from the medians to the extremes, as matplotlib takes error bars."""
     return [[it["median"] - it["min"] for it in rates], [it["max"] - it["median"] for it in rates]]
+
+
+def draw_rates(axes: Axes, found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Clips/s on a logarithmic axis, medians as bars and extremes as whiskers, under what was measured where.
+
+    Args:
+        found: What the JSON file holds.
+        entries: From above.
+    """
+    rates = [it["clips_per_second"] for it in entries]
+    style = {"tick_label": [it["title"] for it in entries], "xerr": whiskers(rates), "capsize": 2}
+    bars = axes.barh(range(len(rates)), [it["median"] for it in rates], **style)
+    axes.bar_label(bars, fmt=figure_text, padding=5)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="clips/s (logarithmic); bars are medians, whiskers extremes")
+    axes.margins(x=0.15, y=0.02)
+    settings, machine = found["settings"], found["machine"]
+    where = machine["gpus"][0] if machine["gpus"] else cores_text(machine)
+    words = [*(f"{name} {value}" for name, value in settings.items()), found["corpus"]["kind"], where]
+    axes.figure.suptitle(", ".join(words), fontsize="small")
 
 
 def without_frame(*axes: Axes) -> None:
@@ -152,16 +174,38 @@ def default_path(found: Mapping[str, Any], *, quick: bool, program: str) -> Path
     return REPOSITORY / "benchmarks" / "results" / name
 
 
-def write(
-    path: Path, found: dict[str, Any], console: Console, draw: Callable[[dict[str, Any]], Figure] | None = None
-) -> None:
+def run_command(
+    program: str, arguments: list[str] | None, parse: Step, run: Step, show: Step, draw: Step | None = None
+) -> dict[str, Any]:
+    """A benchmark's whole command: parse, measure, show the tables, write the files; an error ends it with one line.
+
+    Args:
+        program: The script's name without `.py`.
+        arguments: Of the command line, or `None` for this process's own.
+        parse: Makes options of the arguments, `out` and `quick` among them.
+        run: Measures with options and console; returns what the JSON file holds below its first entries.
+        show: Writes the tables to the console from what the JSON file holds.
+        draw: Makes a chart of it, if there is one.
+
+    Returns:
+        What the JSON file holds.
+    """
+    arguments, started = sys.argv[1:] if arguments is None else arguments, time.monotonic()
+    with one_line_errors():
+        options, console = parse(arguments), Console()
+        measured = run(options, console)
+        found = {**header(f"{program}.py", arguments, started), **measured}
+        show(console, found)
+        sample = "" if options.quick or getattr(options, "full", True) else "-sample"
+        name = program.replace("_", "-") + sample
+        write(options.out or default_path(found["machine"], quick=options.quick, program=name), found, console, draw)
+    return found
+
+
+def write(path: Path, found: dict[str, Any], console: Console, draw: Step | None = None) -> None:
     """Write the JSON file, and with `draw` a chart beside it, each atomically."""
-    write_text(path, without_paths(json.dumps(found, indent=1, default=_plain)) + "\n")
+    text = json.dumps(found, indent=1, default=lambda it: it.as_dict() if isinstance(it, Target) else str(it))
+    write_text(path, without_paths(text) + "\n")
     if draw:
-        with replacing(path.with_suffix(".png")) as partial:
-            draw(found).savefig(partial, format="png", dpi=120)
+        write_figure(draw(found), path.with_suffix(".png"))
     console.say(f"written: {path}{f' and {path.stem}.png' if draw else ''}")
-
-
-def _plain(value: Any) -> Any:
-    return value.as_dict() if isinstance(value, Target) else str(value)

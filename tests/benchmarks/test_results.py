@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import measure, results, throughput_report
+from benchmarks import throughput
+from benchmarks.common import measure, results
 from benchmarks.common.measure import Pass, paired_ratio, summary
-from benchmarks.common.throughput_report import best_video_peer, ratios, targets
+from benchmarks.throughput import best_video_peer, ratios, targets
 from fastemo.console import Console
 from fastemo.errors import UserError
 
@@ -120,7 +121,7 @@ def whole():
     parts = {"rungs": ("decode_full", "decode_pruned", "loader_cold"), "peers": ("pyav", "opencv")}
     found = {part: {it: results.entry(FIGURES[it], f"title of {it}") for it in its} for part, its in parts.items()}
     for entries in found.values():
-        throughput_report.add_shares(entries, FIGURES)
+        throughput.add_shares(entries, FIGURES)
     found["peers"]["opencv"]["skipped"] = "no OpenCV here"
     found["peers"]["pyav"]["extraction"] = {"seconds": 3.0, "clips": 2}
     settings = {"num_frames": 10, "size": 128, "rounds": 2}
@@ -145,8 +146,23 @@ def test_an_entry_keeps_every_round_and_its_share_of_the_limits():
     assert found["peers"]["opencv"] == {"title": "title of opencv", "rounds": [], "skipped": "no OpenCV here"}
 
 
+def test_numbers_of_nested_entries_are_one_list():
+    found = {
+        "clips": 8,
+        "text": "x",
+        "memory": {"mib": 1191.2, "gpu_mib": None},
+        "parts": {"n": [1], "shares": {"a": 0.25}},
+    }
+    assert results.figures_of(found) == {
+        "clips": "8",
+        "memory: mib": "1,191",
+        "memory: gpu_mib": "-",
+        "shares: a": "0.25",
+    }
+
+
 def test_tables_name_everything(capsys):
-    throughput_report.show(Console(), whole())
+    throughput.show(Console(), whole())
     shown = capsys.readouterr().out
     for text in ("title of loader_cold", "title of pyav", "95.0%", "opencv skipped: no OpenCV here", "1.50 s a clip"):
         assert text in shown
@@ -155,7 +171,7 @@ def test_tables_name_everything(capsys):
 
 def test_json_and_chart_are_written_beside_each_other(tmp_path):
     path = tmp_path / "new" / "found.json"
-    results.write(path, whole(), Console(show=False), throughput_report.chart)
+    results.write(path, whole(), Console(show=False), throughput.chart)
     found = json.loads(path.read_text())
     assert found.pop("targets") == [it.as_dict() for it in targets(FIGURES, None)]
     assert found == json.loads(json.dumps({name: it for name, it in whole().items() if name != "targets"}))

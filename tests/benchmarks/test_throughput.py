@@ -8,8 +8,7 @@ import pytest
 from helpers import readme_command
 
 from benchmarks import throughput
-from benchmarks.common import throughput_report
-from benchmarks.common.measure import Pass, Skipped, Stage
+from benchmarks.common.measure import Pass, Skipped, Stage, in_rounds
 from benchmarks.common.stages import memory
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip
@@ -62,8 +61,8 @@ def test_figures_are_those_of_the_rounds(quick):
     for name, entry in {**found["rungs"], **found["peers"]}.items():
         rounds[name] = {it.pop("round"): Pass(**it) for it in entry["rounds"]}
         assert list(rounds[name]) == ([] if "skipped" in entry else [1, 2]), name
-    assert found["ratios"] == throughput_report.ratios(rounds)
-    assert found["targets"] == [it.as_dict() for it in throughput_report.targets(rounds, None)]
+    assert found["ratios"] == throughput.ratios(rounds)
+    assert found["targets"] == [it.as_dict() for it in throughput.targets(rounds, None)]
     # Everybody reads the same clips.
     for name in ("demux", "decode_pruned", "loader_cold", "pyav", "jpeg"):
         assert {it.clips for it in rounds[name].values()} == {found["corpus"]["clips_a_pass"]}, name
@@ -80,10 +79,12 @@ def test_what_was_skipped_is_not_tried_again():
         raise Skipped("not here")
 
     stages = [stage("a"), stage("b"), Stage("c", "c", absent)]
-    found, skipped = throughput.measure(stages, 3, Console(show=False))
+    said = []
+    found = in_rounds(stages, 3, said.append)
     assert "".join(seen) == "ab-baab"
-    assert {name: list(rounds) for name, rounds in found.items()} == {"a": [1, 2, 3], "b": [1, 2, 3], "c": []}
-    assert skipped == {"c": "not here"}
+    assert {name: list(rounds) for name, rounds in found.rounds.items()} == {"a": [1, 2, 3], "b": [1, 2, 3], "c": []}
+    assert found.skipped == {"c": "not here"}
+    assert said[:3] == ["round 1/3 a: 1.0 clips/s", "round 1/3 b: 1.0 clips/s", "c skipped: not here"]
 
 
 @pytest.mark.slow

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -46,22 +47,14 @@ def train_epoch(trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epo
 
     took = timed(work)
     loss, correct, clips = totals.tolist()
-    spent = {"waited": sum(waits), "loss": loss / clips, "accuracy": correct / clips}
-    return EpochPass(**asdict(took), steps=len(waits), **spent)
+    means = {"loss": loss / clips, "accuracy": correct / clips}
+    return EpochPass(**asdict(took), steps=len(waits), waited=sum(waits), **means)
 
 
 def bare_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int, seed: int) -> Pass:
     """The ceiling: one resident batch, the same model, augmentation, arithmetic and optimiser, nothing else."""
-
-    def work() -> int:
-        for number in range(steps):
-            frames = augment(batch.frames, config, batch.keys, seed=seed, epoch=number)
-            _bare_step(trainer, frames, batch.labels)
-        wait_for(trainer.device)
-        return steps * len(batch.keys)
-
-    trainer.model.train()
-    return timed(work)
+    frames = (augment(batch.frames, config, batch.keys, seed=seed, epoch=number) for number in range(steps))
+    return _bare_steps(trainer, batch.labels, frames)[0]
 
 
 def floor_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int) -> Pass:
@@ -70,26 +63,35 @@ def floor_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, ste
     On a GPU the seconds are the device's, by events.
     """
     frames = augment(batch.frames, config, batch.keys, seed=0, epoch=0)
-    trainer.model.train()
     wait_for(trainer.device)
+    passed, clock = _bare_steps(trainer, batch.labels, itertools.repeat(frames, steps))
+    return replace(passed, seconds=clock.seconds("steps"))
+
+
+def _bare_steps(trainer: Trainer, labels: torch.Tensor, batches: Iterable[torch.Tensor]) -> tuple[Pass, Clock]:
+    """A step of the optimiser on each batch's frames [B, T, 3, H, W], timed until the device is done.
+
+    Returns:
+        What they took, and a clock with the span `steps`.
+    """
     clock = Clock(trainer.device)
 
     def work() -> int:
-        for _ in range(steps):
-            _bare_step(trainer, frames, batch.labels)
-        return steps * len(batch.keys)
+        clips = 0
+        with clock.span("steps"):
+            for frames in batches:
+                loss = F.cross_entropy(trainer.model_for(frames)(frames).float(), labels)
+                trainer.accelerator.backward(loss)
+                if trainer.config.clip_norm:
+                    trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_norm)
+                trainer.optimizer.step()
+                trainer.optimizer.zero_grad(set_to_none=True)
+                clips += len(frames)
+        wait_for(trainer.device)
+        return clips
 
-    passed = timed(clock.timing("floor", work))
-    return replace(passed, seconds=clock.seconds("floor"))
-
-
-def _bare_step(trainer: Trainer, frames: torch.Tensor, labels: torch.Tensor) -> None:
-    loss = F.cross_entropy(trainer.model_for(frames)(frames).float(), labels)
-    trainer.accelerator.backward(loss)
-    if trainer.config.clip_norm:
-        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip_norm)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.model.train()
+    return timed(work), clock
 
 
 def wait_for(device: torch.device) -> None:
@@ -100,16 +102,13 @@ def wait_for(device: torch.device) -> None:
 @contextmanager
 def restored(trainer: Trainer) -> Iterator[None]:
     """Restore weights, statistics and the optimiser's state at the end."""
-    held = [*trainer.model.state_dict().values()]
-    for state in trainer.optimizer.state.values():
-        held += [value for value in state.values() if isinstance(value, torch.Tensor)]
-    before = [value.clone() for value in held]
+    changing = (trainer.model, trainer.optimizer)
+    before = [copy.deepcopy(it.state_dict()) for it in changing]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for value, was in zip(held, before, strict=True):
-                value.copy_(was)
+        for it, state in zip(changing, before, strict=True):
+            it.load_state_dict(state)
 
 
 class Clock:
@@ -129,15 +128,14 @@ class Clock:
     def add(self, part: str, start: Any) -> None:
         self._spans[part].append((start, self.now()))
 
-    def timing(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def timed_work(*arguments: Any, **options: Any) -> Any:
-            start = self.now()
-            try:
-                return work(*arguments, **options)
-            finally:
-                self.add(part, start)
-
-        return timed_work
+    @contextmanager
+    def span(self, part: str) -> Iterator[None]:
+        """Add a span; as a decorator, one of each call."""
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.add(part, start)
 
     def seconds(self, part: str) -> float:
         spans = self._spans[part]
@@ -158,38 +156,32 @@ def breakdown(
     Returns:
         Steps, seconds a step, the shares of its parts and of the rest, which sum to 1, and what a copy takes.
     """
-    clock, steps = Clock(trainer.device), 0
-    totals = sums(trainer.device)
-    begun: list[Any] = []
+    clock, totals, steps = Clock(trainer.device), sums(trainer.device), 0
+    batches = itertools.islice(loader.epoch(epoch), most_steps)
+    take = clock.span("data_wait")(lambda: next(batches, None))
     trainer.model.train()
     with ExitStack() as stack:
-        before = trainer.model.register_forward_pre_hook(lambda *_: begun.append(clock.now()))
-        after = trainer.model.register_forward_hook(lambda *_: clock.add("forward", begun.pop()))
-        stack.callback(before.remove)
-        stack.callback(after.remove)
         for owner, name, part in (
             (trainer_module, "augment", "augment"),
+            (trainer.model, "forward", "forward"),
             (trainer.accelerator, "backward", "backward"),
             (trainer.accelerator, "clip_grad_norm_", "optimizer"),
             (trainer.optimizer, "step", "optimizer"),
         ):
-            stack.enter_context(patch.object(owner, name, clock.timing(part, getattr(owner, name))))
-        whole = clock.now()
-        batches = itertools.islice(loader.epoch(epoch), most_steps)
-        take = clock.timing("data_wait", lambda: next(batches, None))
-        while (batch := take()) is not None:
+            stack.enter_context(patch.object(owner, name, clock.span(part)(getattr(owner, name))))
+        stack.enter_context(clock.span("step"))
+        for batch in iter(take, None):
             trainer.train_step([batch], config, epoch, totals)
-            steps, last = steps + 1, batch
-        clock.add("step", whole)
+            steps += 1
     seconds = clock.seconds("step")
     shares = {part: clock.seconds(part) / seconds for part in PARTS}
-    copy = copy_seconds(last.frames, trainer.device)
+    copying = copy_seconds(batch.frames, trainer.device)
     return {
         "steps": steps,
         "step_seconds": seconds / steps,
         "shares": {**shares, "rest": 1 - sum(shares.values())},
-        "host_to_device_seconds": copy,
-        "host_to_device_share": copy * steps / seconds,
+        "host_to_device_seconds": copying,
+        "host_to_device_share": copying * steps / seconds,
     }
 
 
@@ -199,9 +191,9 @@ def copy_seconds(frames: torch.Tensor, device: torch.device, repeats: int = 10) 
         return 0.0
     host, clock = frames.cpu().pin_memory(), Clock(device)
     host.to(device, non_blocking=True)
-    copy = clock.timing("copy", lambda: host.to(device, non_blocking=True))
     for _ in range(repeats):
-        copy()
+        with clock.span("copy"):
+            host.to(device, non_blocking=True)
     return clock.seconds("copy") / repeats
 
 

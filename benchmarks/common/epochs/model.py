@@ -13,17 +13,17 @@ import resource
 import shutil
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common.epochs.loops import bare_loop, breakdown, flops_a_clip, restored, train_epoch
-from benchmarks.common.measure import Pass, Rounds, Skipped, total
+from benchmarks.common.measure import Pass, Record, total
 from benchmarks.common.peers import PeerProcess, started
 from benchmarks.common.stages import decode_stages, loader_of
 from fastemo.console import Console
@@ -34,11 +34,12 @@ from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
-from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
+from fastemo.video.config import StoreConfig
 from fastemo.video.loader import ClipLoader
 
 _BREAKDOWN_STEPS = 8
-_PEAK_LR = 1e-3  # of training from scratch, for the accuracy; configs/quick.yaml
+# Training from scratch, for the accuracy; configs/quick.yaml.
+_RECIPE: dict[str, Any] = {"schedule": "onecycle", "lr": 1e-3, "early_stop_patience": None}
 _SEED = 0
 
 
@@ -47,7 +48,8 @@ class Job:
     """What is measured.
 
     Attributes:
-        options: The command's, among them `num_frames`, `size`, `crop_size`, `batch_size`, `rounds`, `peer_names`.
+        options: The command's, among them `num_frames`, `size`, `crop_size`, `batch_size`, `rounds`, `peer_names`, and
+            the same as `video` and `crop`.
         timed, learning: The clips that are timed and those whose accuracy is measured.
         scratch: Stores, extracted frames and checkpoints go there.
         learning_clips: What `fit` trains on for the accuracy.
@@ -65,14 +67,6 @@ class Job:
         # `rnn_norm` as learning without pretrained weights needs it.
         return ModelConfig(name=self.model, num_frames=self.options.num_frames, pretrained=False, rnn_norm=True)
 
-    @property
-    def video(self) -> VideoConfig:
-        return VideoConfig(num_frames=self.options.num_frames, size=self.options.size)
-
-    @property
-    def crop(self) -> AugmentConfig:
-        return AugmentConfig(crop_size=self.options.crop_size)
-
     def trainer(self, **recipe: Any) -> Trainer:
         """With what is fastest here."""
         return Trainer(TrainConfig(batch_size=self.options.batch_size, speed="auto", **recipe), seed=_SEED)
@@ -87,87 +81,7 @@ class Job:
         """A loader over the named store, or without one where the name is empty."""
         config = StoreConfig(root=self.scratch / "stores" / store) if store else StoreConfig(tier="none")
         options = {"batch_size": self.options.batch_size, "seed": _SEED, "shuffle": train, "even": train}
-        return loader_of(manifest, clips, self.video, device=trainer.device, store=config, **options)
-
-
-class ModelRuns:
-    """A trainer and what is done with it in a round.
-
-    Attributes:
-        passes: By name and round.
-        skipped: By name, why something was not measured.
-        peers: Those that run, by name.
-    """
-
-    def __init__(self, job: Job, trainer: Trainer, stack: ExitStack) -> None:
-        self.job, self.trainer, self._console = job, trainer, Console()
-        self.passes: Rounds = {}
-        self.skipped: dict[str, str] = {}
-        self.peers: dict[str, PeerProcess] = {}
-        self.warm = stack.enter_context(job.loader(job.timed, job.timed.clips, trainer, "warm"))
-        job.prepare(trainer, job.timed, self.warm)
-        with job.loader(job.timed, job.timed.clips[: job.options.batch_size], trainer, "") as loader:
-            (self._resident,) = loader.epoch(0)
-        before = time.perf_counter()
-        self._bare_loop(1)  # compiles kernels and makes the optimiser's state
-        self.first_step_seconds = time.perf_counter() - before
-        # The store of the warm epochs is filled; before, nothing but a step has run.
-        self._record("cold", 1, lambda: self._restored(train_epoch, trainer, self.warm, job.crop, 0))
-
-    def _bare_loop(self, steps: int) -> Pass:
-        return bare_loop(self.trainer, self._resident, self.job.crop, steps=steps, seed=_SEED)
-
-    def _restored(self, work: Callable[..., Pass], *arguments: Any) -> Pass:
-        with restored(self.trainer):
-            return work(*arguments)
-
-    def _record(self, name: str, number: int, work: Callable[[], Pass]) -> None:
-        took = work()
-        self.passes.setdefault(name, {})[number] = took
-        self._console.say(f"{self.job.model} round {number}/{self.job.options.rounds} {name}: {took.rate:.1f} clips/s")
-
-    def start_peers(self, stack: ExitStack) -> None:
-        names = ("num_frames", "size", "crop_size", "batch_size")
-        options = {name: getattr(self.job.options, name) for name in names}
-        options |= {"corpus": self.job.timed.root, "model": self.job.model, "lr": self.trainer.config.lr, "seed": _SEED}
-        for name in self.job.options.peer_names:
-            try:
-                self.peers[name] = stack.enter_context(started(name, options, self.job.scratch / "jpegs"))
-            except Skipped as reason:
-                self.skipped[name] = str(reason)
-
-    def round(self, number: int, decode: Callable[[], Pass]) -> None:
-        """Everything once, but for the first epoch.
-
-        Half of the bare loop runs before the warm epoch and half after it, so that a machine that slows down or speeds
-        up does so for both.
-        """
-        if number == 1 or self._is_decode_bound:
-            self._record("limit", number, decode)
-        if number > 1 and self._is_decode_bound:
-            self._record("cold", number, lambda: self._emptied_epoch(number))
-        half = len(self.warm) // 2
-        bare = [self._restored(self._bare_loop, len(self.warm) - half)]
-        self._record("warm", number, lambda: train_epoch(self.trainer, self.warm, self.job.crop, number))
-        if half:
-            bare.append(self._restored(self._bare_loop, half))
-        self._record("bare", number, lambda: total(bare))
-        for name in [name for name in self.peers if name not in self.skipped]:
-            try:
-                self._record(name, number, self.peers[name].run)
-            except Skipped as reason:
-                self.skipped[name] = str(reason)
-
-    @property
-    def _is_decode_bound(self) -> bool:
-        return self.passes["bare"][1].rate > self.passes["limit"][1].rate
-
-    def _emptied_epoch(self, epoch: int) -> Pass:
-        """An epoch whose store is empty again."""
-        job = self.job
-        shutil.rmtree(job.scratch / "stores/cold", ignore_errors=True)
-        with job.loader(job.timed, job.timed.clips, self.trainer, "cold") as loader:
-            return self._restored(train_epoch, self.trainer, loader, job.crop, epoch)
+        return loader_of(manifest, clips, self.options.video, device=trainer.device, store=config, **options)
 
 
 def peak_memory(device: torch.device) -> dict[str, float | None]:
@@ -182,19 +96,14 @@ def learn(job: Job) -> dict[str, Any]:
     """Train by `fit` on the built-in corpus: accuracy on unseen actors, and how fast its own epochs were."""
     splits = split_clips(job.learning, "speech")
     train = splits.train[:: max(1, len(splits.train) // job.learning_clips)][: job.learning_clips]
-    recipe = {
-        "epochs": job.options.learning_epochs,
-        "schedule": "onecycle",
-        "lr": _PEAK_LR,
-        "early_stop_patience": None,
-    }
     with (
-        job.trainer(**recipe) as trainer,
+        job.trainer(epochs=job.options.learning_epochs, **_RECIPE) as trainer,
         job.loader(job.learning, train, trainer, "learning") as train_loader,
         job.loader(job.learning, splits.val, trainer, "learning", train=False) as val_loader,
     ):
         job.prepare(trainer, job.learning, train_loader)
-        trainer.fit(train_loader, val_loader, job.crop, job.scratch / "runs" / job.model, Console(show=False))
+        run_dir = job.scratch / "runs" / job.model
+        trainer.fit(train_loader, val_loader, job.options.crop, run_dir, Console(show=False))
         history = trainer.history
     warm = history[1:]
     return {
@@ -210,28 +119,63 @@ def learn(job: Job) -> dict[str, Any]:
 
 def measure(job: Job) -> dict[str, Any]:
     """All figures of one model."""
+    options, clips = job.options, job.timed.clips
+    record, console = Record(lambda text: console.say(f"{job.model} {text}"), options.rounds), Console()
+    peers: dict[str, PeerProcess] = {}
     with job.trainer(schedule="constant") as trainer, ExitStack() as stack:
-        runs, mixed = ModelRuns(job, trainer, stack), trainer.accelerator.mixed_precision
+        warm = stack.enter_context(job.loader(job.timed, clips, trainer, "warm"))
+        job.prepare(trainer, job.timed, warm)
+        with job.loader(job.timed, clips[: options.batch_size], trainer, "") as loader:
+            (batch,) = loader.epoch(0)
+        loop = partial(bare_loop, trainer, batch, options.crop, seed=_SEED)
+        first_step_seconds = loop(steps=1).seconds  # compiles kernels and makes the optimiser's state
+        bare, cold_epoch = restored(trainer)(loop), restored(trainer)(train_epoch)
+        # The store of the warm epochs is filled; before, nothing but a step has run.
+        record.add("cold", 1, cold_epoch, trainer, warm, options.crop, 0)
         memory = peak_memory(trainer.device)
-        decode = stack.enter_context(decode_stages(job.timed, job.video))["decode_pruned"]
+        decode = stack.enter_context(decode_stages(job.timed, options.video))["decode_pruned"]
         decode.warm()
-        runs.start_peers(stack)
-        for number in range(1, job.options.rounds + 1):
-            runs.round(number, decode.run)
+        settings = {it: getattr(options, it) for it in ("num_frames", "size", "crop_size", "batch_size")}
+        settings |= {"corpus": job.timed.root, "model": job.model, "lr": trainer.config.lr, "seed": _SEED}
+
+        def run_peer(name: str) -> Pass:
+            """An epoch of a peer, which starts with the first."""
+            if name not in peers:
+                peers[name] = stack.enter_context(started(name, settings, job.scratch / "jpegs"))
+            return peers[name].run()
+
+        for number in range(1, options.rounds + 1):
+            if number == 1 or record.rounds["bare"][1].rate > record.rounds["limit"][1].rate:
+                record.add("limit", number, decode.run)
+                if number > 1:
+                    # The store is empty again.
+                    shutil.rmtree(job.scratch / "stores/cold", ignore_errors=True)
+                    with job.loader(job.timed, clips, trainer, "cold") as loader:
+                        record.add("cold", number, cold_epoch, trainer, loader, options.crop, number)
+            # Half of the bare loop runs before the warm epoch and half after it, so that a machine that slows down or
+            # speeds up does so for both.
+            half = len(warm) // 2
+            bares = [bare(steps=len(warm) - half)]
+            record.add("warm", number, train_epoch, trainer, warm, options.crop, number)
+            bares += [bare(steps=half)] if half else []
+            record.add("bare", number, total, bares)
+            for name in options.peer_names:
+                record.add(name, number, run_peer, name)
         with restored(trainer):
-            parts = breakdown(trainer, runs.warm, job.crop, job.options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
+            parts = breakdown(trainer, warm, options.crop, options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
+        mixed = trainer.accelerator.mixed_precision
         found = {
-            "passes": runs.passes,
-            "skipped": runs.skipped,
-            "told": {name: peer.told for name, peer in runs.peers.items()},
-            "first_step_seconds": runs.first_step_seconds,
+            "passes": {name: its for name, its in record.rounds.items() if its},
+            "skipped": record.skipped,
+            "told": {name: peer.told for name, peer in peers.items()},
+            "first_step_seconds": first_step_seconds,
             "breakdown": parts,
             "memory": memory,
             "device": trainer.device.type,
             "precision": {"no": "fp32"}.get(mixed, mixed),
             "speed": str(trainer.speed),
             "train": asdict(trainer.config),
-            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), job.crop.crop_size),
+            "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), options.crop_size),
         }
     found["learning"] = learn(job)
     # The next model begins with empty stores, too.

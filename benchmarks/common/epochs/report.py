@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.common import measure, results
+from benchmarks.common.epochs.loops import PARTS
 from benchmarks.common.measure import EpochPass, Rounds, Target, rates, summary
 from benchmarks.common.peers import TRAINING_PEERS
-from benchmarks.common.results import figure_text
 from fastemo.console import Console
 
 TITLES = {
@@ -21,8 +21,6 @@ TITLES = {
     "limit": "pruned decode alone",
     **{name: peer.title for name, peer in TRAINING_PEERS.items()},
 }
-_COLOURS = ("#1b7837", "#a6dba0", "#5e8fc6", "#c6dbef", "#d95f02", "#f1a340")  # of TITLES
-_PART_COLOURS = ("#d73027", "#fdae61", "#1b7837", "#5aae61", "#762a83", "#bbbbbb")
 # Dense bf16 and fp16 on tensor cores, by what a GPU's name says, the longer names first. Source: NVIDIA's data sheets.
 _PEAK_FLOPS = {
     "H100 PCIe": 756e12,
@@ -38,6 +36,7 @@ _PEAK_FLOPS = {
 }
 _H100_RATES = {"late_fusion": 3500, "r3d18": 650}  # clips/s
 _H100_LEAST_BATCH = 64
+_SHOWN = ("clips", "data_wait", "memory", "utilisation", "learning", "breakdown")  # of a model's entry, on the terminal
 
 
 def peak_flops(gpu: str | None, precision: str) -> float | None:
@@ -91,10 +90,9 @@ def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[s
     entries = {}
     for name in filter(passes.get, TITLES):
         seconds = summary(it.seconds for it in passes[name].values())
-        told = found["told"].get(name, {})
-        entries[name] = {**results.entry(passes[name], TITLES[name]), "epoch_seconds": seconds, **told}
-    joint, warm = joint_rates(passes), measure.median_rate(passes, "warm")
-    assert warm is not None
+        told = {"epoch_seconds": seconds, **found["told"].get(name, {})}
+        entries[name] = results.entry(passes[name], TITLES[name]) | told
+    joint, warm = joint_rates(passes), entries["warm"]["clips_per_second"]["median"]
     return {
         "clips": clips,
         "passes": entries,
@@ -109,23 +107,19 @@ def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[s
 
 def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int) -> list[Target]:
     """What epochs are measured for; `measured` holds every model's passes."""
-    compared = {model: ratios(passes) for model, passes in measured.items()}
-
-    def ratio(model: str, name: str) -> float | None:
-        return measure.median_of(compared.get(model, {}), name)
-
+    medians = {(model, name): it["median"] for model in measured for name, it in ratios(measured[model]).items()}
     found = []
     for model in measured:
         title = f"{model}: warm epoch over the bare loop's ceiling"
-        found.append(Target(f"warm_over_bare_{model}", title, ratio(model, "warm_over_bare"), 0.95, "x"))
+        found.append(Target(f"warm_over_bare_{model}", title, medians.get((model, "warm_over_bare")), 0.95, "x"))
     waits = {model: share["median"] for model, passes in measured.items() if (share := data_wait(passes))}
     longest = max(waits, key=waits.__getitem__, default="")
     title = "share of a warm epoch spent waiting for data, the most of any model"
     found.append(Target("data_wait", title, waits.get(longest), 0.02, "", is_upper=True, note=longest))
-    title, over_report = "late_fusion: warm epoch over the report's way", ratio("late_fusion", "warm_over_report")
-    found.append(Target("late_fusion_over_report", title, over_report, 4, "x", note="stated for 112 px, T = 10"))
+    title, over = "late_fusion: warm epoch over the report's way", medians.get(("late_fusion", "warm_over_report"))
+    found.append(Target("late_fusion_over_report", title, over, 4, "x", note="stated for 112 px, T = 10"))
     for model in filter(lambda it: is_decode_bound(measured[it]), measured):
-        alone, joint = ratio(model, "cold_over_limit"), ratio(model, "cold_over_joint_limit")
+        alone, joint = medians.get((model, "cold_over_limit")), medians.get((model, "cold_over_joint_limit"))
         note = "of 1/(1/decode + 1/ceiling), as both share the processors"
         note += f"; {alone:.2f} x of the decode alone" if alone is not None else ""
         if gpu:  # it decodes by itself
@@ -140,84 +134,44 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
     return found
 
 
-def _pass_row(model: str, entry: dict[str, Any]) -> dict[str, str | int]:
-    loss = entry["rounds"][-1].get("loss")
-    more = {"s an epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
-    return {"model": model, **results.entry_row(entry), **more}
-
-
-def _model_row(model: str, it: dict[str, Any]) -> dict[str, str | int]:
-    memory, learning, utilisation = it["memory"], it["learning"], it["utilisation"]
-    return {
-        "model": model,
-        "clips": it["clips"],
-        "waiting": results.percent(it["data_wait"]["median"] if it["data_wait"] else None),
-        "resident MiB": f"{memory['resident_mib']:,.0f}",
-        "GPU MiB": f"{memory['gpu_allocated_mib'] or 0:,.0f}",
-        "GFLOP/s": figure_text(utilisation["flops_per_second"] / 1e9),
-        "MFU": results.percent(utilisation["mfu"]),
-        "fit's clips": learning["train_clips"],
-        "epochs": learning["epochs"],
-        **{name: results.percent(learning[name]) for name in ("train_accuracy", "val_accuracy", "val_uar")},
-    }
-
-
-def _parts_row(model: str, steps: dict[str, Any]) -> dict[str, str | int]:
-    shares = {**steps["shares"], "copy to device (beside)": steps["host_to_device_share"]}
-    parts = {part.replace("_", " "): results.percent(share) for part, share in shares.items()}
-    return {"model": model, "ms a step": f"{1000 * steps['step_seconds']:.1f}", **parts}
-
-
 def show(console: Console, found: dict[str, Any]) -> None:
     """The tables."""
-    measured = {model: it for model, it in found["models"].items() if "failed" not in it}
-    passes = [_pass_row(model, entry) for model, it in measured.items() for entry in it["passes"].values()]
-    console.table(f"epochs, medians of {found['settings']['rounds']} rounds; the last round's loss", passes)
-    title = "models; accuracy by fit on the built-in corpus, of validation on unseen actors"
-    console.table(title, [_model_row(*it) for it in measured.items()])
-    parts = [_parts_row(model, it["breakdown"]) for model, it in measured.items()]
-    console.table("where a warm step's time goes", parts)
+    passes, figures, notes = [], {}, []
     for model, it in found["models"].items():
-        for name, reason in it.get("skipped", {}).items():
-            console.say(f"{model}: {name} skipped: {reason}")
+        notes += [f"{model}: {name} skipped: {reason}" for name, reason in it.get("skipped", {}).items()]
         if "failed" in it:
-            console.say(f"{model} failed: {it['failed']}")
-    slower = found["ratios"]["r3d18_epoch_over_late_fusion_epoch"]
-    if slower is not None:
-        console.say(f"r3d18's epoch takes {slower:.2f} x late_fusion's over as many clips (1.5 x in Roy, 2025)")
+            notes.append(f"{model} failed: {it['failed']}")
+            continue
+        for entry in it["passes"].values():
+            loss = entry["rounds"][-1].get("loss")
+            more = {"s an epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
+            passes.append({"model": model, **results.entry_row(entry), **more})
+        figures[model] = results.figures_of({name: it[name] for name in _SHOWN})
+    console.table(f"epochs, medians of {found['settings']['rounds']} rounds; the last round's loss", passes)
+    names = next(iter(figures.values()), {})
+    rows = [{"figure": name, **{model: its[name] for model, its in figures.items()}} for name in names]
+    console.table("models: accuracy by fit (of validation on unseen actors), and where a warm step's time goes", rows)
+    if (slower := found["ratios"]["r3d18_epoch_over_late_fusion_epoch"]) is not None:
+        notes.append(f"r3d18's epoch takes {slower:.2f} x late_fusion's over as many clips (1.5 x in Roy, 2025)")
+    for note in notes:
+        console.say(note)
     title = "targets, stated for batch 8, T = 10, 128 -> 112 px, two cores"
     results.show_targets(console, title, found["targets"])
 
 
 def chart(found: dict[str, Any]) -> Figure:
-    """Above, clips/s of every model on a logarithmic axis; below, the parts of a warm step."""
-    measured = {model: it for model, it in found["models"].items() if "failed" not in it}
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
-    width = 0.8 / len(TITLES)
-    for offset, ((name, title), colour) in enumerate(zip(TITLES.items(), _COLOURS, strict=True)):
-        entries = [it["passes"].get(name) for it in measured.values()]
-        places = [place + (offset - (len(TITLES) - 1) / 2) * width for place, it in enumerate(entries) if it]
-        speeds = [it["clips_per_second"] for it in entries if it]
-        style = {"color": colour, "ecolor": "#444444", "capsize": 2, "label": title}
-        above.bar(places, [it["median"] for it in speeds], width, yerr=results.whiskers(speeds), **style)
-    above.set_yscale("log")
-    above.set_ylabel("clips/s (logarithmic)")
-    above.set_xticks(range(len(measured)), list(measured))
-    above.legend(fontsize=8, frameon=False, ncols=2)
-    above.margins(y=0.25)
-    shares = np.array([[*it["breakdown"]["shares"].values()] for it in measured.values()]).T
-    parts = next(iter(measured.values()))["breakdown"]["shares"] if measured else {}
-    for part, colour, share, left in zip(parts, _PART_COLOURS, shares, shares.cumsum(0) - shares, strict=False):
-        below.barh([*measured], share, left=left, color=colour, label=part.replace("_", " "))
+    """Above, clips/s of every model's passes; below, the parts of a warm step."""
+    models = {model: it for model, it in found["models"].items() if "failed" not in it}
+    passes = [{**it, "title": f"{model}: {it['title']}"} for model in models for it in models[model]["passes"].values()]
+    figure = Figure(figsize=(10, 4 + 0.3 * (len(passes) + len(models))), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(2 + len(passes), 2 + len(models)))
+    results.draw_rates(above, found, passes)
+    left = np.zeros(len(models))
+    for part in (*PARTS, "rest"):
+        shares = [it["breakdown"]["shares"][part] for it in models.values()]
+        below.barh([*models], shares, left=left, label=part.replace("_", " "))
+        left += shares
     below.invert_yaxis()
-    below.set_xlim(0, 1)
     below.set_xlabel("share of a warm step")
-    below.legend(fontsize=8, frameon=False, ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
-    settings, machine = found["settings"], found["machine"]
-    device = machine["gpus"][0] if machine["gpus"] else results.cores_text(machine)
-    sizes = f"{settings['size']} -> {settings['crop_size']} px"
-    text = f"batch {settings['batch_size']}, T = {settings['num_frames']}, {sizes}, {found['corpus']['kind']}, {device}"
-    figure.suptitle(text, fontsize=10)
-    results.without_frame(above, below)
+    figure.legend(loc="outside lower center", ncols=6)
     return figure
