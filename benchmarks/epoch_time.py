@@ -65,8 +65,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, help=f"{text}: {usual}, with --quick {quick}")
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(TRAINING_PEERS)}")
     parser.add_argument("--quick", action="store_true", help="small generated clips, one model: does it work at all?")
-    defaults = {name: numbers[:2] for name, numbers in _NUMBERS.items()}
-    options = parse_checked(parser, arguments, defaults=defaults, positive=(*_NUMBERS, "clips"))
+    options = parse_checked(parser, arguments, defaults=_NUMBERS, positive=(*_NUMBERS, "clips"))
     if options.crop_size > options.size:
         raise ValueError(f"--crop_size {options.crop_size} is larger than --size {options.size}")
     if max(options.clips or 0, options.batch_size) > corpus.MOST_CLIPS:

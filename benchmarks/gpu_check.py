@@ -102,17 +102,15 @@ def rows(found: dict[str, Any]) -> list[dict[str, str | int]]:
     """One line a stage."""
     lines: list[dict[str, str | int]] = []
     for name, stage in found["stages"].items():
-        note = str(stage.get("error") or stage.get("skipped") or "")
+        note = str(stage.get("error", ""))
         if name == "training" and not note:
             rates = {key: it["clips_per_second"] for key, it in stage["steps"].items() if "clips_per_second" in it}
             best = max(rates, key=rates.__getitem__, default="")
             note = f"{best}: {rates[best]:,.0f} clips/s" if best else "nothing was reached"
         if name == "memory" and "growth_mib" in stage:
             note = f"{stage['decodes']} decodes, growth in MiB: {stage['growth_mib']}"
-        verdict = "skipped" if "skipped" in stage else "ok" if stage["ok"] else "failed"
-        left_out = len(stage["not_reached"])
-        line = {"stage": name, "verdict": verdict, "s": stage["seconds"], "not reached": left_out}
-        lines.append({**line, "note": note[:100]})
+        line = {"stage": name, "verdict": "ok" if stage["ok"] else "failed", "s": stage["seconds"]}
+        lines.append({**line, "not reached": len(stage["not_reached"]), "note": note[:100]})
     return lines
 
 

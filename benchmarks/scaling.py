@@ -80,8 +80,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host_rank", type=int, help="which of --hosts this is, from 0")
     parser.add_argument("--port", type=int, help="of the first launch, with --hosts: 29500")
     parser.add_argument("--quick", action="store_true", help="small clips, few steps, one round: does it work at all?")
-    defaults = {name: numbers[:2] for name, numbers in _NUMBERS.items()}
-    options = parse_checked(parser, arguments, defaults=defaults, positive=("batch_size", *_NUMBERS))
+    options = parse_checked(parser, arguments, defaults=_NUMBERS, positive=("batch_size", *_NUMBERS))
     if options.size < 36:
         raise ValueError(f"--size must be at least 36, not {options.size}")
     choices = {"model": get_args(ModelName), "precision": get_args(Precision), "device": ("auto", "cpu")}

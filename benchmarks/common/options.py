@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def make_parser(program: str, description: str | None) -> argparse.ArgumentParser:
@@ -19,20 +20,20 @@ def parse_checked(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None,
     *,
-    defaults: Mapping[str, tuple[int, int]] | None = None,
+    defaults: Mapping[str, tuple[Any, ...]] | None = None,
     positive: Sequence[str] = (),
 ) -> argparse.Namespace:
     """Parse and check.
 
     Args:
-        defaults: By option, its default and the one with --quick.
+        defaults: By option, its default, the one with --quick, and what else there is to it.
         positive: Options that must be at least 1 where they are given.
 
     Raises:
         ValueError: An option has a value that cannot be.
     """
     options = parser.parse_args(arguments)
-    for name, (usual, quick) in (defaults or {}).items():
+    for name, (usual, quick, *_) in (defaults or {}).items():
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
     for name in positive:

@@ -159,11 +159,6 @@ def draw_rates(axes: Axes, found: Mapping[str, Any], entries: Sequence[Mapping[s
     axes.figure.suptitle(", ".join(words), fontsize="small")
 
 
-def without_frame(*axes: Axes) -> None:
-    for it in axes:
-        it.spines[["top", "right"]].set_visible(False)
-
-
 def cores_text(found: Mapping[str, Any]) -> str:
     return f"{found['processors_used']} cores of {found['processor']}"
 

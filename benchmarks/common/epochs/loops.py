@@ -118,24 +118,21 @@ class Clock:
         self._on_gpu = device.type == "cuda"
         self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
 
-    def now(self) -> Any:
+    def _now(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def add(self, part: str, start: Any) -> None:
-        self._spans[part].append((start, self.now()))
-
     @contextmanager
     def span(self, part: str) -> Iterator[None]:
         """Add a span; as a decorator, one of each call."""
-        start = self.now()
+        start = self._now()
         try:
             yield
         finally:
-            self.add(part, start)
+            self._spans[part].append((start, self._now()))
 
     def seconds(self, part: str) -> float:
         spans = self._spans[part]

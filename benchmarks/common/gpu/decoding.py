@@ -28,7 +28,7 @@ from fastemo.video import dali
 from fastemo.video.backends import refused_size
 from fastemo.video.bitstream.pruning import PrunedClip, prune
 from fastemo.video.bitstream.source import Source
-from fastemo.video.config import StoreConfig, VideoConfig
+from fastemo.video.config import StoreConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
@@ -66,13 +66,9 @@ def _corpora(bench: Bench) -> Iterator[tuple[str, Manifest]]:
         yield f"{width}x{height}", replace(found, clips=found.clips * (4 if bench.rehearse else 128))
 
 
-def _config(bench: Bench, backend: str) -> VideoConfig:
-    return replace(bench.video, backend=backend)  # type: ignore[arg-type]
-
-
-def _loader(bench: Bench, manifest: Manifest, config: VideoConfig, batch_size: int) -> ClipLoader:
+def _loader(bench: Bench, manifest: Manifest, backend: Any, batch_size: int) -> ClipLoader:
     options: dict[str, Any] = {"device": bench.device, "store": StoreConfig(tier="none"), "say": lambda text: None}
-    return loader_of(manifest, manifest.clips, config, batch_size=batch_size, **options)
+    return loader_of(manifest, manifest.clips, replace(bench.video, backend=backend), batch_size=batch_size, **options)
 
 
 def nvdec(bench: Bench) -> dict[str, Any]:
@@ -80,7 +76,6 @@ def nvdec(bench: Bench) -> dict[str, Any]:
     unavailable = dali.why_unavailable(bench.device)
     use: dict[str, float] = {}
     found: dict[str, Any] = {"ok": True, "dali": unavailable or "is there", "nvdec_percent": use}
-    config = _config(bench, "pyav")
 
     def measure(size: str, name: str, open_work: Callable[[], AbstractContextManager[Callable[[], int]]]) -> None:
         if bench.has_time(f"{size}, {name}"):
@@ -93,8 +88,8 @@ def nvdec(bench: Bench) -> dict[str, Any]:
             for backend in ("pyav",) if unavailable else ("pyav", "dali"):
                 measure(size, f"loader cold, {backend}, batch {batch}", partial(_cold, bench, manifest, backend, batch))
         paths = [manifest.root / clip.key for clip in manifest.clips]
-        wanted = frame_indices(manifest.clips[0].num_frames, config.num_frames)
-        decode = partial(decode_clip, indices=wanted, spec=config.spec)
+        wanted = frame_indices(manifest.clips[0].num_frames, bench.video.num_frames)
+        decode = partial(decode_clip, indices=wanted, spec=bench.video.spec)
         measure(size, "pyav, all processors", partial(_mapped, decode, paths, available_processors()))
         for threads in (1, 4, 16):
             measure(size, f"prune, threads {threads}", partial(_mapped, partial(prune, indices=wanted), paths, threads))
@@ -109,8 +104,8 @@ def nvdec(bench: Bench) -> dict[str, Any]:
 
 @contextmanager
 def _cold(bench: Bench, manifest: Manifest, backend: str, batch_size: int) -> Iterator[Callable[[], int]]:
-    with _loader(bench, manifest, _config(bench, backend), batch_size) as loader:
-        yield lambda: count_clips(loader)
+    with _loader(bench, manifest, backend, batch_size) as loader:
+        yield partial(count_clips, loader)
 
 
 @contextmanager
@@ -121,7 +116,7 @@ def _mapped(work: Callable[[Path], object], paths: list[Path], threads: int) -> 
 
 @contextmanager
 def _dali_alone(bench: Bench, manifest: Manifest, kind: str, batch: int, threads: int) -> Iterator[Callable[[], int]]:
-    clip, config = manifest.clips[0], _config(bench, "dali")
+    clip, config = manifest.clips[0], bench.video
     path, wanted = manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames)
     file = prune(path, wanted) if kind == "pruned" else PrunedClip(path.read_bytes(), wanted)
     sources = [Source(path, tuple(wanted.tolist()), file, clip.width, clip.height)] * batch
@@ -175,7 +170,7 @@ def memory(bench: Bench) -> dict[str, Any]:
     _, manifest = next(iter(_corpora(bench)))
     backend = "dali" if dali.why_unavailable(bench.device) is None else "pyav"
     done, decodes = 0, min(bench.decodes, 40) if bench.rehearse else bench.decodes
-    with _loader(bench, manifest, _config(bench, backend), 2 if bench.rehearse else 16) as loader:
+    with _loader(bench, manifest, backend, 2 if bench.rehearse else 16) as loader:
         count_clips(loader)
         seen = [_taken(bench)]
         while done < decodes and bench.has_time(f"decodes after {done}"):

@@ -150,7 +150,6 @@ def chart(found: Mapping[str, Any]) -> Figure:
         step.barh(place, max(0.0, exchange), left=compute, color="#d95f02")
     step.tick_params(axis="y", labelsize=8)
     step.set_xlabel("ms a step; orange: the gradient all-reduce")
-    results.without_frame(speed, step)
     text = "{model}, T = {num_frames}, {crop_size}x{crop_size}, batch {batch_size}".format_map(settings)
     arithmetic, cores = found["launches"]["1"]["arithmetic"], results.cores_text(found["machine"])
     figure.suptitle(f"{text}, {arithmetic}, {cores}", fontsize=10)
