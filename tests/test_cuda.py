@@ -31,9 +31,8 @@ CROP = AugmentConfig(crop_size=32)
 def loader_of(manifest, count, batch_size, device="cuda", **options):
     """Over the first clips, by one backend: test_dali.py holds DALI's frames against PyAV's."""
     config = VideoConfig(num_frames=3, size=36, backend="pyav")
-    return ClipLoader(
-        manifest.clips[:count], manifest.root, EMOTIONS, config, batch_size=batch_size, device=device, **options
-    )
+    clips = manifest.clips[:count]
+    return ClipLoader(clips, manifest.root, EMOTIONS, config, batch_size=batch_size, device=device, **options)
 
 
 class LateTransfer(Transfer):
@@ -146,10 +145,8 @@ def test_memory_that_runs_out_is_told_with_what_to_do(manifest, tmp_path):
         total = torch.cuda.get_device_properties(trainer.device).total_memory
         torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
         try:
-            with (
-                pytest.raises(OutOfMemory, match=r"--train\.batch_size|--store\.tier memory"),
-                trainer.plain_faults(),
-            ):
+            told = pytest.raises(OutOfMemory, match=r"--train\.batch_size|--store\.tier memory")
+            with told, trainer.plain_faults():
                 trainer.train_step([batch], CROP, 0, totals)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)

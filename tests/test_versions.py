@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import configparser
-from pathlib import Path
 
+from helpers import REPOSITORY
 from packaging.requirements import Requirement
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def requirements() -> list[Requirement]:

@@ -2,15 +2,12 @@
 
 import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from helpers import full_or
+from helpers import REPOSITORY, command, full_or
 from same_bits import SMALL, assert_same_bits, bits, trained
 
-TESTS = Path(__file__).resolve().parents[1]
 KILLS, EPOCHS = full_or((8, 3), (20, 8))
 
 
@@ -20,9 +17,8 @@ def test_kills_change_nothing(tiny_corpus, tmp_path, fault_log):
     options = [*SMALL, "--corpus.root", str(tiny_corpus), "--train.epochs", str(EPOCHS), "--name", "run"]
     whole = trained([*options, "--runs_dir", str(tmp_path / "whole")])
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "attacks.killed", str(out), str(KILLS), *options]
-    command += ["--runs_dir", str(tmp_path / "killed"), "--train.checkpoint_minutes", "1e-6", "--train.keep", "2"]
-    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=1500)
+    options += ["--runs_dir", str(tmp_path / "killed"), "--train.checkpoint_minutes", "1e-6", "--train.keep", "2"]
+    done = command(sys.executable, "-m", "attacks.killed", out, KILLS, *options, cwd=REPOSITORY / "tests")
     assert done.returncode == 0, done.stderr + done.stdout
     found = json.loads(out.read_text())
     assert found["status"] == 0

@@ -1,15 +1,13 @@
 """The benchmarks are scripts beside the package, not part of it: tests import them from the repository's root."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
+import helpers
 import pytest
+from helpers import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +15,7 @@ def run_script():
     """Runs a command at the repository's root, where it sees no GPU."""
 
     def run(command, *arguments, **environment):
-        words = [*command, *map(str, arguments)]
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
-        return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+        return helpers.command(*command, *arguments, cwd=REPOSITORY, **{"CUDA_VISIBLE_DEVICES": "", **environment})
 
     return run
 

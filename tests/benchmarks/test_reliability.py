@@ -1,15 +1,14 @@
 """Attacks summed up: what the tests told, and what it takes to be believed."""
 
 import json
-from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
 from benchmarks import readme_results, reliability
 from benchmarks.common import results
 from benchmarks.reliability import main, outcome_text, summed
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PASSING = """
 import os
 import pytest

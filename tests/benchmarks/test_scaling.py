@@ -14,7 +14,6 @@ from benchmarks.common.measure import Pass, summary
 from benchmarks.common.scaling import report
 from benchmarks.common.scaling.launch import Hosts, Launches, parse_hosts, reason, run_together
 from benchmarks.common.scaling.worker import Job, dealt
-from fastemo.console import Console
 from fastemo.errors import UserError
 
 ROUNDS = {
@@ -40,6 +39,10 @@ def test_ratios_are_taken_within_a_round():
     assert strong["exchange_ms_a_step"] == pytest.approx(summary([250.0, 500.0]))
     assert weak["speed_up"] == pytest.approx(summary([1.0, 1.0]))
     assert weak["exchange_share_of_step"]["median"] == pytest.approx(0.1)
+    runs = {name: results.entry(rounds, report.title(name)) for name, rounds in ROUNDS.items()}
+    rows = {row["title"]: row["value"] for row in report.headlines(runs, {"2": {"strong": strong, "weak": weak}})}
+    assert rows["1 process"] == 6.0
+    assert rows["2 processes, same batch a process: efficiency"] == 1.0
 
 
 def test_efficiency_counts_the_hardware():
@@ -81,29 +84,6 @@ def test_targets():
     # On more hardware than one process has, nine tenths of its speed would be no feat.
     assert verdicts(fine, {"1": 1, "2": 2})["two_over_one"] == "not measured"
     assert set(verdicts({}, {"1": 2}).values()) == {"not measured"}
-
-
-def test_tables_and_chart_of_a_run_that_never_was(tmp_path, capsys):
-    compared = report.compare(ROUNDS, {"1": 2, "2": 2}, steps=8)
-    runs = {name: results.entry(rounds, report.title(name)) for name, rounds in ROUNDS.items()}
-    settings = {"rounds": 2, "steps": 8, "model": "x", "num_frames": 10, "crop_size": 112, "batch_size": 8}
-    whole = {
-        "runs": runs,
-        "scaling": compared,
-        "settings": settings,
-        "processors": {"1": 2, "2": 2},
-        "launches": {"1": {"arithmetic": "fp32"}},
-        "machine": results.machine(),
-        "targets": report.targets(compared, {}, {"1": 2, "2": 2}),
-    }
-    report.show(Console(), whole)
-    shown = capsys.readouterr().out
-    assert "2 processes, same global batch" in shown
-    assert "22.5%" in shown  # the exchange in strong scaling
-    report.chart(whole).savefig(tmp_path / "chart.png")
-    rows = {row["title"]: row["value"] for row in report.headlines(runs, compared)}
-    assert rows["1 process"] == 6.0
-    assert rows["2 processes, same batch a process: efficiency"] == 1.0
 
 
 def test_a_global_batch_is_dealt_a_clip_at_a_time():
@@ -221,6 +201,7 @@ def test_the_json_holds_everything_and_ratios_follow_from_the_rounds(one_host):
     assert found["launches"]["2"]["backend"] == "gloo"
     assert found["launches"]["2"]["exchanged_mib_a_step"] > 40  # ResNet-18's 11.2 M parameters
     assert "2 processes, same global batch" in output
+    assert f"{found['scaling']['2']['strong']['exchange_share_of_step']['median']:.1%}" in output
 
 
 @pytest.mark.slow

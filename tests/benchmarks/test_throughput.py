@@ -49,7 +49,9 @@ def test_the_json_holds_everything(quick):
     assert found["peers"]["jpeg"]["extraction"]["seconds"] > 0
     assert found["corpus"]["kind"] == "generated"
     assert str(out.parent) not in out.read_text()
-    for text in ("decord skipped: no decord here", "medians of 2 rounds", "PyAV + DataLoader", "targets, stated for"):
+    shares = (f"{it['share_of_decode_pruned']:,.1%}" for it in found["rungs"].values())
+    texts = ("medians of 2 rounds", "PyAV + DataLoader", "jpeg: extraction beforehand took", "targets, stated for")
+    for text in ("decord skipped: no decord here", *texts, *shares):
         assert text in output
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
@@ -99,8 +101,7 @@ def test_memory_is_measured(tiny_corpus):
 
 def test_memory_that_cannot_be_measured_is_skipped(tmp_path, monkeypatch):
     absent = Manifest(tmp_path, (Clip(key="absent.mp4", emotion="calm", num_frames=3),))
-    clips = SimpleNamespace(manifest=absent)
-    monkeypatch.setattr(throughput.corpus, "lay_out", lambda *_: clips)
+    monkeypatch.setattr(throughput.corpus, "lay_out", lambda *_: SimpleNamespace(manifest=absent))
     monkeypatch.setattr(throughput.corpus, "generated_folder", lambda *_: tmp_path)
     found = throughput.memory_growth(VideoConfig(), 8, tmp_path, Console(show=False))
     assert list(found) == ["skipped"]

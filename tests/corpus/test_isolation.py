@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import REPOSITORY, wait_until
 
 from fastemo.corpus import isolation
 from fastemo.corpus.isolation import Examiner, Limits, WorkerError, Workers
 from fastemo.corpus.manifest import read_manifest, scan
 from fastemo.corpus.probe import probe_video
 
-TESTS = Path(__file__).resolve().parent.parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 
 
@@ -137,7 +136,7 @@ class TestEnds:
         root = put("stall1.mp4", "stall2.mp4")
         process = subprocess.Popen(
             [sys.executable, "-c", self.PROGRAM, str(root)],
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY / "tests")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

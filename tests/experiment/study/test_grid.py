@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import REPOSITORY
 
 from fastemo.experiment.study.grid import read_study
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 PART = {"name": "one", "base": {"model.pretrained": False}, "grid": {"model.name": ["early_cnn", "late_fusion"]}}
 
 
