@@ -16,19 +16,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # training that wait for each other take ten times as long beside another worker. Before torch is imported.
 os.environ |= {"LOCAL_WORLD_SIZE": str(os.cpu_count()), "OMP_NUM_THREADS": "1"}
 
+import torch  # noqa: E402 -- before decord, after which torch's own threads crash
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=Path, help="append what attacks tried, and how it ended, to this file")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            if os.environ.get("FASTEMO_REQUIRE_CUDA") == "1":
-                pytest.fail("FASTEMO_REQUIRE_CUDA=1 and torch finds no CUDA device")
-            pytest.skip("no CUDA device")
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        if os.environ.get("FASTEMO_REQUIRE_CUDA") == "1":
+            pytest.fail("FASTEMO_REQUIRE_CUDA=1 and torch finds no CUDA device")
+        pytest.skip("no CUDA device")
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
