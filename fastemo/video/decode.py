@@ -36,6 +36,7 @@ def decoder_name(library: Library) -> str:
 
 def decord_version() -> str:
     """Of what is loaded: two packages, decord and decord2, install one folder, and their metadata may both be there."""
+    import torch  # noqa: F401, I001 -- loaded after decord's libraries, its first BLAS call would end the process
     import decord
     from decord._ffi.base import _LIB
 
@@ -174,6 +175,7 @@ def unpadded(frame: np.ndarray) -> np.ndarray:
 
 
 def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
+    import torch  # noqa: F401, I001 -- as above
     import decord
     from decord._ffi.base import DECORDError
 

@@ -77,9 +77,8 @@ def test_the_rehearsal_runs_every_stage(run_script, tmp_path):
 @pytest.mark.slow
 @pytest.mark.cuda
 def test_on_a_gpu_every_stage_is_ok(run_script, tmp_path):
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     arguments = ("--minutes", 3, "--decodes", 200, "--out", tmp_path / "found.json")
-    done = run_script(COMMAND, *arguments, CUDA_VISIBLE_DEVICES=devices)
+    done = run_script(COMMAND, *arguments, CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

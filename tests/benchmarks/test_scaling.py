@@ -90,7 +90,7 @@ def test_a_global_batch_is_dealt_a_clip_at_a_time():
     assert dealt([[("a", False), ("c", False)], [("b", False), ("a", True)]]) == ["a", "b", "c"]
 
 
-def test_hosts_are_read():
+def test_hosts_are_read(monkeypatch):
     assert parse_hosts(None, None, None).addresses == ("127.0.0.1",)
     played = parse_hosts("127.0.0.2, 127.0.0.3", None, None)
     assert (played.rank, played.port) == (None, None)
@@ -100,9 +100,6 @@ def test_hosts_are_read():
     assert played.used(3) == ("127.0.0.2",)
     assert set(played.processors(0)) | set(played.processors(1)) <= os.sched_getaffinity(0)
     assert played.num_processors(2) >= played.num_processors(1)
-
-
-def test_slurm_says_which_host_this_is(monkeypatch):
     monkeypatch.setenv("SLURM_NODEID", "1")
     assert parse_hosts("10.0.0.1,10.0.0.2", None, 4000) == Hosts(addresses=("10.0.0.1", "10.0.0.2"), rank=1, port=4000)
 

@@ -1,10 +1,12 @@
 """Law 1: frame k of a sample is frame i_k of a full sequential decode, whatever the backend."""
 
+import sys
+
 import av
 import decord
 import numpy as np
 import pytest
-from helpers import psnr, write_video
+from helpers import command, psnr, write_video
 
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
@@ -74,6 +76,13 @@ def test_decords_name_is_that_of_what_is_loaded():
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", num_frames=40, width=96, height=54)
+
+
+def test_a_torch_that_is_loaded_after_a_decode_works(video):
+    """Loaded before it, decord's libraries took over its BLAS calls and ended the process at the first."""
+    code = f"from fastemo.video.decode import decode_clip; decode_clip({str(video)!r}, [0], None, backend='decord')"
+    done = command(sys.executable, "-c", f"{code}; import torch; print(torch.ones(64, 64) @ torch.ones(64, 1))")
+    assert done.stdout.startswith("tensor([[64.]"), done.stderr
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
