@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import av.error
@@ -34,13 +34,18 @@ def decoder_name(library: Library) -> str:
     return ", ".join([f"decode {DECODE_VERSION}", *own, *versions])
 
 
+def _load_decord() -> Any:
+    """After torch, which loaded after decord's libraries would end the process with its first BLAS call."""
+    import torch  # noqa: F401, I001
+    import decord
+
+    return decord
+
+
 def decord_version() -> str:
     """Of what is loaded: two packages, decord and decord2, install one folder, and their metadata may both be there."""
-    import torch  # noqa: F401, I001 -- loaded after decord's libraries, its first BLAS call would end the process
-    import decord
-    from decord._ffi.base import _LIB
-
-    number = _LIB.avcodec_version()  # the one that decord brings, not PyAV's
+    decord = _load_decord()
+    number = decord._ffi.base._LIB.avcodec_version()  # the one that decord brings, not PyAV's
     return f"decord {decord.__version__} with libavcodec {number >> 16}.{number >> 8 & 255}.{number & 255}"
 
 
@@ -175,10 +180,7 @@ def unpadded(frame: np.ndarray) -> np.ndarray:
 
 
 def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
-    import torch  # noqa: F401, I001 -- as above
-    import decord
-    from decord._ffi.base import DECORDError
-
+    decord = _load_decord()
     clip = pruned_clip(path, wanted)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
@@ -192,7 +194,7 @@ def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
             count = position + 1
             del missing[0]
             yield av.VideoFrame.from_ndarray(frame, format="rgb24")
-    except (DECORDError, RuntimeError, IndexError, StopIteration) as error:
+    except (decord._ffi.base.DECORDError, RuntimeError, IndexError, StopIteration) as error:
         reason = (str(error).strip().splitlines() or ["the file ends before it"])[0]
         raise DecodeError(path, missing[0], f"{reason} (by decord; --video.backend pyav reads more files)") from error
 
