@@ -28,7 +28,7 @@ from benchmarks.common import corpus, results
 from benchmarks.common.epochs import report
 from benchmarks.common.epochs.model import Job, measure
 from benchmarks.common.measure import Rounds, in_own_process
-from benchmarks.common.options import choose, make_parser, parse_checked
+from benchmarks.common.options import Numbers, add_numbers, choose, make_parser, parse_checked
 from benchmarks.common.peers import TRAINING_PEERS
 from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig, SyntheticConfig
@@ -45,8 +45,7 @@ _SLOW_ON_CPU = "r3d18"
 # Few, as an accuracy costs epochs; the second is for a look at whether it works at all.
 _BUILT_IN = SyntheticConfig(clips_per_actor=8)
 _BUILT_IN_QUICK = SyntheticConfig(clips_per_actor=1, width=128, height=72, num_frames=12)
-# By option its default, the one with --quick, and what it is.
-_NUMBERS = {
+_NUMBERS: Numbers = {
     "num_frames": (10, 4, "T, frames a clip"),
     "size": (128, 32, "side of a stored frame in pixels"),
     "crop_size": (112, 28, "side of what the model sees"),
@@ -61,11 +60,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", help=f"all, or some of {', '.join(MODELS)}")
     parser.add_argument("--corpus", default="auto", help="a folder of clips; generated; auto: real ones if there are")
     parser.add_argument("--clips", type=int, help="clips an epoch, rounded up to whole batches")
-    for name, (usual, quick, text) in _NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, help=f"{text}: {usual}, with --quick {quick}")
+    add_numbers(parser, _NUMBERS)
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(TRAINING_PEERS)}")
     parser.add_argument("--quick", action="store_true", help="small generated clips, one model: does it work at all?")
-    options = parse_checked(parser, arguments, defaults=_NUMBERS, positive=(*_NUMBERS, "clips"))
+    options = parse_checked(parser, arguments, numbers=_NUMBERS, positive=["clips"])
     if options.crop_size > options.size:
         raise ValueError(f"--crop_size {options.crop_size} is larger than --size {options.size}")
     if max(options.clips or 0, options.batch_size) > corpus.MOST_CLIPS:

@@ -117,8 +117,13 @@ def show(console: Console, found: dict[str, Any]) -> None:
     console.table(f"{found['tried']:,} faults of {len(rows)} kinds", rows)
 
 
+def kind(found: dict[str, Any]) -> str:
+    """A sample's file has a name of its own."""
+    return "" if found["settings"]["full"] or found["settings"]["quick"] else "-sample"
+
+
 def main(arguments: list[str] | None = None) -> None:
-    results.run_command("reliability", arguments, parse, run, show)
+    results.run_command("reliability", arguments, parse, run, show, kind=kind)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ import argparse
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +43,7 @@ import torch
 from benchmarks.common import results
 from benchmarks.common.corpus import MOST_CLIPS
 from benchmarks.common.measure import Pass, Rounds, in_turns
-from benchmarks.common.options import make_parser, parse_checked
+from benchmarks.common.options import Numbers, add_numbers, make_parser, parse_checked
 from benchmarks.common.scaling import report
 from benchmarks.common.scaling.launch import Launches, parse_hosts
 from benchmarks.common.scaling.worker import Job
@@ -53,12 +52,10 @@ from fastemo.corpus import ravdess
 from fastemo.corpus.config import SyntheticConfig
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.synthetic.synthesis import synthesize
-from fastemo.errors import one_line_errors
 from fastemo.models.config import ModelName
 from fastemo.training.config import Precision
 
-# By option its default, the one with --quick, and what it is.
-_NUMBERS = {
+_NUMBERS: Numbers = {
     "num_frames": (10, 2, "T, frames a clip"),
     "size": (128, 36, "side of a stored frame in pixels"),
     "rounds": (5, 1, "rounds of everything"),
@@ -71,8 +68,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("scaling.py", __doc__)
     parser.add_argument("--processes", help="numbers with commas between; 1 is always run")
     parser.add_argument("--model", default="late_fusion", help=", ".join(get_args(ModelName)))
-    for name, (usual, quick, text) in _NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, help=f"{text}: {usual}, with --quick {quick}")
+    add_numbers(parser, _NUMBERS)
     parser.add_argument("--batch_size", type=int, default=8, help="clips a step: of all processes, or of each (weak)")
     parser.add_argument("--precision", default="auto", help="auto (what the trainer picks), fp32, bf16, fp16")
     parser.add_argument("--device", default="auto", help="auto, or cpu where there are GPUs")
@@ -80,7 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host_rank", type=int, help="which of --hosts this is, from 0")
     parser.add_argument("--port", type=int, help="of the first launch, with --hosts: 29500")
     parser.add_argument("--quick", action="store_true", help="small clips, few steps, one round: does it work at all?")
-    options = parse_checked(parser, arguments, defaults=_NUMBERS, positive=("batch_size", *_NUMBERS))
+    options = parse_checked(parser, arguments, numbers=_NUMBERS, positive=["batch_size"])
     if options.size < 36:
         raise ValueError(f"--size must be at least 36, not {options.size}")
     choices = {"model": get_args(ModelName), "precision": get_args(Precision), "device": ("auto", "cpu")}
@@ -165,31 +161,29 @@ def measure(options: argparse.Namespace, job: Job, console: Console) -> dict[str
     }
 
 
-def default_path(found: dict[str, Any]) -> Path:
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any] | None:
+    """Everything; returns what goes into the JSON file, on the host that leads."""
+    with tempfile.TemporaryDirectory(prefix="fastemo-scaling-") as folder:
+        measured = measure(options, make_job(options, Path(folder)), console)
+    if measured is None:
+        console.say("done; the first of --hosts writes the results")
+        return None
+    settings = {
+        **{name: getattr(options, name) for name in (*_OF_A_JOB, "rounds", "quick", "processes")},
+        "hosts": len(options.hosts.addresses),
+        "hosts_are": "this machine" if options.hosts.rank is None else "machines",
+        "launcher": "a program for each process, torch's env:// rendezvous",
+    }
+    return {"settings": settings, **measured}
+
+
+def kind(found: dict[str, Any]) -> str:
     """Runs on several hosts have files of their own."""
-    hosts, quick = found["settings"]["hosts"], found["settings"]["quick"]
-    program = f"scaling-{hosts}-hosts" if hosts > 1 else "scaling"
-    return results.default_path(found["machine"], quick=quick, program=program)
+    return f"-{found['settings']['hosts']}-hosts" if found["settings"]["hosts"] > 1 else ""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    started = time.monotonic()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with one_line_errors(), tempfile.TemporaryDirectory(prefix="fastemo-scaling-") as folder:
-        options, console = parse(arguments), Console()
-        measured = measure(options, make_job(options, Path(folder)), console)
-        if measured is None:
-            console.say("done; the first of --hosts writes the results")
-            return
-        settings = {
-            **{name: getattr(options, name) for name in (*_OF_A_JOB, "rounds", "quick", "processes")},
-            "hosts": len(options.hosts.addresses),
-            "hosts_are": "this machine" if options.hosts.rank is None else "machines",
-            "launcher": "a program for each process, torch's env:// rendezvous",
-        }
-        found = {**results.header("scaling.py", arguments, started), "settings": settings, **measured}
-        report.show(console, found)
-        results.write(options.out or default_path(found), found, console, report.chart)
+    results.run_command("scaling", arguments, parse, run, report.show, report.chart, kind)
 
 
 if __name__ == "__main__":

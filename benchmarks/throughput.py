@@ -23,13 +23,14 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.common import corpus, measure, results
-from benchmarks.common.options import choose, make_parser, parse_checked
+from benchmarks.common.options import Numbers, add_numbers, choose, make_parser, parse_checked
 from benchmarks.common.peers import PEERS, peer_stage
 from benchmarks.common.stages import cold_stage, decode_stages, memory, store_stages
 from fastemo.console import Console
 from fastemo.errors import UserError
 from fastemo.video.config import VideoConfig
 
+_NUMBERS: Numbers = {"rounds": (5, 2, "rounds of everything")}
 _STORED_CLIPS_QUICK = 96
 _DECODES, _CLIPS_FOR_MEMORY = 3000, 200
 _LIMITS = ("decode_full", "decode_pruned")
@@ -50,12 +51,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num_frames", type=int, default=10, help="T, frames a clip")
     parser.add_argument("--size", type=int, default=128, help="side of a frame in pixels")
     parser.add_argument("--batch_size", type=int, default=8, help="clips a batch")
-    parser.add_argument("--rounds", type=int, help="rounds of everything: 5, with --quick 2")
+    add_numbers(parser, _NUMBERS)
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(PEERS)}")
     parser.add_argument("--no_memory", action="store_true", help=f"leave out the {_DECODES} decodes for memory")
     parser.add_argument("--quick", action="store_true", help="small generated clips, two rounds: does it work at all?")
-    positive = ("num_frames", "size", "batch_size", "rounds")
-    options = parse_checked(parser, arguments, defaults={"rounds": (5, 2)}, positive=positive)
+    options = parse_checked(parser, arguments, numbers=_NUMBERS, positive=["num_frames", "size", "batch_size"])
     names = choose("--peers", options.peers, PEERS, can_be_none=True)
     can_run = options.peers != "all" or torch.cuda.is_available()
     options.peer_names = [name for name in names if can_run or not PEERS[name].on_gpu]

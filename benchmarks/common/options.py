@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+Numbers = Mapping[str, tuple[int, int, str]]  # by option its default, the one with --quick, and what it is
 
 
 def make_parser(program: str, description: str | None) -> argparse.ArgumentParser:
@@ -16,27 +17,33 @@ def make_parser(program: str, description: str | None) -> argparse.ArgumentParse
     return parser
 
 
+def add_numbers(parser: argparse.ArgumentParser, numbers: Numbers) -> None:
+    """Options that `parse_checked` gives their defaults."""
+    for name, (usual, quick, text) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, help=f"{text}: {usual}, with --quick {quick}")
+
+
 def parse_checked(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None,
     *,
-    defaults: Mapping[str, tuple[Any, ...]] | None = None,
+    numbers: Numbers | None = None,
     positive: Sequence[str] = (),
 ) -> argparse.Namespace:
     """Parse and check.
 
     Args:
-        defaults: By option, its default, the one with --quick, and what else there is to it.
-        positive: Options that must be at least 1 where they are given.
+        numbers: Of `add_numbers`; they must be at least 1.
+        positive: Other options that must be at least 1 where they are given.
 
     Raises:
         ValueError: An option has a value that cannot be.
     """
-    options = parser.parse_args(arguments)
-    for name, (usual, quick, *_) in (defaults or {}).items():
+    options, numbers = parser.parse_args(arguments), numbers or {}
+    for name, (usual, quick, _) in numbers.items():
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
-    for name in positive:
+    for name in (*numbers, *positive):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, not {value}")

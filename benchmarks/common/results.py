@@ -170,7 +170,13 @@ def default_path(found: Mapping[str, Any], *, quick: bool, program: str) -> Path
 
 
 def run_command(
-    program: str, arguments: list[str] | None, parse: Step, run: Step, show: Step, draw: Step | None = None
+    program: str,
+    arguments: list[str] | None,
+    parse: Step,
+    run: Step,
+    show: Step,
+    draw: Step | None = None,
+    kind: Callable[[dict[str, Any]], str] = lambda found: "",
 ) -> dict[str, Any]:
     """A benchmark's whole command: parse, measure, show the tables, write the files; an error ends it with one line.
 
@@ -178,9 +184,11 @@ def run_command(
         program: The script's name without `.py`.
         arguments: Of the command line, or `None` for this process's own.
         parse: Makes options of the arguments, `out` and `quick` among them.
-        run: Measures with options and console; returns what the JSON file holds below its first entries.
+        run: Measures with options and console; returns what the JSON file holds below its first entries, `settings`
+            with `quick` among it, or nothing where another host writes it.
         show: Writes the tables to the console from what the JSON file holds.
         draw: Makes a chart of it, if there is one.
+        kind: What sets it apart in its file's name.
 
     Returns:
         What the JSON file holds.
@@ -188,12 +196,12 @@ def run_command(
     arguments, started = sys.argv[1:] if arguments is None else arguments, time.monotonic()
     with one_line_errors():
         options, console = parse(arguments), Console()
-        measured = run(options, console)
+        if not (measured := run(options, console)):
+            return {}
         found = {**header(f"{program}.py", arguments, started), **measured}
         show(console, found)
-        sample = "" if options.quick or getattr(options, "full", True) else "-sample"
-        name = program.replace("_", "-") + sample
-        write(options.out or default_path(found["machine"], quick=options.quick, program=name), found, console, draw)
+        name, quick = program.replace("_", "-") + kind(found), found["settings"]["quick"]
+        write(options.out or default_path(found["machine"], quick=quick, program=name), found, console, draw)
     return found
 
 

@@ -215,4 +215,4 @@ def test_two_hosts_at_loopback_addresses_train_as_one(two_hosts):
     assert (found["settings"]["hosts"], found["settings"]["hosts_are"]) == (2, "this machine")
     assert found["launches"]["2"]["processes"] == 2
     assert reached(found)
-    assert "2-hosts" in scaling.default_path(found).name
+    assert "2-hosts" in scaling.kind(found)

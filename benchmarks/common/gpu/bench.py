@@ -99,12 +99,11 @@ class Bench:
     def loader(self, batch_size: int) -> ClipLoader:
         """Over the stored clips, from the device's own memory; a processor stands in for it in a rehearsal."""
         store = StoreConfig(tier="device", root=self.scratch / "store")
-        options: dict[str, Any] = {"batch_size": batch_size, "shuffle": True, "even": True, "device": self.device}
+        options: dict[str, Any] = {"shuffle": True, "even": True, "device": self.device, "say": lambda text: None}
         # A processor's memory is otherwise tier `memory`: the path of the other one is to run.
         stands_in = patch.object(tiers, "choose_tier", lambda *_: ("device", "rehearsed"))
         with stands_in if self.rehearse else nullcontext():
-            quiet: Any = lambda text: None  # noqa: E731
-            return loader_of(self.stored, self.stored.clips, self.video, store=store, say=quiet, **options)
+            return loader_of(self.stored, self.stored.clips, self.video, batch_size=batch_size, store=store, **options)
 
     @contextmanager
     def trainer(self, name: str, batch_size: int, **config: Any) -> Iterator[Trainer]:
