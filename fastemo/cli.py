@@ -174,7 +174,7 @@ def _study(options: argparse.Namespace) -> None:
 
 def _page(options: argparse.Namespace) -> None:
     from fastemo.console import Console
-    from fastemo.report.collect import write_page
+    from fastemo.report.page import write_page
 
     write_page(options.folders, options.out, Console(), corpus_root=options.root)
 
@@ -184,7 +184,7 @@ def _corpus_figures(options: argparse.Namespace) -> None:
     from fastemo.corpus.config import CorpusConfig
     from fastemo.corpus.prepare import prepare_corpus
     from fastemo.corpus.protocol import split_clips
-    from fastemo.report.corpus_figures import save_corpus_figures
+    from fastemo.report.corpus import save_corpus_figures
     from fastemo.video.config import FrameSpec
 
     console = Console()

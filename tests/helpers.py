@@ -40,10 +40,10 @@ def full_or(sample: T, full: T) -> T:
 @contextmanager
 def empty_figures() -> Iterator[None]:
     """Runs in this process leave empty files for figures, whose drawing takes a third of a small run."""
-    from fastemo.report import figures
+    from fastemo.report import drawing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "write_figure", lambda _, path: Path(path).touch())
+        patch.setattr(drawing, "write_figure", lambda _, path, title="": Path(path).touch())
         yield
 
 

@@ -21,7 +21,7 @@ from fastemo.experiment.run import run
 from fastemo.experiment.study.grid import read_study
 from fastemo.experiment.study.runner import run_study
 from fastemo.models import fusion
-from fastemo.report.collect import write_page
+from fastemo.report.page import write_page
 from fastemo.video import store as store_module
 from fastemo.video.config import FrameSpec, StoreConfig
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from study_folder import QUIET
 
-from fastemo.report.collect import write_page
+from fastemo.report.page import write_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="pip install -e '.[test]' brings selenium")
 

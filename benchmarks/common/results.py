@@ -22,7 +22,7 @@ from benchmarks.common.measure import REPOSITORY, Pass, Target, cpu_costs, rates
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
 from fastemo.machine import cache_folder, describe_machine, versions, write_text
-from fastemo.report.figures import write_figure
+from fastemo.report.drawing import write_figure
 
 Step = Callable[..., Any]
 

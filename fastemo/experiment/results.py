@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fastemo.config import RunConfig
-from fastemo.corpus.clip import Clip
 from fastemo.corpus.protocol import Splits
-from fastemo.errors import DecodeError
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
-from fastemo.experiment.examples import most_confident, write_examples
+from fastemo.experiment.examples import write_examples
 from fastemo.machine import describe_machine, versions, write_text
 from fastemo.report import figures
-from fastemo.video.decode import decode_clip
-from fastemo.video.sampling import frame_indices
+from fastemo.report.schema import Epoch, Examples, Result, parse_json, read_json
+from fastemo.report.view import Run
 
 
 def write_report(
@@ -58,44 +55,17 @@ def write_report(
         **summarise(predictions, splits.test, names, probes),
     }
     write_predictions(run_dir / "predictions.csv", predictions, splits.test, names)
-    title = f"{config.model.name}, {len(predictions.keys)} test clips, accuracy {result['accuracy']:.1%}"
-    figures.save_curves(history, run_dir / "curves.png")
-    figures.save_confusion(result["confusion"], names, run_dir / "confusion_matrix.png", title)
-    figures.save_per_class(result["per_class"], run_dir / "per_class_accuracy.png", title)
-    examples = misclassified(config, root, splits.test, predictions, names)
-    figures.save_misclassified(examples, run_dir / "misclassified.png")
     write_examples(config, run_dir, root, splits.test, predictions, names, model, names)
+    text = json.dumps(result, indent=2) + "\n"
+    epochs = [parse_json(json.dumps(row).encode(), Epoch, "metrics") for row in history]
+    run = Run(name=run_dir.name, result=parse_json(text.encode(), Result, "test.json"), history=epochs)
+    title = f"{config.model.name}, {len(predictions.keys)} test clips, accuracy {result['accuracy']:.1%}"
+    figures.save_figures("run", run, run_dir, title)
+    figures.save_figures("runs", [run], run_dir, title)
+    figures.save_misclassified(run_dir, read_json(run_dir / "examples.json", Examples).examples)
     # A run that has this file is finished.
-    write_text(run_dir / "test.json", json.dumps(result, indent=2) + "\n")
+    write_text(run_dir / "test.json", text)
     return result
-
-
-def misclassified(
-    config: RunConfig, root: Path, clips: Sequence[Clip], predictions: Predictions, class_names: Sequence[str]
-) -> list[figures.Misclassified]:
-    """The most confident errors, six frames each."""
-    by_key = {clip.key: clip for clip in clips}
-    confidence = predictions.probabilities.max(1)
-    spec = replace(config.video.spec, num_frames=6, size=max(128, config.video.size))
-    examples = []
-    for row in most_confident(predictions, wrong=True, most=figures.MAX_MISCLASSIFIED):
-        clip = by_key[predictions.keys[row]]
-        try:
-            frames = decode_clip(root / clip.key, frame_indices(clip.num_frames, 6), spec)
-        except DecodeError:
-            if config.corpus.on_error == "stop":
-                raise
-            continue  # it was there for the test, and is gone since
-        examples.append(
-            figures.Misclassified(
-                key=clip.key,
-                frames=frames,
-                true_name=class_names[predictions.labels[row]],
-                predicted_name=class_names[predictions.predicted[row]],
-                probability=float(confidence[row]),
-            )
-        )
-    return examples
 
 
 def results_line(result: dict[str, Any], num_classes: int) -> str:

@@ -1,265 +1,290 @@
-"""Figures of a run as PNGs: curves, confusion, per-class bars, sheets of what was misread.
+"""Every figure, drawn once: a PNG in a run's or a corpus's folder, an SVG on the page.
 
-Drawn on matplotlib's Agg canvas through objects, so nothing global is touched and threads may draw at once.
-Colours: Okabe & Ito (2008), "Color Universal Design", told apart by colour-blind readers.
+A figure is a function of what it shows, which returns None where that has nothing to draw, and a line of `FIGURES`.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import ArrayLike, NDArray
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Transform
 
-from fastemo.machine import replacing
+from fastemo.report import drawing
+from fastemo.report.drawing import PAGE, RULE, SERIES, SOFT, describe, shorten
+from fastemo.report.schema import Epoch, Example
+from fastemo.report.view import Corpus, Part, Row, Run
+from fastemo.report.words import percent, short
 
-BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#767676", "#222222"
-DPI = 150
-MAX_MISCLASSIFIED = 8
-_SHEET_FRAMES = 6
-_NAME_LENGTH = 24
-_CHARACTERS_PER_INCH = 8.5
-
-
-@dataclass(frozen=True)
-class Misclassified:
-    """One clip and what was made of it.
-
-    Attributes:
-        key: The clip's key.
-        frames: uint8 [6, 3, h, w] RGB, in the order of time.
-        true_name: What was shown.
-        predicted_name: What was predicted.
-        probability: The model's probability for its prediction, 0 .. 1.
-
-    Raises:
-        ValueError: `frames` has another dtype or shape.
-    """
-
-    key: str
-    frames: NDArray[np.uint8]
-    true_name: str
-    predicted_name: str
-    probability: float
-
-    def __post_init__(self) -> None:
-        shape = self.frames.shape
-        if self.frames.dtype != np.uint8 or len(shape) != 4 or shape[:2] != (_SHEET_FRAMES, 3):
-            raise ValueError(f"frames are {self.frames.dtype} {shape}, must be uint8 ({_SHEET_FRAMES}, 3, h, w)")
+_NAME = 16
+_MOST_NAMED = 26
 
 
-def save_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw loss and accuracy over the epochs, the epoch of the best validation accuracy marked.
-
-    Args:
-        history: Rows of `metrics.jsonl`: `epoch`, `train_loss`, `train_accuracy`, and `val_loss`,
-            `val_accuracy`, which may be missing or None. Accuracies in 0 .. 1. A value that is not finite
-            leaves a gap.
-        path: PNG to write.
-    """
-    figure = new_figure(10, 4)
-    panels = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in history]
-    series = {name: _column(history, name) for name in ("train_loss", "val_loss")}
-    series |= {name: 100 * _column(history, name) for name in ("train_accuracy", "val_accuracy")}
-    for axes, what in zip(panels, ("loss", "accuracy"), strict=True):
-        _draw_pair(axes, epochs, series[f"train_{what}"], series[f"val_{what}"])
-        axes.set_title("Loss" if what == "loss" else "Accuracy", color=INK, loc="left", fontweight="bold")
-        axes.set_xlabel("Epoch")
+def curves(runs: Sequence[Run]) -> Figure:
+    """Loss and accuracy by epoch: of one run, training and validation by colour; of several, each run in a colour."""
+    figure, panels = drawing.new_figure(4.3, left=0.55, bottom=0.7, top=0.25, rows=2, gap=0.45)
+    is_one = len(runs) == 1
+    for number, run in enumerate(runs):
+        for axes, what in zip(panels, ("loss", "accuracy"), strict=True):
+            for split, name, dashes in (("train", "training", "--"), ("val", "validation", "-")):
+                ys = _finite(run.history, f"{split}_{what}")
+                there = [place for place, y in enumerate(ys) if not math.isnan(y)]
+                if there:
+                    # A point between gaps is a dot.
+                    dots = [it for it in there if not {it - 1, it + 1} & set(there)]
+                    colour = SERIES[split == "train"] if is_one else SERIES[number % len(SERIES)]
+                    look: Any = {"color": colour, "markersize": 4, "markevery": dots}
+                    (line,) = axes.plot([row.epoch for row in run.history], ys, f"o{dashes}", label=name, **look)
+                    told = [f"{y:.2f}" if what == "loss" else percent(y) for y in (ys[there[0]], ys[there[-1]])]
+                    words = f"{name} {what} from {told[0]} to {told[1]} in {len(ys)} epochs"
+                    describe(line, words if is_one else f"{run.name}, {words}", None if is_one else number)
+    for axes, title in zip(panels, ("Loss (cross-entropy)", "Accuracy"), strict=True):
+        axes.set_title(title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    panels[0].set_ylabel("Cross-entropy")
-    _percent_axis(panels[1])
-    validation = series["val_accuracy"]
-    if np.isfinite(validation).any():
-        best = int(np.nanargmax(validation))
-        for axes, what in zip(panels, ("val_loss", "val_accuracy"), strict=True):
-            _mark_best(axes, epochs[best], series[what][best], label=f"best epoch {epochs[best]}")
-        panels[1].set_title(f"best {validation[best]:.1f} %", color=GREY, loc="right", fontsize=10)
-    for axes in panels:
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9)
-        else:
-            say(axes, "no finite values" if history else "no epochs yet")
-    write_figure(figure, path)
-
-
-def save_confusion(counts: ArrayLike, class_names: Sequence[str], path: Path, title: str) -> None:
-    """Draw a confusion matrix: a cell's number is its clips, its colour its share of the row.
-
-    Args:
-        counts: Integer [K, K], rows what was shown, columns what was predicted.
-        class_names: K names.
-        path: PNG to write.
-        title: Printed above, as it stands.
-    """
-    table = np.asarray(counts)
-    totals = table.sum(axis=1, keepdims=True)
-    shares = np.divide(table, totals, out=np.zeros(table.shape), where=totals > 0)
-    size = len(class_names)
-    side = max(4.5, 0.72 * size + 1.6)
-    figure = new_figure(side + 0.9, side)
-    axes = figure.subplots()
-    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(100, decimals=0))
-    bar.set_label("Share of the row", color=INK)
-    bar.outline.set_visible(False)
-    names = [shorten(name) for name in class_names]
-    axes.set_xticks(range(size), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_yticks(range(size), names, parse_math=False)
-    axes.set_xlabel("Predicted")
-    axes.set_ylabel("Shown")
-    write_title(figure, axes, title)
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[:].set_visible(False)
-    # White lines between the cells keep neighbours of one colour apart.
-    axes.set_xticks(np.arange(size - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(size - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="minor", length=0)
-    for (row, column), count in np.ndenumerate(table):
-        colour = "white" if shares[row, column] > 0.55 else INK if count else "#8C8C8C"
-        weight = "bold" if row == column else "normal"
-        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontweight=weight)
-    write_figure(figure, path)
-
-
-def save_per_class(per_class: Mapping[str, float | None], path: Path, title: str) -> None:
-    """Draw the accuracy of every class (0 .. 1, None without clips) as bars with chance as a line."""
-    figure = new_figure(max(5.5, 0.95 * len(per_class) + 1), 4)
-    axes = figure.subplots()
-    for place, value in enumerate(per_class.values()):
-        if value is None:
-            axes.text(place, 1.5, "no clips", ha="center", va="bottom", color=GREY, fontsize=9)
-        else:
-            axes.bar(place, 100 * value, width=0.7, color=BLUE)
-            # A number above a full bar would run into the title.
-            inside = value > 0.92
-            height, colour = 100 * value + (-1.5 if inside else 1), "white" if inside else INK
-            side = "top" if inside else "bottom"
-            axes.text(place, height, f"{100 * value:.0f}", ha="center", va=side, color=colour)
-    chance = 100 / max(1, len(per_class))
-    axes.axhline(chance, color=VERMILLION, linestyle="--", linewidth=1.5, label=f"chance {chance:.1f} %")
-    axes.set_xticks(
-        range(len(per_class)),
-        [shorten(name) for name in per_class],
-        rotation=25,
-        ha="right",
-        rotation_mode="anchor",
-        parse_math=False,
-    )
-    axes.set_xlim(-0.6, max(1, len(per_class)) - 0.4)
-    write_title(figure, axes, title)
-    clean(axes)
-    _percent_axis(axes)
-    # Above the axes: a bar may reach any height within them.
-    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
-    write_figure(figure, path)
-
-
-def save_misclassified(examples: Sequence[Misclassified], path: Path) -> None:
-    """Draw a sheet of frames, one row a clip in the given order, the first `MAX_MISCLASSIFIED` of them."""
-    shown = examples[:MAX_MISCLASSIFIED]
-    if not shown:
-        figure = new_figure(9, 1.6)
-        axes = figure.subplots()
-        axes.set_axis_off()
-        say(axes, "no misclassified clips")
-        write_figure(figure, path)
-        return
-    aspects = [example.frames.shape[2] / example.frames.shape[3] for example in shown]
-    heights = [1.5 * min(aspect, 2.0) + 0.4 for aspect in aspects]
-    figure = new_figure(9.6, sum(heights))
-    rows = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, example in zip(rows, shown, strict=True):
-        part.suptitle(
-            f"true: {shorten(example.true_name)}     predicted: {shorten(example.predicted_name)}"
-            f" ({100 * example.probability:.0f} %)     {shorten(example.key, 56, keep_end=True)}",
-            parse_math=False,
-            fontsize=9.5,
-            color=INK,
-            x=0.01,
-            ha="left",
-        )
-        for axes, frame in zip(part.subplots(1, _SHEET_FRAMES), example.frames, strict=True):
-            axes.imshow(frame.transpose(1, 2, 0))
-            axes.set_axis_off()
-    write_figure(figure, path)
-
-
-def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """White, laid out by its contents, drawn by Agg."""
-    figure = Figure(figsize=(width_inches, height_inches), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if not axes.lines:
+            words = "no finite values" if any(run.history for run in runs) else "no epochs yet"
+            axes.text(0.5, 0.5, words, ha="center", va="center", color=SOFT, transform=axes.transAxes)
+    drawing.percent_axis(panels[1], "y")
+    panels[1].set_xlabel("Epoch")
+    if is_one and panels[1].lines:
+        accuracies = _finite(runs[0].history, "val_accuracy")
+        if not np.isnan(accuracies).all():
+            best = runs[0].history[int(np.nanargmax(accuracies))].epoch
+            for axes in panels:
+                axes.axvline(best, color=SOFT, linestyle=":", label=f"best epoch {best}")
+        figure.legend(*panels[1].get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.1, 0), ncols=3)
     return figure
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG whole or not at all."""
-    with replacing(Path(path)) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
+def _finite(history: Sequence[Epoch], key: str) -> list[float]:
+    """A value of every epoch, NaN where there is none to draw."""
+    values = [getattr(row, key) for row in history]
+    return [math.nan if it is None or not abs(it) < 1e9 else it for it in values]
 
 
-def _column(history: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    """One number a row, NaN where there is none to draw."""
-    values = [row.get(name) for row in history]
-    return np.array([v if v is not None and math.isfinite(v) else np.nan for v in values], dtype=np.float64)
+def confusion(run: Run) -> Figure:
+    """Clips by true and predicted label; a cell's depth is its share of the row, none is left empty."""
+    names, counts = run.class_names, run.result.confusion
+    size, letters = len(names), min(9.0, 80 / len(names))
+    margin = 0.35 + drawing.CHARACTER * min(_NAME, max(map(len, names)))
+    figure, grid = drawing.new_grid(size, size, 4.4, left=margin, bottom=0.15 + 0.75 * margin)
+    text = partial(figure.text, transform=grid, size=letters)
+    for row, (name, line) in enumerate(zip(names, counts, strict=True)):
+        text(-0.1, row + 0.5, shorten(name, _NAME), ha="right", va="center")
+        text(row + 0.7, size + 0.1, shorten(name, _NAME), ha="right", va="top", rotation=40)
+        for column, count in enumerate(line):
+            if count:
+                what = "recognised" if row == column else f"predicted {names[column]}"
+                told = f"{name}, {what}: {count} of {sum(line)}"
+                _box(figure, grid, column, row, told, alpha=0.55 * count / sum(line))
+                weight = "bold" if row == column else "normal"
+                text(column + 0.5, row + 0.5, str(count), ha="center", va="center", weight=weight)
+    figure.text(0.01, 0.6, "True label", rotation=90, color=SOFT, va="center")
+    figure.text(0.6, 0.01, "Predicted label", color=SOFT, ha="center")
+    return figure
 
 
-def _draw_pair(axes: Axes, epochs: list[int], train: ArrayLike, validation: ArrayLike) -> None:
-    for name, values, colour, marker in (
-        ("training", train, BLUE, "o"),
-        ("validation", validation, VERMILLION, "s"),
-    ):
-        if np.isfinite(values).any():
-            # Markers, so that one epoch alone is seen; small, so that a hundred do not hide the line.
-            axes.plot(epochs, values, color=colour, linewidth=1.8, marker=marker, markersize=3, label=name)
-    clean(axes)
+def per_class(run: Run) -> Figure:
+    """Recall of every class, and chance."""
+    recalls = run.result.per_class
+    size, left = len(recalls), 0.15 + drawing.CHARACTER * min(_NAME, max(map(len, recalls)))
+    figure, grid = drawing.new_grid(1, size, 0.24 * size + 0.4, left=left, right=0.95, bottom=0.05, top=0.35)
+    for row, ((name, recall), line) in enumerate(zip(recalls.items(), run.result.confusion, strict=True)):
+        told = "no clip" if recall is None else f"{percent(recall, 0)} of {sum(line)}"
+        figure.text(-0.02, row + 0.5, shorten(name, _NAME), ha="right", va="center", transform=grid)
+        figure.text(1.02, row + 0.5, told, va="center", transform=grid)
+        _box(figure, grid, 0, row, f"{name} {told}", width=recall or 0)
+    _line(figure, grid, [run.chance] * 2, [0, size], color=SERIES[1], linestyle="--")
+    figure.text(run.chance, -0.2, f"chance {percent(run.chance)}", color=SERIES[1], transform=grid)
+    return figure
 
 
-def _mark_best(axes: Axes, epoch: int, value: float, *, label: str) -> None:
-    axes.axvline(epoch, color=GREY, linestyle=":", linewidth=1.2, label=label)
-    if math.isfinite(value):
-        axes.plot([epoch], [value], marker="o", markersize=9, markerfacecolor="none", color=INK)
+def reliability(run: Run) -> Figure | None:
+    """Accuracy over confidence, of each bin that holds clips: the larger a dot, the more."""
+    found = run.result.calibration
+    bins = [(it.confidence or 0, it.accuracy or 0, it.num_clips) for it in found.bins if it.num_clips] if found else []
+    if not found or not bins:
+        return None
+    figure, grid = drawing.new_grid(1, 1, 3.3, left=0.7, right=0.7, bottom=0.5, top=0.3)
+    for share in (0, 0.5, 1):
+        _line(figure, grid, [share, share], [0, 1], color=RULE, linewidth=0.8)
+        _line(figure, grid, [0, 1], [share, share], color=RULE, linewidth=0.8)
+        figure.text(share, 1.03, percent(share, 0), color=SOFT, ha="center", va="top", transform=grid)
+        figure.text(-0.02, 1 - share, percent(share, 0), color=SOFT, ha="right", va="center", transform=grid)
+    _line(figure, grid, [0, 1], [1, 0], color=SOFT, linestyle="--")
+    _line(figure, grid, [sure for sure, _, _ in bins], [1 - right for _, right, _ in bins], color=SERIES[0])
+    for sure, right, count in bins:
+        size = 4 + 10 * math.sqrt(count / run.result.num_clips) if run.result.num_clips else 4
+        dot = _line(figure, grid, [sure], [1 - right], color=SERIES[0], marker="o", markersize=size)
+        describe(dot, f"confidence {percent(sure)}, correct {percent(right)}: {count} clips")
+    lean = "overconfident" if sum((sure - right) * count for sure, right, count in bins) > 0 else "underconfident"
+    figure.text(0, -0.03, f"ECE {percent(found.ece)}, {lean}", weight="bold", transform=grid)
+    figure.text(0.5, 1.15, "Confidence", ha="center", va="top", transform=grid)
+    figure.text(0.01, 0.5, "Accuracy", rotation=90, va="center")
+    return figure
 
 
-def clean(axes: Axes) -> None:
-    """Pale lines behind the data, and no frame around it."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
-    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0)
+def _box(figure: Figure, grid: Transform, x: float, y: float, words: str, width: float = 1, alpha: float = 1) -> None:
+    box = Rectangle((x, y + 0.04), width, 0.92, color=SERIES[0], alpha=alpha, linewidth=0, transform=grid)
+    describe(figure.add_artist(box), words)
 
 
-def _percent_axis(axes: Axes) -> None:
-    axes.set_ylim(0, 100)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("Accuracy (%)")
+def _line(figure: Figure, grid: Transform, xs: Sequence[float], ys: Sequence[float], **shape: Any) -> Any:
+    return figure.add_artist(Line2D(xs, ys, transform=grid, **shape))
 
 
-def write_title(figure: Figure, axes: Axes, title: str) -> None:
-    """Wrapped to the figure's width, every character as it stands."""
-    # Not wrap=True: matplotlib measures a wrapped text as mathematics even with parse_math off.
-    lines = textwrap.wrap(title, int(_CHARACTERS_PER_INCH * (figure.get_figwidth() - 2)))
-    axes.set_title("\n".join(lines), parse_math=False, color=INK, loc="left", fontweight="bold")
+def intervals(part: Part) -> Figure | None:
+    """Accuracy with its 95 % interval, a row below the other, beside chance and the reference study."""
+    rows = [row for row in part.rows if row.runs]
+    if not rows:
+        return None
+    figure, (axes,) = drawing.new_figure(0.36 * len(rows) + 0.6, left=0.15, right=0.25, bottom=0.3, top=0.3)
+    for place, row in enumerate(rows):
+        low, high = row.interval or (row.accuracy, row.accuracy)
+        told = f"{row.name}: {percent(row.accuracy)}" + (
+            f" ({percent(low)} to {percent(high)})" if row.interval else ""
+        )
+        told += "" if row.report is None else f", Roy (2025) {percent(row.report)}"
+        shapes: list[Any] = [
+            ([low, high], {"linewidth": 2.5}),
+            ([row.accuracy], {"marker": "o", "markeredgecolor": PAGE}),
+        ]
+        if row.report is not None:
+            label = "" if axes.get_legend_handles_labels()[1] else "Roy (2025), on RAVDESS"
+            shape = {"marker": "D", "color": SERIES[1], "markerfacecolor": PAGE, "linestyle": "", "label": label}
+            shapes.append(([row.report], shape))
+        for xs, shape in shapes:
+            describe(axes.plot(xs, [place] * len(xs), **{"color": SERIES[0], "markersize": 7, **shape})[0], told)
+        name = axes.text(0.02, place - 0.3, shorten(row.name, 54), va="bottom", transform=axes.get_yaxis_transform())
+        name.set_bbox({"facecolor": PAGE, "edgecolor": "none", "pad": 1})
+    chance = rows[0].runs[0].chance
+    axes.axvline(chance, color=SOFT, linestyle="--", label=f"chance {percent(chance)}")
+    figure.legend(loc="upper left", bbox_to_anchor=(0.02, 1), ncols=2, borderaxespad=0)
+    axes.set(ylim=(len(rows) - 0.7, -0.8), yticks=[])
+    drawing.percent_axis(axes, "x", min(1.0, axes.dataLim.xmax + 0.05))
+    return figure
 
 
-def say(axes: Axes, words: str) -> None:
-    """Words in the place of data that there is none of."""
-    axes.text(0.5, 0.5, words, ha="center", va="center", color=GREY, fontsize=12, transform=axes.transAxes)
+def accuracy_by_frames(part: Part) -> Figure | None:
+    """Accuracy over the number of frames, of rows that differ in nothing else."""
+    lines = {name: sorted(points.items()) for name, points in part.by_frames().items() if len(points) > 1}
+    if not lines:
+        return None
+    below = 0.18 * len(lines)
+    figure, (axes,) = drawing.new_figure(2.7 + below, left=0.55, bottom=0.5 + below, top=0.15)
+    for number, (name, points) in enumerate(lines.items()):
+        xs, ys = zip(*points, strict=True)
+        (line,) = axes.plot(xs, ys, "o-", color=SERIES[number % len(SERIES)], label=shorten(name, 50))
+        describe(line, f"{name}: " + ", ".join(f"{percent(y)} with {x}" for x, y in points))
+    axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
+    axes.set_xlabel("Frames per clip")
+    drawing.percent_axis(axes, "y", min(1.0, axes.dataLim.ymax + 0.1))
+    figure.legend(loc="lower left", bbox_to_anchor=(0.02, 0), borderaxespad=0)
+    return figure
 
 
-def shorten(name: str, length: int = _NAME_LENGTH, *, keep_end: bool = False) -> str:
-    """A name of at most `length` characters, its beginning or its end."""
-    if len(name) <= length:
-        return name
-    return "…" + name[-length + 1 :] if keep_end else name[: length - 1] + "…"
+def accuracy_by_cost(rows: Sequence[Row], key: str, label: str) -> Figure | None:
+    """Accuracy over what a row costs; a number is a row's."""
+    found = [(row, x) for row in rows if row.cost and (x := getattr(row.cost, key)) is not None]
+    if len(found) < 2:
+        return None
+    figure, (axes,) = drawing.new_figure(2.8, left=0.55, bottom=0.5, right=0.25)
+    for row, x in found:
+        dot = axes.plot(x, row.accuracy, "o", markersize=13, color=SERIES[0], markeredgecolor=PAGE)[0]
+        describe(dot, f"{row.name}: {percent(row.accuracy)} at {short(x)}")
+        axes.text(x, row.accuracy, str(row.number), color=PAGE, ha="center", va="center", size=8, weight="bold")
+    if all(x > 0 for _, x in found):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+    axes.margins(x=0.12)
+    axes.set_xlabel(label)
+    drawing.percent_axis(axes, "y", min(1.0, axes.dataLim.ymax + 0.15))
+    return figure
+
+
+def split_counts(corpus: Corpus, key: str) -> Figure | None:
+    """Clips by class or actor, the splits upon each other."""
+    counts = getattr(corpus, key)
+    names = sorted({name for of in counts.values() for name in of}) if key == "actor_counts" else list(counts["train"])
+    if not names:
+        return None
+    below = 0.5 if key == "actor_counts" else 0.15 + 0.6 * drawing.CHARACTER * min(_NAME, max(map(len, names)))
+    figure, (axes,) = drawing.new_figure(2.1 + below, left=0.65, bottom=below, top=0.35)
+    base = np.zeros(len(names), dtype=np.int64)
+    for colour, (split, of) in zip(SERIES, counts.items(), strict=False):
+        values = np.array([of.get(name, 0) for name in names])
+        bars = axes.bar(range(len(names)), values, 0.75, base, color=colour, label=split)
+        for name, value, bar in zip(names, values, bars, strict=True):
+            describe(bar, f"{name}: {split} {value}")
+        base = base + values
+    step = math.ceil(len(names) / _MOST_NAMED)
+    tilt: Any = {} if key == "actor_counts" else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(0, len(names), step), [shorten(str(it), _NAME) for it in names[::step]], **tilt)
+    unknown = f" (of {corpus.num_unknown} clips unknown)" if corpus.num_unknown else ""
+    axes.set(ylabel="Clips", xlabel=f"Actor{unknown}" if key == "actor_counts" else "")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
+    return figure
+
+
+_COSTS = {"epoch_seconds": "Seconds per epoch", "flops_per_clip": "FLOPs per clip", "parameters": "Parameters"}
+# By what is drawn: a run, several runs, the rows of a table, all rows of a page, a corpus. The name is a PNG's.
+FIGURES: Mapping[str, Mapping[str, tuple[Callable[[Any], Figure | None], str]]] = {
+    "run": {
+        "per_class_accuracy": (per_class, "Recall: share of each class's clips predicted correctly"),
+        "confusion_matrix": (confusion, "Confusion matrix in clips; the deeper, the larger the share of the row"),
+        "reliability": (reliability, "Accuracy by confidence; the dashed line is perfect calibration"),
+    },
+    "runs": {"curves": (curves, "Loss and accuracy by epoch; training dashed, validation solid")},
+    "part": {"intervals": (intervals, "Accuracy, 95 % interval by bootstrap over takes")},
+    "frames": {"accuracy_by_frames": (accuracy_by_frames, "Accuracy by number of frames")},
+    "rows": {
+        key: (partial(accuracy_by_cost, key=key, label=label), f"Accuracy by {label}; the numbers are the rows'")
+        for key, label in _COSTS.items()
+    },
+    "corpus": {
+        "class_distribution": (partial(split_counts, key="class_counts"), "Clips by class and split"),
+        "actor_counts": (partial(split_counts, key="actor_counts"), "Clips by actor and split"),
+    },
+}
+
+
+def drawn(kind: str, subject: Any) -> Iterator[tuple[str, Figure, str]]:
+    """Name, figure and caption of each figure of a kind that there is something to draw for, within `style()`."""
+    for name, (draw, caption) in FIGURES[kind].items():
+        if (figure := draw(subject)) is not None:
+            yield name, figure, caption
+
+
+def save_figures(kind: str, subject: Any, folder: Path, title: str) -> list[Path]:
+    """Write each figure of a kind as a PNG; their paths are returned."""
+    with drawing.style():
+        made = {folder / f"{name}.png": figure for name, figure, _ in drawn(kind, subject)}
+        for path, figure in made.items():
+            drawing.write_figure(figure, path, title)
+    return list(made)
+
+
+def save_misclassified(folder: Path, examples: Sequence[Example]) -> None:
+    """Write `misclassified.png` to a run's folder: the frames of its most confident errors."""
+    rows = []
+    for it in examples:
+        if it.kind == "wrong":
+            words = shorten(f"{it.label} predicted as {it.prediction} ({percent(it.probability, 0)})", 50)
+            frames = np.asarray(cv2.imread(str(folder / it.frames)))[..., ::-1]
+            rows.append((f"{words}   {shorten(it.key, 26, keep_end=True)}", frames))
+    with drawing.style():
+        figure = drawing.strips(rows or [("no misclassified clips", np.full((1, 10, 3), 255))])
+        drawing.write_figure(figure, folder / "misclassified.png")

@@ -4,70 +4,71 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
-from fastemo.report import charts
-from fastemo.report.page_blocks import Block, Charts, Figure, Heading, Section, Text
-from fastemo.report.page_cost import cost, curves
-from fastemo.report.page_data import Part, Tested
-from fastemo.report.page_models import models, retests
-from fastemo.report.page_pictures import embedded
-from fastemo.report.page_results import classes, comparisons, results, time
-from fastemo.report.page_words import counted, finding
+from fastemo.console import Console
+from fastemo.machine import write_text
+from fastemo.report import words
+from fastemo.report.corpus import corpora_of
+from fastemo.report.drawing import pixels, style, svg
+from fastemo.report.figures import drawn
+from fastemo.report.folders import read_folders
+from fastemo.report.schema import Example
+from fastemo.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SHEET_WIDTH, _CROP_WIDTH = 1200, 800  # pixels
+_MOST_BYTES = 2**23
+_QUALITY = 72  # of WebP
+_STRIP_WIDTH, _CORPUS_WIDTH = 640, 800  # pixels
+# Of all models together, so that a page of many stays small; of one, all that a run keeps.
+_MOST_STRIPS, _MOST_CLIPS, _LEAST_CLIPS, _FEW_MODELS = 160, 12, 3, 4
+_THREADS = 3
+
+Picture = tuple[str, int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorpusView:
-    """A corpus as the runs saw it.
+def write_page(folders: Sequence[Path], out: Path, console: Console, *, corpus_root: Path | None = None) -> None:
+    """Write one self-contained HTML page of runs, evaluations and studies.
 
-    Attributes:
-        title: What it is.
-        class_counts: Clips by split, then by emotion.
-        actor_counts: Clips by split, then by actor.
-        sheet, crop: JPEG files: example frames by emotion, and the crop drawn on a frame; None where there are none.
-        notes: What a reader should know, such as why there are no pictures.
+    Args:
+        folders: Finished run folders, evaluation folders and study folders, in any number.
+        out: The page; replaced whole.
+        corpus_root: Where the corpus now lies; by default where the runs found it. The built-in one is not made.
+
+    Raises:
+        ValueError: A folder is none of these, is not finished, or holds a damaged file.
+        OSError: The page cannot be written.
     """
-
-    title: str
-    class_counts: Mapping[str, Mapping[str, int]]
-    actor_counts: Mapping[str, Mapping[int, int]]
-    sheet: bytes | None
-    crop: bytes | None
-    notes: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageData:
-    """All that a page tells.
-
-    Attributes:
-        facts: What was run, a name and its value each; those named `Command` are shown as they are typed.
-        descriptions: Of the studies.
-        unfinished: Cells that failed or wait: `name`, `status`, `reason`.
-        retests: Later evaluations, by what they are called.
-        corpus_note: How the report's figures relate to this corpus.
-    """
-
-    title: str
-    facts: Sequence[tuple[str, str]]
-    descriptions: Sequence[str]
-    parts: Sequence[Part]
-    unfinished: Sequence[Mapping[str, Any]]
-    retests: Sequence[tuple[str, Tested]]
-    corpora: Sequence[CorpusView]
-    corpus_note: str
+    if not folders:
+        raise ValueError("fastemo page needs at least one run or study folder")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: give the page's file by --out, such as {out / 'report.html'}")
+    found = read_folders(folders)
+    most = max(_LEAST_CLIPS, min(_MOST_CLIPS, _MOST_STRIPS // (2 * len(found.models) or 1)))
+    width = _STRIP_WIDTH * (2 if len(found.models) <= _FEW_MODELS else 1)
+    # Pictures are decoded and encoded outside Python's lock, beside the drawing.
+    with style(), ThreadPoolExecutor(_THREADS) as pool:
+        clips = {id(run): pool.submit(_clips, run, most, width) for _, run in found.models}
+        corpora = list(corpora_of(found.tested, corpus_root))
+        for note in (note for corpus in corpora for note in corpus.notes):
+            console.say(f"note: {note}")
+        html = _render(found=found, corpora=corpora, clips=lambda run: clips[id(run)].result())
+    write_text(out, html)
+    told = f"{words.counted(len(found.tested), 'run')}, {words.counted(len(found.rows), 'row')}"
+    console.say(f"written: {out}, {told}, {len(html.encode()) / 2**20:.1f} MiB")
 
 
-def render(page: PageData) -> str:
+def _render(**shown: Any) -> str:
     """The page as HTML; everything that comes from a file is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -76,76 +77,54 @@ def render(page: PageData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script, style = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    environment.filters |= {name: it for name, it in vars(words).items() if inspect.isfunction(it)}
+    script, css = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    numbers = count()
     html = environment.get_template("page.html").render(
-        page=page,
-        sections=_sections(page),
-        findings=finding(page.parts) if page.parts else [],
-        unfinished=[_unfinished(cell) for cell in page.unfinished],
-        style=Markup(style),
+        **shown,
+        css=Markup(css),
         script=Markup(script),
-        script_digest=digest,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        figures=lambda kind, of: [(name, svg(it, told, next(numbers)), told) for name, it, told in drawn(kind, of)],
+        embedded=lambda picture: _embedded(pixels(picture), _CORPUS_WIDTH),
     )
     # Names of files may hold bytes that are no text.
     return html.encode("utf-8", "replace").decode("utf-8")
 
 
-def _sections(page: PageData) -> list[Section]:
-    parts = page.parts
-    found = [
-        results(parts, page.corpus_note) if parts else None,
-        comparisons(parts),
-        time(parts),
-        classes(parts),
-        curves(parts),
-        cost(parts),
-        retests(page.retests),
-        models(parts, page.retests),
-        *(_corpus(view, number) for number, view in enumerate(page.corpora, start=1)),
-    ]
-    return [section for section in found if section is not None]
+def _clips(run: Run, most: int, width: int) -> list[tuple[Example, Picture | None, Picture | None]]:
+    """The most confident errors and hits of which there are pictures: frames, and the same with heat."""
+    examples = run.examples or () if run.folder else ()
+    wrong = [it for it in examples if it.kind == "wrong"][: most - most // 3]
+    right = [it for it in examples if it.kind == "right"][: most // 3]
+    found = [(it, *(_strip(run.folder, name, width) for name in (it.frames, it.gradcam))) for it in (*wrong, *right)]
+    return [it for it in found if it[1] or it[2]]  # type: ignore[misc]
 
 
-def _unfinished(cell: Mapping[str, Any]) -> str:
-    attempts = f" after {counted(cell['attempts'], 'attempt')}" if cell["attempts"] else ""
-    reason = f": {cell['reason']}" if cell["reason"] else ""
-    return f"{cell['name']}: {cell['status']}{attempts}{reason}"
-
-
-def _corpus(view: CorpusView, number: int) -> Section:
-    blocks: list[Block] = [Text(text=note, is_note=True) for note in view.notes]
-    figures = []
-    if any(view.class_counts.values()):
-        told = "; ".join(
-            f"{split}: " + ", ".join(f"{name} {count}" for name, count in counts.items())
-            for split, counts in view.class_counts.items()
+def _strip(folder: Path | None, name: str | None, width: int) -> Picture | None:
+    """A picture of a run folder; None where it is not there, no picture, or outside the folder."""
+    if folder is None or name is None:
+        return None
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            return None
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        picture = (
+            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) <= _MOST_BYTES else None
         )
-        chart = charts.columns(view.class_counts, alt=f"Clips by emotion and split: {told}")
-        figures.append(Figure(charts=[chart], caption="Clips by emotion and split."))
-    if any(view.actor_counts.values()):
-        by_actor = {
-            split: {str(actor): count for actor, count in counts.items()} for split, counts in view.actor_counts.items()
-        }
-        told = "; ".join(
-            f"{split}: {counted(len(counts), 'actor')}, {counted(sum(counts.values()), 'clip')}"
-            for split, counts in view.actor_counts.items()
-        )
-        chart = charts.columns(_by_number(by_actor), alt=f"Clips by actor and split: {told}", x_label="actor")
-        figures.append(Figure(charts=[chart], caption="Clips by actor and split: nobody is in two splits."))
-    if figures:
-        blocks.append(Charts(figures=figures))
-    for content, width, title, alt in (
-        (view.sheet, _SHEET_WIDTH, "Example frames by emotion", "a clip of each emotion, sampled frames side by side"),
-        (view.crop, _CROP_WIDTH, "What the model sees of a frame", "a frame with the crop drawn on it"),
-    ):
-        picture = None if content is None else embedded(content, most_width=width, alt=f"{title}: {alt}")
-        if picture is not None:
-            blocks += [Heading(text=title), picture]
-    return Section(id=f"corpus-{number}", title=f"The corpus: {view.title}", blocks=blocks)
+        return None if picture is None else _embedded(picture, width)
+    except (OSError, ValueError, cv2.error):
+        return None
 
 
-def _by_number(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """Every split with all actors in the order of their numbers, so that they stand in that order."""
-    actors = sorted({actor for of in counts.values() for actor in of}, key=int)
-    return {split: {actor: of.get(actor, 0) for actor in actors} for split, of in counts.items()}
+def _embedded(picture: np.ndarray, most_width: int) -> Picture:
+    """A picture, uint8 [h, w, 3] in BGR, as the URI of nothing but its pixels, with its width and height."""
+    height, width = picture.shape[:2]
+    if width > most_width:
+        height, width = max(1, round(height * most_width / width)), most_width
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    written, data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])
+    assert written
+    return f"data:image/webp;base64,{base64.b64encode(bytes(data)).decode('ascii')}", width, height

@@ -20,8 +20,8 @@ from fastemo.cli import main
 from fastemo.config import read_config
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
-from fastemo.report.collect import write_page
-from fastemo.report.published import ANCHORS, report_accuracy
+from fastemo.report.page import write_page
+from fastemo.report.published import report_accuracy
 
 # Pictures of a corpus take a second; only tests that look at them let the page find it.
 NOWHERE = Path("nowhere")
@@ -48,6 +48,7 @@ def checked(out: Path) -> Element:
     # Who cannot see it is told what it shows.
     assert all(it.attributes["alt"] for it in tree.all("img"))
     assert all(it.attributes["aria-label"] for it in tree.all("svg"))
+    assert "<style" not in html.partition("</head>")[2]
     names = [it.attributes["id"] for it in tree if "id" in it.attributes]
     assert len(set(names)) == len(names)
     links = [it.attributes["href"] for it in tree.all("a")]
@@ -96,7 +97,7 @@ class TestAStudy:
         tables = tables_of(tree.section("results"))
         number = 0
         for part in study["parts"]:
-            rows = tables[f"{part['title']}: what each row got right"]
+            rows = tables[f"{part['title']}: results by row"]
             for row, shown in zip(part["rows"], rows, strict=True):
                 number += 1
                 assert shown[0] == f"{number}. {row['label']}"
@@ -122,15 +123,30 @@ class TestAStudy:
         assert sum(len(part["rows"]) for part in study["parts"]) == 6
         folds = folds_of(tree)
         assert len(folds) == 5
-        assert len(tree.section("curves").all("figcaption")) == 5
+        # Part by part, with two lines of each of its runs in both panels; a part's legend names its runs.
+        legends = [it for it in tree.section("curves").all("ul")]
+        assert [[entry.text for entry in it.all("li")] for it in legends] == [
+            [f"{number}. {row['label']}" for number, row in enumerate(part["rows"], start)]
+            for start, part in ((1, study["parts"][0]), (5, study["parts"][1]))
+        ]
+        for drawing, legend in zip(tree.section("curves").all("svg"), legends, strict=True):
+            shown = Counter(it.attributes["data-series"] for it in drawing.all("g") if "data-series" in it.attributes)
+            assert shown == {entry.attributes["data-series"]: 4 for entry in legend.all("li")}
 
     def test_each_model_shows_its_confusions_clips_and_heat(self, made_study, tmp_path):
         tree = page_of(tmp_path / "page.html", made_study)
         study = json.loads((made_study / "study.json").read_text())
         folds = folds_of(tree)
         for cell, fold in zip(study["cells"], folds, strict=True):
-            (confusion,) = [rows for caption, rows in tables_of(fold).items() if caption.startswith("Confusion matrix")]
-            assert [[int(it) for it in row[1:]] for row in confusion] == cell["result"]["confusion"]
+            (drawn,) = [it for it in fold.all("figure") if it.attributes.get("data-figure") == "confusion_matrix"]
+            counts, names = cell["result"]["confusion"], list(cell["result"]["per_class"])
+            told = [
+                f"{name}, {'recognised' if name == other else f'predicted {other}'}: {count} of {sum(line)}"
+                for name, line in zip(names, counts, strict=True)
+                for other, count in zip(names, line, strict=True)
+                if count
+            ]
+            assert [it.text for it in drawn.all("title")] == told
             folder = made_study / cell["folder"]
             examples = json.loads((folder / "examples.json").read_text())["examples"]
             wrong = [it for it in examples if it["kind"] == "wrong"]
@@ -138,13 +154,12 @@ class TestAStudy:
             assert 3 <= len(cards) <= len(wrong)
             for card, example in zip(cards, wrong, strict=False):
                 assert example["key"] in card.text
-                assert f"{example['label']}, taken for {example['prediction']}" in card.text
+                assert f"{example['label']}, predicted as {example['prediction']}" in card.text
                 frames, heat = card.all("img")
                 assert "as the model saw them" in frames.attributes["alt"]
                 assert f"evidence for {example['prediction']}" in heat.attributes["alt"]
-            counts, names = cell["result"]["confusion"], list(cell["result"]["per_class"])
             i, j = max(permutations(range(len(names)), 2), key=lambda place: counts[place[0]][place[1]])
-            assert f"{names[i]} was taken for {names[j]} {counts[i][j]} time" in fold.all("li")[0].text
+            assert f"{names[i]} predicted as {names[j]} {counts[i][j]} time" in fold.all("li")[0].text
 
     def test_what_was_run_is_told(self, made_study, tmp_path):
         study = json.loads((made_study / "study.json").read_text())
@@ -157,20 +172,20 @@ class TestAStudy:
         assert f"{study['machine']['processors']} processor" in facts["Machine"]
 
     def test_the_corpus_is_shown(self, made_study, tmp_path):
-        section = page_of(tmp_path / "page.html", made_study, corpus_root=None).section("corpus-1")
+        section = page_of(tmp_path / "page.html", made_study, corpus_root=None).section("corpus")
         assert len(section.all("img")) == 2
         classes, actors = (it.attributes["aria-label"] for it in section.all("svg"))
-        assert "train: neutral 20, calm 20" in classes
-        assert "train: 20 actors, 160 clips; val: 2 actors, 16 clips; test: 2 actors, 16 clips" in actors
+        assert {"neutral: train 20", "neutral: test 2", "calm: val 2"} <= set(classes.split("; "))
+        assert {"1: train 8", "22: val 8", "24: test 8"} <= set(actors.split("; "))
 
     def test_a_corpus_that_moved(self, copied, tiny_corpus, tmp_path):
         for path in copied.rglob("config.yaml"):
             path.write_text(path.read_text().replace(str(tiny_corpus), str(tmp_path / "gone")))
         tree = page_of(tmp_path / "page.html", copied, corpus_root=None)
-        assert not tree.section("corpus-1").all("img")
-        assert "give its folder by --corpus.root" in tree.section("corpus-1").text
+        assert not tree.section("corpus").all("img")
+        assert "give its folder by --corpus.root" in tree.section("corpus").text
         there = page_of(tmp_path / "page.html", copied, corpus_root=tiny_corpus)
-        assert len(there.section("corpus-1").all("img")) == 2
+        assert len(there.section("corpus").all("img")) == 2
 
     def test_cells_that_are_not_finished(self, copied, tmp_path):
         study = json.loads((copied / "study.json").read_text())
@@ -182,7 +197,7 @@ class TestAStudy:
         change(copied / "study.json", "parts", 1, "rows", 1, "accuracy", value=None)
         tree = page_of(tmp_path / "page.html", copied)
         assert f"{gone}: failed after 2 attempts: <b>no</b> memory" in tree.text
-        assert tables_of(tree.section("results"))["Two models: what each row got right"][1][1] == "not finished"
+        assert tables_of(tree.section("results"))["Two models: results by row"][1][1] == "not finished"
 
     def test_a_study_file_alone(self, made_study, tmp_path):
         """As it lies in benchmarks/results: no run folders, yet every number."""
@@ -198,8 +213,8 @@ class TestAStudy:
     def test_a_study_before_its_end(self, copied, tmp_path):
         change(copied / "study.json", "parts", value=[])
         tree = page_of(tmp_path / "page.html", copied)
-        assert len(tables_of(tree.section("results"))["Finished cells: what each row got right"]) == 5
-        assert "The study was not summed up yet" in tree.text
+        assert len(tables_of(tree.section("results"))["Finished runs: results by row"]) == 5
+        assert "The study is not summed up yet" in tree.text
 
     def test_order_in_words(self, copied, tmp_path):
         """A made table: the model that sees order tells the pairs apart, the blind one does not."""
@@ -222,16 +237,16 @@ class TestAStudy:
         assert [row[1] for row in rows] == ["yes", "no"]
         assert rows[0][2] == "96.8 %92.0 to 100.0 %"
         finding = " ".join(it.text for it in tree.all("p") if it.attributes.get("class") == "finding")
-        assert "Of 1 row whose model sees the order of frames, 1 told them apart more often than chance" in finding
+        assert "Of 1 row whose model sees the order of frames, 1 told them apart above chance" in finding
         assert "late_fusion 50.8 % (38.0 to 64.0 %); 1 of 1 interval holds chance" in finding
-        assert "right more often in 1 of 1 pair of one that does and one that does not" in finding
+        assert "correct more often in 1 of 1 pair of one that does and one that does not" in finding
 
 
 class TestRuns:
     def test_one_run(self, tiny_run, tmp_path):
         tree = page_of(tmp_path / "page.html", tiny_run)
         test = json.loads((tiny_run / "test.json").read_text())
-        (row,) = tables_of(tree.section("results"))["Run: what each row got right"]
+        (row,) = tables_of(tree.section("results"))["Run: results by row"]
         low, high = test["intervals"]["accuracy"]
         assert row[1] == f"{100 * test['accuracy']:.1f} %{100 * low:.1f} to {100 * high:.1f} %"
         assert "comparisons" not in {it.attributes.get("id") for it in tree}
@@ -242,7 +257,7 @@ class TestRuns:
         options = [*TINY_RUN, "--corpus.root", str(tiny_corpus), "--runs_dir", str(tmp_path), "--name", "two"]
         other = run(read_config([*options, "--train.lr", "0.01"]))
         tree = page_of(tmp_path / "page.html", tiny_run, other, tiny_run)
-        rows = tables_of(tree.section("results"))["Runs: what each row got right"]
+        rows = tables_of(tree.section("results"))["Runs: results by row"]
         assert [row[0] for row in rows] == [
             "1. early_cnn, 2 frames, augmented, train.lr 0.0001",
             "2. early_cnn, 2 frames, augmented, train.lr 0.01",
@@ -254,19 +269,23 @@ class TestRuns:
         (changed_run / "config.yaml").write_text(re.sub(r"num_frames: 2", "num_frames: 10", text))
         tree = page_of(tmp_path / "page.html", changed_run)
         tables = tables_of(tree.section("results"))
-        (row,) = tables["Run: what each row got right"]
+        (row,) = tables["Run: results by row"]
         assert report_accuracy("early_cnn", 10, True) == 0.2667
         assert "26.7 %" in row
-        published = tables["Published accuracies on RAVDESS from the picture alone"]
-        assert [line[1] for line in published] == [f"{100 * it.accuracy:.1f} %" for it in ANCHORS]
+        published = tables["Published accuracies on RAVDESS from the video alone"]
+        assert [line[:2] for line in published] == [
+            ["People", "75.0 %"],
+            ["Action units + BiLSTM", "62.1 %"],
+            ["MAE-DFER", "75.6 %"],
+        ]
 
     def test_both_files_of_a_take_are_told_both_ways(self, changed_run, tmp_path):
         one = {"accuracy": 0.5, "num_clips": 8, "intervals": {"accuracy": [0.25, 0.75]}}
         change(changed_run / "test.json", "one_file_a_take", value=one)
         tree = page_of(tmp_path / "page.html", changed_run)
-        (row,) = tables_of(tree.section("results"))["Run: what each row got right"]
+        (row,) = tables_of(tree.section("results"))["Run: results by row"]
         assert row[2] == "50.0 %25.0 to 75.0 %"
-        assert "with one file a take, 8 in all, it was right for 50.0 % (25.0 to 75.0 %)" in tree.text
+        assert "with one file per take, 8 in all, it was correct for 50.0 % (25.0 to 75.0 %)" in tree.text
 
     def test_later_evaluations(self, changed_run, tmp_path):
         result = evaluate_run(changed_run, QUIET, split="val")

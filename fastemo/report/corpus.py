@@ -1,0 +1,167 @@
+"""A corpus as runs saw it: its counts, example frames, and what the crop keeps of a frame."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from fastemo.config import RunConfig, read_config
+from fastemo.corpus.clip import SPLITS, Clip
+from fastemo.corpus.manifest import Manifest, read_manifest
+from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.machine import cache_folder
+from fastemo.report.drawing import shorten, strips, style, write_figure
+from fastemo.report.figures import save_figures
+from fastemo.report.view import Corpus, Run
+from fastemo.video.config import FrameSpec
+from fastemo.video.decode import decode_clip
+from fastemo.video.sampling import frame_indices
+
+_EXAMPLES, _PIXELS, _GAP = 4, 160, 4
+_ORANGE = (230, 159, 0)
+
+
+def corpus_of(splits: Splits, title: str, **others: Any) -> Corpus:
+    """Counts of clips by split and class, every class in its order, and by split and actor, actors ascending."""
+    of_class = {split: Counter(clip.emotion for clip in splits[split]) for split in SPLITS}
+    of_actor = {split: Counter(clip.actor for clip in splits[split] if clip.actor) for split in SPLITS}
+    return Corpus(
+        title=title,
+        class_counts={split: {name: of_class[split][name] for name in splits.class_names} for split in SPLITS},
+        actor_counts={split: dict(sorted(of_actor[split].items())) for split in SPLITS},
+        num_unknown=sum(not clip.actor for split in SPLITS for clip in splits[split]),
+        **others,
+    )
+
+
+def example_sheet(manifest: Manifest, root: Path, spec: FrameSpec) -> Figure:
+    """A row of middle frames for each class, of as many different actors as there are: the report's Figure 2.
+
+    Args:
+        spec: Whose crop is shown.
+
+    Raises:
+        DecodeError: A clip that was chosen does not decode; the message names it.
+    """
+    rows = []
+    for name in manifest.class_names:
+        chosen = _examples([clip for clip in manifest.clips if clip.emotion == name])
+        row = np.full((_PIXELS, _EXAMPLES * (_PIXELS + _GAP), 3), 255, np.uint8)
+        for clip, left in zip(chosen, range(0, row.shape[1], _PIXELS + _GAP), strict=False):
+            frame = _middle_frame(root, clip, replace(spec, size=_PIXELS))
+            scale = _PIXELS / max(frame.shape[:2])
+            small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            row[: small.shape[0], left : left + small.shape[1]] = small
+        rows.append((shorten(name) if chosen else f"{shorten(name)}: no clips", row))
+    return strips(rows)
+
+
+def crop_picture(manifest: Manifest, root: Path, spec: FrameSpec) -> Figure:
+    """A whole frame with what the crop keeps of it, and that part as a model is given it: the report's Figure 5.
+
+    Raises:
+        ValueError: There is no clip.
+        DecodeError: The clip does not decode; the message names it.
+    """
+    if not manifest.clips:
+        raise ValueError(f"{root} holds no clip to show the crop on")
+    clip = _examples(manifest.clips)[0]
+    whole, seen = _middle_frame(root, clip, None), _middle_frame(root, clip, spec)
+    height, width = whole.shape[:2]
+    left, top, kept_width, kept_height = spec.box(width, height)
+    box = (slice(top, top + kept_height), slice(left, left + kept_width))
+    dimmed = (whole * 0.4).astype(np.uint8)
+    dimmed[box] = whole[box]
+    cv2.rectangle(dimmed, (left, top), (left + kept_width - 1, top + kept_height - 1), _ORANGE, max(1, height // 180))
+    titles = f"{width} x {height}, crop {spec.crop}", f"{seen.shape[1]} x {seen.shape[0]} kept"
+    return strips([(titles[0], dimmed), (titles[1], seen)])
+
+
+def save_corpus_figures(manifest: Manifest, splits: Splits, spec: FrameSpec, out: Path) -> list[Path]:
+    """Write the report's Figures 2 to 5 to a folder, which is made; their paths are returned.
+
+    Raises:
+        ValueError: There is no clip.
+        DecodeError: A clip that is shown does not decode; the message names it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {out / "examples.jpg": example_sheet, out / "crop.jpg": crop_picture}
+    with style():
+        for path, draw in pictures.items():
+            write_figure(draw(manifest, manifest.root, spec), path)
+    title = f"{len(manifest.clips)} clips, protocol {splits.protocol}"
+    return [*pictures, *save_figures("corpus", corpus_of(splits, title), out, title)]
+
+
+def corpora_of(runs: Sequence[Run], chosen_root: Path | None) -> Iterator[Corpus]:
+    """Each corpus once, as the first of its runs saw it."""
+    seen = set()
+    for run in runs:
+        keys = tuple(repr(it) for it in sorted(run.settings.items()) if it[0].startswith("corpus."))
+        if run.folder is None or not (run.folder / "manifest.csv").is_file() or keys in seen:
+            continue
+        seen.add(keys)
+        try:
+            config = read_config(["--config", str(run.folder / "config.yaml")])
+        except ValueError:
+            continue  # of a version that this one cannot read
+        yield _corpus(run, run.folder, config, chosen_root)
+
+
+def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None) -> Corpus:
+    corpus = config.corpus
+    listed = read_manifest(folder / "manifest.csv", chosen_root or corpus.root or Path())
+    splits = split_clips(listed, corpus.protocol, fold=corpus.fold)
+    root = chosen_root or corpus.root or _built_in_root(listed)
+    notes, pictures = list(splits.notes), {}
+    if corpus.fold or splits.protocol in ("kfold5", "loso"):
+        notes.append(f"The splits shown are those of fold {corpus.fold}.")
+    if root is None or not root.is_dir():
+        notes.append("The corpus is not where the run found it: for its pictures give its folder by --corpus.root.")
+    else:
+        for name, draw in (
+            ("Example frames by emotion", example_sheet),
+            ("What the model sees of a frame", crop_picture),
+        ):
+            try:
+                pictures[name] = draw(Manifest.of(root, listed.rows), root, config.video.spec)
+            except (ValueError, OSError) as error:
+                notes.append(f"A picture of the corpus could not be made: {error}.")
+    title = run.result.corpus or "as listed in the run folder"
+    return corpus_of(splits, title, pictures=pictures, notes=list(dict.fromkeys(notes)))
+
+
+def _built_in_root(listed: Manifest) -> Path | None:
+    """The folder of the cache that holds a built-in corpus of just these files, where it is still there."""
+    made = cache_folder() / "synthetic"
+    folders = sorted(path for path in made.iterdir() if path.is_dir()) if made.is_dir() else []
+    return next((path for path in folders if listed.clips and all(_is_there(path, it) for it in listed.clips)), None)
+
+
+def _is_there(root: Path, clip: Clip) -> bool:
+    path = root / clip.key
+    return path.is_file() and path.stat().st_size == clip.size_bytes
+
+
+def _examples(clips: Sequence[Clip]) -> list[Clip]:
+    """As many as are shown, spread over the actors; of an actor the strongest expression, then the first clip."""
+    by_actor: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        by_actor[str(clip.actor or clip.key)].append(clip)
+    actors = sorted(by_actor, key=lambda name: (len(name), name))
+    places = np.linspace(0, len(actors) - 1, min(_EXAMPLES, len(actors))).round().astype(int)
+    return [min(by_actor[actors[place]], key=lambda clip: (-clip.intensity, clip.key)) for place in places]
+
+
+def _middle_frame(root: Path, clip: Clip, spec: FrameSpec | None) -> np.ndarray:
+    """uint8 [h, w, 3], RGB."""
+    one = None if spec is None else replace(spec, num_frames=1)
+    (frame,) = decode_clip(root / clip.key, frame_indices(clip.num_frames, 1), one)
+    return frame.transpose(1, 2, 0)

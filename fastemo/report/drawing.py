@@ -1,0 +1,162 @@
+"""How every figure looks, and how one drawing becomes a PNG file and an SVG element of the page.
+
+A figure is 4.4 inches wide with letters of 9 points, so that both can be read on a phone. It is drawn within `style()`,
+in the colours below, which the SVG replaces by the page's CSS variables. `describe` gives a mark its words.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator, PercentFormatter
+from matplotlib.transforms import Affine2D, Transform
+from numpy.typing import NDArray
+
+from fastemo.machine import replacing
+
+# Okabe & Ito (2008), "Color Universal Design", told apart by colour-blind readers; darkened to stand out from white.
+SERIES = ("#0072b2", "#c05000", "#00805e", "#a04e7c", "#7a6a00", "#4a5ac0", "#8a4b2d", "#4d6068")
+INK, SOFT, RULE, PAGE = "#1b1d21", "#5a6069", "#d9dce1", "#ffffff"
+WIDTH, CHARACTER = 4.4, 0.07  # inches, of a figure and of a text's letter
+_NAMES = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "ink", "soft", "rule", "page"]
+_VARIABLES = dict(zip((*SERIES, INK, SOFT, RULE, PAGE), _NAMES, strict=True))
+_PIXELS_PER_POINT = 4 / 3
+_DPI = 200
+_FONT = re.compile(r"font: (bold |700 )?[^;]*?([\d.]+px)[^;]*")
+_STYLE = matplotlib.rc_params_from_file(
+    Path(__file__).parent / "templates" / "figures.mplstyle", use_default_template=False
+)
+
+
+# Matplotlib's settings while figures are made and written.
+style = partial(matplotlib.rc_context, _STYLE)
+
+
+def new_figure(
+    height: float, *, left: float, bottom: float, right: float = 0.15, top: float = 0.1, rows: int = 1, gap: float = 0.5
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` panels above each other; sizes in inches."""
+    figure = Figure(figsize=(WIDTH, height), facecolor=PAGE)
+    panel = (height - bottom - top - gap * (rows - 1)) / rows
+    places = [bottom + (panel + gap) * row for row in reversed(range(rows))]
+    size = ((WIDTH - left - right) / WIDTH, panel / height)
+    return figure, [figure.add_axes((left / WIDTH, place / height, *size)) for place in places]
+
+
+def new_grid(
+    columns: float, rows: float, height: float, *, left: float, bottom: float, right: float = 0.15, top: float = 0.1
+) -> tuple[Figure, Transform]:
+    """A figure without axes, which are slow, and where its columns (rightwards) and rows (downwards) lie."""
+    figure = Figure(figsize=(WIDTH, height), facecolor=PAGE)
+    scaled = Affine2D().scale((WIDTH - left - right) / columns, (bottom + top - height) / rows)
+    return figure, scaled.translate(left, height - top) + figure.dpi_scale_trans
+
+
+def describe(artist: Artist, words: str, series: int | None = None) -> None:
+    """Give a mark the words that are shown where a pointer rests on it, and the number of what a legend toggles."""
+    artist.set_gid(f"words {'' if series is None else series} {shorten(words, 300)}")
+
+
+def percent_axis(axes: Axes, which: str, high: float = 1.0) -> None:
+    """From 0 to `high`, a share, in percent."""
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axis.set_major_locator(MultipleLocator(0.2 if high > 0.5 else 0.1))
+    axes.set(**{f"{which}lim": (0, high)})
+
+
+def shorten(name: str, length: int = 24, *, keep_end: bool = False) -> str:
+    """A name of at most `length` characters that can be printed, its beginning or its end."""
+    shown = "".join(it if it.isprintable() else "?" for it in name)
+    if len(shown) <= length:
+        return shown
+    return "…" + shown[-length + 1 :] if keep_end else shown[: length - 1] + "…"
+
+
+def strips(rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
+    """Pictures below each other, [h, w, 3] in RGB, each with a title."""
+    heights = [(WIDTH - 0.1) * min(1.0, it.shape[0] / it.shape[1]) for _, it in rows]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.25 * len(rows)), facecolor=PAGE)
+    total = figure.get_figheight()
+    for place, ((title, picture), height) in enumerate(zip(rows, heights, strict=True)):
+        bottom = total - sum(heights[: place + 1]) - 0.25 * (place + 1)
+        axes = figure.add_axes((0.05 / WIDTH, bottom / total, 1 - 0.1 / WIDTH, height / total), anchor="W")
+        axes.imshow(picture)
+        axes.set_title(title, size=8)
+        axes.set_axis_off()
+    return figure
+
+
+def write_figure(figure: Figure, path: Path, title: str = "") -> None:
+    """Write a picture in its suffix's format, whole or not at all, with a title above the drawing."""
+    if title:
+        lines = textwrap.wrap(title, int(figure.get_figwidth() / CHARACTER))
+        figure.text(0.02, 1, "\n".join(lines), va="bottom", weight="bold", parse_math=False)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=_DPI, bbox_inches="tight")
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """The drawing, [h, w, 3] in BGR."""
+    figure.set_dpi(150)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., 2::-1])
+
+
+def svg(figure: Figure, caption: str, number: int) -> Markup:
+    """The drawing as an element whose text is text; `number` sets its ids apart from other drawings'."""
+    out = io.StringIO()
+    matplotlib.rcParams["svg.hashsalt"] = str(number)
+    figure.savefig(out, format="svg", facecolor="none")
+    root = ElementTree.fromstring(out.getvalue())
+    told: dict[str, None] = {}
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for child in list(element):
+            if child.tag.endswith(("metadata", "style", "clipPath")) or child.attrib.get("style") == "fill: none":
+                element.remove(child)
+        _clean(element, told)
+    _, _, width, height = (float(it) * _PIXELS_PER_POINT for it in root.attrib["viewBox"].split())
+    root.attrib |= {"width": f"{width:.0f}", "height": f"{height:.0f}", "role": "img"}
+    root.attrib["aria-label"] = "; ".join([caption, *told])
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # which escapes every text and attribute
+
+
+def _clean(element: ElementTree.Element, told: dict[str, None]) -> None:
+    """Leave what a page needs of an element's attributes, and turn a description into a title, noted in `told`."""
+    found = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+    element.attrib.clear()
+    if element.tag == "g" and (name := found.pop("id", "")).startswith("words "):
+        _, series, words = name.split(" ", 2)
+        element.attrib |= {"class": "mark", "data-series": series}
+        title = ElementTree.Element("title")
+        title.text = words
+        told[words] = None
+        element.insert(0, title)
+    found.pop("clip-path", None)
+    if found.get("transform", "").startswith("rotate(-0 "):
+        del found["transform"]
+    for name in {"d", "x", "y", "transform"} & set(found):
+        found[name] = re.sub(r"(\.\d)\d+", r"\1", found[name]).replace("\n", "")
+    if "style" in found:
+        css = _FONT.sub(lambda it: f"font-size:{it[2]}" + ";font-weight:600" * bool(it[1]), found["style"])
+        found["style"] = re.sub(r"#[0-9a-f]{6}", lambda it: f"var(--{_VARIABLES.get(it[0], 'ink')})", css).replace(
+            "; ", ";"
+        )
+        if element.tag == "text" and "--page" in found["style"]:
+            element.attrib["class"] = "in"
+    element.attrib |= found

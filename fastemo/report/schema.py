@@ -1,0 +1,246 @@
+"""The JSON files of a run and of a study, as far as figures and the page need them: read whole, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+_MOST_BYTES = 2**26
+
+Text = Annotated[str, Field(max_length=10_000)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Share, Share]
+Difference = Annotated[float, Field(ge=-1, le=1)]
+Machine = dict[Text, Text | Count | None]
+Setting = bool | Annotated[int, Field(gt=-(2**63), lt=2**63)] | float | Text | None
+
+
+class Record(BaseModel):
+    """An object of these keys; others are left out, and null stands for an absent optional one."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class Probe(Record):
+    accuracy: Share
+    difference: Difference
+    difference_interval: tuple[Difference, Difference] | None = None
+
+
+class Cost(Record):
+    parameters: Count
+    flops_per_clip: Count
+    clips_per_second: Amount | None = None
+    epoch_seconds: Amount | None = None
+
+
+class Order(Record):
+    """Clips of classes that differ in the order of frames alone."""
+
+    right: Count
+    swapped: Count
+    elsewhere: Count
+    accuracy: Share
+    interval: Interval
+
+
+class Intervals(Record):
+    accuracy: Interval
+
+
+class Bin(Record):
+    num_clips: Count
+    confidence: Annotated[float, Field(ge=0, le=1.001)] | None = None
+    accuracy: Share | None = None
+
+
+class Calibration(Record):
+    ece: Share
+    bins: list[Bin]
+
+
+class Group(Record):
+    num_clips: Count
+    accuracy: Share
+    uar: Share | None = None
+    macro_f1: Share | None = None
+    intervals: Intervals | None = None
+
+
+class Gap(Record):
+    by: Text
+    best: Text
+    best_accuracy: Share
+    worst: Text
+    worst_accuracy: Share
+    gap: Share
+    p: Share | None = None
+
+
+class Result(Record):
+    """`test.json`, and the result of a study's run, which tells fewer keys but `interval`, `epochs` and `order`."""
+
+    accuracy: Share
+    uar: Share
+    macro_f1: Share
+    per_class: Annotated[dict[Text, Share | None], Field(min_length=1)]
+    confusion: list[list[Count]]
+    num_clips: Count
+    num_takes: Count | None = None
+    one_file_a_take: Group | None = None
+    probes: dict[Text, Probe] | None = None
+    cost: Cost | None = None
+    corpus: Text | None = None
+    protocol: Text | None = None
+    model: Text | None = None
+    split: Text | None = None
+    seed: Count | None = None
+    fold: Count | None = None
+    versions: dict[Text, Text] | None = None
+    machine: Machine | None = None
+    intervals: Intervals | None = None
+    interval: Interval | None = None
+    epochs: Count | None = None
+    order: Order | None = None
+    calibration: Calibration | None = None
+    groups: dict[Text, dict[Text, Group]] | None = None
+    gaps: list[Gap] | None = None
+    left_out: dict[Text, Count] | None = None
+
+    @model_validator(mode="after")
+    def _is_square(self) -> Result:
+        size = len(self.per_class)
+        if [len(line) for line in self.confusion] != [size] * size:
+            raise ValueError(f"confusion must be {size} x {size}, as per_class names the classes")
+        return self
+
+
+class Epoch(Record):
+    """A line of `metrics.jsonl`. A loss that was not finite is None."""
+
+    epoch: Count
+    train_loss: float | None = None
+    train_accuracy: Share | None = None
+    val_loss: float | None = None
+    val_accuracy: Share | None = None
+
+
+class Example(Record):
+    key: Text
+    kind: Text
+    label: Text
+    prediction: Text
+    probability: Share
+    frames: Text
+    gradcam: Text | None = None
+    frame_indices: list[Count] | None = None
+
+
+class Examples(Record):
+    examples: list[Example]
+
+
+class Comparison(Record):
+    a: Text
+    b: Text
+    difference: Difference
+    interval: tuple[Difference, Difference]
+    only_a: Count | None = None
+    only_b: Count | None = None
+    p_mcnemar_holm: Share | None = None
+    p_bootstrap_holm: Share | None = None
+
+
+class StudyRow(Record):
+    label: Text
+    settings: dict[Text, Setting]
+    cells: list[Text]
+    accuracy: Share | None = None
+    interval: Interval | None = None
+    report: Share | None = None
+    order: Order | None = None
+    probes: dict[Text, Probe] | None = None
+    cost: Cost | None = None
+
+
+class StudyPart(Record):
+    name: Text
+    rows: list[StudyRow]
+    title: Text | None = None
+    comparisons: list[Comparison] | None = None
+    order_comparisons: list[Comparison] | None = None
+    comparison_note: Text | None = None
+
+
+class StudyRun(Record):
+    name: Text
+    status: Text
+    folder: Text
+    settings: dict[Text, Setting] | None = None
+    seed: Count | None = None
+    reason: Text | None = None
+    attempts: Count | None = None
+    result: Result | None = None
+
+
+class StudyFile(Record):
+    """`study.json`."""
+
+    name: Text
+    cells: list[StudyRun]
+    parts: list[StudyPart]
+    description: Text | None = None
+    command: Text | None = None
+    date: Text | None = None
+    machine: Machine | None = None
+    versions: dict[Text, Text] | None = None
+    corpus: Text | None = None
+    protocol: Text | None = None
+    minutes: Amount | None = None
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_json(path: Path, kind: type[R]) -> R:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: It is not of that kind; the message names the file and the place in it.
+        OSError: The file is absent or unreadable.
+    """
+    return parse_json(_content_of(path), kind, str(path))
+
+
+def read_json_lines(path: Path, kind: type[R]) -> list[R]:
+    """Read a file of one JSON object a line; raises as `read_json`."""
+    lines = _content_of(path).splitlines()
+    return [parse_json(line, kind, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _content_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{path} is larger than {_MOST_BYTES // 2**20} MiB, which no file of a run is")
+    return content
+
+
+def parse_json(content: bytes, kind: type[R], where: str) -> R:
+    """An object of JSON text in UTF-8; `where` names it in an error, which is a ValueError."""
+    try:
+        value = json.loads(content.decode(), parse_constant=lambda _: None)
+        # Half a pair of surrogates, which JSON can spell, would stop the page from being written.
+        return kind.model_validate_json(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        said = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(name)[:60] for name in first["loc"])
+            said = f"{place}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")
+        raise ValueError(f"{where} is not as fastemo writes it, restore or delete it: {said}") from error

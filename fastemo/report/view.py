@@ -1,0 +1,221 @@
+"""What figures and the page show: runs, the rows and tables that they make, studies and corpora."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fastemo.evaluation.compare import mean_interval
+from fastemo.evaluation.tables import PredictionTable, joined
+from fastemo.evaluation.uncertainty import first_file_per_take
+from fastemo.report.schema import Comparison, Cost, Epoch, Example, Order, Probe, Result
+
+MODEL, FRAMES, AUGMENTED = "model.name", "video.num_frames", "augment.enabled"
+_NO_DIFFERENCE = ("name", "runs_dir", "resume", "model.num_frames")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model as it was tested: a run, a run of a study, or a later evaluation.
+
+    Attributes:
+        name: The folder's, or what the study calls it.
+        folder: Where its files lie; None where `study.json` alone tells of it.
+        settings: The configuration by key joined by dots, as far as it is known.
+        examples: None without `examples.json`.
+        table: `predictions.csv`, None where there is no such file.
+        command, date: From the log.
+    """
+
+    name: str
+    result: Result
+    folder: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Epoch] = ()
+    examples: Sequence[Example] | None = None
+    table: PredictionTable | None = field(default=None, repr=False)
+    command: str | None = None
+    date: str | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.result.per_class)
+
+    @property
+    def chance(self) -> float:
+        return 1 / len(self.result.per_class)
+
+    @property
+    def model(self) -> str:
+        return str(self.settings.get(MODEL) or self.result.model or self.name)
+
+    @property
+    def num_frames(self) -> int | None:
+        found = self.settings.get(FRAMES)
+        return found if type(found) is int else None
+
+    @property
+    def interval(self) -> Sequence[float] | None:
+        return self.result.intervals.accuracy if self.result.intervals else self.result.interval
+
+    @property
+    def is_order_blind(self) -> bool:
+        """Whether its answer is the same in whatever order it sees the frames: an average or maximum over them."""
+        return self.model == "late_fusion" and self.settings.get("model.fusion", "mean") in ("mean", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the results: one run, or the mean of a configuration's seeds and folds.
+
+    Attributes:
+        number: In the order of the page.
+        runs: Empty where one is not finished.
+        accuracy: Of a row with runs not None.
+        report: The reference study's accuracy.
+    """
+
+    number: int
+    label: str
+    settings: Mapping[str, Any]
+    runs: Sequence[Run]
+    accuracy: Any
+    interval: Sequence[float] | None = None
+    report: float | None = None
+    order: Order | None = None
+    probes: Mapping[str, Probe] | None = None
+    cost: Cost | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}. {self.label}"
+
+    def mean(self, key: str) -> float | None:
+        """Of the runs' results that have it."""
+        found = [it for run in self.runs if (it := getattr(run.result, key)) is not None]
+        return fmean(found) if found else None
+
+    @property
+    def epochs(self) -> float | None:
+        found = [it for run in self.runs if (it := len(run.history) or run.result.epochs)]
+        return fmean(found) if found else None
+
+    @property
+    def num_seeds(self) -> int:
+        return len({run.result.seed for run in self.runs})
+
+    @property
+    def folds(self) -> list[Result]:
+        """The results of one seed."""
+        return [run.result for run in self.runs if run.result.seed == self.runs[0].result.seed]
+
+    @property
+    def num_takes(self) -> int | None:
+        takes = [it.num_takes for it in self.folds if it.num_takes is not None]
+        return sum(takes) if len(takes) == len(self.folds) else None
+
+    @property
+    def recalls(self) -> dict[str, float | None]:
+        """By class, the mean over the runs in which it has clips."""
+        found: dict[str, list[float]] = {name: [] for run in self.runs for name in run.class_names}
+        for name, of_class in found.items():
+            of_class += [it for run in self.runs if (it := run.result.per_class.get(name)) is not None]
+        return {name: fmean(of_class) if of_class else None for name, of_class in found.items()}
+
+    @property
+    def tables(self) -> list[PredictionTable]:
+        """Predictions of each seed, its folds joined; none where a run has none."""
+        by_seed: dict[int | None, list[PredictionTable]] = {}
+        for run in self.runs:
+            if run.table is None:
+                return []
+            by_seed.setdefault(run.result.seed, []).append(run.table)
+        return [joined(folds) for folds in by_seed.values()]
+
+    @property
+    def one_file(self) -> tuple[float, Sequence[float] | None, int] | None:
+        """Accuracy, interval and clips by one file a take; None where no take counts twice."""
+        found = [it for run in self.runs if (it := run.result.one_file_a_take) is not None]
+        if not found or len(found) < len(self.runs):
+            return None
+        num_clips = sum(it.num_clips for it in found) // self.num_seeds
+        if len(found) == 1:
+            return found[0].accuracy, found[0].intervals.accuracy if found[0].intervals else None, num_clips
+        try:
+            tables = [it.at(first_file_per_take(it.takes, it.modalities.tolist())) for it in self.tables]
+            accuracy, low, high = mean_interval(tables)
+        except ValueError:  # no predictions, or seeds tested on other clips
+            return fmean(it.accuracy for it in found), None, num_clips
+        return accuracy, (low, high), num_clips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows of one table; `note` says why they are not compared."""
+
+    title: str
+    rows: Sequence[Row]
+    comparisons: Sequence[Comparison] = ()
+    order_comparisons: Sequence[Comparison] = ()
+    note: str | None = None
+
+    @property
+    def runs(self) -> list[Run]:
+        """Those with a history, named by their row."""
+        return [
+            replace(
+                run, name=row.name + (f", seed {run.result.seed}, fold {run.result.fold or 0}" * (len(row.runs) > 1))
+            )
+            for row in self.rows
+            for run in row.runs
+            if run.history
+        ]
+
+    def by_frames(self) -> dict[str, dict[int, float]]:
+        """Accuracy by number of frames, of rows that differ in nothing else; by what sets these apart."""
+        differing = differing_keys([row.settings for row in self.rows], FRAMES)
+        found: dict[str, dict[int, float]] = {}
+        for row in self.rows:
+            if row.runs and type(frames := row.settings.get(FRAMES)) is int:
+                told = [setting_words(key, row.settings.get(key)) for key in differing]
+                found.setdefault(", ".join(told) or row.runs[0].model, {})[frames] = row.accuracy
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A corpus as a run saw it.
+
+    Attributes:
+        class_counts: Clips by split, then by emotion.
+        actor_counts: Clips by split, then by actor.
+        num_unknown: Clips whose actor is unknown.
+        pictures: Example frames by emotion, and the crop drawn on a frame, as far as there are any.
+        notes: What a reader should know, such as why there are no pictures.
+    """
+
+    title: str
+    class_counts: Mapping[str, Mapping[str, int]]
+    actor_counts: Mapping[str, Mapping[int, int]]
+    num_unknown: int = 0
+    pictures: Mapping[str, Figure] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def differing_keys(settings: Sequence[Mapping[str, Any]], *told: str) -> list[str]:
+    """Keys whose values differ, but for those that are told anyway or change no result."""
+    keys = dict.fromkeys(key for it in settings for key in it if key not in (*_NO_DIFFERENCE, *told))
+    return [
+        key
+        for key in keys
+        if not key.startswith(("store.", "train.checkpoint")) and len({repr(it.get(key)) for it in settings}) > 1
+    ]
+
+
+def setting_words(key: str, value: Any) -> str:
+    return ("augmented" if value else "not augmented") if key == AUGMENTED else str(value)

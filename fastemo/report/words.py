@@ -1,0 +1,92 @@
+"""Numbers in words, as a page, its figures and its templates use them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+
+from fastemo.report.schema import Machine
+
+_MOST_LISTED = 4
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`62.1 %`."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def short(value: float) -> str:
+    """`11.2 M`: three digits and what they count."""
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size * 0.9995:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def interval(found: Sequence[float] | None) -> str:
+    """`55.8 to 72.5 %`, empty without one."""
+    return "" if found is None else f"{100 * found[0]:.1f} to {100 * found[1]:.1f} %"
+
+
+def points(difference: float) -> str:
+    """A difference of shares: `+3.1`, in percentage points."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def counted(number: int, one: str) -> str:
+    """`1 clip`, `2 clips`."""
+    return f"{number} {one}" if number == 1 else f"{number} {one}s"
+
+
+def listed(values: Iterable[str | None]) -> str:
+    """Each once, the first few of many."""
+    unique = list(dict.fromkeys(value for value in values if value))
+    rest = len(unique) - _MOST_LISTED
+    return "; ".join(unique[:_MOST_LISTED]) + (f"; {rest} more" if rest > 0 else "")
+
+
+def machine(found: Machine | None) -> str:
+    """`Intel Xeon, 2 processors, no GPU`."""
+    if not found:
+        return ""
+    told = [
+        found.get("processor"),
+        f"{count} processors" if (count := found.get("processors")) else "",
+        found.get("gpu"),
+    ]
+    return ", ".join(str(it) for it in (*told[:2], told[2] or "no GPU") if it)
+
+
+def versions(found: Iterable[dict[str, str] | None]) -> str:
+    """`torch 2.11.0, ...`, every version of a package."""
+    known: dict[str, dict[str, None]] = {}
+    for of_run in found:
+        for package, version in (of_run or {}).items():
+            known.setdefault(package, {})[version] = None
+    return ", ".join(f"{package} {' and '.join(versions)}" for package, versions in known.items())
+
+
+def command(line: str) -> str:
+    """A command as it can be typed anywhere: without the place of the program."""
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return line
+    program = re.search(r"(?:^|[/\\])(fastemo|train\.py)$", words[0]) if words else None
+    if program is None:
+        return line
+    return shlex.join(["fastemo", *(["train"] if program[1] == "train.py" else []), *words[1:]])
+
+
+def confusions(counts: Sequence[Sequence[int]], names: Sequence[str], most: int = 5) -> list[str]:
+    """The most frequent ones: `fearful predicted as surprised 7 times of 16`."""
+    errors = [(-it, i, j) for i, line in enumerate(counts) for j, it in enumerate(line) if i != j and it]
+    return [
+        f"{names[i]} predicted as {names[j]} {counted(-it, 'time')} of {sum(counts[i])}"
+        for it, i, j in sorted(errors)[:most]
+    ]
