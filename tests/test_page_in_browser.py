@@ -171,6 +171,53 @@ def test_a_click_sorts(browser, page):
     assert head.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
 
 
+def test_a_legend_toggles_its_run(browser, page):
+    show(browser, page)
+    section = browser.find_element("css selector", "#curves .curves")
+    lines = "[...arguments[0].querySelectorAll('svg [data-series=\"1\"]')]"
+    shown = f"return {lines}.filter((it) => it.checkVisibility()).length"
+    button = section.find_element("css selector", ".legend li:nth-child(2) button")
+    counts = [browser.execute_script(shown, section)]
+    for _ in range(2):
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
+        counts.append(browser.execute_script(shown, section))
+    assert counts == [4, 0, 4]
+    assert button.get_attribute("aria-pressed") == "true"
+
+
+def test_two_confusion_matrices_stand_side_by_side(browser, page):
+    show(browser, page)
+    one, other = browser.find_elements("css selector", ".compare .charts > div")
+    assert one.rect["y"] == other.rect["y"]
+    open_all(browser)
+    own = browser.find_elements("css selector", "#models > details [data-figure=confusion_matrix] svg")
+    for panel, chosen in ((one, 0), (other, 1), (other, 4)):
+        select = panel.find_element("css selector", "select")
+        assert len(select.find_elements("css selector", "option")) == len(own) == 5
+        if chosen > 1:
+            select.find_elements("css selector", "option")[chosen].click()
+        (drawn,) = panel.find_elements("css selector", "svg")
+        assert drawn.get_attribute("outerHTML") == own[chosen].get_attribute("outerHTML")
+
+
+def test_a_click_shows_frames_large(browser, page):
+    show(browser, page)
+    open_all(browser)
+    button = browser.find_element("css selector", ".clips .wrong button")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+    button.click()
+    dialog = browser.find_element("css selector", "dialog")
+    assert dialog.is_displayed()
+    small, large = (it.find_elements("css selector", "img") for it in (button, dialog))
+    assert [it.get_attribute("src") for it in large] == [it.get_attribute("src") for it in small]
+    assert large[0].rect["width"] > 2 * small[0].rect["width"]
+    assert "predicted as" in dialog.text
+    dialog.find_element("css selector", "button").click()
+    assert not dialog.is_displayed()
+    assert browser.get_log("browser") == []
+
+
 def test_readable_without_scripts(browser, page):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
@@ -178,6 +225,7 @@ def test_readable_without_scripts(browser, page):
         assert "Results" in browser.find_element("css selector", "h2").text
         assert not browser.find_elements("css selector", "th button")
         assert len(browser.find_elements("css selector", "tbody tr")) > 20
+        assert len(browser.find_elements("css selector", ".legend li")) == 6
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 

@@ -26,6 +26,7 @@ from fastemo.video.sampling import frame_indices
 
 _EXAMPLES, _PIXELS, _GAP = 4, 160, 4
 _ORANGE = (230, 159, 0)
+_TELLING = ("corpus.root", "corpus.labels", "corpus.protocol", "corpus.synthetic")
 
 
 def corpus_of(splits: Splits, title: str, **others: Any) -> Corpus:
@@ -36,12 +37,11 @@ def corpus_of(splits: Splits, title: str, **others: Any) -> Corpus:
         title=title,
         class_counts={split: {name: of_class[split][name] for name in splits.class_names} for split in SPLITS},
         actor_counts={split: dict(sorted(of_actor[split].items())) for split in SPLITS},
-        num_unknown=sum(not clip.actor for split in SPLITS for clip in splits[split]),
         **others,
     )
 
 
-def example_sheet(manifest: Manifest, root: Path, spec: FrameSpec) -> Figure:
+def example_sheet(manifest: Manifest, spec: FrameSpec) -> Figure:
     """A row of middle frames for each class, of as many different actors as there are: the report's Figure 2.
 
     Args:
@@ -55,7 +55,7 @@ def example_sheet(manifest: Manifest, root: Path, spec: FrameSpec) -> Figure:
         chosen = _examples([clip for clip in manifest.clips if clip.emotion == name])
         row = np.full((_PIXELS, _EXAMPLES * (_PIXELS + _GAP), 3), 255, np.uint8)
         for clip, left in zip(chosen, range(0, row.shape[1], _PIXELS + _GAP), strict=False):
-            frame = _middle_frame(root, clip, replace(spec, size=_PIXELS))
+            frame = _middle_frame(manifest.root, clip, replace(spec, size=_PIXELS))
             scale = _PIXELS / max(frame.shape[:2])
             small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             row[: small.shape[0], left : left + small.shape[1]] = small
@@ -63,7 +63,7 @@ def example_sheet(manifest: Manifest, root: Path, spec: FrameSpec) -> Figure:
     return strips(rows)
 
 
-def crop_picture(manifest: Manifest, root: Path, spec: FrameSpec) -> Figure:
+def crop_picture(manifest: Manifest, spec: FrameSpec) -> Figure:
     """A whole frame with what the crop keeps of it, and that part as a model is given it: the report's Figure 5.
 
     Raises:
@@ -71,17 +71,20 @@ def crop_picture(manifest: Manifest, root: Path, spec: FrameSpec) -> Figure:
         DecodeError: The clip does not decode; the message names it.
     """
     if not manifest.clips:
-        raise ValueError(f"{root} holds no clip to show the crop on")
+        raise ValueError(f"{manifest.root} holds no clip to show the crop on")
     clip = _examples(manifest.clips)[0]
-    whole, seen = _middle_frame(root, clip, None), _middle_frame(root, clip, spec)
+    whole, seen = _middle_frame(manifest.root, clip, None), _middle_frame(manifest.root, clip, spec)
     height, width = whole.shape[:2]
     left, top, kept_width, kept_height = spec.box(width, height)
-    box = (slice(top, top + kept_height), slice(left, left + kept_width))
+    right, bottom = left + kept_width, top + kept_height
     dimmed = (whole * 0.4).astype(np.uint8)
-    dimmed[box] = whole[box]
-    cv2.rectangle(dimmed, (left, top), (left + kept_width - 1, top + kept_height - 1), _ORANGE, max(1, height // 180))
+    dimmed[top:bottom, left:right] = whole[top:bottom, left:right]
+    cv2.rectangle(dimmed, (left - 1, top - 1), (right, bottom), _ORANGE, max(1, height // 180))
     titles = f"{width} x {height}, crop {spec.crop}", f"{seen.shape[1]} x {seen.shape[0]} kept"
     return strips([(titles[0], dimmed), (titles[1], seen)])
+
+
+_PICTURES = {"Example frames by emotion": example_sheet, "What the model sees of a frame": crop_picture}
 
 
 def save_corpus_figures(manifest: Manifest, splits: Splits, spec: FrameSpec, out: Path) -> list[Path]:
@@ -92,19 +95,19 @@ def save_corpus_figures(manifest: Manifest, splits: Splits, spec: FrameSpec, out
         DecodeError: A clip that is shown does not decode; the message names it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {out / "examples.jpg": example_sheet, out / "crop.jpg": crop_picture}
+    paths = [out / "examples.jpg", out / "crop.jpg"]
     with style():
-        for path, draw in pictures.items():
-            write_figure(draw(manifest, manifest.root, spec), path)
+        for path, draw in zip(paths, _PICTURES.values(), strict=True):
+            write_figure(draw(manifest, spec), path)
     title = f"{len(manifest.clips)} clips, protocol {splits.protocol}"
-    return [*pictures, *save_figures("corpus", corpus_of(splits, title), out, title)]
+    return [*paths, *save_figures("corpus", corpus_of(splits, title), out, title)]
 
 
 def corpora_of(runs: Sequence[Run], chosen_root: Path | None) -> Iterator[Corpus]:
     """Each corpus once, as the first of its runs saw it."""
     seen = set()
     for run in runs:
-        keys = tuple(repr(it) for it in sorted(run.settings.items()) if it[0].startswith("corpus."))
+        keys = tuple(repr(it) for it in sorted(run.settings.items()) if it[0].startswith(_TELLING))
         if run.folder is None or not (run.folder / "manifest.csv").is_file() or keys in seen:
             continue
         seen.add(keys)
@@ -124,30 +127,26 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
     if corpus.fold or splits.protocol in ("kfold5", "loso"):
         notes.append(f"The splits shown are those of fold {corpus.fold}.")
     if root is None or not root.is_dir():
+        root = None
         notes.append("The corpus is not where the run found it: for its pictures give its folder by --corpus.root.")
-    else:
-        for name, draw in (
-            ("Example frames by emotion", example_sheet),
-            ("What the model sees of a frame", crop_picture),
-        ):
-            try:
-                pictures[name] = draw(Manifest.of(root, listed.rows), root, config.video.spec)
-            except (ValueError, OSError) as error:
-                notes.append(f"A picture of the corpus could not be made: {error}.")
+    for name, draw in _PICTURES.items() if root else ():
+        try:
+            pictures[name] = draw(Manifest.of(root or Path(), listed.rows), config.video.spec)
+        except (ValueError, OSError) as error:
+            notes.append(f"A picture of the corpus could not be made: {error}.")
     title = run.result.corpus or "as listed in the run folder"
     return corpus_of(splits, title, pictures=pictures, notes=list(dict.fromkeys(notes)))
 
 
 def _built_in_root(listed: Manifest) -> Path | None:
     """The folder of the cache that holds a built-in corpus of just these files, where it is still there."""
+
+    def holds(folder: Path) -> bool:
+        files = {folder / clip.key: clip.size_bytes for clip in listed.clips}
+        return bool(files) and all(it.is_file() and it.stat().st_size == size for it, size in files.items())
+
     made = cache_folder() / "synthetic"
-    folders = sorted(path for path in made.iterdir() if path.is_dir()) if made.is_dir() else []
-    return next((path for path in folders if listed.clips and all(_is_there(path, it) for it in listed.clips)), None)
-
-
-def _is_there(root: Path, clip: Clip) -> bool:
-    path = root / clip.key
-    return path.is_file() and path.stat().st_size == clip.size_bytes
+    return next(filter(holds, sorted(made.iterdir())), None) if made.is_dir() else None
 
 
 def _examples(clips: Sequence[Clip]) -> list[Clip]:

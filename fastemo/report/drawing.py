@@ -31,11 +31,11 @@ from fastemo.machine import replacing
 SERIES = ("#0072b2", "#c05000", "#00805e", "#a04e7c", "#7a6a00", "#4a5ac0", "#8a4b2d", "#4d6068")
 INK, SOFT, RULE, PAGE = "#1b1d21", "#5a6069", "#d9dce1", "#ffffff"
 WIDTH, CHARACTER = 4.4, 0.07  # inches, of a figure and of a text's letter
-_NAMES = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "ink", "soft", "rule", "page"]
-_VARIABLES = dict(zip((*SERIES, INK, SOFT, RULE, PAGE), _NAMES, strict=True))
-_PIXELS_PER_POINT = 4 / 3
+_VARIABLES = {it: f"c{number}" for number, it in enumerate(SERIES, start=1)}
+_VARIABLES |= {INK: "ink", SOFT: "soft", RULE: "rule", PAGE: "page"}
 _DPI = 200
-_FONT = re.compile(r"font: (bold |700 )?[^;]*?([\d.]+px)[^;]*")
+# Matplotlib before 3.11 writes a font's properties as one.
+_FONT = re.compile(r"font-family: [^;]*;? ?|font: (bold |700 )?[^;]*?([\d.]+px)[^;]*")
 _STYLE = matplotlib.rc_params_from_file(
     Path(__file__).parent / "templates" / "figures.mplstyle", use_default_template=False
 )
@@ -130,7 +130,8 @@ def svg(figure: Figure, caption: str, number: int) -> Markup:
             if child.tag.endswith(("metadata", "style", "clipPath")) or child.attrib.get("style") == "fill: none":
                 element.remove(child)
         _clean(element, told)
-    _, _, width, height = (float(it) * _PIXELS_PER_POINT for it in root.attrib["viewBox"].split())
+    # A pixel is three quarters of a point.
+    _, _, width, height = (float(it) * 4 / 3 for it in root.attrib["viewBox"].split())
     root.attrib |= {"width": f"{width:.0f}", "height": f"{height:.0f}", "role": "img"}
     root.attrib["aria-label"] = "; ".join([caption, *told])
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # which escapes every text and attribute
@@ -153,7 +154,8 @@ def _clean(element: ElementTree.Element, told: dict[str, None]) -> None:
     for name in {"d", "x", "y", "transform"} & set(found):
         found[name] = re.sub(r"(\.\d)\d+", r"\1", found[name]).replace("\n", "")
     if "style" in found:
-        css = _FONT.sub(lambda it: f"font-size:{it[2]}" + ";font-weight:600" * bool(it[1]), found["style"])
+        bold = ";font-weight:600"
+        css = _FONT.sub(lambda it: f"font-size: {it[2]}{bold * bool(it[1])}" if it[2] else "", found["style"])
         found["style"] = re.sub(r"#[0-9a-f]{6}", lambda it: f"var(--{_VARIABLES.get(it[0], 'ink')})", css).replace(
             "; ", ";"
         )

@@ -25,8 +25,7 @@ from fastemo.report.schema import Epoch, Example
 from fastemo.report.view import Corpus, Part, Row, Run
 from fastemo.report.words import percent, short
 
-_NAME = 16
-_MOST_NAMED = 26
+_NAME, _MOST_NAMED = 16, 15  # characters, ticks
 
 
 def curves(runs: Sequence[Run]) -> Figure:
@@ -57,11 +56,10 @@ def curves(runs: Sequence[Run]) -> Figure:
     drawing.percent_axis(panels[1], "y")
     panels[1].set_xlabel("Epoch")
     if is_one and panels[1].lines:
-        accuracies = _finite(runs[0].history, "val_accuracy")
-        if not np.isnan(accuracies).all():
-            best = runs[0].history[int(np.nanargmax(accuracies))].epoch
-            for axes in panels:
-                axes.axvline(best, color=SOFT, linestyle=":", label=f"best epoch {best}")
+        known = {row.epoch: row.val_accuracy for row in runs[0].history if row.val_accuracy is not None}
+        for axes in panels if known else ():
+            best = max(known, key=lambda epoch: known[epoch])
+            axes.axvline(best, color=SOFT, linestyle=":", label=f"best epoch {best}")
         figure.legend(*panels[1].get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.1, 0), ncols=3)
     return figure
 
@@ -203,13 +201,17 @@ def accuracy_by_cost(rows: Sequence[Row], key: str, label: str) -> Figure | None
         dot = axes.plot(x, row.accuracy, "o", markersize=13, color=SERIES[0], markeredgecolor=PAGE)[0]
         describe(dot, f"{row.name}: {percent(row.accuracy)} at {short(x)}")
         axes.text(x, row.accuracy, str(row.number), color=PAGE, ha="center", va="center", size=8, weight="bold")
-    if all(x > 0 for _, x in found):
-        axes.set_xscale("log")
+    low, high = min(x for _, x in found), max(x for _, x in found)
+    if 0 < 5 * low < high:
+        axes.set(xscale="log", xlim=(0.7 * low, 1.4 * high))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        pad = max(0.12 * (high - low), 0.1 * high) or 1
+        axes.set_xlim(low - pad, high + pad)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-    axes.margins(x=0.12)
-    axes.set_xlabel(label)
+    axes.set_xlabel(label[0].upper() + label[1:])
     drawing.percent_axis(axes, "y", min(1.0, axes.dataLim.ymax + 0.15))
     return figure
 
@@ -217,10 +219,11 @@ def accuracy_by_cost(rows: Sequence[Row], key: str, label: str) -> Figure | None
 def split_counts(corpus: Corpus, key: str) -> Figure | None:
     """Clips by class or actor, the splits upon each other."""
     counts = getattr(corpus, key)
-    names = sorted({name for of in counts.values() for name in of}) if key == "actor_counts" else list(counts["train"])
+    is_actors = key == "actor_counts"
+    names = sorted({name for of in counts.values() for name in of}) if is_actors else list(counts["train"])
     if not names:
         return None
-    below = 0.5 if key == "actor_counts" else 0.15 + 0.6 * drawing.CHARACTER * min(_NAME, max(map(len, names)))
+    below = 0.5 if is_actors else 0.15 + 0.6 * drawing.CHARACTER * min(_NAME, max(map(len, names)))
     figure, (axes,) = drawing.new_figure(2.1 + below, left=0.65, bottom=below, top=0.35)
     base = np.zeros(len(names), dtype=np.int64)
     for colour, (split, of) in zip(SERIES, counts.items(), strict=False):
@@ -230,16 +233,17 @@ def split_counts(corpus: Corpus, key: str) -> Figure | None:
             describe(bar, f"{name}: {split} {value}")
         base = base + values
     step = math.ceil(len(names) / _MOST_NAMED)
-    tilt: Any = {} if key == "actor_counts" else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    tilt: Any = {} if is_actors else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(0, len(names), step), [shorten(str(it), _NAME) for it in names[::step]], **tilt)
-    unknown = f" (of {corpus.num_unknown} clips unknown)" if corpus.num_unknown else ""
-    axes.set(ylabel="Clips", xlabel=f"Actor{unknown}" if key == "actor_counts" else "")
+    num_unknown = sum(sum(of.values()) for of in corpus.class_counts.values()) - sum(base)
+    unknown = f" (of {num_unknown} clips unknown)" if num_unknown else ""
+    axes.set(ylabel="Clips", xlabel=f"Actor{unknown}" if is_actors else "")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     return figure
 
 
-_COSTS = {"epoch_seconds": "Seconds per epoch", "flops_per_clip": "FLOPs per clip", "parameters": "Parameters"}
+_COSTS = {"epoch_seconds": "seconds per epoch", "flops_per_clip": "FLOPs per clip", "parameters": "parameters"}
 # By what is drawn: a run, several runs, the rows of a table, all rows of a page, a corpus. The name is a PNG's.
 FIGURES: Mapping[str, Mapping[str, tuple[Callable[[Any], Figure | None], str]]] = {
     "run": {
@@ -251,8 +255,8 @@ FIGURES: Mapping[str, Mapping[str, tuple[Callable[[Any], Figure | None], str]]] 
     "part": {"intervals": (intervals, "Accuracy, 95 % interval by bootstrap over takes")},
     "frames": {"accuracy_by_frames": (accuracy_by_frames, "Accuracy by number of frames")},
     "rows": {
-        key: (partial(accuracy_by_cost, key=key, label=label), f"Accuracy by {label}; the numbers are the rows'")
-        for key, label in _COSTS.items()
+        key: (partial(accuracy_by_cost, key=key, label=name), f"Accuracy by {name}; the numbers are the rows'")
+        for key, name in _COSTS.items()
     },
     "corpus": {
         "class_distribution": (partial(split_counts, key="class_counts"), "Clips by class and split"),

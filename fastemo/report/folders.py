@@ -104,13 +104,15 @@ def _read_run(folder: Path, path: Path, settings: Mapping[str, Any]) -> Run:
         )
     names = ("metrics.jsonl", "examples.json", "predictions.csv", "log.txt")
     history, examples, predictions, log = (folder / name if (folder / name).is_file() else None for name in names)
+    epochs = schema.read_json_lines(history, schema.Epoch) if history else []
+    result = schema.read_json(path, schema.Result)
     logged = _LOGGED_COMMAND.match(log.read_bytes()[:5000].decode("utf-8", "replace")) if log else None
     return Run(
         name=folder.resolve().name,
         folder=folder,
-        result=schema.read_json(path, schema.Result),
+        result=result.model_copy(update={"epochs": len(epochs) or result.epochs}),
         settings=settings,
-        history=schema.read_json_lines(history, schema.Epoch) if history else (),
+        history=epochs,
         examples=schema.read_json(examples, schema.Examples).examples if examples else None,
         table=read_predictions(predictions) if predictions else None,
         date=logged and logged[1],

@@ -27,12 +27,9 @@ from fastemo.report.schema import Example
 from fastemo.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_BYTES = 2**23
-_QUALITY = 72  # of WebP
-_STRIP_WIDTH, _CORPUS_WIDTH = 640, 800  # pixels
+_MOST_BYTES, _STRIP_WIDTH, _THREADS = 2**23, 640, 3  # of a picture, pixels, beside the drawing
 # Of all models together, so that a page of many stays small; of one, all that a run keeps.
 _MOST_STRIPS, _MOST_CLIPS, _LEAST_CLIPS, _FEW_MODELS = 160, 12, 3, 4
-_THREADS = 3
 
 Picture = tuple[str, int, int]
 
@@ -54,11 +51,13 @@ def write_page(folders: Sequence[Path], out: Path, console: Console, *, corpus_r
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give the page's file by --out, such as {out / 'report.html'}")
     found = read_folders(folders)
-    most = max(_LEAST_CLIPS, min(_MOST_CLIPS, _MOST_STRIPS // (2 * len(found.models) or 1)))
-    width = _STRIP_WIDTH * (2 if len(found.models) <= _FEW_MODELS else 1)
-    # Pictures are decoded and encoded outside Python's lock, beside the drawing.
+    models = found.models
+    most = max(_LEAST_CLIPS, min(_MOST_CLIPS, _MOST_STRIPS // (2 * len(models) or 1)))
+    width = _STRIP_WIDTH * (2 if len(models) <= _FEW_MODELS else 1)
+    # Pictures are decoded and encoded outside Python's lock, beside the drawing; from whole paths, since jsonargparse
+    # changes the working directory while it reads a configuration.
     with style(), ThreadPoolExecutor(_THREADS) as pool:
-        clips = {id(run): pool.submit(_clips, run, most, width) for _, run in found.models}
+        clips = {id(it): pool.submit(_clips, it, (it.folder or Path()).resolve(), most, width) for _, it in models}
         corpora = list(corpora_of(found.tested, corpus_root))
         for note in (note for corpus in corpora for note in corpus.notes):
             console.say(f"note: {note}")
@@ -86,34 +85,28 @@ def _render(**shown: Any) -> str:
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         figures=lambda kind, of: [(name, svg(it, told, next(numbers)), told) for name, it, told in drawn(kind, of)],
-        embedded=lambda picture: _embedded(pixels(picture), _CORPUS_WIDTH),
+        embedded=lambda picture: _embedded(pixels(picture), 2 * _STRIP_WIDTH),
     )
     # Names of files may hold bytes that are no text.
     return html.encode("utf-8", "replace").decode("utf-8")
 
 
-def _clips(run: Run, most: int, width: int) -> list[tuple[Example, Picture | None, Picture | None]]:
+def _clips(run: Run, folder: Path, most: int, width: int) -> list[tuple[Example, Picture | None, Picture | None]]:
     """The most confident errors and hits of which there are pictures: frames, and the same with heat."""
-    examples = run.examples or () if run.folder else ()
+    examples = run.examples or ()
     wrong = [it for it in examples if it.kind == "wrong"][: most - most // 3]
     right = [it for it in examples if it.kind == "right"][: most // 3]
-    found = [(it, *(_strip(run.folder, name, width) for name in (it.frames, it.gradcam))) for it in (*wrong, *right)]
+    found = [(it, *(_strip(folder, name, width) for name in (it.frames, it.gradcam))) for it in (*wrong, *right)]
     return [it for it in found if it[1] or it[2]]  # type: ignore[misc]
 
 
-def _strip(folder: Path | None, name: str | None, width: int) -> Picture | None:
+def _strip(folder: Path, name: str | None, width: int) -> Picture | None:
     """A picture of a run folder; None where it is not there, no picture, or outside the folder."""
-    if folder is None or name is None:
-        return None
-    path = folder / name
     try:
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        path = folder / (name or "")
+        if not path.resolve().is_relative_to(folder) or not 0 < path.stat().st_size <= _MOST_BYTES:
             return None
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        picture = (
-            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) <= _MOST_BYTES else None
-        )
+        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
         return None if picture is None else _embedded(picture, width)
     except (OSError, ValueError, cv2.error):
         return None
@@ -125,6 +118,6 @@ def _embedded(picture: np.ndarray, most_width: int) -> Picture:
     if width > most_width:
         height, width = max(1, round(height * most_width / width)), most_width
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    written, data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])
+    written, data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 72])
     assert written
     return f"data:image/webp;base64,{base64.b64encode(bytes(data)).decode('ascii')}", width, height

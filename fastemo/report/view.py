@@ -101,23 +101,9 @@ class Row:
         return fmean(found) if found else None
 
     @property
-    def epochs(self) -> float | None:
-        found = [it for run in self.runs if (it := len(run.history) or run.result.epochs)]
-        return fmean(found) if found else None
-
-    @property
-    def num_seeds(self) -> int:
-        return len({run.result.seed for run in self.runs})
-
-    @property
     def folds(self) -> list[Result]:
         """The results of one seed."""
         return [run.result for run in self.runs if run.result.seed == self.runs[0].result.seed]
-
-    @property
-    def num_takes(self) -> int | None:
-        takes = [it.num_takes for it in self.folds if it.num_takes is not None]
-        return sum(takes) if len(takes) == len(self.folds) else None
 
     @property
     def recalls(self) -> dict[str, float | None]:
@@ -143,7 +129,7 @@ class Row:
         found = [it for run in self.runs if (it := run.result.one_file_a_take) is not None]
         if not found or len(found) < len(self.runs):
             return None
-        num_clips = sum(it.num_clips for it in found) // self.num_seeds
+        num_clips = sum(it.num_clips for it in found) * len(self.folds) // len(found)
         if len(found) == 1:
             return found[0].accuracy, found[0].intervals.accuracy if found[0].intervals else None, num_clips
         try:
@@ -166,15 +152,13 @@ class Part:
 
     @property
     def runs(self) -> list[Run]:
-        """Those with a history, named by their row."""
-        return [
-            replace(
-                run, name=row.name + (f", seed {run.result.seed}, fold {run.result.fold or 0}" * (len(row.runs) > 1))
-            )
-            for row in self.rows
-            for run in row.runs
-            if run.history
-        ]
+        """Those with a history, named by their row, and by seed and fold where a row has several."""
+        found = []
+        for row in self.rows:
+            for run in row.runs:
+                seed = f", seed {run.result.seed}, fold {run.result.fold or 0}" if len(row.runs) > 1 else ""
+                found += [replace(run, name=row.name + seed)] if run.history else []
+        return found
 
     def by_frames(self) -> dict[str, dict[int, float]]:
         """Accuracy by number of frames, of rows that differ in nothing else; by what sets these apart."""
@@ -193,8 +177,7 @@ class Corpus:
 
     Attributes:
         class_counts: Clips by split, then by emotion.
-        actor_counts: Clips by split, then by actor.
-        num_unknown: Clips whose actor is unknown.
+        actor_counts: Clips by split, then by actor, where it is known.
         pictures: Example frames by emotion, and the crop drawn on a frame, as far as there are any.
         notes: What a reader should know, such as why there are no pictures.
     """
@@ -202,7 +185,6 @@ class Corpus:
     title: str
     class_counts: Mapping[str, Mapping[str, int]]
     actor_counts: Mapping[str, Mapping[int, int]]
-    num_unknown: int = 0
     pictures: Mapping[str, Figure] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

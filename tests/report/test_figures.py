@@ -1,183 +1,241 @@
-"""Figures: written whole, from any history and any names, and showing what they were given."""
+"""Figures: every mark where its value is, from any results and any names; each written to its folder and the page."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from helpers import command
-from matplotlib import image
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fastemo.report import figures
-from fastemo.report.figures import (
-    BLUE,
-    VERMILLION,
-    Misclassified,
-    save_confusion,
-    save_curves,
-    save_misclassified,
-    save_per_class,
-)
+from fastemo.report import drawing, figures
+from fastemo.report.drawing import SERIES, svg
+from fastemo.report.schema import Calibration, Cost, Epoch, Example, Result
+from fastemo.report.view import Corpus, Part, Row, Run
 
 AWKWARD = ("$\\frac{", "under_score", "a_name_" * 12, "50% & more", "$x$", "ünïcode", "", "plain")
+SHARES = st.floats(0, 1)
+SOME = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def ink(path: Path, colour: str) -> int:
-    """Pixels within a little of `colour`."""
-    pixels = image.imread(path)[..., :3]
-    return int((np.abs(pixels - np.array(to_rgb(colour))).max(axis=-1) < 0.02).sum())
+@pytest.fixture(autouse=True)
+def style():
+    with drawing.style():
+        yield
 
 
-def texts(figure: Figure) -> set[str]:
-    return {text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))}
+def run_of(names=("calm", "sad"), confusion=((3, 1), (2, 2)), **others) -> Run:
+    totals = [sum(line) for line in confusion]
+    recalls = {
+        name: line[i] / sum(line) if sum(line) else None
+        for i, (name, line) in enumerate(zip(names, confusion, strict=False))
+    }
+    fields = {"accuracy": 0.5, "uar": 0.5, "macro_f1": 0.5, "per_class": recalls, "num_clips": sum(totals)}
+    history = others.pop("history", ())
+    result = Result.model_construct(**fields, confusion=[list(line) for line in confusion], **others)
+    return Run(name="run", result=result, history=history)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures handed to the writer, in order."""
-    caught: list[Figure] = []
-    write = figures.write_figure
-
-    def keep(figure: Figure, path: Path) -> None:
-        caught.append(figure)
-        write(figure, path)
-
-    monkeypatch.setattr(figures, "write_figure", keep)
-    return caught
+def row_of(number: int = 1, accuracy: float = 0.5, label: str = "row", **others) -> Row:
+    return Row(number=number, label=label, settings={}, runs=[run_of()], accuracy=accuracy, **others)
 
 
-def rows(num_epochs: int) -> list[dict]:
+def history_of(losses, accuracies) -> list[Epoch]:
     return [
-        {
-            "epoch": epoch,
-            "train_loss": 2.0 / epoch,
-            "train_accuracy": 0.1 * epoch,
-            "val_loss": 1.0,
-            "val_accuracy": {1: 0.2, 2: 0.6, 3: 0.6}.get(epoch, 0.3),
-        }
-        for epoch in range(1, num_epochs + 1)
+        Epoch(epoch=epoch, train_loss=loss, val_loss=1.0, train_accuracy=accuracy, val_accuracy=accuracy)
+        for epoch, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), start=1)
     ]
 
 
-def test_curves_mark_the_first_best_epoch(tmp_path, drawn):
-    save_curves(rows(5), tmp_path / "curves.png")
-    assert "best epoch 2" in texts(drawn[0])
-    assert "best 60.0 %" in texts(drawn[0])
-    accuracy = drawn[0].axes[1]
-    assert accuracy.get_ylim() == (0, 100)
-    assert accuracy.get_lines()[0].get_ydata() == pytest.approx([10, 20, 30, 40, 50])
-    assert ink(tmp_path / "curves.png", BLUE) > 200
-    assert ink(tmp_path / "curves.png", VERMILLION) > 200
+def texts(figure) -> set[str]:
+    return {it.get_text() for it in figure.findobj(lambda artist: hasattr(artist, "get_text"))}
 
 
-def test_one_epoch_is_visible(tmp_path):
-    save_curves(rows(1), tmp_path / "curves.png")
-    assert ink(tmp_path / "curves.png", BLUE) > 20
+def told(figure) -> list[str]:
+    """What the marks say, in order."""
+    ids = [it.get_gid() for it in figure.findobj(lambda artist: (artist.get_gid() or "").startswith("words "))]
+    return [it.split(" ", 2)[2] for it in ids]
+
+
+class TestCurves:
+    def test_the_first_best_epoch_is_marked(self):
+        figure = figures.curves([run_of(history=history_of([2, 1, 0.5], [0.2, 0.6, 0.6]))])
+        assert "best epoch 2" in texts(figure)
+        loss, accuracy = figure.axes
+        assert accuracy.get_ylim() == (0, 1)
+        assert accuracy.get_lines()[0].get_ydata() == pytest.approx([0.2, 0.6, 0.6])
+        assert loss.get_lines()[0].get_ydata() == pytest.approx([2, 1, 0.5])
+        assert told(figure)[0] == "training loss from 2.00 to 0.50 in 3 epochs"
+
+    def test_a_point_between_gaps_is_a_dot(self):
+        line = figures.curves([run_of(history=history_of([1, None, 2, 1e12, 3, 3], [0.5] * 6))]).axes[0].get_lines()[0]
+        assert line.get_markevery() == [0, 2]
+        assert np.isnan(line.get_ydata()).tolist() == [False, True, False, True, False, False]
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize(("history", "words"), [([], "no epochs yet"), ([Epoch(epoch=1)], "no finite values")])
+    def test_nothing_to_draw_is_said(self, history, words):
+        figure = figures.curves([run_of(history=history)])
+        assert words in texts(figure)
+        assert svg(figure, "", 1)
+
+    def test_runs_differ_by_colour_and_can_be_toggled(self):
+        runs = [replace(run_of(history=history_of([2, 1], [0.1, 0.2])), name=f"run {number}") for number in range(9)]
+        figure = figures.curves(runs)
+        lines = list(figure.axes[0].get_lines())
+        assert [it.get_color() for it in lines[::2]] == [SERIES[number % 8] for number in range(9)]
+        assert str(svg(figure, "", 1)).count('data-series="8"') == 4
+        assert told(figure)[-1].startswith("run 8, validation accuracy")
+
+
+class TestOfARun:
+    @pytest.mark.filterwarnings("error")
+    def test_confusion_shows_counts_and_shares(self):
+        figure = figures.confusion(run_of(confusion=((30, 2), (0, 0))))
+        assert {"30", "2", "calm", "sad", "True label", "Predicted label"} <= texts(figure)
+        assert "0" not in texts(figure)
+        assert told(figure) == ["calm, recognised: 30 of 32", "calm, predicted sad: 2 of 32"]
+        depths = [it.get_alpha() for it in figure.artists]
+        assert depths == pytest.approx([0.55 * 30 / 32, 0.55 * 2 / 32])
+
+    @given(st.lists(st.integers(0, 99), min_size=2, max_size=9))
+    @SOME
+    def test_bars_are_as_long_as_they_say(self, hits):
+        size = len(hits)
+        counts = [
+            [hit if i == j else 1 if j == (i + 1) % size else 0 for j in range(size)] for i, hit in enumerate(hits)
+        ]
+        names = [f"class {i}" for i in range(size)]
+        figure = figures.per_class(run_of(names, counts))
+        boxes = [it for it in figure.artists if hasattr(it, "get_width")]
+        assert [it.get_width() for it in boxes] == pytest.approx([hit / (hit + 1) for hit in hits])
+        assert f"chance {100 / size:.1f} %" in texts(figure)
+
+    def test_a_class_without_clips_is_said(self):
+        figure = figures.per_class(run_of(confusion=((4, 0), (0, 0))))
+        assert {"100 % of 4", "no clip"} <= texts(figure)
+
+    def test_reliability_is_on_the_diagonal_where_it_is_calibrated(self):
+        bins = [(0.1, 0.1, 3), (0.9, 0.9, 30), (1.0, 0.2, 5), (None, None, 0)]
+        shaped = [{"confidence": sure, "accuracy": right, "num_clips": count} for sure, right, count in bins]
+        calibration = Calibration.model_validate({"ece": 0.1, "bins": shaped})
+        figure = figures.reliability(run_of(confusion=((20, 0), (0, 18)), calibration=calibration))
+        dots = [it for it in figure.artists if it.get_marker() == "o"]
+        assert np.array([it.get_data() for it in dots])[..., 0] == pytest.approx(
+            np.array([(0.1, 0.9), (0.9, 0.1), (1.0, 0.8)])
+        )
+        sizes = [it.get_markersize() for it in dots]
+        assert sizes[0] < sizes[2] < sizes[1]
+        assert "ECE 10.0 %, overconfident" in texts(figure)
+        assert figures.reliability(run_of()) is None
+
+
+class TestOfRows:
+    @given(st.lists(st.tuples(SHARES, SHARES, SHARES), min_size=1, max_size=4))
+    @SOME
+    def test_intervals_stand_at_their_values(self, shares):
+        rows = []
+        for number, three in enumerate(shares, start=1):
+            low, value, high = sorted(three)
+            rows.append(row_of(number, value, interval=(low, high), report=three[0]))
+        (axes,) = figures.intervals(Part(title="", rows=rows)).axes
+        for row, lines in zip(rows, np.reshape(np.array(axes.get_lines()[:-1], dtype=object), (-1, 3)), strict=True):
+            bar, dot, mark = (list(line.get_xdata()) for line in lines)
+            assert (bar, dot, mark) == (list(row.interval), [row.accuracy], [row.report])
+        assert axes.get_xlim()[0] == 0
+
+    def test_an_interval_in_words(self):
+        part = Part(title="", rows=[row_of(accuracy=0.5, interval=(0.4, 0.6), report=0.604), row_of(2, 0.1)])
+        figure = figures.intervals(part)
+        assert set(told(figure)) == {"1. row: 50.0 % (40.0 % to 60.0 %), Roy (2025) 60.4 %", "2. row: 10.0 %"}
+        assert {"chance 50.0 %", "Roy (2025), on RAVDESS"} <= texts(figure)
+        assert figures.intervals(Part(title="", rows=[replace(row_of(), runs=())])) is None
+
+    @given(st.lists(st.tuples(st.integers(0, 2**62), SHARES), min_size=2, max_size=6))
+    @SOME
+    def test_cost_further_right_is_more(self, values):
+        rows = [row_of(i, y, cost=Cost(parameters=x, flops_per_clip=1)) for i, (x, y) in enumerate(values, start=1)]
+        figure = figures.accuracy_by_cost(rows, "parameters", "parameters")
+        (axes,) = figure.axes
+        assert [it.get_xdata()[0] for it in axes.get_lines()] == [x for x, _ in values]
+        assert all(axes.get_xlim()[0] <= x <= axes.get_xlim()[1] for x, _ in values)
+        assert svg(figure, "", 1)
+        assert figures.accuracy_by_cost(rows[:1], "parameters", "parameters") is None
+
+    def test_rows_that_differ_in_frames_make_a_line(self):
+        rows = [
+            replace(row_of(accuracy=frames / 100), settings={"video.num_frames": frames, "augment.enabled": augmented})
+            for frames, augmented in ((6, True), (16, True), (10, True), (6, False))
+        ]
+        figure = figures.accuracy_by_frames(Part(title="", rows=rows))
+        (line,) = figure.axes[0].get_lines()
+        assert (list(line.get_xdata()), line.get_label()) == ([6, 10, 16], "augmented")
+
+
+class TestOfACorpus:
+    def test_bars_are_as_high_as_they_count(self):
+        counts = {"train": {"calm": 5, "sad": 0}, "val": {"calm": 1, "sad": 2}, "test": {"calm": 0, "sad": 3}}
+        corpus = Corpus(
+            title="", class_counts=counts, actor_counts={"train": {1: 5, 3: 0}, "val": {3: 3}, "test": {2: 1}}
+        )
+        figure = figures.split_counts(corpus, "class_counts")
+        assert [it.get_height() for it in figure.axes[0].patches] == [5, 0, 1, 2, 0, 3]
+        assert [it.get_y() for it in figure.axes[0].patches] == [0, 0, 5, 0, 6, 2]
+        assert told(figure)[2] == "calm: val 1"
+        figure = figures.split_counts(corpus, "actor_counts")
+        assert [it.get_text() for it in figure.axes[0].get_xticklabels()] == ["1", "2", "3"]
+        assert "Actor (of 2 clips unknown)" in texts(figure)
+
+    def test_no_actors(self):
+        counts = {"train": {}, "val": {}, "test": {}}
+        assert figures.split_counts(Corpus(title="", class_counts=counts, actor_counts=counts), "actor_counts") is None
 
 
 @pytest.mark.filterwarnings("error")
-def test_curves_without_validation_or_finite_loss(tmp_path, drawn):
-    history = [
-        {"epoch": 1, "train_loss": float("nan"), "train_accuracy": 0.1, "val_loss": None, "val_accuracy": None},
-        {"epoch": 2, "train_loss": float("inf"), "train_accuracy": 0.2},
-    ]
-    save_curves(history, tmp_path / "curves.png")
-    assert "no finite values" in texts(drawn[0])
-    assert not any("best" in text for text in texts(drawn[0]))
-    save_curves([], tmp_path / "curves.png")
-    assert "no epochs yet" in texts(drawn[1])
-
-
-@pytest.mark.filterwarnings("error")
-def test_confusion_shows_counts_readably(tmp_path, drawn):
-    save_confusion([[30, 2], [0, 0]], ("calm", "sad"), tmp_path / "confusion.png", "test")
-    axes = drawn[0].axes[0]
-    assert [text.get_text() for text in axes.texts] == ["30", "2", "0", "0"]
-    assert axes.texts[0].get_color() == "white"
-    assert axes.texts[1].get_color() != "white"
-    shares = np.asarray(axes.images[0].get_array())
-    assert shares == pytest.approx(np.array([[93.75, 6.25], [0, 0]]))
-    assert axes.get_ylabel() == "Shown"
-    assert axes.get_xlabel() == "Predicted"
-
-
-def test_per_class_has_numbers_chance_and_gaps(tmp_path, drawn):
-    values = {"calm": 0.256, "sad": 1.0, "angry": None, "happy": 0.0}
-    save_per_class(values, tmp_path / "bars.png", "test")
-    assert {"26", "100", "0", "no clips", "chance 25.0 %"} <= texts(drawn[0])
-    assert [bar.get_height() for bar in drawn[0].axes[0].patches] == pytest.approx([25.6, 100, 0])
-    assert drawn[0].axes[0].get_ylim() == (0, 100)
-
-
-@pytest.mark.filterwarnings("error")
-def test_names_are_printed_as_they_stand(tmp_path, drawn):
-    save_confusion(np.eye(8, dtype=int), AWKWARD, tmp_path / "confusion.png", "$\\frac{ _title_ " * 6)
-    save_per_class(dict.fromkeys(AWKWARD, 0.5), tmp_path / "bars.png", "$\\frac{ _title_ " * 6)
-    example = Misclassified("$\\frac{.mp4", np.zeros((6, 3, 8, 8), np.uint8), "$\\frac{", "$_{", 0.5)
-    save_misclassified([example], tmp_path / "sheet.png")
-    for figure in drawn[:2]:
+def test_names_are_printed_as_they_stand(tmp_path):
+    run = run_of(AWKWARD, np.eye(8, dtype=int).tolist())
+    made = figures.save_figures("run", run, tmp_path, "$\\frac{ _title_ " * 6)
+    assert [path.name for path in made] == ["per_class_accuracy.png", "confusion_matrix.png"]
+    for path in made:
+        assert cv2.imread(str(path)).shape[1] > 800
+    for draw in (figures.confusion, figures.per_class):
+        figure = draw(run)
         assert {"$\\frac{", "$x$", "under_score"} <= texts(figure)
-    long_ones = [text for text in texts(drawn[0]) if text.startswith("a_name_")]
-    assert len(long_ones) == 1
-    assert len(long_ones[0]) <= 24
+        assert max(len(it) for it in texts(figure) if it.startswith("a_name_")) <= 16
+        assert "$\\frac{" in str(svg(figure, "", 1))
 
 
-def sheet_of(count: int, height: int = 8, width: int = 8) -> list[Misclassified]:
-    return [
-        Misclassified(f"clip{i}.mp4", np.full((6, 3, height, width), 20 * i, np.uint8), "sad", "calm", 0.5)
-        for i in range(count)
-    ]
+def test_misclassified_shows_the_errors_in_order(tmp_path):
+    examples = []
+    for number, kind in enumerate(("wrong", "wrong", "right")):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((20, 120, 3), (0, 0, 100 + 50 * number), np.uint8))
+        fields = {"label": "sad", "prediction": "calm", "probability": 0.5, "frames": f"{number}.png"}
+        examples.append(Example(key=f"clip{number}.mp4", kind=kind, **fields))
+    figures.save_misclassified(tmp_path, examples)
+    found = cv2.imread(str(tmp_path / "misclassified.png"))
+    reds = [(found == (0, 0, 100 + 50 * number)).all(-1).any(1).nonzero()[0] for number in range(3)]
+    assert reds[0].size
+    assert reds[0].max() < reds[1].min()
+    assert not reds[2].size
+    figures.save_misclassified(tmp_path, [])
+    assert cv2.imread(str(tmp_path / "misclassified.png")).size
 
 
-def test_misclassified_shows_the_first_eight_in_order(tmp_path, drawn):
-    save_misclassified(sheet_of(10), tmp_path / "sheet.png")
-    shades = [int(np.asarray(axes.images[0].get_array()).flat[0]) for axes in drawn[0].axes]
-    assert shades == [20 * row for row in range(8) for _ in range(6)]
-    titles = [part.get_suptitle() for part in drawn[0].subfigs]
-    assert all(f"clip{i}.mp4" in title for i, title in enumerate(titles))
-    assert "true: sad" in titles[0]
-    assert "predicted: calm (50 %)" in titles[0]
+def test_a_new_figure_is_one_function_and_one_line(tmp_path, monkeypatch):
+    def takes(run):
+        figure, _ = drawing.new_figure(1, left=0.5, bottom=0.5)
+        return figure if run.result.num_clips else None
 
-
-def test_misclassified_frames_keep_their_channels(tmp_path):
-    frames = np.zeros((6, 3, 40, 70), np.uint8)
-    frames[:, 0] = 255
-    save_misclassified([Misclassified("a", frames, "sad", "calm", 0.5)], tmp_path / "sheet.png")
-    assert ink(tmp_path / "sheet.png", "#FF0000") > 6 * 60 * 100
-
-
-def test_nothing_misclassified_is_said(tmp_path, drawn):
-    save_misclassified([], tmp_path / "sheet.png")
-    assert "no misclassified clips" in texts(drawn[0])
-    assert (tmp_path / "sheet.png").stat().st_size > 0
-
-
-@pytest.mark.parametrize(("shape", "dtype"), [((5, 3, 4, 4), np.uint8), ((6, 3, 4, 4), np.float32)])
-def test_frames_of_another_kind_are_an_error(shape, dtype):
-    with pytest.raises(ValueError, match=r"must be uint8 \(6, 3, h, w\)"):
-        Misclassified("a", np.zeros(shape, dtype), "sad", "calm", 0.5)
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    path = tmp_path / "sheet.png"
-    path.write_bytes(b"old")
-
-    def torn(self: Figure, file: Path, **_: object) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Figure, "savefig", torn)
-    with pytest.raises(OSError, match="disk full"):
-        save_misclassified([], path)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    table = {**figures.FIGURES, "run": {**figures.FIGURES["run"], "takes": (takes, "Takes")}}
+    monkeypatch.setattr(figures, "FIGURES", table)
+    assert tmp_path / "takes.png" in figures.save_figures("run", run_of(), tmp_path, "")
+    assert "Takes" in [caption for _, _, caption in figures.drawn("run", run_of())]
 
 
 def test_neither_pyplot_nor_torch_is_imported():
-    code = "import sys, fastemo.report.figures; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
-    result = command(sys.executable, "-c", code)
-    assert result.stdout.strip() == "set()"
+    code = "import sys, fastemo.report.page; print({'matplotlib.pyplot', 'torch'} & set(sys.modules))"
+    assert command(sys.executable, "-c", code).stdout.strip() == "set()"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -20,6 +21,7 @@ from fastemo.cli import main
 from fastemo.config import read_config
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
+from fastemo.report import page
 from fastemo.report.page import write_page
 from fastemo.report.published import report_accuracy
 
@@ -124,7 +126,7 @@ class TestAStudy:
         folds = folds_of(tree)
         assert len(folds) == 5
         # Part by part, with two lines of each of its runs in both panels; a part's legend names its runs.
-        legends = [it for it in tree.section("curves").all("ul")]
+        legends = tree.section("curves").all("ul")
         assert [[entry.text for entry in it.all("li")] for it in legends] == [
             [f"{number}. {row['label']}" for number, row in enumerate(part["rows"], start)]
             for start, part in ((1, study["parts"][0]), (5, study["parts"][1]))
@@ -374,6 +376,14 @@ class TestHostileFolders:
         tree = page_of(tmp_path / "page.html", changed_run)
         assert not tree.section("models").all("img")
         assert "The pictures of its example clips are not in the folder" in tree.text
+
+    def test_pictures_are_found_while_the_working_directory_changes(self, tiny_run, tmp_path, monkeypatch):
+        """As jsonargparse changes it while it reads a configuration."""
+        monkeypatch.chdir(tiny_run.parent)
+        kept = page._clips
+        monkeypatch.setattr(page, "_clips", lambda *args: os.chdir(tmp_path) or kept(*args))
+        tree = page_of(tmp_path / "page.html", Path(tiny_run.name))
+        assert tree.section("models").all("img")
 
     def test_bytes_that_are_no_picture_are_left_out(self, changed_run, tmp_path):
         for path in changed_run.glob("examples/*.jpg"):
