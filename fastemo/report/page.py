@@ -6,7 +6,7 @@ import base64
 import hashlib
 import inspect
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from fastemo.report.schema import Example
 from fastemo.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_BYTES, _STRIP_WIDTH, _THREADS = 2**23, 640, 3  # of a picture, pixels, beside the drawing
+_MOST_BYTES, _STRIP_WIDTH = 2**23, 512  # of a picture; pixels
 # Of all models together, so that a page of many stays small; of one, all that a run keeps.
 _MOST_STRIPS, _MOST_CLIPS, _LEAST_CLIPS, _FEW_MODELS = 160, 12, 3, 4
 
@@ -53,15 +53,12 @@ def write_page(folders: Sequence[Path], out: Path, console: Console, *, corpus_r
     found = read_folders(folders)
     models = found.models
     most = max(_LEAST_CLIPS, min(_MOST_CLIPS, _MOST_STRIPS // (2 * len(models) or 1)))
-    width = _STRIP_WIDTH * (2 if len(models) <= _FEW_MODELS else 1)
-    # Pictures are decoded and encoded outside Python's lock, beside the drawing; from whole paths, since jsonargparse
-    # changes the working directory while it reads a configuration.
-    with style(), ThreadPoolExecutor(_THREADS) as pool:
-        clips = {id(it): pool.submit(_clips, it, (it.folder or Path()).resolve(), most, width) for _, it in models}
+    width = _STRIP_WIDTH if len(models) > _FEW_MODELS else 2 * _STRIP_WIDTH
+    with style():
         corpora = list(corpora_of(found.tested, corpus_root))
         for note in (note for corpus in corpora for note in corpus.notes):
             console.say(f"note: {note}")
-        html = _render(found=found, corpora=corpora, clips=lambda run: clips[id(run)].result())
+        html = _render(found=found, corpora=corpora, clips=partial(_clips, most=most, width=width))
     write_text(out, html)
     told = f"{words.counted(len(found.tested), 'run')}, {words.counted(len(found.rows), 'row')}"
     console.say(f"written: {out}, {told}, {len(html.encode()) / 2**20:.1f} MiB")
@@ -85,15 +82,15 @@ def _render(**shown: Any) -> str:
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         figures=lambda kind, of: [(name, svg(it, told, next(numbers)), told) for name, it, told in drawn(kind, of)],
-        embedded=lambda picture: _embedded(pixels(picture), 2 * _STRIP_WIDTH),
+        embedded=lambda picture: _embedded(pixels(picture), 1024),
     )
     # Names of files may hold bytes that are no text.
     return html.encode("utf-8", "replace").decode("utf-8")
 
 
-def _clips(run: Run, folder: Path, most: int, width: int) -> list[tuple[Example, Picture | None, Picture | None]]:
+def _clips(run: Run, most: int, width: int) -> list[tuple[Example, Picture | None, Picture | None]]:
     """The most confident errors and hits of which there are pictures: frames, and the same with heat."""
-    examples = run.examples or ()
+    folder, examples = run.folder or Path(), run.examples or ()
     wrong = [it for it in examples if it.kind == "wrong"][: most - most // 3]
     right = [it for it in examples if it.kind == "right"][: most // 3]
     found = [(it, *(_strip(folder, name, width) for name in (it.frames, it.gradcam))) for it in (*wrong, *right)]
@@ -104,7 +101,7 @@ def _strip(folder: Path, name: str | None, width: int) -> Picture | None:
     """A picture of a run folder; None where it is not there, no picture, or outside the folder."""
     try:
         path = folder / (name or "")
-        if not path.resolve().is_relative_to(folder) or not 0 < path.stat().st_size <= _MOST_BYTES:
+        if not path.resolve().is_relative_to(folder.resolve()) or not 0 < path.stat().st_size <= _MOST_BYTES:
             return None
         picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
         return None if picture is None else _embedded(picture, width)
@@ -118,6 +115,7 @@ def _embedded(picture: np.ndarray, most_width: int) -> Picture:
     if width > most_width:
         height, width = max(1, round(height * most_width / width)), most_width
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    written, data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 72])
+    # WebP would be half as large, and take ten times as long.
+    written, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
     assert written
-    return f"data:image/webp;base64,{base64.b64encode(bytes(data)).decode('ascii')}", width, height
+    return f"data:image/jpeg;base64,{base64.b64encode(bytes(data)).decode('ascii')}", width, height

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -21,7 +20,6 @@ from fastemo.cli import main
 from fastemo.config import read_config
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
-from fastemo.report import page
 from fastemo.report.page import write_page
 from fastemo.report.published import report_accuracy
 
@@ -42,7 +40,7 @@ def checked(out: Path) -> Element:
     for element in tree:
         for name in ("src", "href", "srcset", "data", "action"):
             value = element.attributes.get(name, "")
-            assert not value or value.startswith(("data:image/webp;base64,", "#")), (element.tag, name, value)
+            assert not value or value.startswith(("data:image/jpeg;base64,", "#")), (element.tag, name, value)
         assert not [name for name in element.attributes if name.startswith("on")], element.attributes
     assert "url(" not in html
     assert "@import" not in html
@@ -376,14 +374,6 @@ class TestHostileFolders:
         tree = page_of(tmp_path / "page.html", changed_run)
         assert not tree.section("models").all("img")
         assert "The pictures of its example clips are not in the folder" in tree.text
-
-    def test_pictures_are_found_while_the_working_directory_changes(self, tiny_run, tmp_path, monkeypatch):
-        """As jsonargparse changes it while it reads a configuration."""
-        monkeypatch.chdir(tiny_run.parent)
-        kept = page._clips
-        monkeypatch.setattr(page, "_clips", lambda *args: os.chdir(tmp_path) or kept(*args))
-        tree = page_of(tmp_path / "page.html", Path(tiny_run.name))
-        assert tree.section("models").all("img")
 
     def test_bytes_that_are_no_picture_are_left_out(self, changed_run, tmp_path):
         for path in changed_run.glob("examples/*.jpg"):
