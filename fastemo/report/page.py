@@ -27,7 +27,7 @@ from fastemo.report.schema import Example
 from fastemo.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_BYTES, _STRIP_WIDTH = 2**23, 512  # of a picture; pixels
+_MOST_BYTES, _STRIP_WIDTH = 2**23, 448  # of a picture; pixels
 # Of all models together, so that a page of many stays small; of one, all that a run keeps.
 _MOST_STRIPS, _MOST_CLIPS, _LEAST_CLIPS, _FEW_MODELS = 160, 12, 3, 4
 

@@ -30,7 +30,14 @@ SMALL = [
 CHECKPOINT_FILES = ("model.safetensors", "state.safetensors", "state.json", "checksums.json", "info.json")
 RUN_FILES = {
     *("config.yaml", "manifest.csv", "splits.csv", "metrics.jsonl", "test.json", "predictions.csv", "log.txt"),
-    *("curves.png", "confusion_matrix.png", "per_class_accuracy.png", "misclassified.png", "examples.json"),
+    *(
+        "curves.png",
+        "confusion_matrix.png",
+        "per_class_accuracy.png",
+        "reliability.png",
+        "misclassified.png",
+        "examples.json",
+    ),
     *(f"checkpoints/{name}/{file}" for name in ("last", "best") for file in CHECKPOINT_FILES),
 }
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
