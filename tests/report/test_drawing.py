@@ -64,13 +64,10 @@ def test_its_letters_can_be_read_on_a_phone(figure):
     assert min(sizes) * 360 / width >= 9
 
 
-@pytest.mark.parametrize(
-    ("name", "kept", "shown"),
-    [("short", False, "short"), ("a" * 30, False, "a" * 23 + "…"), ("b" * 30 + "end", True, "…" + "b" * 20 + "end")],
-)
-def test_names_are_shortened(name, kept, shown):
-    assert drawing.shorten(name, keep_end=kept) == shown
+def test_names_are_shortened():
     assert drawing.shorten("a\0b\ud800") == "a?b?"
+    assert drawing.shorten("a" * 30) == "a" * 23 + "…"
+    assert drawing.shorten("b" * 30 + "end", keep_end=True) == "…" + "b" * 20 + "end"
 
 
 def test_strips_keep_their_channels_and_shapes():

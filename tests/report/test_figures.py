@@ -29,12 +29,8 @@ def style():
 
 
 def run_of(names=("calm", "sad"), confusion=((3, 1), (2, 2)), **others) -> Run:
-    totals = [sum(line) for line in confusion]
-    recalls = {
-        name: line[i] / sum(line) if sum(line) else None
-        for i, (name, line) in enumerate(zip(names, confusion, strict=False))
-    }
-    fields = {"accuracy": 0.5, "uar": 0.5, "macro_f1": 0.5, "per_class": recalls, "num_clips": sum(totals)}
+    recalls = [line[place] / sum(line) if sum(line) else None for place, line in enumerate(confusion)]
+    fields = {"accuracy": 0.5, "num_clips": 4, "per_class": dict(zip(names, recalls, strict=True))}
     history = others.pop("history", ())
     result = Result.model_construct(**fields, confusion=[list(line) for line in confusion], **others)
     return Run(name="run", result=result, history=history)
@@ -114,10 +110,7 @@ class TestOfARun:
         boxes = [it for it in figure.artists if hasattr(it, "get_width")]
         assert [it.get_width() for it in boxes] == pytest.approx([hit / (hit + 1) for hit in hits])
         assert f"chance {100 / size:.1f} %" in texts(figure)
-
-    def test_a_class_without_clips_is_said(self):
-        figure = figures.per_class(run_of(confusion=((4, 0), (0, 0))))
-        assert {"100 % of 4", "no clip"} <= texts(figure)
+        assert "no clip" in texts(figures.per_class(run_of(confusion=((4, 0), (0, 0)))))
 
     def test_reliability_is_on_the_diagonal_where_it_is_calibrated(self):
         bins = [(0.1, 0.1, 3), (0.9, 0.9, 30), (1.0, 0.2, 5), (None, None, 0)]
@@ -189,10 +182,7 @@ class TestOfACorpus:
         figure = figures.split_counts(corpus, "actor_counts")
         assert [it.get_text() for it in figure.axes[0].get_xticklabels()] == ["1", "2", "3"]
         assert "Actor (of 2 clips unknown)" in texts(figure)
-
-    def test_no_actors(self):
-        counts = {"train": {}, "val": {}, "test": {}}
-        assert figures.split_counts(Corpus(title="", class_counts=counts, actor_counts=counts), "actor_counts") is None
+        assert figures.split_counts(replace(corpus, actor_counts={}), "actor_counts") is None
 
 
 @pytest.mark.filterwarnings("error")
