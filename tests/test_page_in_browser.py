@@ -101,6 +101,12 @@ def show(browser: Any, page: Path, width: int = 1400, theme: str = "light", medi
     browser.get(page.as_uri())
 
 
+def click(browser: Any, element: Any) -> None:
+    """By the mouse, as a reader does it; the page scrolls smoothly, which would move it away meanwhile."""
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+    element.click()
+
+
 def open_all(browser: Any) -> None:
     browser.execute_script("document.querySelectorAll('details').forEach((it) => { it.open = true; })")
 
@@ -163,11 +169,9 @@ def test_tables_sort(browser, page):
 
 
 def test_a_click_sorts(browser, page):
-    """By the mouse, as a reader does it."""
     show(browser, page)
     head = browser.find_element("css selector", "#results table.sortable thead th:nth-child(2) button")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", head)
-    head.click()
+    click(browser, head)
     assert head.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
 
 
@@ -175,12 +179,11 @@ def test_a_legend_toggles_its_run(browser, page):
     show(browser, page)
     section = browser.find_element("css selector", "#curves .curves")
     lines = "[...arguments[0].querySelectorAll('svg [data-series=\"1\"]')]"
-    shown = f"return {lines}.filter((it) => it.checkVisibility()).length"
+    shown = f"return {lines}.filter((it) => getComputedStyle(it).display !== 'none').length"
     button = section.find_element("css selector", ".legend li:nth-child(2) button")
     counts = [browser.execute_script(shown, section)]
     for _ in range(2):
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-        button.click()
+        click(browser, button)
         counts.append(browser.execute_script(shown, section))
     assert counts == [4, 0, 4]
     assert button.get_attribute("aria-pressed") == "true"
@@ -196,7 +199,7 @@ def test_two_confusion_matrices_stand_side_by_side(browser, page):
         select = panel.find_element("css selector", "select")
         assert len(select.find_elements("css selector", "option")) == len(own) == 5
         if chosen > 1:
-            select.find_elements("css selector", "option")[chosen].click()
+            click(browser, select.find_elements("css selector", "option")[chosen])
         (drawn,) = panel.find_elements("css selector", "svg")
         assert drawn.get_attribute("outerHTML") == own[chosen].get_attribute("outerHTML")
 
@@ -205,15 +208,14 @@ def test_a_click_shows_frames_large(browser, page):
     show(browser, page)
     open_all(browser)
     button = browser.find_element("css selector", ".clips .wrong button")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-    button.click()
+    click(browser, button)
     dialog = browser.find_element("css selector", "dialog")
     assert dialog.is_displayed()
     small, large = (it.find_elements("css selector", "img") for it in (button, dialog))
     assert [it.get_attribute("src") for it in large] == [it.get_attribute("src") for it in small]
     assert large[0].rect["width"] > 2 * small[0].rect["width"]
     assert "predicted as" in dialog.text
-    dialog.find_element("css selector", "button").click()
+    click(browser, dialog.find_element("css selector", "button"))
     assert not dialog.is_displayed()
     assert browser.get_log("browser") == []
 
