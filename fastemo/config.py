@@ -125,13 +125,14 @@ def write_config(config: RunConfig, path: Path) -> None:
 
 
 def config_leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key that holds a value, joined by dots, with its value."""
-    for it in fields(value):
-        held = getattr(value, it.name)
-        if is_dataclass(held):
-            yield from config_leaves(held, f"{prefix}{it.name}.")
+    """Every key that holds a value, joined by dots, with its value: of a dataclass, or of a file's nested dicts."""
+    is_file = isinstance(value, dict)
+    items = value.items() if is_file else ((it.name, getattr(value, it.name)) for it in fields(value))
+    for name, held in items:
+        if isinstance(held, dict) if is_file else is_dataclass(held):
+            yield from config_leaves(held, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{it.name}", held
+            yield f"{prefix}{name}", held
 
 
 def load_yaml(path: Path) -> Any:

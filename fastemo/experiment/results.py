@@ -57,7 +57,7 @@ def write_report(
     write_predictions(run_dir / "predictions.csv", predictions, splits.test, names)
     write_examples(config, run_dir, root, splits.test, predictions, names, model, names)
     text = json.dumps(result, indent=2) + "\n"
-    epochs = [parse_json(json.dumps(row).encode(), Epoch, "metrics") for row in history]
+    epochs = [Epoch.model_validate(row) for row in history]
     run = Run(name=run_dir.name, result=parse_json(text.encode(), Result, "test.json"), history=epochs)
     title = f"{config.model.name}, {len(predictions.keys)} test clips, accuracy {result['accuracy']:.1%}"
     figures.save_figures("run", run, run_dir, title)

@@ -127,13 +127,14 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
     if corpus.fold or splits.protocol in ("kfold5", "loso"):
         notes.append(f"The splits shown are those of fold {corpus.fold}.")
     if root is None or not root.is_dir():
-        root = None
         notes.append("The corpus is not where the run found it: for its pictures give its folder by --corpus.root.")
-    for name, draw in _PICTURES.items() if root else ():
-        try:
-            pictures[name] = draw(Manifest.of(root or Path(), listed.rows), config.video.spec)
-        except (ValueError, OSError) as error:
-            notes.append(f"A picture of the corpus could not be made: {error}.")
+    else:
+        manifest = Manifest.of(root, listed.rows)
+        for name, draw in _PICTURES.items():
+            try:
+                pictures[name] = draw(manifest, config.video.spec)
+            except (ValueError, OSError) as error:
+                notes.append(f"A picture of the corpus could not be made: {error}.")
     title = run.result.corpus or "as listed in the run folder"
     return corpus_of(splits, title, pictures=pictures, notes=list(dict.fromkeys(notes)))
 

@@ -27,31 +27,29 @@ from numpy.typing import NDArray
 
 from fastemo.machine import replacing
 
-# Okabe & Ito (2008), "Color Universal Design", told apart by colour-blind readers; darkened to stand out from white.
-SERIES = ("#0072b2", "#c05000", "#00805e", "#a04e7c", "#7a6a00", "#4a5ac0", "#8a4b2d", "#4d6068")
-INK, SOFT, RULE, PAGE = "#1b1d21", "#5a6069", "#d9dce1", "#ffffff"
-WIDTH, CHARACTER = 4.4, 0.07  # inches, of a figure and of a text's letter
-_VARIABLES = {it: f"c{number}" for number, it in enumerate(SERIES, start=1)}
-_VARIABLES |= {INK: "ink", SOFT: "soft", RULE: "rule", PAGE: "page"}
-_DPI = 200
-# Matplotlib before 3.11 writes a font's properties as one.
-_FONT = re.compile(r"font-family: [^;]*;? ?|font: (bold |700 )?[^;]*?([\d.]+px)[^;]*")
+# Matplotlib's settings while figures are made and written.
 _STYLE = matplotlib.rc_params_from_file(
     Path(__file__).parent / "templates" / "figures.mplstyle", use_default_template=False
 )
-
-
-# Matplotlib's settings while figures are made and written.
 style = partial(matplotlib.rc_context, _STYLE)
+# Okabe & Ito (2008), "Color Universal Design", told apart by colour-blind readers; darkened to stand out from white.
+SERIES = ("#0072b2", "#c05000", "#00805e", "#a04e7c", "#7a6a00", "#4a5ac0", "#8a4b2d", "#4d6068")
+INK, SOFT, RULE, PAGE = (_STYLE[name] for name in ("text.color", "xtick.color", "grid.color", "figure.facecolor"))
+WIDTH, CHARACTER = 4.4, 0.07  # inches, of a figure and of a text's letter
+_VARIABLES = {it: f"c{number}" for number, it in enumerate(SERIES, start=1)}
+_VARIABLES |= {INK: "ink", SOFT: "soft", RULE: "rule", PAGE: "page"}
+_DPI, _GAP = 200, 0.45  # inches, between panels
+# Matplotlib before 3.11 writes a font's properties as one.
+_FONT = re.compile(r"font-family: [^;]*;? ?|font: (bold |700 )?[^;]*?([\d.]+px)[^;]*")
 
 
 def new_figure(
-    height: float, *, left: float, bottom: float, right: float = 0.15, top: float = 0.1, rows: int = 1, gap: float = 0.5
+    height: float, *, left: float, bottom: float, right: float = 0.15, top: float = 0.1, rows: int = 1
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `rows` panels above each other; sizes in inches."""
-    figure = Figure(figsize=(WIDTH, height), facecolor=PAGE)
-    panel = (height - bottom - top - gap * (rows - 1)) / rows
-    places = [bottom + (panel + gap) * row for row in reversed(range(rows))]
+    figure = Figure(figsize=(WIDTH, height))
+    panel = (height - bottom - top - _GAP * (rows - 1)) / rows
+    places = [bottom + (panel + _GAP) * row for row in reversed(range(rows))]
     size = ((WIDTH - left - right) / WIDTH, panel / height)
     return figure, [figure.add_axes((left / WIDTH, place / height, *size)) for place in places]
 
@@ -60,7 +58,7 @@ def new_grid(
     columns: float, rows: float, height: float, *, left: float, bottom: float, right: float = 0.15, top: float = 0.1
 ) -> tuple[Figure, Transform]:
     """A figure without axes, which are slow, and where its columns (rightwards) and rows (downwards) lie."""
-    figure = Figure(figsize=(WIDTH, height), facecolor=PAGE)
+    figure = Figure(figsize=(WIDTH, height))
     scaled = Affine2D().scale((WIDTH - left - right) / columns, (bottom + top - height) / rows)
     return figure, scaled.translate(left, height - top) + figure.dpi_scale_trans
 
@@ -89,7 +87,7 @@ def shorten(name: str, length: int = 24, *, keep_end: bool = False) -> str:
 def strips(rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
     """Pictures below each other, [h, w, 3] in RGB, each with a title."""
     heights = [(WIDTH - 0.1) * min(1.0, it.shape[0] / it.shape[1]) for _, it in rows]
-    figure = Figure(figsize=(WIDTH, sum(heights) + 0.25 * len(rows)), facecolor=PAGE)
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.25 * len(rows)))
     total = figure.get_figheight()
     for place, ((title, picture), height) in enumerate(zip(rows, heights, strict=True)):
         bottom = total - sum(heights[: place + 1]) - 0.25 * (place + 1)
@@ -104,7 +102,7 @@ def write_figure(figure: Figure, path: Path, title: str = "") -> None:
     """Write a picture in its suffix's format, whole or not at all, with a title above the drawing."""
     if title:
         lines = textwrap.wrap(title, int(figure.get_figwidth() / CHARACTER))
-        figure.text(0.02, 1, "\n".join(lines), va="bottom", weight="bold", parse_math=False)
+        figure.text(0.02, 1, "\n".join(lines), va="bottom", weight="bold")
     with replacing(path) as partial:
         figure.savefig(partial, format=path.suffix[1:], dpi=_DPI, bbox_inches="tight")
 
@@ -118,7 +116,7 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 
 
 def svg(figure: Figure, caption: str, number: int) -> Markup:
-    """The drawing as an element whose text is text; `number` sets its ids apart from other drawings'."""
+    """Within `style()`, the drawing as an element whose text is text; `number` sets its ids apart from others'."""
     out = io.StringIO()
     matplotlib.rcParams["svg.hashsalt"] = str(number)
     figure.savefig(out, format="svg", facecolor="none")
@@ -156,9 +154,8 @@ def _clean(element: ElementTree.Element, told: dict[str, None]) -> None:
     if "style" in found:
         bold = ";font-weight:600"
         css = _FONT.sub(lambda it: f"font-size: {it[2]}{bold * bool(it[1])}" if it[2] else "", found["style"])
-        found["style"] = re.sub(r"#[0-9a-f]{6}", lambda it: f"var(--{_VARIABLES.get(it[0], 'ink')})", css).replace(
-            "; ", ";"
-        )
+        css = re.sub(r"#[0-9a-f]{6}", lambda it: f"var(--{_VARIABLES.get(it[0], 'ink')})", css)
+        found["style"] = css.replace("; ", ";")
         if element.tag == "text" and "--page" in found["style"]:
             element.attrib["class"] = "in"
     element.attrib |= found

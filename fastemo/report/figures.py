@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,27 @@ from fastemo.report.view import Corpus, Part, Row, Run
 from fastemo.report.words import percent, short
 
 _NAME, _MOST_NAMED = 16, 15  # characters, ticks
+_SPLITS = (("train", "training", "--"), ("val", "validation", "-"))
 
 
 def curves(runs: Sequence[Run]) -> Figure:
     """Loss and accuracy by epoch: of one run, training and validation by colour; of several, each run in a colour."""
-    figure, panels = drawing.new_figure(4.3, left=0.55, bottom=0.7, top=0.25, rows=2, gap=0.45)
+    figure, panels = drawing.new_figure(4.3, left=0.55, bottom=0.7, top=0.25, rows=2)
     is_one = len(runs) == 1
-    for number, run in enumerate(runs):
-        for axes, what in zip(panels, ("loss", "accuracy"), strict=True):
-            for split, name, dashes in (("train", "training", "--"), ("val", "validation", "-")):
-                ys = _finite(run.history, f"{split}_{what}")
-                there = [place for place, y in enumerate(ys) if not math.isnan(y)]
-                if there:
-                    # A point between gaps is a dot.
-                    dots = [it for it in there if not {it - 1, it + 1} & set(there)]
-                    colour = SERIES[split == "train"] if is_one else SERIES[number % len(SERIES)]
-                    look: Any = {"color": colour, "markersize": 4, "markevery": dots}
-                    (line,) = axes.plot([row.epoch for row in run.history], ys, f"o{dashes}", label=name, **look)
-                    told = [f"{y:.2f}" if what == "loss" else percent(y) for y in (ys[there[0]], ys[there[-1]])]
-                    words = f"{name} {what} from {told[0]} to {told[1]} in {len(ys)} epochs"
-                    describe(line, words if is_one else f"{run.name}, {words}", None if is_one else number)
+    shown = zip(panels, ("loss", "accuracy"), strict=True)
+    for (number, run), (axes, what), (split, name, dashes) in product(enumerate(runs), shown, _SPLITS):
+        ys = _finite(run.history, f"{split}_{what}")
+        there = [place for place, y in enumerate(ys) if not math.isnan(y)]
+        if not there:
+            continue
+        # A point between gaps is a dot.
+        dots = [it for it in there if not {it - 1, it + 1} & set(there)]
+        colour = SERIES[split == "train"] if is_one else SERIES[number % len(SERIES)]
+        look: Any = {"color": colour, "markersize": 4, "markevery": dots}
+        (line,) = axes.plot([row.epoch for row in run.history], ys, f"o{dashes}", label=name, **look)
+        told = [f"{y:.2f}" if what == "loss" else percent(y) for y in (ys[there[0]], ys[there[-1]])]
+        words = f"{name} {what} from {told[0]} to {told[1]} in {len(ys)} epochs"
+        describe(line, words if is_one else f"{run.name}, {words}", None if is_one else number)
     for axes, title in zip(panels, ("Loss (cross-entropy)", "Accuracy"), strict=True):
         axes.set_title(title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -149,10 +151,9 @@ def intervals(part: Part) -> Figure | None:
     figure, (axes,) = drawing.new_figure(0.36 * len(rows) + 0.6, left=0.15, right=0.25, bottom=0.3, top=0.3)
     for place, row in enumerate(rows):
         low, high = row.interval or (row.accuracy, row.accuracy)
-        told = f"{row.name}: {percent(row.accuracy)}" + (
-            f" ({percent(low)} to {percent(high)})" if row.interval else ""
-        )
-        told += "" if row.report is None else f", Roy (2025) {percent(row.report)}"
+        spread = f" ({percent(low)} to {percent(high)})" if row.interval else ""
+        beside = "" if row.report is None else f", Roy (2025) {percent(row.report)}"
+        told = f"{row.name}: {percent(row.accuracy)}{spread}{beside}"
         shapes: list[Any] = [
             ([low, high], {"linewidth": 2.5}),
             ([row.accuracy], {"marker": "o", "markeredgecolor": PAGE}),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fastemo.config import load_yaml
+from fastemo.config import config_leaves, load_yaml
 from fastemo.evaluation.compare import compare
 from fastemo.evaluation.tables import read_predictions
 from fastemo.report import schema
@@ -42,7 +43,7 @@ class Found:
     def rows(self) -> list[Row]:
         return [row for part in self.parts for row in part.rows]
 
-    @property
+    @cached_property
     def models(self) -> list[tuple[str, Run]]:
         """The first run of every row, each run once, and every later evaluation."""
         chosen: dict[str, tuple[str, Run]] = {}
@@ -82,17 +83,10 @@ def _settings_of(folder: Path) -> Mapping[str, Any]:
     """A run's configuration by key joined by dots; empty where it has none that can be read."""
     path = folder / "config.yaml"
     try:
-        return dict(_leaves(load_yaml(path), "")) if path.is_file() else {}
+        content = load_yaml(path) if path.is_file() else None
+        return dict(config_leaves(content)) if isinstance(content, dict) else {}
     except ValueError:
         return {}
-
-
-def _leaves(value: Any, above: str) -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        if isinstance(inner, dict):
-            yield from _leaves(inner, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", inner
 
 
 def _read_run(folder: Path, path: Path, settings: Mapping[str, Any]) -> Run:

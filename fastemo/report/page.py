@@ -51,9 +51,8 @@ def write_page(folders: Sequence[Path], out: Path, console: Console, *, corpus_r
     if out.is_dir():
         raise ValueError(f"{out} is a folder: give the page's file by --out, such as {out / 'report.html'}")
     found = read_folders(folders)
-    models = found.models
-    most = max(_LEAST_CLIPS, min(_MOST_CLIPS, _MOST_STRIPS // (2 * len(models) or 1)))
-    width = _STRIP_WIDTH if len(models) > _FEW_MODELS else 2 * _STRIP_WIDTH
+    most = max(_LEAST_CLIPS, min(_MOST_CLIPS, _MOST_STRIPS // (2 * len(found.models) or 1)))
+    width = _STRIP_WIDTH if len(found.models) > _FEW_MODELS else 2 * _STRIP_WIDTH
     with style():
         corpora = list(corpora_of(found.tested, corpus_root))
         for note in (note for corpus in corpora for note in corpus.notes):

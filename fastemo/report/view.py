@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -113,7 +114,7 @@ class Row:
             of_class += [it for run in self.runs if (it := run.result.per_class.get(name)) is not None]
         return {name: fmean(of_class) if of_class else None for name, of_class in found.items()}
 
-    @property
+    @cached_property
     def tables(self) -> list[PredictionTable]:
         """Predictions of each seed, its folds joined; none where a run has none."""
         by_seed: dict[int | None, list[PredictionTable]] = {}
@@ -123,7 +124,7 @@ class Row:
             by_seed.setdefault(run.result.seed, []).append(run.table)
         return [joined(folds) for folds in by_seed.values()]
 
-    @property
+    @cached_property
     def one_file(self) -> tuple[float, Sequence[float] | None, int] | None:
         """Accuracy, interval and clips by one file a take; None where no take counts twice."""
         found = [it for run in self.runs if (it := run.result.one_file_a_take) is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fastemo.report.schema import Machine
 
@@ -54,12 +55,9 @@ def machine(found: Machine | None) -> str:
     """`Intel Xeon, 2 processors, no GPU`."""
     if not found:
         return ""
-    told = [
-        found.get("processor"),
-        f"{count} processors" if (count := found.get("processors")) else "",
-        found.get("gpu"),
-    ]
-    return ", ".join(str(it) for it in (*told[:2], told[2] or "no GPU") if it)
+    number: Any = found.get("processors")
+    told = [found.get("processor"), number and counted(number, "processor"), found.get("gpu") or "no GPU"]
+    return ", ".join(str(it) for it in told if it)
 
 
 def versions(found: Iterable[dict[str, str] | None]) -> str:
