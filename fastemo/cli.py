@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastemo import __version__
 from fastemo.errors import one_line_errors
-from fastemo.machine import check_platform
+from fastemo.machine import check_platform, commit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,9 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command(options)
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        found = commit()
+        print(f"fastemo {__version__}{f' ({found})' if found else ''}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastemo", description="Emotion recognition in short face videos.")
-    parser.add_argument("--version", action="version", version=f"fastemo {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="version and, in a clone, its commit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="train and test a model (all options: fastemo train --help)")
 

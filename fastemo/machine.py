@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import stat
+import subprocess
 import sys
 import threading
 import uuid
@@ -276,6 +277,18 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def commit() -> str | None:
+    """The commit of the clone that fastemo is imported from, with `-dirty` if files were changed; None elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def describe_machine() -> dict[str, str | int | None]:

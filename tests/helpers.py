@@ -70,16 +70,21 @@ def files_of(run_dir: Path) -> set[str]:
     return names - pictures
 
 
-def readme_commands() -> list[str]:
-    """The lines of the README's shell blocks."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line]
+def documents() -> list[Path]:
+    """The README, then the pages of the documentation."""
+    return [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
-def readme_command(script: str) -> list[str]:
-    """The arguments of the README's line that runs a script, without the installation before it, by this Python."""
-    (line,) = (line.split(" && ")[-1] for line in readme_commands() if script in line)
+def documented_commands() -> list[str]:
+    """The lines of the documents' shell blocks, each once."""
+    texts = (path.read_text(encoding="utf-8") for path in documents())
+    blocks = (block for text in texts for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    return list(dict.fromkeys(line for block in blocks for line in block.splitlines() if line))
+
+
+def documented_command(script: str) -> list[str]:
+    """The arguments of the documented line that runs a script, without the installation before it, by this Python."""
+    (line,) = (line.split(" && ")[-1] for line in documented_commands() if script in line)
     program, *words = line.split()
     assert program == "python"
     return [sys.executable, *words]

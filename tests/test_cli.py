@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import command, write_video
+from helpers import REPOSITORY, command, write_video
 
 from fastemo import __version__
 from fastemo.cli import main
@@ -143,7 +143,9 @@ class TestMistakes:
 
 
 def test_version_and_help() -> None:
-    assert fastemo("--version").stdout == f"fastemo {__version__}\n"
+    commit = subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    expected = f" ({commit.stdout.strip()}" if commit.returncode == 0 else ""
+    assert fastemo("--version").stdout.startswith(f"fastemo {__version__}{expected}")
     done = fastemo("--help")
     assert done.returncode == 0
     for name in ("train", "synthesize", "index", "evaluate"):

@@ -1,12 +1,12 @@
 """Epochs: the arithmetic on known figures; and the command itself, small."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import documented_command
 
 from benchmarks.common.epochs import report
 from benchmarks.common.epochs.loops import PARTS, flops_a_clip, restored
@@ -140,7 +140,7 @@ def test_what_is_restored_is_as_before():
 def quick(run_script, tmp_path_factory):
     """A run of one model with both peers: its output and its JSON."""
     out = tmp_path_factory.mktemp("quick") / "found.json"
-    done = run_script([sys.executable, "benchmarks/epoch_time.py", "--quick"], "--out", out)
+    done = run_script([*documented_command("benchmarks/epoch_time.py"), "--quick"], "--out", out)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text()), out
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 import pytest
-from helpers import readme_command
+from helpers import documented_command
 
 from benchmarks import scaling
 from benchmarks.common import results
@@ -158,7 +158,7 @@ def test_one_that_fails_or_hangs_ends_all(monkeypatch, tmp_path, program, second
 
 def quick(run_script, tmp_path_factory, *arguments):
     out = tmp_path_factory.mktemp("scaling") / "found.json"
-    command = [*readme_command("benchmarks/scaling.py"), "--quick", "--device", "cpu"]
+    command = [*documented_command("benchmarks/scaling.py"), "--quick", "--device", "cpu"]
     done = run_script(command, "--out", out, *arguments)
     assert done.returncode == 0, done.stderr
     assert str(out.parent) not in out.read_text()

@@ -5,7 +5,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from helpers import readme_command
+from helpers import documented_command
 
 from benchmarks import throughput
 from benchmarks.common.measure import Pass, Skipped, Stage, in_rounds
@@ -33,7 +33,7 @@ def quick(run_script, tmp_path_factory):
     (folder / "hidden" / "decord.py").write_text("raise ImportError('no decord here')")
     path = os.pathsep.join(filter(None, [str(folder / "hidden"), os.environ.get("PYTHONPATH", "")]))
     out = folder / "out" / "found.json"
-    command = [*readme_command("benchmarks/throughput.py"), "--quick"]
+    command = [*documented_command("benchmarks/throughput.py"), "--quick"]
     done = run_script(command, "--peers", "pyav,jpeg,decord", "--out", out, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text()), out

@@ -1,13 +1,14 @@
-"""The README's tables of results, made from the JSON files in `results/`.
+"""The tables of results in the README and the documentation, made from the JSON files in `results/`.
 
-    python benchmarks/readme_results.py             # rewrite what stands between the README's markers
-    python benchmarks/readme_results.py --check     # status 1 if the README is not what this would write
+    python benchmarks/tables.py             # rewrite what stands between the documents' markers
+    python benchmarks/tables.py --check     # status 1 if a document is not what this would write
 
-Read are `throughput-*`, `epoch-time-*` and `scaling-*`, of each machine the newest, `accuracy-*`, of each run on each
-machine the newest, `gpu/check-*`, of each card the newest, and every `study-*/study.json`. The table of faults, from
-the newest `reliability-*` of each machine, stands between markers of its own. What was measured with --quick or only
-rehearsed is left out: it says whether a benchmark works, nothing more; and so is a sample of the faults, without
---full.
+README.md compares with other programs, docs/benchmarks.md holds all results, docs/reliability.md the table of faults.
+
+It reads the newest `throughput-*`, `epoch-time-*`, `scaling-*` and `reliability-*` of each machine, the newest
+`accuracy-*` of each run and machine, the newest `gpu/check-*` of each card, and every `study-*/study.json`. Results of
+--quick, of a rehearsal, or of a sample of the faults (without --full) are left out: they only show that a benchmark
+works.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ _KINDS = {
     "reliability": ("Faults", ["faults"]),
 }
 _VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
+# By a throughput file's peers, the job, and the stage of fastemo's that does it.
+_JOBS = {"jpeg": ("load clips that were decoded before", "loader_memory")}
+_VIDEO_JOB = ("decode 10 frames of each video", "loader_cold")
 # The headlines of a throughput file, which has no list of its own.
 _STAGES = ("decode_full", "decode_pruned", "loader_cold", "loader_cold_gpu", "loader_device")
 _NO_RESULTS = "No results yet."
@@ -60,7 +65,7 @@ def read(folder: Path) -> dict[str, list[Found]]:
             one = json.loads(path.read_text(encoding="utf-8"))
             needed = ("date", "machine", "versions", "command", *_KINDS[kind][1])
             if missing := [name for name in needed if name not in one]:
-                raise ValueError(f"lacks {', '.join(missing)}")
+                raise ValueError(f"it lacks {', '.join(missing)}")
         except ValueError as error:
             raise ValueError(f"{path.name} cannot be read: {error}") from error
         settings = one.get("settings", {})
@@ -87,9 +92,35 @@ def text(found: dict[str, list[Found]]) -> str:
     for kind in ("throughput", "epoch_time", "scaling", "check", "accuracy"):
         if files := newest(found.get(kind, [])):
             table = _accuracies(files) if kind == "accuracy" else _by_machine(files)
-            parts.append(f"### {_KINDS[kind][0]}\n\n{table}")
+            parts.append(f"## {_KINDS[kind][0]}\n\n{table}")
     parts += [_study(it) for it in found.get("study", [])]
     return "\n\n".join(parts) or _NO_RESULTS
+
+
+def peers_text(found: dict[str, list[Found]]) -> str:
+    """What other programs reach at the same jobs, from the newest files of a machine without a GPU, as Markdown."""
+    kinds = ("throughput", "epoch_time")
+    files = [[it for it in found.get(kind, []) if not it["machine"]["gpus"]][-1:] for kind in kinds]
+    rows, about = [], []
+    for it in files[0]:
+        for name, peer in it["peers"].items():
+            job, stage = _JOBS.get(name, _VIDEO_JOB)
+            rows.append([job, it["rungs"][stage], peer, it["ratios"][f"{stage}_over_{name}"]])
+    for it in files[1]:
+        passes, ratios = (it["models"]["late_fusion"][name] for name in ("passes", "ratios"))
+        for name in ("plain", "report"):
+            rows.append(["train `late_fusion`", passes["warm"], passes[name], ratios[f"warm_over_{name}"]])
+    for it in [*files[0], *files[1]]:
+        date, versions, command = _facts(it).values()
+        about.append(f"{command} ({date}, {versions})")
+    cells = [["job", "fastemo, clips/s", "other program", "its clips/s", "fastemo is faster by"]]
+    for job, own, peer, ratio in rows:
+        rates = [figure_text(it["clips_per_second"]["median"]) for it in (own, peer)]
+        cells.append([job, rates[0], peer["title"], rates[1], f"{figure_text(ratio['median'])} x"])
+    if not rows:
+        return _NO_RESULTS
+    machine = _machine((files[0] or files[1])[0]["machine"])
+    return f"{_markdown(cells)}\n\n{machine}; {' and '.join(about)}."
 
 
 def _by_machine(files: list[Found]) -> str:
@@ -140,11 +171,11 @@ def _study(found: Found) -> str:
     """A study's rows part by part, and how the rows of each differ."""
     facts, machine = _facts(found), found["machine"]
     where = machine["gpu"] or f"{machine['processors']} cores of {machine['processor']}, no GPU"
-    about = f"{facts['date']}, {where}, {facts['versions']}, {facts['command']}: {len(found['cells'])} cells"
-    texts = [f"### Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}"]
+    about = f"{facts['date']}, {where}, {facts['versions']}, {facts['command']}: {len(found['cells'])} runs"
+    texts = [f"## Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}"]
     texts.append(f"{about}, {found['minutes']:.0f} minutes of training and testing.")
     for part in found["parts"]:
-        rows = [["", "test accuracy (95 % interval)", "order told apart (95 % interval)", "in the report, on RAVDESS"]]
+        rows = [["", "test accuracy (95 % interval)", "temporal-order pairs (95 % interval)", "Roy (2025), on RAVDESS"]]
         for row in part["rows"]:
             accuracy = "not finished" if row["accuracy"] is None else _share(row)
             reported = "-" if row["report"] is None else f"{row['report'] * 100:.1f} %"
@@ -152,11 +183,11 @@ def _study(found: Found) -> str:
         texts += [f"**{part['title']}**", _markdown(rows)]
         if part["comparisons"]:
             # The difference of accuracies in points, on all clips and on those that order alone tells apart.
-            rows = [["pair", "all clips: points, p", "classes that differ in order: points, p"]]
+            rows = [["pair", "all clips: points, p", "temporal-order pairs: points, p"]]
             by_order = {(it["a"], it["b"]): _points(it) for it in part.get("order_comparisons") or []}
             for it in part["comparisons"]:
-                rows.append([f"{it['a']} less {it['b']}", _points(it), by_order.get((it["a"], it["b"]), "-")])
-            texts.append(_folded("Pairs on the same takes", rows))
+                rows.append([f"{it['a']} minus {it['b']}", _points(it), by_order.get((it["a"], it["b"]), "-")])
+            texts.append(_folded("Comparisons, paired by take", rows))
     return "\n\n".join(texts)
 
 
@@ -171,14 +202,14 @@ def _share(found: Found) -> str:
 
 
 def faults_text(found: dict[str, list[Found]]) -> str:
-    """When, where and with what, and folded below it one row a kind of fault; of each machine."""
+    """Of each machine: when, where and with what, then one row per kind of fault."""
     parts = []
     for it in newest(found.get("reliability", [])):
         facts, faults = _facts(it), it["faults"]
-        parts.append(f"{facts['date']}, {_machine(it['machine'])}, {facts['versions']}, {facts['command']}:")
+        count = f"{len(faults):,} kinds of fault, tried {sum(fault['tried'] for fault in faults):,} times"
+        parts.append(f"{count}: {facts['date']}, {_machine(it['machine'])}, {facts['versions']}, {facts['command']}.")
         rows = [[fault["fault"], f"{fault['tried']:,}", outcome_text(fault["outcomes"])] for fault in faults]
-        title = f"{len(faults):,} kinds of fault, tried {sum(fault['tried'] for fault in faults):,} times"
-        parts.append(_folded(title, [["fault", "tried", "outcome"], *rows]))
+        parts.append(_markdown([["fault", "tried", "outcome"], *rows]))
     return "\n\n".join(parts) or _NO_RESULTS
 
 
@@ -216,7 +247,7 @@ def _targets(found: Found) -> dict[str, str]:
 
 
 def _folded(title: str, rows: list[list[str]]) -> str:
-    return f"<details><summary>{title}</summary>\n\n{_markdown(rows)}\n\n</details>"
+    return f"<details markdown><summary>{title}</summary>\n\n{_markdown(rows)}\n\n</details>"
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -226,34 +257,43 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
 
 
-def with_results(readme: str, found: dict[str, list[Found]]) -> str:
-    """The README with all tables between their markers.
+def with_table(document: str, name: str, table: str) -> str:
+    """The document with a table between the markers of its name.
 
     Raises:
-        ValueError: It does not have one pair of markers of each kind.
+        ValueError: It does not have one pair of these markers.
     """
-    for name, tables in (("results", text(found)), ("reliability", faults_text(found))):
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
-            raise ValueError(f"the README needs one {begin} and after it one {end}, where the tables go")
-        before, after = readme.split(begin)[0], readme.split(end)[1]
-        readme = f"{before}{begin}\n\n{tables}\n\n{end}{after}"
-    return readme
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
+        raise ValueError(f"it needs one {begin} and after it one {end}, where the tables go")
+    return f"{document.split(begin)[0]}{begin}\n\n{table}\n\n{end}{document.split(end)[1]}"
+
+
+PLACES: dict[str, tuple[str, Callable[[dict[str, list[Found]]], str]]] = {
+    "README.md": ("peers", peers_text),
+    "docs/benchmarks.md": ("results", text),
+    "docs/reliability.md": ("reliability", faults_text),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if it would change the README")
-    parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if it would change a document")
+    parser.add_argument("--root", type=Path, default=REPOSITORY, help="folder of the documents (default: the clone)")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results", help="folder of JSONs")
     with one_line_errors():
         options = parser.parse_args(arguments)
-        old = options.readme.read_text(encoding="utf-8")
-        new = with_results(old, read(options.results))
-        if new != old and options.check:
-            sys.exit(f"{options.readme.name} is not what the results say; run python benchmarks/readme_results.py")
-        if new != old:
-            write_text(options.readme, new)
+        found = read(options.results)
+        for place, (name, table) in PLACES.items():
+            old = (options.root / place).read_text(encoding="utf-8")
+            try:
+                new = with_table(old, name, table(found))
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
+            if new != old and options.check:
+                sys.exit(f"{place} is not what the results say; run python benchmarks/tables.py")
+            if new != old:
+                write_text(options.root / place, new)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
-"""The README's tables: from files that never were, and the README itself."""
+"""The documents' tables: from made-up files, and the documents themselves."""
 
 import json
 
 import pytest
-from helpers import REPOSITORY
 
-from benchmarks import readme_results
+from benchmarks import tables
 from benchmarks.common.measure import Target
 from benchmarks.common.results import figure_text
-from benchmarks.readme_results import faults_text, read, text, with_results
+from benchmarks.tables import PLACES, faults_text, peers_text, read, text, with_table
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-FAULTS_BEGIN, FAULTS_END = "<!-- reliability: begin -->", "<!-- reliability: end -->"
-EMPTY = f"{BEGIN}\n{END}\n{FAULTS_BEGIN}\n{FAULTS_END}\n"
 MACHINE = {"processor": "AMD EPYC", "processors_used": 2, "gpus": []}
 GPU = {**MACHINE, "processors_used": 16, "gpus": ["NVIDIA H100"] * 8}
 VERSIONS = {"torch": "2.15.0", "av": "18.1.0", "fastemo": "0.1.0", "numpy": "2.4.6"}
@@ -76,7 +73,7 @@ def test_a_table_names_everything(tmp_path):
     folder = folder_of(tmp_path, throughput__a=benchmark(rungs={"loader_cold": rung, "other": rung}))
     assert text(read(folder)) == "\n".join(
         [
-            "### The data path, from the file to the batch (`benchmarks/throughput.py`)",
+            "## The data path, from the file to the batch (`benchmarks/throughput.py`)",
             "",
             "|  | 2 cores of AMD EPYC, no GPU |",
             "| --- | --- |",
@@ -102,7 +99,7 @@ def test_the_newest_of_each_machine_is_a_column(tmp_path):
         scaling__e=benchmark(command="hosts", settings={"hosts": 2}),
     )
     lines = text(read(folder)).splitlines()
-    assert lines[0] == "### Several processes (`benchmarks/scaling.py`)"
+    assert lines[0] == "## Several processes (`benchmarks/scaling.py`)"
     assert "8 x NVIDIA H100, 16 cores of AMD EPYC |" in lines[2]
     assert "| command | `new` | `hosts` | `gpu` |" in lines
     assert "| 1 process | 8.25 clips/s | - | - |" in lines
@@ -116,7 +113,7 @@ def test_accuracies_are_rows(tmp_path):
         accuracy__c=accuracy(model="early_cnn", accuracy=0.85, seed=1, note="blind | deaf"),
     )
     lines = text(read(folder)).splitlines()
-    assert lines[0] == "### Accuracy on the built-in corpus"
+    assert lines[0] == "## Accuracy on the built-in corpus"
     assert len(lines) == 6
     assert lines[4].startswith("| `cnn_lstm` | 12 | 90.0 % (74.1 to 87.5) | 0 |  | 2026-11-24 | 2 cores of")
     assert lines[5].startswith("| `early_cnn` | 12 | 85.0 % (74.1 to 87.5) | 1 | blind \\| deaf | 2026-11-23 |")
@@ -142,7 +139,7 @@ def test_a_card_is_a_column_and_a_rehearsal_none(tmp_path):
     for name, change in (("check-a.json", {}), ("check-b.json", {"rehearsed": True, "stages": {}})):
         (folder / "gpu" / name).write_text(json.dumps(found | change), encoding="utf-8")
     written = text(read(folder))
-    assert "### On a GPU" in written
+    assert "## On a GPU" in written
     for row in (
         "| stages | **failed: training** (why) |",
         "| early_cnn: warm steps from the device tier, clips/s | batch 8: 500 in fp32, 1,234 in bf16 with cudagraphs |",
@@ -165,49 +162,53 @@ def test_faults_are_rows_below_when_and_where(tmp_path):
     assert text(read(folder)) == "No results yet."
     assert faults_text(read(folder)) == "\n".join(
         [
-            "2026-11-24, 2 cores of AMD EPYC, no GPU, torch 2.15.0, PyAV 18.1.0, fastemo 0.1.0, "
-            "`python benchmarks/x.py`:",
-            "",
-            "<details><summary>2 kinds of fault, tried 1,501 times</summary>",
+            "2 kinds of fault, tried 1,501 times: 2026-11-24, 2 cores of AMD EPYC, no GPU, torch 2.15.0, PyAV 18.1.0, "
+            "fastemo 0.1.0, `python benchmarks/x.py`.",
             "",
             "| fault | tried | outcome |",
             "| --- | --- | --- |",
             "| bit flips in an MP4 | 1,500 | 1,200 rejected by name; 300 decoded exactly |",
             "| a \\| b | 1 | 1 told, in one line |",
-            "",
-            "</details>",
         ]
     )
 
 
-def test_only_what_stands_between_the_markers_changes(tmp_path):
-    found = read(folder_of(tmp_path, reliability__a=reliability()))
-    old = f"before\n{BEGIN}\n{END}\nbetween\n{FAULTS_BEGIN}\nold\n{FAULTS_END}\nafter\n"
-    new = with_results(old, found)
-    faults = f"{FAULTS_BEGIN}\n\n{faults_text(found)}\n\n{FAULTS_END}"
-    assert new == f"before\n{BEGIN}\n\nNo results yet.\n\n{END}\nbetween\n{faults}\nafter\n"
-    assert with_results(new, found) == new
+def test_other_programs_are_compared_on_a_machine_without_a_gpu(tmp_path):
+    rate = {"clips_per_second": {"median": 2.0}}
+    peers = {"decord": {"title": "decord", **rate}, "jpeg": {"title": "JPEG", **rate}}
+    ratios = {"loader_cold_over_decord": {"median": 1.95}, "loader_memory_over_jpeg": {"median": 790.0}}
+    loads = benchmark(peers=peers, ratios=ratios, rungs={"loader_cold": rate, "loader_memory": rate})
+    passes = {"warm": rate, "plain": {"title": "plain loop", **rate}, "report": {"title": "JPEG loop", **rate}}
+    model = {"passes": passes, "ratios": {"warm_over_plain": {"median": 5.9}, "warm_over_report": {"median": 4.06}}}
+    trains = benchmark(models={"late_fusion": model})
+    folder = folder_of(tmp_path, throughput__a=loads, epoch__time__a=trains, throughput__b=benchmark(machine=GPU))
+    lines = peers_text(read(folder)).splitlines()
+    assert [line.split(" | ")[0::2] for line in lines[2:6]] == [
+        ["| decode 10 frames of each video", "decord", "1.95 x |"],
+        ["| load clips that were decoded before", "JPEG", "790 x |"],
+        ["| train `late_fusion`", "plain loop", "5.90 x |"],
+        ["| train `late_fusion`", "JPEG loop", "4.06 x |"],
+    ]
+    assert lines[-1].startswith("2 cores of AMD EPYC, no GPU; `python benchmarks/x.py` (2026-11-23, torch 2.15.0")
+
+
+def test_only_what_stands_between_the_markers_changes():
+    old = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    new = with_table(old, "results", text({}))
+    assert new == f"before\n{BEGIN}\n\nNo results yet.\n\n{END}\nafter\n"
+    assert with_table(new, "results", peers_text({})) == new
     assert faults_text({}) == "No results yet."
 
 
-@pytest.mark.parametrize(
-    ("readme", "name"),
-    [
-        ("no markers", "results"),
-        (f"{END}\n{BEGIN}", "results"),
-        (f"{BEGIN}{END}{BEGIN}{END}", "results"),
-        (f"{BEGIN}{END}{FAULTS_BEGIN}", "reliability"),
-        (f"{BEGIN}{END}{FAULTS_END}{FAULTS_BEGIN}", "reliability"),
-    ],
-)
-def test_wrong_markers_are_refused(readme, name):
-    with pytest.raises(ValueError, match=f"the README needs one <!-- {name}: begin -->"):
-        with_results(readme, {})
+@pytest.mark.parametrize("document", ["no markers", f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}", BEGIN])
+def test_wrong_markers_are_refused(document):
+    with pytest.raises(ValueError, match="it needs one <!-- results: begin --> and after it one <!-- results: end -->"):
+        with_table(document, "results", "")
 
 
 def test_order_of_the_parts(tmp_path):
     folder = folder_of(tmp_path, accuracy__a=accuracy(), scaling__a=benchmark(), epoch__time__a=benchmark())
-    heads = [line for line in text(read(folder)).splitlines() if line.startswith("###")]
+    heads = [line for line in text(read(folder)).splitlines() if line.startswith("##")]
     assert [head.split("(")[0].strip("# ") for head in heads] == [
         *("Whole epochs", "Several processes", "Accuracy on the built-in corpus")
     ]
@@ -218,9 +219,9 @@ def test_order_of_the_parts(tmp_path):
     [
         ("other-x", "{}", "other-x.json is none of throughput, epoch_time, scaling, check, accuracy"),
         ("scaling-x", "{", "scaling-x.json cannot be read"),
-        ("scaling-x", "{}", "lacks date, machine, versions, command, targets"),
-        ("reliability-x", "{}", "lacks date, machine, versions, command, faults"),
-        ("accuracy-x", "{}", "lacks date, machine, versions, command, model, epochs, accuracy, interval, seed"),
+        ("scaling-x", "{}", "it lacks date, machine, versions, command, targets"),
+        ("reliability-x", "{}", "it lacks date, machine, versions, command, faults"),
+        ("accuracy-x", "{}", "it lacks date, machine, versions, command, model, epochs, accuracy, interval, seed"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, name, content, message):
@@ -237,24 +238,26 @@ def test_figures(value, expected):
 
 
 def test_the_command_writes_and_checks(tmp_path, one_line_of):
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    results.mkdir()
+    results = tmp_path / "results"
+    for folder in (results, tmp_path / "docs"):
+        folder.mkdir()
     folder_of(results, scaling__a=benchmark())
-    readme.write_text(EMPTY)
-    arguments = ["--readme", str(readme), "--results", str(results)]
-    with pytest.raises(SystemExit, match=r"run python benchmarks/readme_results.py"):
-        readme_results.main([*arguments, "--check"])
-    assert readme.read_text() == EMPTY
-    readme_results.main(arguments)
-    assert "Several processes" in readme.read_text()
-    readme_results.main([*arguments, "--check"])
-    readme.write_text("no markers")
-    assert "the README needs one" in one_line_of(readme_results.main, arguments)
+    empty = {name: f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name, _ in PLACES.values()}
+    for place, (name, _) in PLACES.items():
+        (tmp_path / place).write_text(empty[name])
+    arguments = ["--root", str(tmp_path), "--results", str(results)]
+    with pytest.raises(SystemExit, match=r"README.md is not what the results say; run python benchmarks/tables.py"):
+        tables.main([*arguments, "--check"])
+    assert (tmp_path / "README.md").read_text() == empty["peers"]
+    tables.main(arguments)
+    assert "Several processes" in (tmp_path / "docs" / "benchmarks.md").read_text()
+    tables.main([*arguments, "--check"])
+    (tmp_path / "docs" / "reliability.md").write_text("no markers")
+    assert "docs/reliability.md: it needs one" in one_line_of(tables.main, arguments)
 
 
-def test_the_readme_is_what_the_results_say():
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert readme == with_results(readme, read(REPOSITORY / "benchmarks" / "results"))
+def test_the_documents_are_what_the_results_say():
+    tables.main(["--check"])
 
 
 def test_a_study_is_told_part_by_part(tmp_path):
@@ -262,24 +265,24 @@ def test_a_study_is_told_part_by_part(tmp_path):
     (tmp_path / "study-quick" / "study.json").write_text(json.dumps(study()))
     (tmp_path / "study-quick" / "other.json").write_text("{}")
     assert text(read(tmp_path)).splitlines() == [
-        "### Study `quick`: built-in, protocol speech",
+        "## Study `quick`: built-in, protocol speech",
         "",
         "2026-11-23, 2 cores of AMD EPYC, no GPU, torch 2.15.0, PyAV 18.1.0, fastemo 0.1.0, "
-        "`fastemo study configs/study/quick.yaml`: 3 cells, 31 minutes of training and testing.",
+        "`fastemo study configs/study/quick.yaml`: 3 runs, 31 minutes of training and testing.",
         "",
         "**Models**",
         "",
-        "|  | test accuracy (95 % interval) | order told apart (95 % interval) | in the report, on RAVDESS |",
+        "|  | test accuracy (95 % interval) | temporal-order pairs (95 % interval) | Roy (2025), on RAVDESS |",
         "| --- | --- | --- | --- |",
         "| early_cnn | 75.0 % (70.0 to 80.0) | 90.0 % (70.0 to 100.0) | 26.7 % |",
         "| late_fusion | 50.0 % (70.0 to 80.0) | 50.0 % (70.0 to 100.0) | - |",
         "| r3d18 | not finished | - | 26.7 % |",
         "",
-        "<details><summary>Pairs on the same takes</summary>",
+        "<details markdown><summary>Comparisons, paired by take</summary>",
         "",
-        "| pair | all clips: points, p | classes that differ in order: points, p |",
+        "| pair | all clips: points, p | temporal-order pairs: points, p |",
         "| --- | --- | --- |",
-        "| early_cnn less late_fusion | +25.0 (+10.0 to +40.0), 0.010 | +40.0 (+10.0 to +40.0), 0.010 |",
+        "| early_cnn minus late_fusion | +25.0 (+10.0 to +40.0), 0.010 | +40.0 (+10.0 to +40.0), 0.010 |",
         "",
         "</details>",
     ]
