@@ -92,7 +92,7 @@ def text(found: dict[str, list[Found]]) -> str:
     for kind in ("throughput", "epoch_time", "scaling", "check", "accuracy"):
         if files := newest(found.get(kind, [])):
             table = _accuracies(files) if kind == "accuracy" else _by_machine(files)
-            parts.append(f"## {_KINDS[kind][0]}\n\n{table}")
+            parts.append(f"### {_KINDS[kind][0]}\n\n{table}")
     parts += [_study(it) for it in found.get("study", [])]
     return "\n\n".join(parts) or _NO_RESULTS
 
@@ -172,7 +172,7 @@ def _study(found: Found) -> str:
     facts, machine = _facts(found), found["machine"]
     where = machine["gpu"] or f"{machine['processors']} cores of {machine['processor']}, no GPU"
     about = f"{facts['date']}, {where}, {facts['versions']}, {facts['command']}: {len(found['cells'])} runs"
-    texts = [f"## Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}"]
+    texts = [f"### Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}"]
     texts.append(f"{about}, {found['minutes']:.0f} minutes of training and testing.")
     for part in found["parts"]:
         rows = [["", "test accuracy (95 % interval)", "temporal-order pairs (95 % interval)", "Roy (2025), on RAVDESS"]]

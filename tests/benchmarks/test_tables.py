@@ -73,7 +73,7 @@ def test_a_table_names_everything(tmp_path):
     folder = folder_of(tmp_path, throughput__a=benchmark(rungs={"loader_cold": rung, "other": rung}))
     assert text(read(folder)) == "\n".join(
         [
-            "## The data path, from the file to the batch (`benchmarks/throughput.py`)",
+            "### The data path, from the file to the batch (`benchmarks/throughput.py`)",
             "",
             "|  | 2 cores of AMD EPYC, no GPU |",
             "| --- | --- |",
@@ -99,7 +99,7 @@ def test_the_newest_of_each_machine_is_a_column(tmp_path):
         scaling__e=benchmark(command="hosts", settings={"hosts": 2}),
     )
     lines = text(read(folder)).splitlines()
-    assert lines[0] == "## Several processes (`benchmarks/scaling.py`)"
+    assert lines[0] == "### Several processes (`benchmarks/scaling.py`)"
     assert "8 x NVIDIA H100, 16 cores of AMD EPYC |" in lines[2]
     assert "| command | `new` | `hosts` | `gpu` |" in lines
     assert "| 1 process | 8.25 clips/s | - | - |" in lines
@@ -113,7 +113,7 @@ def test_accuracies_are_rows(tmp_path):
         accuracy__c=accuracy(model="early_cnn", accuracy=0.85, seed=1, note="blind | deaf"),
     )
     lines = text(read(folder)).splitlines()
-    assert lines[0] == "## Accuracy on the built-in corpus"
+    assert lines[0] == "### Accuracy on the built-in corpus"
     assert len(lines) == 6
     assert lines[4].startswith("| `cnn_lstm` | 12 | 90.0 % (74.1 to 87.5) | 0 |  | 2026-11-24 | 2 cores of")
     assert lines[5].startswith("| `early_cnn` | 12 | 85.0 % (74.1 to 87.5) | 1 | blind \\| deaf | 2026-11-23 |")
@@ -139,7 +139,7 @@ def test_a_card_is_a_column_and_a_rehearsal_none(tmp_path):
     for name, change in (("check-a.json", {}), ("check-b.json", {"rehearsed": True, "stages": {}})):
         (folder / "gpu" / name).write_text(json.dumps(found | change), encoding="utf-8")
     written = text(read(folder))
-    assert "## On a GPU" in written
+    assert "### On a GPU" in written
     for row in (
         "| stages | **failed: training** (why) |",
         "| early_cnn: warm steps from the device tier, clips/s | batch 8: 500 in fp32, 1,234 in bf16 with cudagraphs |",
@@ -208,7 +208,7 @@ def test_wrong_markers_are_refused(document):
 
 def test_order_of_the_parts(tmp_path):
     folder = folder_of(tmp_path, accuracy__a=accuracy(), scaling__a=benchmark(), epoch__time__a=benchmark())
-    heads = [line for line in text(read(folder)).splitlines() if line.startswith("##")]
+    heads = [line for line in text(read(folder)).splitlines() if line.startswith("###")]
     assert [head.split("(")[0].strip("# ") for head in heads] == [
         *("Whole epochs", "Several processes", "Accuracy on the built-in corpus")
     ]
@@ -265,7 +265,7 @@ def test_a_study_is_told_part_by_part(tmp_path):
     (tmp_path / "study-quick" / "study.json").write_text(json.dumps(study()))
     (tmp_path / "study-quick" / "other.json").write_text("{}")
     assert text(read(tmp_path)).splitlines() == [
-        "## Study `quick`: built-in, protocol speech",
+        "### Study `quick`: built-in, protocol speech",
         "",
         "2026-11-23, 2 cores of AMD EPYC, no GPU, torch 2.15.0, PyAV 18.1.0, fastemo 0.1.0, "
         "`fastemo study configs/study/quick.yaml`: 3 runs, 31 minutes of training and testing.",
