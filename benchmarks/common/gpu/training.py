@@ -23,7 +23,7 @@ from fastemo.video.loader import ClipBatch, ClipLoader
 
 MODELS = ("late_fusion", "cnn_lstm", "r3d18", "early_resnet18", "early_cnn")
 VARIANTS: dict[str, dict[str, str]] = {
-    "fp32": {"speed": "plain", "compile": "off"},
+    "fp32": {"speed": "fp32", "compile": "off"},
     "bf16": {"speed": "auto", "compile": "off"},
     "bf16_default": {"speed": "auto", "compile": "default"},
     "bf16_cudagraphs": {"speed": "auto", "compile": "cudagraphs"},

@@ -158,7 +158,7 @@ def run_steps(trainer: Trainer, loader: ClipLoader, augment: AugmentConfig, step
 
 def check(job: Job, manifest: Manifest) -> dict[str, Any] | None:
     """Train two epochs in fp32 with nothing that depends on how a batch is dealt to processes."""
-    config = TrainConfig(speed="plain", precision="fp32", lr=1e-5, clip_norm=0.0, freeze_batch_norm=True)
+    config = TrainConfig(speed="fp32", precision="fp32", lr=1e-5, clip_norm=0.0, freeze_batch_norm=True)
     augment, num_clips = AugmentConfig(crop_size=job.crop_size), job.check_clips()
     with Trainer(config, seed=SEED) as trainer:
         model = make_model(job, manifest, trainer, dropout=0.0)
