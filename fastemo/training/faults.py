@@ -101,7 +101,7 @@ def out_of_memory(error: BaseException, batch_size: int, memory: MemoryUse) -> O
     fixed, peak, capacity = memory.fixed, memory.peak(), memory.capacity()
     fits = batch_that_fits(batch_size, fixed, peak, capacity)
     measured = (
-        f"it used {(peak - fixed) / _MIB:,.0f} MiB besides {fixed / _MIB:,.0f} MiB for the model, of "
+        f"{(peak - fixed) / _MIB:,.0f} MiB were used besides {fixed / _MIB:,.0f} MiB for the model, of "
         f"{capacity / _MIB:,.0f} MiB"
     )
     advice = (

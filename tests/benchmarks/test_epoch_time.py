@@ -160,7 +160,7 @@ def test_the_json_holds_everything(quick):
     assert str(out.parent) not in out.read_text()
     assert str(Path.home()) not in out.read_text()
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
-    assert "where a warm step's time goes" in output
+    assert "the breakdown of a warm step" in output
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_what_a_process_says_is_one_line():
     [
         ("raise ValueError('the reason')", 600, "failed with status 1: ValueError: the reason"),
         ("import os; os.kill(os.getpid(), 9)", 600, "failed with status -9: it said nothing"),
-        ("import time; time.sleep(3600)", 0.5, "not done after 0.5 s"),
+        ("import time; time.sleep(3600)", 0.5, "did not end within 0.5 s"),
     ],
 )
 def test_one_that_fails_or_hangs_ends_all(monkeypatch, tmp_path, program, seconds, message):
