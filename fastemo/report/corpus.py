@@ -127,9 +127,7 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
     if corpus.fold or splits.protocol in ("kfold5", "loso"):
         notes.append(f"The splits shown are those of fold {corpus.fold}.")
     if root is None or not root.is_dir():
-        notes.append(
-            "The corpus is no longer where the run found it: for its pictures, give its folder with --corpus.root."
-        )
+        notes.append("The corpus is not where the run found it: for pictures, give its folder with --corpus.root.")
     else:
         manifest = Manifest.of(root, listed.rows)
         for name, draw in _PICTURES.items():
