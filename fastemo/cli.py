@@ -85,7 +85,7 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         allow_abbrev=False,  # `--out` is not short for a key of the configuration
     )
     study.add_argument("file", type=Path, metavar="FILE", help="such as configs/study/quick.yaml")
-    study.add_argument("--dry-run", action="store_true", help="list the runs and the longest they can take")
+    study.add_argument("--dry-run", action="store_true", help="list the runs and an upper bound of their duration")
     study.add_argument("--jobs", type=int, metavar="N", help="parallel runs (default: as many as fit on the machine)")
     study.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
     study.set_defaults(command=_study)

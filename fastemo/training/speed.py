@@ -57,7 +57,7 @@ class Speed:
             f"compiled ({self.compile})": self.compile != "off",
             "TF32": self.tf32,
             "memory kept": self.keeps_memory,
-            "gradients exchanged in bf16": self.exchange == "bf16",
+            "gradient all-reduce in bf16": self.exchange == "bf16",
         }
         return ", ".join([self.precision, *(name for name, is_on in parts.items() if is_on)])
 

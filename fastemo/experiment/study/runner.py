@@ -111,7 +111,7 @@ class _Runner:
         if not waiting:
             return
         self._prepare_corpora()
-        with self._signals.deferred(), self._none_left_behind():
+        with self._signals.deferred(), self._kill_on_exit():
             free = list(range(self._places))
             while waiting or self._running:
                 while free and not self._signals.received and (cell := self._next(waiting)):
@@ -125,7 +125,7 @@ class _Runner:
                 if self._signals.received and not self._running:
                     raise Stopped(self._signals.received, "the same command resumes the study")
                 if self._signals.received:
-                    self._pass_on()
+                    self._forward_signal()
                 if time.monotonic() - self._noted > _NOTE_SECONDS:
                     self._write()
                 if not ended:
@@ -179,7 +179,7 @@ class _Runner:
         self._console.say(f"{time.strftime('%H:%M:%S')} started  {cell.name}{again}")
         return _Running(cell, process, output, time.monotonic(), place, file)
 
-    def _pass_on(self) -> None:
+    def _forward_signal(self) -> None:
         """Send every run a signal to stop, once."""
         for it in self._running:
             if self._states[it.cell.name].status == "running":
@@ -187,7 +187,7 @@ class _Runner:
                 it.process.terminate()
 
     @contextmanager
-    def _none_left_behind(self) -> Iterator[None]:
+    def _kill_on_exit(self) -> Iterator[None]:
         """However this process ends, no run outlives it."""
         try:
             yield

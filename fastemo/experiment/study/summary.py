@@ -17,7 +17,7 @@ from fastemo.evaluation.tables import PredictionTable, joined, read_predictions
 from fastemo.experiment.study.grid import Cell, Part, Row, Study
 from fastemo.report.published import report_accuracy
 
-_TOLD = (
+_TEST_KEYS = (
     "accuracy",
     "uar",
     "macro_f1",
@@ -28,7 +28,7 @@ _TOLD = (
     "one_file_a_take",
     "probes",
 )
-_ALSO_TOLD = ("protocol", "corpus", "epoch", "cost")
+_HEAD_KEYS = ("protocol", "corpus", "epoch", "cost")
 
 
 def cell_result(folder: Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def cell_result(folder: Path) -> dict[str, Any]:
     try:
         test = json.loads(path.read_text(encoding="utf-8"))
         epochs = len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        told = {name: test[name] for name in (*_TOLD, *_ALSO_TOLD)}
+        told = {name: test[name] for name in (*_TEST_KEYS, *_HEAD_KEYS)}
         interval = list(test["intervals"]["accuracy"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); move the folder away to repeat the run") from error
