@@ -67,7 +67,7 @@ def test_faults_of_one_name_are_added_up(tmp_path):
 )
 def test_a_wrong_line_is_named(tmp_path, wrong):
     path = lines_file(tmp_path, line("a", {"b": 1}), wrong)
-    with pytest.raises(ValueError, match=r"faults.jsonl, line 2: no fault of a test"):
+    with pytest.raises(ValueError, match=r"faults.jsonl, line 2: not a fault of a test"):
         summed(path)
 
 
