@@ -1,1 +1,1 @@
-"""What the package is measured with."""
+"""Benchmarks of the package."""

@@ -1,4 +1,4 @@
-"""A run's accuracy on the built-in corpus as a file of results: `python benchmarks/accuracy.py runs/NAME`.
+"""Write a run's accuracy on the built-in corpus to a results file: `python benchmarks/accuracy.py runs/NAME`.
 
 Writes `results/accuracy-<model>-<seed>-<machine>-<date>.json`, which `readme_results.py` reads. Run it on the machine
 that trained.
@@ -27,17 +27,17 @@ def of_run(run_dir: Path) -> dict[str, Any]:
     """The figures of a finished run.
 
     Raises:
-        ValueError: It is no finished run on the built-in corpus.
+        ValueError: It is not a finished run on the built-in corpus.
     """
     try:
         result = json.loads((run_dir / "test.json").read_text(encoding="utf-8"))
         epochs = len((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         (line,) = re.findall(r"^.*? command: (.*)$", (run_dir / "log.txt").read_text(encoding="utf-8"), re.MULTILINE)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{run_dir.name} is no finished run: {error}") from error
+        raise ValueError(f"{run_dir.name} is not a finished run: {error}") from error
     if not result["corpus"].startswith("built-in"):
         raise ValueError(f"{run_dir.name} was not trained on the built-in corpus")
-    # The classes of a pair show the same in opposite order: an order-blind model guesses within it.
+    # The classes of a pair show the same frames in opposite order: an order-blind model guesses between them.
     right, swapped, _ = order_counts(result["confusion"], list(result["per_class"]), PAIRS)
     return {
         **provenance(),
@@ -50,7 +50,7 @@ def of_run(run_dir: Path) -> dict[str, Any]:
 
 
 def command(line: str) -> str:
-    """What was typed, without folders of the machine and the run's own name."""
+    """The command as typed, without folders of the machine and without the run's name."""
     without_name = re.sub(r" --(?:name|runs_dir)[ =]\S+", "", line)
     program, _, rest = re.sub(r"\S*/((?:configs|fastemo)/\S+)", r"\1", without_name).partition(" ")
     start = "fastemo" if program.endswith("/bin/fastemo") else "accelerate launch fastemo/train.py"

@@ -1,12 +1,11 @@
-"""How long epochs take, cold and warm, compared with their ceiling and with what people use today.
+"""Duration of epochs, cold and warm, compared with their ceiling and with common alternatives.
 
-`python benchmarks/epoch_time.py` measures each model in a process of its own, in rounds: the pruned decode alone, a
-cold epoch (nothing is stored; the files may be in the system's page cache), a warm one, a bare loop on one resident
-batch with the same model, augmentation and settings, and the peers in `peers/` that train. Then where a warm step's
-time goes, peak memory, arithmetic per second, and what `fit` learns in a few epochs of the built-in corpus. It writes
-tables, a JSON file with every round's figures, and a chart. Epochs are timed on real RAVDESS clips where there are any
-(`FASTEMO_CLIPS`, or `../shared/clips`), repeated to an epoch's length, otherwise on clips of their shape that are made
-and cached.
+`python benchmarks/epoch_time.py` measures each model in a separate process, in rounds: the pruned decode alone, a cold
+epoch (nothing is stored; the files may be in the system's page cache), a warm one, a bare loop on one resident batch
+with the same model, augmentation and settings, and the training peers in `peers/`. Then the breakdown of a warm step,
+peak memory, FLOP/s, and the accuracy of `fit` after a few epochs on the built-in corpus. It writes tables, a JSON file
+with every round's figures, and a chart. Epochs are timed on real RAVDESS clips if there are any (`FASTEMO_CLIPS`, or
+`../shared/clips`), repeated to an epoch's length, otherwise on generated clips of their shape, which are cached.
 """
 
 from __future__ import annotations
@@ -38,31 +37,31 @@ from fastemo.models.config import ModelName
 from fastemo.video.config import AugmentConfig, VideoConfig
 
 MODELS: tuple[str, ...] = get_args(ModelName)
-# Two cores train r3d18 at one clip a second: its epochs are shorter. A GPU takes RAVDESS's speech, the training split.
+# Two cores train r3d18 at one clip/s: its epochs are shorter. A GPU gets the size of RAVDESS's speech training split.
 _CLIPS, _CLIPS_SLOW, _CLIPS_GPU, _CLIPS_QUICK = 40, 16, 1200, 8
 _LEARNING_CLIPS, _LEARNING_CLIPS_SLOW = 120, 16
 _SLOW_ON_CPU = "r3d18"
-# Few, as an accuracy costs epochs; the second is for a look at whether it works at all.
+# Few clips, as an accuracy costs epochs; the second is for a smoke test.
 _BUILT_IN = SyntheticConfig(clips_per_actor=8)
 _BUILT_IN_QUICK = SyntheticConfig(clips_per_actor=1, width=128, height=72, num_frames=12)
 _NUMBERS: Numbers = {
-    "num_frames": (10, 4, "T, frames a clip"),
+    "num_frames": (10, 4, "T, frames per clip"),
     "size": (128, 32, "side of a stored frame in pixels"),
-    "crop_size": (112, 28, "side of what the model sees"),
-    "batch_size": (8, 4, "clips a batch"),
-    "rounds": (3, 2, "rounds of everything"),
-    "learning_epochs": (3, 2, "epochs of the accuracy"),
+    "crop_size": (112, 28, "side of the model's input in pixels"),
+    "batch_size": (8, 4, "clips per batch"),
+    "rounds": (3, 2, "measurement rounds"),
+    "learning_epochs": (3, 2, "epochs for the accuracy"),
 }
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("epoch_time.py", __doc__)
     parser.add_argument("--models", help=f"all, or some of {', '.join(MODELS)}")
-    parser.add_argument("--corpus", default="auto", help="a folder of clips; generated; auto: real ones if there are")
-    parser.add_argument("--clips", type=int, help="clips an epoch, rounded up to whole batches")
+    parser.add_argument("--corpus", default="auto", help="a folder; generated; or auto: real clips if available")
+    parser.add_argument("--clips", type=int, help="clips per epoch, rounded up to whole batches")
     add_numbers(parser, _NUMBERS)
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(TRAINING_PEERS)}")
-    parser.add_argument("--quick", action="store_true", help="small generated clips, one model: does it work at all?")
+    parser.add_argument("--quick", action="store_true", help="small generated clips, one model: a smoke test")
     options = parse_checked(parser, arguments, numbers=_NUMBERS, positive=["clips"])
     if options.crop_size > options.size:
         raise ValueError(f"--crop_size {options.crop_size} is larger than --size {options.size}")
@@ -84,10 +83,10 @@ def clips_an_epoch(model: str, options: argparse.Namespace, *, has_gpu: bool) ->
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Every model in turn, in a process of its own, on one corpus for those with epochs of one length.
+    """Measure every model in turn, in separate processes, with one corpus for epochs of the same length.
 
     Returns:
-        What goes into the JSON file.
+        The contents of the JSON file.
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     built_in = CorpusConfig(synthetic=_BUILT_IN_QUICK if options.quick else _BUILT_IN)
@@ -113,7 +112,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             passes[model] = found["passes"]
             models[model] = report.model_entry(found, num_clips, gpu)
     about = dict(next(iter(corpora.values())).description)
-    del about["clips_a_pass"]  # each model's entry has its own
+    del about["clips_a_pass"]  # it is in each model's entry
     return {
         "settings": {name: getattr(options, name) for name in (*_NUMBERS, "quick")},
         "corpus": about,

@@ -1,8 +1,8 @@
-"""The whole proof of the GPU path in one call: `python benchmarks/gpu_check.py --minutes 6`.
+"""A complete check of the GPU path in one command: `python benchmarks/gpu_check.py --minutes 6`.
 
-Stages by worth, each under its own share of the time: what is there; every test for a card; training; NVDEC's speed;
-memory. Each is on disk as soon as it is done, and one that fails leaves the rest to go on. `--rehearse`
-runs the same code on a machine without a GPU, in tiny sizes. Exit status 0: all is ok; 1: a stage failed; 2: no GPU.
+Stages, the most important first, each with a share of the time: environment; every test for a GPU; training; NVDEC's
+speed; memory. Each is saved when it is done, and a failed one does not stop the rest. `--rehearse` runs the
+same code on a machine without a GPU, in tiny sizes. Exit status 0: all ok; 1: a stage failed; 2: no GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.common.options import make_parser, parse_checked
 from fastemo.console import Console
 from fastemo.errors import one_line_errors
 
-# What each does, and its share of the time.
+# By name: the function and its share of the time.
 STAGES: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
     "here": (first_stages.here, 0.02),
     "tests": (first_stages.tests, 0.42),
@@ -38,11 +38,11 @@ STAGES: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
     "nvdec": (decoding.nvdec, 0.16),
     "memory": (decoding.memory, 0.07),
 }
-_GAIN = 1.05  # what compiling has to win to be worth its warm-up
+_GAIN = 1.05  # the speed-up that justifies the warm-up of compilation
 
 
 def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, console: Console) -> dict[str, Any]:
-    """Every chosen stage; the file is written again, whole, after each."""
+    """Run the chosen stages; the file is rewritten after each."""
     about = results.provenance()
     found: dict[str, Any] = {
         "date": about.pop("date"),
@@ -54,7 +54,7 @@ def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, conso
     shares, end = sum(STAGES[name][1] for name in names), time.monotonic() + minutes * 60
     for name in names:
         stage, share = STAGES[name]
-        # What earlier stages left over is shared by the rest.
+        # The rest shares the time that earlier stages left.
         left = max(0.0, end - time.monotonic())
         bench.deadline, bench.missed = time.monotonic() + left * share / max(shares, 1e-9), []
         shares -= share
@@ -69,7 +69,7 @@ def run_stages(bench: Bench, names: list[str], minutes: float, path: Path, conso
 
 
 def recommended(stages: dict[str, Any]) -> dict[str, Any]:
-    """What `auto` should pick on this device, with the measurements that say so."""
+    """What `auto` should pick on this device, with the measurements behind it."""
     steps = stages.get("training", {}).get("steps", {})
     picks: dict[str, Any] = {"train.compile": {}, "train.speed": {}}
     for name in sorted({key.rsplit(", ", 1)[0] for key in steps}):
@@ -99,14 +99,14 @@ def recommended(stages: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> list[dict[str, str | int]]:
-    """One line a stage."""
+    """One row per stage."""
     lines: list[dict[str, str | int]] = []
     for name, stage in found["stages"].items():
         note = str(stage.get("error", ""))
         if name == "training" and not note:
             rates = {key: it["clips_per_second"] for key, it in stage["steps"].items() if "clips_per_second" in it}
             best = max(rates, key=rates.__getitem__, default="")
-            note = f"{best}: {rates[best]:,.0f} clips/s" if best else "nothing was reached"
+            note = f"{best}: {rates[best]:,.0f} clips/s" if best else "nothing was measured"
         if name == "memory" and "growth_mib" in stage:
             note = f"{stage['decodes']} decodes, growth in MiB: {stage['growth_mib']}"
         line = {"stage": name, "verdict": "ok" if stage["ok"] else "failed", "s": stage["seconds"]}
@@ -116,24 +116,24 @@ def rows(found: dict[str, Any]) -> list[dict[str, str | int]]:
 
 def main() -> None:
     parser = make_parser("gpu_check.py", __doc__)
-    parser.add_argument("--minutes", type=float, default=6, help="for all stages together")
-    parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between them")
-    parser.add_argument("--decodes", type=int, default=3000, help="over which memory is watched")
-    parser.add_argument("--rehearse", action="store_true", help="the same code on a processor, in tiny sizes")
+    parser.add_argument("--minutes", type=float, default=6, help="time limit of all stages together")
+    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated stages to run")
+    parser.add_argument("--decodes", type=int, default=3000, help="decodes over which memory is measured")
+    parser.add_argument("--rehearse", action="store_true", help="run the same code on a CPU, in tiny sizes")
     with one_line_errors():
         options, console = parse_checked(parser, None), Console()
         names = options.stages.split(",")
         if unknown := [name for name in names if name not in STAGES]:
             raise ValueError(f"--stages {','.join(unknown)}: must be some of {','.join(STAGES)}")
         if options.rehearse:
-            # One thread, as in the tests: two that wait for each other beside other programs take ten times as long.
+            # One thread, as in the tests: threads that wait for each other beside other programs are ten times slower.
             processors = str(os.cpu_count())
             os.environ |= {"CUDA_VISIBLE_DEVICES": "", "LOCAL_WORLD_SIZE": processors, "OMP_NUM_THREADS": "1"}
             os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
             torch.set_num_threads(1)
         elif not torch.cuda.is_available():
-            needed = "gpu_check.py needs a CUDA device, and torch finds none"
-            raise ValueError(f"{needed}; --rehearse runs its stages on a processor")
+            needed = "gpu_check.py needs a CUDA device, but torch finds none"
+            raise ValueError(f"{needed}; --rehearse runs its stages on a CPU")
         program = f"gpu/check{'-rehearsal' * options.rehearse}"
         path = options.out or results.default_path(results.machine(), quick=False, program=program)
         with tempfile.TemporaryDirectory(prefix="fastemo-gpu-check-") as folder:

@@ -1,12 +1,12 @@
-"""The outcomes of broken files, stores, configurations, disks and processes: every attack of the tests, counted.
+"""Fault injection: the outcomes of broken files, stores, configurations, disks and processes, counted.
 
-    python benchmarks/reliability.py --full                 # all of them, as often as the README's table says: minutes
-    python benchmarks/reliability.py                        # all of them, the long ones as often as in CI
-    python benchmarks/reliability.py --quick                # only those that take seconds
-    python benchmarks/reliability.py --from faults.jsonl    # what `pytest --faults faults.jsonl` wrote
+    python benchmarks/reliability.py --full                 # all tests, as often as in the README's table: minutes
+    python benchmarks/reliability.py                        # all tests, the long ones as often as in CI
+    python benchmarks/reliability.py --quick                # only tests that take seconds
+    python benchmarks/reliability.py --from faults.jsonl    # the output of `pytest --faults faults.jsonl`
 
-Each attack is a test: it tries a kind of fault many times, checks each outcome and counts it. A test that fails ends
-this with status 1, and no results are written. The tests come with the repository, not with the package.
+Each test injects a kind of fault many times, checks each outcome and counts it. If a test fails, the exit status is 1
+and no results are written. The tests are part of the repository, not of the package.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _ATTACKS = (
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser("reliability.py", __doc__)
-    parser.add_argument("--from", type=Path, dest="lines", metavar="FILE", help="run no test; sum up these lines")
+    parser.add_argument("--from", type=Path, dest="lines", metavar="FILE", help="run no tests; summarise these lines")
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--quick", action="store_true", help="the attacks that take seconds: does it work at all?")
-    extent.add_argument("--full", action="store_true", help="thousands of tries where CI makes do with a sample")
+    extent.add_argument("--quick", action="store_true", help="only the tests that take seconds: a smoke test")
+    extent.add_argument("--full", action="store_true", help="thousands of tries where CI runs a sample")
     return parse_checked(parser, arguments)
 
 
 def attack(folder: Path, *, quick: bool, full: bool) -> tuple[Path, dict[str, int]]:
-    """Run the attacks: the file of what they tried, and how many tests ran and how many were skipped.
+    """Run the tests; return the file of their outcomes, and the numbers of tests run and skipped.
 
     Raises:
         SystemExit: A test failed; status 1.
-        ValueError: The tests are not there, or could not be run.
+        ValueError: The tests are missing, or could not be run.
     """
     if not (results.REPOSITORY / "tests" / "attacks").is_dir():
         raise ValueError(f"{results.REPOSITORY} holds no tests/attacks; run this in a clone of the repository")
@@ -57,7 +57,7 @@ def attack(folder: Path, *, quick: bool, full: bool) -> tuple[Path, dict[str, in
     lines.touch()
     command = [
         *(sys.executable, "-m", "pytest", *_ATTACKS, "-m", "not slow" if quick else "slow or not slow"),
-        # One process: in the order of the table, and nothing beside a test that measures memory.
+        # One process, for the order of the table, and because some tests measure memory.
         *("--faults", str(lines), "--junitxml", str(report), "-p", "no:cacheprovider", "-n", "0"),
     ]
     env = {**os.environ, "FASTEMO_FULL": str(int(full))}
@@ -72,7 +72,7 @@ def attack(folder: Path, *, quick: bool, full: bool) -> tuple[Path, dict[str, in
 
 
 def summed(path: Path) -> list[dict[str, Any]]:
-    """Each fault once, in the order of the lines: how often it was tried and how often it ended how.
+    """Each fault once, in the order of the lines: the numbers of tries and of outcomes.
 
     Raises:
         ValueError: A line is not what `--faults` writes; the message names the file and the line.
@@ -83,9 +83,9 @@ def summed(path: Path) -> list[dict[str, Any]]:
             found = json.loads(line)
             fault, ended, test = found["fault"], found["outcomes"], found["test"]
             if not isinstance(fault, str) or not all(isinstance(it, int) and it >= 0 for it in ended.values()):
-                raise TypeError("names are text, counts whole numbers")
+                raise TypeError("names must be text, counts integers")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path.name}, line {number}: no fault of a test ({error!r})") from error
+            raise ValueError(f"{path.name}, line {number}: not a fault of a test ({error!r})") from error
         one = faults.setdefault(fault, {"fault": fault, "outcomes": Counter(), "tests": set()})
         one["outcomes"].update(ended)
         one["tests"].add(test)
@@ -98,27 +98,27 @@ def outcome_text(outcomes: dict[str, int]) -> str:
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Run the attacks, or read what they tried; returns what goes into the JSON file."""
+    """Run the tests, or read their outcomes; return the contents of the JSON file."""
     lines, tests = options.lines, None
     with tempfile.TemporaryDirectory(prefix="fastemo-reliability-") as folder:
         if lines is None:
             lines, tests = attack(Path(folder), quick=options.quick, full=options.full)
         faults = summed(lines)
     if not faults:
-        raise ValueError("no attack reported what it tried")
+        raise ValueError("no test reported a fault")
     settings, tried = {"quick": options.quick, "full": options.full}, sum(it["tried"] for it in faults)
     return {"settings": settings, "tests": tests, "tried": tried, "faults": faults}
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
-    """The table."""
+    """Show the table."""
     faults = found["faults"]
     rows = [{"fault": it["fault"], "tried": it["tried"], "outcome": outcome_text(it["outcomes"])} for it in faults]
     console.table(f"{found['tried']:,} faults of {len(rows)} kinds", rows)
 
 
 def kind(found: dict[str, Any]) -> str:
-    """A sample's file has a name of its own."""
+    """Results of a sample get a separate file."""
     return "" if found["settings"]["full"] or found["settings"]["quick"] else "-sample"
 
 

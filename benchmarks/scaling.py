@@ -1,27 +1,27 @@
-"""Training steps on 1, 2, ... N processes: how much faster, what exchanging gradients costs, and is it the same.
+"""Training steps on 1, 2, ... N processes: speed-up, cost of the gradient all-reduce, and whether training is the same.
 
     python benchmarks/scaling.py                                # 1 and 2 processes on a CPU; 1, 2, 4 ... on GPUs
     python benchmarks/scaling.py --hosts 10.0.0.1,10.0.0.2 --host_rank 0    # --host_rank 1 on the second host
-    python benchmarks/scaling.py --hosts 127.0.0.2,127.0.0.3 --device cpu   # two hosts played on this machine
+    python benchmarks/scaling.py --hosts 127.0.0.2,127.0.0.3 --device cpu   # two hosts simulated on this machine
 
-A round launches every number of processes in turn, which join over NCCL on GPUs and over gloo on a CPU, and each launch
-times the trainer's own steps on batches of the real loader whose clips lie in memory:
+A round launches every number of processes in turn, over NCCL on GPUs and gloo on a CPU, and each launch times the
+trainer's steps on batches of the real loader, with the clips in memory:
 
-- strong scaling: --batch_size is the global batch, dealt to the processes;
+- strong scaling: --batch_size is the global batch, split over the processes;
 - weak scaling: --batch_size is the batch of each process;
-- each with the exchange of gradients and without it (`no_sync`), whose difference is what the exchange costs.
+- each with and without (`no_sync`) the gradient all-reduce: the difference is its cost.
 
 Before that a check trains two epochs of a few clips, with a smaller last step and padding, and compares every step
-with one process's: the clips of the global batch and their order must be the same, its loss within 0.001 nats, and the
-norm of its averaged gradients within 2 % (Adam would hide gradients of a wrong scale from the losses). It computes in
-fp32, with dropout off, and BatchNorm by statistics that were taken once and kept: a process's own statistics depend on
-its share of the batch, so training proper differs by them.
+with that of one process: the clips of the global batch and their order must be the same, its loss within 0.001 nats,
+and the norm of its averaged gradients within 2 % (with Adam, gradients of a wrong scale would not show in the losses).
+It runs in fp32, without dropout and with frozen BatchNorm statistics: in real training, each process computes its own
+from its share of the batch.
 
-On several hosts every host runs this script with the same arguments but --host_rank (under Slurm it is taken from
-SLURM_NODEID), reaches the first one at its address and at --port and the ports that follow, a port a launch, and the
-first writes the results. A number of processes that the hosts cannot share evenly runs on the first alone. Where a
-host has several networks, GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names the one to use. With loopback addresses all
-hosts are this machine, each with its share of the processors.
+With several hosts, every host runs this script with the same arguments except --host_rank (under Slurm taken from
+SLURM_NODEID). They connect to the first one's address at --port and the following ports, one port per launch, and the
+first writes the results. If the hosts cannot share a number of processes evenly, the first runs them alone. On a host
+with several networks, GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME selects one. With loopback addresses all hosts are this
+machine, each with a share of its processors.
 """
 
 from __future__ import annotations
@@ -56,26 +56,26 @@ from fastemo.models.config import ModelName
 from fastemo.training.config import Precision
 
 _NUMBERS: Numbers = {
-    "num_frames": (10, 2, "T, frames a clip"),
+    "num_frames": (10, 2, "T, frames per clip"),
     "size": (128, 36, "side of a stored frame in pixels"),
-    "rounds": (5, 1, "rounds of everything"),
-    "steps": (8, 3, "steps that are timed"),
+    "rounds": (5, 1, "measurement rounds"),
+    "steps": (8, 3, "timed steps"),
 }
 _OF_A_JOB = ("model", "num_frames", "size", "crop_size", "batch_size", "steps", "precision")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("scaling.py", __doc__)
-    parser.add_argument("--processes", help="numbers with commas between; 1 is always run")
+    parser.add_argument("--processes", help="comma-separated numbers; 1 is always run")
     parser.add_argument("--model", default="late_fusion", help=", ".join(get_args(ModelName)))
     add_numbers(parser, _NUMBERS)
-    parser.add_argument("--batch_size", type=int, default=8, help="clips a step: of all processes, or of each (weak)")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips per step: of all processes, or of each (weak)")
     parser.add_argument("--precision", default="auto", help="auto (what the trainer picks), fp32, bf16, fp16")
-    parser.add_argument("--device", default="auto", help="auto, or cpu where there are GPUs")
-    parser.add_argument("--hosts", help="addresses with commas between, the first one's host leads; see above")
-    parser.add_argument("--host_rank", type=int, help="which of --hosts this is, from 0")
-    parser.add_argument("--port", type=int, help="of the first launch, with --hosts: 29500")
-    parser.add_argument("--quick", action="store_true", help="small clips, few steps, one round: does it work at all?")
+    parser.add_argument("--device", default="auto", help="auto, or cpu on a machine with GPUs")
+    parser.add_argument("--hosts", help="comma-separated addresses, the first host leads; see above")
+    parser.add_argument("--host_rank", type=int, help="index of this host in --hosts, from 0")
+    parser.add_argument("--port", type=int, help="port of the first launch (default with --hosts: 29500)")
+    parser.add_argument("--quick", action="store_true", help="small clips, few steps, one round: a smoke test")
     options = parse_checked(parser, arguments, numbers=_NUMBERS, positive=["batch_size"])
     if options.size < 36:
         raise ValueError(f"--size must be at least 36, not {options.size}")
@@ -87,13 +87,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.hosts = parse_hosts(options.hosts, options.host_rank, options.port)
     options.on_gpu = options.device == "auto" and torch.cuda.is_available()
     if options.on_gpu and options.hosts.rank is None and len(options.hosts.addresses) > 1:
-        raise ValueError("hosts at loopback addresses are played on the processors: add --device cpu")
+        raise ValueError("hosts at loopback addresses are simulated on the CPU: add --device cpu")
     options.processes = _counts(options)
     return options
 
 
 def _counts(options: argparse.Namespace) -> list[int]:
-    """How many processes are run, ascending, 1 among them."""
+    """The numbers of processes to run, ascending, including 1."""
     text, batch_size, num_hosts = options.processes, options.batch_size, len(options.hosts.addresses)
     gpus = torch.cuda.device_count() if options.on_gpu else 0
     if text is None:
@@ -103,32 +103,32 @@ def _counts(options: argparse.Namespace) -> list[int]:
     elif all(it.strip().isdecimal() and int(it) > 0 for it in text.split(",")):
         counts = {1, *map(int, text.split(","))}
     else:
-        raise ValueError(f"--processes takes numbers from 1 with commas between, not '{text}'")
+        raise ValueError(f"--processes must be comma-separated numbers from 1, not '{text}'")
     for count in sorted(counts):
         if batch_size % count:
-            raise ValueError(f"--batch_size {batch_size} cannot be dealt to {count} processes evenly")
+            raise ValueError(f"--batch_size {batch_size} cannot be split evenly over {count} processes")
         if batch_size * count > MOST_CLIPS:
             raise ValueError(f"{count} processes of --batch_size {batch_size} need more than {MOST_CLIPS} clips")
         if options.on_gpu and count > gpus * len(options.hosts.used(count)):
-            raise ValueError(f"{count} processes need a GPU each, and there are {gpus} a host")
+            raise ValueError(f"{count} processes need a GPU each, and there are {gpus} per host")
     return sorted(counts)
 
 
 def make_job(options: argparse.Namespace, folder: Path) -> Job:
-    """The clips that every process reads, small ones of the built-in corpus, and what is done with them."""
+    """The clips that every process reads, small ones of the built-in corpus, and the settings."""
     shared = {name: getattr(options, name) for name in _OF_A_JOB}
     job = Job(task="speed", folder=str(folder), warm_up=1 if options.quick else 8, **shared)
     least, width, height = (24, 128, 72) if options.quick else (96, 320, 180)
     num_clips = max(least, options.batch_size * options.processes[-1], job.check_clips())
     an_actor = min(60, -(-num_clips // ravdess.NUM_ACTORS))
     config = SyntheticConfig(clips_per_actor=an_actor, num_frames=options.num_frames + 2, width=width, height=height)
-    # Workers would each import this file, torch and all, which takes longer than drawing a few small clips.
+    # Each worker would import this file and torch, which takes longer than drawing a few small clips.
     scan(synthesize(folder / "corpus", config, workers=1)).write_csv(folder / "manifest.csv")
     return job
 
 
 def measure(options: argparse.Namespace, job: Job, console: Console) -> dict[str, Any] | None:
-    """The checks, then the rounds; `None` on a host that does not lead."""
+    """Run the checks, then the rounds; `None` on a host that does not lead."""
     launches = Launches(options.hosts, on_gpu=options.on_gpu)
     checks: dict[str, dict[str, Any]] = {}
     for count in options.processes:
@@ -162,7 +162,7 @@ def measure(options: argparse.Namespace, job: Job, console: Console) -> dict[str
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any] | None:
-    """Everything; returns what goes into the JSON file, on the host that leads."""
+    """Run everything; on the leading host, return the contents of the JSON file."""
     with tempfile.TemporaryDirectory(prefix="fastemo-scaling-") as folder:
         measured = measure(options, make_job(options, Path(folder)), console)
     if measured is None:
@@ -178,7 +178,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any] | None:
 
 
 def kind(found: dict[str, Any]) -> str:
-    """Runs on several hosts have files of their own."""
+    """Results of several hosts get separate files."""
     return f"-{found['settings']['hosts']}-hosts" if found["settings"]["hosts"] > 1 else ""
 
 
@@ -187,6 +187,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Whoever ends this program ends what it started as well.
+    # Ending this program also ends the processes that it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()

@@ -1,9 +1,9 @@
-"""Clips a second from the file to the batch, compared with what people use today.
+"""Clips per second from file to batch, compared with common alternatives.
 
 `python benchmarks/throughput.py` measures the stages of the data path, the loader from each tier of the store and the
 peers in `peers/`, one after the other in several rounds. It writes tables, a JSON file with every round's figures, and
-a chart. Real RAVDESS clips are read where there are any (`FASTEMO_CLIPS`, or `../shared/clips`), otherwise clips of
-their shape are made and cached.
+a chart. It reads real RAVDESS clips if there are any (`FASTEMO_CLIPS`, or `../shared/clips`), otherwise generated clips
+of their shape, which are cached.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastemo.console import Console
 from fastemo.errors import UserError
 from fastemo.video.config import VideoConfig
 
-_NUMBERS: Numbers = {"rounds": (5, 2, "rounds of everything")}
+_NUMBERS: Numbers = {"rounds": (5, 2, "measurement rounds")}
 _STORED_CLIPS_QUICK = 96
 _DECODES, _CLIPS_FOR_MEMORY = 3000, 200
 _LIMITS = ("decode_full", "decode_pruned")
@@ -47,14 +47,14 @@ _TITLES = {
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("throughput.py", __doc__)
-    parser.add_argument("--corpus", default="auto", help="a folder of clips; generated; auto: real ones if there are")
-    parser.add_argument("--num_frames", type=int, default=10, help="T, frames a clip")
+    parser.add_argument("--corpus", default="auto", help="a folder; generated; or auto: real clips if available")
+    parser.add_argument("--num_frames", type=int, default=10, help="T, frames per clip")
     parser.add_argument("--size", type=int, default=128, help="side of a frame in pixels")
-    parser.add_argument("--batch_size", type=int, default=8, help="clips a batch")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips per batch")
     add_numbers(parser, _NUMBERS)
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(PEERS)}")
-    parser.add_argument("--no_memory", action="store_true", help=f"leave out the {_DECODES} decodes for memory")
-    parser.add_argument("--quick", action="store_true", help="small generated clips, two rounds: does it work at all?")
+    parser.add_argument("--no_memory", action="store_true", help=f"skip the memory measurement over {_DECODES} decodes")
+    parser.add_argument("--quick", action="store_true", help="small generated clips, two rounds: a smoke test")
     options = parse_checked(parser, arguments, numbers=_NUMBERS, positive=["num_frames", "size", "batch_size"])
     names = choose("--peers", options.peers, PEERS, can_be_none=True)
     can_run = options.peers != "all" or torch.cuda.is_available()
@@ -63,10 +63,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: Console) -> dict[str, Any]:
-    """Memory over many decodes of small clips: RAVDESS's would take minutes."""
+    """Memory over many decodes of small clips, as RAVDESS's would take minutes."""
     shape = corpus.SMALL
     clips = corpus.lay_out(corpus.generated_folder(shape, console), _CLIPS_FOR_MEMORY, scratch / "small", {})
-    console.say(f"{_DECODES} decodes of clips of {shape.width}x{shape.height} to watch memory")
+    console.say(f"{_DECODES} decodes of clips of {shape.width}x{shape.height} to measure memory")
     try:
         found = measure.in_own_process(memory, clips.manifest, config, _DECODES, batch_size)
     except UserError as error:
@@ -75,7 +75,7 @@ def memory_growth(config: VideoConfig, batch_size: int, scratch: Path, console: 
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Everything; returns what goes into the JSON file."""
+    """Run everything; return the contents of the JSON file."""
     config = VideoConfig(num_frames=options.num_frames, size=options.size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     num_stored, seconds = (_STORED_CLIPS_QUICK, 0.2) if options.quick else (corpus.MOST_CLIPS, 1.5)
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def add_shares(entries: dict[str, dict[str, Any]], rounds: measure.Rounds) -> None:
-    """What share of the two limits each entry reaches: full and pruned decode on all processors."""
+    """Add each entry's share of the two limits: full and pruned decode on all processors."""
     for name, found in entries.items():
         for limit in _LIMITS:
             share = measure.paired_ratio(measure.rates(rounds.get(name, {})), measure.rates(rounds.get(limit, {})))
@@ -127,7 +127,7 @@ def add_shares(entries: dict[str, dict[str, Any]], rounds: measure.Rounds) -> No
 
 
 def best_video_peer(rounds: measure.Rounds) -> str | None:
-    """The peer on processors that decodes video and has the highest median rate."""
+    """The CPU peer that decodes video with the highest median rate."""
     names = [name for name, peer in PEERS.items() if peer.decodes_video and not peer.on_gpu and rounds.get(name)]
     return max(names, key=lambda name: measure.median_rate(rounds, name) or 0.0, default=None)
 
@@ -135,7 +135,7 @@ def best_video_peer(rounds: measure.Rounds) -> str | None:
 def ratios(rounds: measure.Rounds) -> dict[str, dict[str, float]]:
     """Medians and extremes of ratios within a round.
 
-    The names say `<what>_over_<what>`; `cpu` ones compare processor seconds a clip, the others clips a second.
+    Names are `<a>_over_<b>`; those with `cpu` compare processor seconds per clip, the others clips per second.
     """
     cost = {name: measure.cpu_costs(its) for name, its in rounds.items()}
     pruning, decode = cost.get("prune", {}), cost.get("decode_pruned", {})
@@ -152,7 +152,7 @@ def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measu
     """Stated for T = 10, 128x128, genuine RAVDESS clips, two cores.
 
     Args:
-        memory: What `memory.measure` found, or why it was skipped.
+        memory: The result of `memory_growth`, or why it was skipped.
     """
     median = {name: it["median"] for name, it in ratios(rounds).items()}.get
     best, memory = best_video_peer(rounds), memory or {}
@@ -161,7 +161,7 @@ def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measu
     peer_note = f"best: {PEERS[best].title}" if best else "no such peer ran"
     disk_share, disk_bound = median("loader_disk_cold_over_disk_read"), 500.0
     disk_note = f"{disk_share:.0%} of a plain cold read of the same file" if disk_share is not None else ""
-    if disk_share is not None and disk_share >= 0.9:  # nine tenths of the disk's own speed count as its speed
+    if disk_share is not None and disk_share >= 0.9:  # 90 % of the disk's speed is enough
         disk_bound = min(disk_bound, 0.9 * (measure.median_rate(rounds, "disk_read") or disk_bound))
     memory_note = memory.get("skipped", "")
     if "loader" in memory:
@@ -182,7 +182,7 @@ def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measu
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
-    """The tables."""
+    """Show the tables."""
     rows, notes = [], []
     for name, it in {**found["rungs"], **found["peers"]}.items():
         if it["rounds"]:
@@ -193,7 +193,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
             notes.append(f"{name} skipped: {it['skipped']}")
         if extraction := it.get("extraction"):
             seconds = extraction["seconds"] / extraction["clips"]
-            notes.append(f"{name}: extraction beforehand took {seconds:.2f} s a clip, not part of its figures")
+            notes.append(f"{name}: the extraction beforehand took {seconds:.2f} s per clip, not part of its figures")
     console.table(f"medians of {found['settings']['rounds']} rounds", rows)
     for note in notes:
         console.say(note)
@@ -202,7 +202,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
 
 
 def chart(found: dict[str, Any]) -> Figure:
-    """Clips a second of every stage and peer."""
+    """Clips per second of every stage and peer."""
     measured = [it for it in {**found["rungs"], **found["peers"]}.values() if it["rounds"]]
     figure = Figure(figsize=(10, 1.6 + 0.36 * len(measured)), layout="constrained")
     results.draw_rates(figure.subplots(), found, measured)

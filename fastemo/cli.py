@@ -14,7 +14,7 @@ from fastemo.machine import check_platform, commit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; `fastemo COMMAND --help` tells its options."""
+    """Run one command; `fastemo COMMAND --help` lists its options."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["train"]:
         from fastemo.train import main as train
@@ -53,24 +53,26 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--height", type=int, default=180, help="pixels")
     synthesize.add_argument("--num_frames", type=int, default=60)
     synthesize.add_argument("--seed", type=int, default=0)
-    synthesize.add_argument("--twins", action="store_true", help="an audio-video and a video-only file of each take")
+    synthesize.add_argument("--twins", action="store_true", help="audio-video and video-only copies of each take")
     for name in ("identity", "timing", "motion", "light", "noise"):
         synthesize.add_argument(f"--{name}", type=float, default=1.0, help="difficulty, 0 to 2")
     synthesize.set_defaults(command=_synthesize)
 
-    index = commands.add_parser("index", help="scan a corpus and say what it holds")
+    index = commands.add_parser("index", help="scan a corpus and list its clips")
     index.add_argument("folder", type=Path)
     index.add_argument("--labels", choices=("ravdess", "cremad", "folder"), default="ravdess")
-    index.add_argument("--verify", choices=("quick", "full"), default="quick", help="decode one frame, or all")
+    index.add_argument("--verify", choices=("quick", "full"), default="quick", help="decode one frame or all")
     index.add_argument("--out", type=Path, help="write the manifest to this file (CSV)")
     index.set_defaults(command=_index)
 
     evaluate = commands.add_parser("evaluate", help="test the best checkpoint of a run")
     evaluate.add_argument("run", type=Path)
-    evaluate.add_argument("--split", choices=("train", "val", "test"), help="of the run's own corpus (default: test)")
+    evaluate.add_argument(
+        "--split", choices=("train", "val", "test"), help="split of the run's own corpus (default: test)"
+    )
     evaluate.add_argument("--out", type=Path, help="folder for the results (default: RUN/evaluation/SPLIT)")
     evaluate.add_argument(
-        "--corpus.root", dest="root", type=Path, help="another corpus, tested on the classes that it shares"
+        "--corpus.root", dest="root", type=Path, help="another corpus, tested on the classes that both have"
     )
     evaluate.add_argument("--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"))
     evaluate.add_argument("--corpus.max_rejected", dest="max_rejected", type=int)
@@ -80,35 +82,35 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The commands about many runs and about a corpus as a whole."""
+    """The commands about several runs or a whole corpus."""
     study = commands.add_parser(
         "study",
-        help="run a grid of configurations and compare what comes of them",
+        help="run a grid of configurations and compare the results",
         usage="fastemo study FILE [--dry-run] [--jobs N] [--out DIR] [--KEY VALUE ...]",
-        description="Do every run of a study file; finished ones are kept, failed ones tried again. Options of "
-        "fastemo train, such as --corpus.root DIR, hold for every run.",
+        description="Run every configuration of a study file; finished runs are skipped, failed ones retried. Options "
+        "of fastemo train, such as --corpus.root DIR, apply to every run.",
         allow_abbrev=False,  # `--out` is not short for a key of the configuration
     )
     study.add_argument("file", type=Path, metavar="FILE", help="such as configs/study/quick.yaml")
-    study.add_argument("--dry-run", action="store_true", help="list the runs, and how long they take at most")
-    study.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: what the machine has room for)")
+    study.add_argument("--dry-run", action="store_true", help="list the runs and an upper bound of their duration")
+    study.add_argument("--jobs", type=int, metavar="N", help="parallel runs (default: as many as fit on the machine)")
     study.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
     study.set_defaults(command=_study)
 
     page = commands.add_parser("page", help="write one HTML page about runs and studies")
     page.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY")
     page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
-    page.add_argument("--corpus.root", dest="root", type=Path, help="where the corpus lies now, for its pictures")
+    page.add_argument("--corpus.root", dest="root", type=Path, help="where the corpus is now, for its pictures")
     page.set_defaults(command=_page)
 
     figures = commands.add_parser("figures", help="draw figures of a corpus")
     kinds = figures.add_subparsers(required=True, metavar="WHAT")
-    of_corpus = kinds.add_parser("corpus", help="example frames, class distribution, clips by actor, the crop")
+    of_corpus = kinds.add_parser("corpus", help="example frames, class distribution, clips by actor, crop")
     of_corpus.add_argument("folder", type=Path)
     of_corpus.add_argument("--labels", choices=("ravdess", "cremad", "folder"), default="ravdess")
-    of_corpus.add_argument("--protocol", help="whose splits are counted, such as report (default: by the labels)")
+    of_corpus.add_argument("--protocol", help="protocol whose splits are counted, such as report (default: by labels)")
     of_corpus.add_argument("--crop", choices=("center", "full", "squash", "head"), default="center")
-    of_corpus.add_argument("--max_rejected", type=int, default=0, help="files that may be rejected")
+    of_corpus.add_argument("--max_rejected", type=int, default=0, help="number of files that may be rejected")
     of_corpus.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
     of_corpus.set_defaults(command=_corpus_figures)
 

@@ -1,4 +1,4 @@
-"""RunConfig: the parts' own dataclasses put together, read from YAML with the command line over it."""
+"""RunConfig: the configuration of a run, read from YAML files and overridden by the command line."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
 from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 
-# What is larger, or nested deeper, is no configuration: it would only cost memory, or the process its stack.
+# A larger or deeper file is not a configuration: parsing it would only cost memory, or overflow the stack.
 _MOST_BYTES, _DEEPEST, _MOST_DIGITS = 2**16, 16, 100
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LONGEST_MESSAGE = 1000
-_LONGEST_NAME = 200  # file systems take 255 bytes, and some names are made from it
-# What YAML does not take as it is between quotes, and JSON does.
+_LONGEST_NAME = 200  # file systems allow 255 bytes, and some file names are derived from it
+# Characters that a quoted string may hold in JSON but not in YAML.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, whole. The defaults are the report's recipe.
+    """The configuration of a run. The defaults are the recipe of Roy (2025).
 
     Attributes:
         name: The run folder's name; `None`: the model's name and the time.
         runs_dir: Folder that holds the run folders.
-        seed: Of everything random.
-        resume: Go on with an interrupted run: its folder, its name, or `auto`, which is the run `name` or, without a
-            name, the newest run of the model, and a new run where there is none.
+        seed: Seed of all random numbers.
+        resume: Interrupted run to resume: its folder, its name, or `auto`: the run `name` or, without a name, the
+            newest run of the model; a new run if there is none.
     """
 
     name: str | None = None
@@ -59,15 +59,15 @@ class RunConfig:
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise ValueError(f"name must be a plain folder name, not '{self.name}'")
         if self.name is not None and (len(os.fsencode(self.name)) > _LONGEST_NAME or not self.name.isprintable()):
-            raise ValueError(f"name must be printable and of at most {_LONGEST_NAME} bytes, not {self.name!a}")
+            raise ValueError(f"name must be printable and at most {_LONGEST_NAME} bytes long, not {self.name!a}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if self.model.num_frames is None:
             object.__setattr__(self, "model", replace(self.model, num_frames=self.video.num_frames))
         elif self.model.num_frames != self.video.num_frames:
             raise ValueError(
-                f"model.num_frames is {self.model.num_frames} and video.num_frames {self.video.num_frames}; "
-                f"set video.num_frames alone, the model follows it"
+                f"model.num_frames is {self.model.num_frames} but video.num_frames is {self.video.num_frames}; "
+                f"set only video.num_frames, and the model follows it"
             )
         if self.augment.crop_size > self.video.size:
             raise ValueError(
@@ -77,7 +77,7 @@ class RunConfig:
 
 
 class _ConfigFile(jsonargparse.ActionConfigFile):
-    """`--config PATH`, looked at before jsonargparse reads it."""
+    """`--config PATH`, checked before jsonargparse reads it."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, cfg: Any, values: Any, option_string: str | None = None
@@ -95,14 +95,14 @@ def parser(prog: str | None = None) -> jsonargparse.ArgumentParser:
         default_env=False,
         allow_abbrev=False,  # `--train.l` is a mistyped key, not a short form of one
     )
-    result.add_argument("--help-all", action="help", help="every key with its type and default")
-    result.add_argument("--config", action=_ConfigFile, help="YAML file; options after it win")
+    result.add_argument("--help-all", action="help", help="list every key with its type and default")
+    result.add_argument("--config", action=_ConfigFile, help="YAML file; later options override it")
     result.add_class_arguments(RunConfig, sub_configs=False)
     return result
 
 
 def read_config(arguments: Sequence[str], *, prog: str | None = None) -> RunConfig:
-    """Put together what the command line says.
+    """Read the configuration that a command line gives.
 
     Raises:
         ValueError: An unknown key, a wrong type or a value that is not allowed, in one line.
@@ -120,12 +120,12 @@ def read_config(arguments: Sequence[str], *, prog: str | None = None) -> RunConf
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write the complete configuration; `read_config(["--config", path])` gives it back."""
+    """Write the complete configuration; `read_config(["--config", path])` restores it."""
     write_text(path, "".join(_yaml_lines(_plain(config))))
 
 
 def config_leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key that holds a value, joined by dots, with its value: of a dataclass, or of a file's nested dicts."""
+    """Every key and its value, nested keys joined by dots, of a dataclass or of the nested dicts of a file."""
     is_file = isinstance(value, dict)
     items = value.items() if is_file else ((it.name, getattr(value, it.name)) for it in fields(value))
     for name, held in items:
@@ -136,10 +136,10 @@ def config_leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def load_yaml(path: Path) -> Any:
-    """What another YAML file than a configuration holds: dicts, lists, text, numbers, booleans and None.
+    """The content of a YAML file other than a configuration: dicts, lists, text, numbers, booleans and None.
 
     Raises:
-        ValueError: It is no file, too large, no YAML, or holds a tag, an alias or a key twice.
+        ValueError: It is not a file, too large, not YAML, or holds a tag, an alias or a duplicate key.
     """
     root = _file_root(path)
     return None if root is None else _loaded(root, str(path))
@@ -153,24 +153,24 @@ def _loaded(node: yaml.Node, where: str) -> Any:
         for key, value in node.value:
             name = str(key.value)
             if name in found:
-                raise ValueError(f"{where} gives {name} twice; leave one of them")
+                raise ValueError(f"{where} sets {name} twice; remove one of them")
             found[name] = _loaded(value, where)
         return found
     _check_digits(node, where)
     value = yaml.SafeLoader("").construct_object(node)
-    # A date is text to everything here.
+    # Dates stay text.
     return value if isinstance(value, (bool, int, float, type(None))) else str(node.value)
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as dicts and paths as text, as YAML has them."""
+    """Dataclasses as dicts and paths as text, for YAML."""
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return str(value) if isinstance(value, Path) else value
 
 
 def _yaml_lines(values: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Scalars as JSON writes them, which is YAML: text is quoted, so that a run called `1e-3` is no number."""
+    """Scalars as JSON, which is valid YAML: text is quoted, so that a run named `1e-3` is not read as a number."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield f"{indent}{name}:\n"
@@ -181,12 +181,12 @@ def _yaml_lines(values: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _check_shape(kind: type, values: jsonargparse.Namespace, prefix: str = "") -> None:
-    """Refuse what jsonargparse lets through: a value where keys belong, and null where it has no meaning."""
+    """Reject what jsonargparse accepts: a value in place of a group of keys, and null where it has no meaning."""
     for name, hint in get_type_hints(kind).items():
         value = values[name]
         if is_dataclass(hint):
             if not isinstance(value, jsonargparse.Namespace):
-                raise ValueError(f"{prefix}{name} must hold keys of its own, not {_as_yaml(value)}")
+                raise ValueError(f"{prefix}{name} must be a group of keys, not {_as_yaml(value)}")
             assert isinstance(hint, type)
             _check_shape(hint, value, f"{prefix}{name}.")
         elif value is None and type(None) not in get_args(hint):
@@ -194,15 +194,15 @@ def _check_shape(kind: type, values: jsonargparse.Namespace, prefix: str = "") -
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{prefix}{name} must be a finite number, not {value}")
         elif isinstance(value, (str, Path)) and re.search("[\0\ud800-\udfff]", str(value)):
-            # Neither a file's name nor the run's config.yaml could hold it.
+            # Neither a file name nor config.yaml can hold it.
             raise ValueError(f"{prefix}{name} must be text in UTF-8 without NUL, not {str(value)!a}")
 
 
 def _check_option(before: str, argument: str) -> None:
-    """Refuse a value on the command line that would grow, or sink, without bound when it is read as YAML."""
+    """Reject a command-line value that is too large, or nested too deeply, to be read as YAML."""
     name, is_given, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
     if len(argument) > _MOST_BYTES:
-        raise ValueError(f"{name[:99]} is longer than the {_MOST_BYTES} characters that a value may have")
+        raise ValueError(f"{name[:99]} is longer than {_MOST_BYTES} characters, the limit for a value")
     try:
         node = _parse(value, name)
     except (yaml.YAMLError, UnicodeEncodeError):
@@ -214,36 +214,36 @@ def _check_option(before: str, argument: str) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse a configuration that is no file of keys and values, before anything is made of it."""
+    """Reject a configuration that is not a file of keys and values, before jsonargparse reads it."""
     _check_keys(_file_root(path), "", str(path))
 
 
 def _file_root(path: Path) -> yaml.Node | None:
-    """The tree of a YAML file.
+    """The node tree of a YAML file.
 
     Raises:
-        ValueError: It is no file, too large or no YAML, or `_parse` refuses it.
+        ValueError: It is not a file, too large or not YAML, or `_parse` rejects it.
     """
     if not path.exists():
         raise ValueError(f"the configuration file {path} does not exist")
     if not path.is_file():
-        raise ValueError(f"the configuration {path} is no file")
+        raise ValueError(f"the configuration {path} is not a file")
     with path.open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-        raise ValueError(f"{path} is larger than the {_MOST_BYTES // 1024} KiB that a configuration may have")
+        raise ValueError(f"{path} is larger than {_MOST_BYTES // 1024} KiB, the limit for a configuration")
     try:
         return _parse(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
 
 
 def _check_keys(root: yaml.Node | None, prefix: str, where: str) -> None:
-    """Refuse keys that there are not, and those given twice.
+    """Reject unknown and duplicate keys.
 
-    jsonargparse would take the last of two, and some for its own: `class_path` imports a module.
+    jsonargparse would use the last duplicate, and treats some keys as its own: `class_path` imports a module.
     """
     waiting = [(prefix, root)]
     while waiting:
@@ -257,16 +257,16 @@ def _check_keys(root: yaml.Node | None, prefix: str, where: str) -> None:
             if f"{prefix}{name}" not in _known_keys():
                 raise ValueError(f"unknown key {prefix}{name}")
             if count > 1:
-                raise ValueError(f"{where} gives {prefix}{name} twice; leave one of them")
+                raise ValueError(f"{where} sets {prefix}{name} twice; remove one of them")
         for name, (_, value) in zip(names, node.value, strict=True):
             _check_value(value, str(value.value), f"{prefix}{name}")
             waiting.append((f"{prefix}{name}.", value))
 
 
 def _check_value(node: yaml.Node | None, text: str, key: str) -> None:
-    """Refuse what jsonargparse or Python would stumble over: a file's name for a part's keys, and endless numbers."""
+    """Reject what jsonargparse or Python cannot handle: a file name for a group of keys, and very long numbers."""
     if _known_keys().get(key) and not isinstance(node, yaml.CollectionNode):
-        raise ValueError(f"{key} must hold keys of its own, not {text or 'null'}")
+        raise ValueError(f"{key} must be a group of keys, not {text or 'null'}")
     if node is not None:
         _check_digits(node, key)
 
@@ -278,7 +278,7 @@ def _check_digits(node: yaml.Node, where: str) -> None:
 
 @cache
 def _known_keys() -> dict[str, bool]:
-    """Every key, and whether it holds keys of its own, such as `corpus.synthetic`."""
+    """Every key, and whether it is a group of keys, such as `corpus.synthetic`."""
     return dict(_keys(RunConfig))
 
 
@@ -291,28 +291,28 @@ def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def _parse(text: str, what: str) -> yaml.Node | None:
-    """The tree of a YAML text, which holds no alias and no tag and is not deep.
+    """The node tree of a YAML text, which must not contain aliases, tags or deep nesting.
 
     Raises:
-        ValueError: It does, or is.
-        yaml.YAMLError: It is no YAML.
+        ValueError: It contains one of these.
+        yaml.YAMLError: It is not YAML.
     """
     depth, has_alias = 0, False
     for event in yaml.parse(text, Loader=_YAML):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            raise ValueError(f"{what} is nested deeper than {_DEEPEST} levels, which no configuration is")
+            raise ValueError(f"{what} is nested deeper than {_DEEPEST} levels, the limit for a configuration")
         has_alias |= isinstance(event, yaml.AliasEvent)
         if tag := getattr(event, "tag", None):
-            raise ValueError(f"{what} holds the YAML tag {tag}; write the value without one")
+            raise ValueError(f"{what} contains the YAML tag {tag}; write the value without it")
     root = yaml.compose(text, Loader=_YAML)
     if has_alias:
-        raise ValueError(f"{what} refers to a value by an alias (*name); write the value out")
+        raise ValueError(f"{what} contains a YAML alias (*name); write the value itself")
     return root
 
 
 def _one_line(error: Exception) -> str:
-    """jsonargparse's message in one line, and in terms of keys and values where it speaks of classes."""
+    """jsonargparse's message in one line, about keys and values rather than classes."""
     text = " ".join(str(error).split())
     if unknown := re.fullmatch(r"(?:Group '(.+)' does not accept o|O)ption '(.+?)'(?: is not accepted)?", text):
         return f"unknown key {'.'.join(filter(None, unknown.groups()))}"
@@ -322,7 +322,7 @@ def _one_line(error: Exception) -> str:
         kinds = re.findall(r"(?:Expected an?|Not of type) (?:<class '(\w+)'>|.*?Literal\[(.*?)\]|(Path))", wrong[2])
         wanted = ["null" if kind == ("NoneType", "", "") else "".join(kind) for kind in kinds]
         if wanted:
-            wanted.sort(key="null".__eq__)  # last, whatever the version's order
+            wanted.sort(key="null".__eq__)  # last, in whatever order the version lists them
             text = f"{wrong[1]} must be {' or '.join(wanted)}, not {wrong[3]}"
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - 3]}..."
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# A script's own folder comes first on sys.path, where this package's modules would hide others of their name
-# and `import fastemo` would find nothing: the folder above it belongs there.
+# A script's own folder comes first on sys.path: this package's modules would hide others of the same name, and
+# `import fastemo` would fail. Put the parent folder there.
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -16,20 +16,20 @@ from fastemo.errors import one_line_errors
 _HELP = """\
 usage: {prog} [--config FILE] [--KEY VALUE ...]
 
-Train and test a model; later options win over earlier ones.
+Train and test a model; later options override earlier ones.
 
 Run:
   --config FILE                 YAML file of keys and values, such as configs/r3d18.yaml
   --name NAME                   name of the run folder (default: model and time)
-  --runs_dir DIR                where run folders lie (default: {config.runs_dir})
-  --seed N                      of weights, order and augmentation (default: {config.seed})
+  --runs_dir DIR                folder of the run folders (default: {config.runs_dir})
+  --seed N                      seed of weights, clip order and augmentation (default: {config.seed})
   --resume RUN                  continue an interrupted run: its folder, its name, or auto (default: a new run)
 
 Corpus:
   --corpus.root DIR             folder of videos (default: the built-in corpus of generated faces)
   --corpus.labels KIND          ravdess or cremad (file names), or folder (default: {config.corpus.labels})
   --corpus.protocol NAME        report, speech, speech+song, kfold5, loso, cremad, folders (default: by labels)
-  --corpus.fold N               fold that kfold5 or loso tests on (default: {config.corpus.fold})
+  --corpus.fold N               test fold of kfold5 or loso (default: {config.corpus.fold})
 
 Frames:
   --video.num_frames T          frames per clip (default: {config.video.num_frames})
@@ -40,11 +40,11 @@ Frames:
 Model:
   --model.name NAME             early_cnn, early_resnet18, late_fusion, r3d18, cnn_lstm (default: {config.model.name})
   --model.pretrained BOOL       start from ImageNet or Kinetics-400 weights (default: {config.model.pretrained})
-  --model.weights FILE          those weights from a local file (default: the hub)
+  --model.weights FILE          pretrained weights from a local file (default: the hub)
 
 Training:
   --train.batch_size N          clips per step on each device (default: {config.train.batch_size})
-  --train.epochs N              epochs at most (default: {config.train.epochs})
+  --train.epochs N              maximum number of epochs (default: {config.train.epochs})
   --train.lr RATE               Adam's learning rate (default: {config.train.lr})
   --train.precision KIND        auto, fp32, fp16 or bf16 (default: {config.train.precision})
 
@@ -53,7 +53,7 @@ Training:
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> None:
-    """Train by the configuration that the arguments give."""
+    """Train with the configuration that the arguments give."""
     arguments = sys.argv[1:] if arguments is None else arguments
     with one_line_errors():
         from fastemo.config import RunConfig
@@ -66,11 +66,11 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
         from fastemo.experiment.resume import resolve
 
         config, run_dir = resolve(arguments, prog=prog)  # before torch takes seconds to load
-        # Late: the processes that draw the built-in corpus import this file again and have no use for torch.
+        # Imported here: the processes that draw the built-in corpus import this file again and do not need torch.
         from fastemo.experiment.run import run
         from fastemo.training.stopping import StopSignals
 
-    # Around what reports errors: a launcher that sees one process fail sends the others a signal.
+    # The signals outermost: a launcher that sees one process fail sends the others a signal.
     with StopSignals().installed() as signals, one_line_errors():
         run(config, run_dir, signals)
 

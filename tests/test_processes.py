@@ -18,7 +18,7 @@ from fastemo.experiment.run import run
 
 # Nothing of a clip's result hangs on the clips beside it, nor on the process that it is dealt to; sums in fp32.
 EQUAL = [
-    *("--train.freeze_batch_norm", "true", "--model.dropout", "0", "--train.speed", "plain"),
+    *("--train.freeze_batch_norm", "true", "--model.dropout", "0", "--train.speed", "fp32"),
     *("--train.schedule", "plateau", "--train.plateau_patience", "0"),
 ]
 # Adam divides each gradient by its size: in one near zero, rounding becomes a step of the whole rate. With this much
@@ -66,7 +66,7 @@ def test_two_processes_train_what_one_trains(tiny_corpus, tmp_path, monkeypatch,
     done = launch([tmp_path / "steady.py", *options, "--name", "2", "--train.batch_size", "6"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 processes\n" in done.stdout
-    assert "1 clips are repeated each epoch" in done.stdout
+    assert "1 clips are repeated per epoch" in done.stdout
     assert sum(line.startswith("epoch") for line in done.stdout.splitlines()) == 2
     monkeypatch.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, eps=EPS))
     one = run(read_config([*options, "--runs_dir", str(tmp_path / "runs"), "--train.batch_size", "12", "--name", "1"]))

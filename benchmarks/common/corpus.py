@@ -1,4 +1,4 @@
-"""The clips that a benchmark reads: real ones, or generated ones of RAVDESS's shape, repeated to a pass's length."""
+"""The clips that a benchmark reads: real ones, or generated ones like RAVDESS's, repeated to the length of a pass."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from fastemo.corpus.synthetic.synthesis import render_frames
 from fastemo.machine import available_processors, cache_folder, replacing
 
 MOST_CLIPS = ravdess.NUM_ACTORS * 60  # RAVDESS's speech takes
-# Goes up when a change below makes other files of the same shape.
+# Increase when a change below produces different files of the same shape.
 _VERSION = 2
-_LEAST_SIDE = 64  # pixels; NVDEC takes nothing below 48
+_LEAST_SIDE = 64  # pixels; NVDEC's minimum is 48
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What generated clips are like; the defaults are RAVDESS's.
+    """Properties of generated clips; the defaults are RAVDESS's.
 
     Attributes:
         width, height: Pixels.
-        num_frames: Frames a clip, at 30000/1001 a second.
-        bit_rate: Bits a second that the encoder is held to.
-        num_renders: Different clips.
+        num_frames: Frames per clip, at 30000/1001 per second.
+        bit_rate: Maximum bits per second.
+        num_renders: Number of different clips.
     """
 
     width: int = 1280
@@ -59,7 +59,7 @@ class Corpus:
 
     Attributes:
         manifest: Links to clips.
-        description: For the results: where they come from, without a path of this machine.
+        description: For the results: their source, without paths of this machine.
     """
 
     manifest: Manifest
@@ -67,17 +67,17 @@ class Corpus:
 
 
 def genuine_folder() -> Path | None:
-    """Real RAVDESS clips, where there are any: below `FASTEMO_CLIPS`, or beside the repository."""
+    """Folder of real RAVDESS clips, if any: below `FASTEMO_CLIPS`, or beside the repository."""
     folder = Path(os.environ.get("FASTEMO_CLIPS") or REPOSITORY / "../shared/clips") / "ravdess"
     return folder.resolve() if folder.is_dir() else None
 
 
 def generated_folder(shape: Shape, console: Console) -> Path:
-    """Generated clips, made once and cached."""
+    """Folder of generated clips, created once and cached."""
     digest = hashlib.blake2b(f"{_VERSION} {shape}".encode(), digest_size=6).hexdigest()
     target = cache_folder() / "benchmark" / f"{shape.width}x{shape.height}-{digest}"
     if not target.is_dir():
-        console.say(f"making {shape.num_renders} clips of {shape.width}x{shape.height}, {shape.num_frames} frames")
+        console.say(f"generating {shape.num_renders} clips of {shape.width}x{shape.height}, {shape.num_frames} frames")
         target.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(min(shape.num_renders, available_processors())) as pool:
         list(pool.map(partial(_make_clip, target, shape), range(shape.num_renders)))
@@ -88,13 +88,13 @@ def lay_out(folder: Path, num_clips: int, target: Path, description: dict[str, A
     """Link `num_clips` of a folder's clips, spread evenly or repeated, below `target`.
 
     Raises:
-        ValueError: The folder does not exist, or holds no video that can be used.
+        ValueError: The folder does not exist, or holds no usable video.
     """
     found = scan(folder)
     clips = found.clips + found.unlabelled
     if not clips:
         reasons = "; ".join(f"{clip.key}: {clip.reason}" for clip in found.rejected[:3])
-        raise ValueError(f"{folder} holds no video to measure with{f' ({reasons})' if reasons else ''}")
+        raise ValueError(f"{folder} holds no usable video{f' ({reasons})' if reasons else ''}")
     if len(clips) > num_clips:
         clips = tuple(clips[i * len(clips) // num_clips] for i in range(num_clips))
     seconds = sum(clip.duration_seconds for clip in clips)
@@ -114,7 +114,7 @@ def lay_out(folder: Path, num_clips: int, target: Path, description: dict[str, A
 
 
 def _linked(folder: Path, clips: Sequence[Clip], target: Path) -> Manifest:
-    """A link a clip in a folder of its own number, under a RAVDESS name; unlabelled clips take the classes in turn."""
+    """One link per clip, in a numbered folder, with a RAVDESS name; unlabelled clips get the classes in turn."""
     rows = []
     for number, clip in enumerate(clips):
         source = (folder / clip.key).resolve()
@@ -130,10 +130,10 @@ def _linked(folder: Path, clips: Sequence[Clip], target: Path) -> Manifest:
 
 
 def choose(argument: str, num_clips: int, target: Path, console: Console, *, quick: bool = False) -> Corpus:
-    """The corpus that `--corpus` names.
+    """The corpus of the option `--corpus`.
 
     Args:
-        argument: A folder; `generated`; or `auto`: real clips where there are any, else generated ones.
+        argument: A folder; `generated`; or `auto`: real clips if there are any, else generated ones.
         quick: `auto` means small generated ones.
     """
     genuine = None if quick else genuine_folder()
@@ -148,13 +148,13 @@ def choose(argument: str, num_clips: int, target: Path, console: Console, *, qui
 
 
 def pass_length(batch_size: int, at_least: int = 28) -> int:
-    """Clips a pass: whole batches, equally many for each worker of any peer (the JPEG-frame baseline has four)."""
+    """Clips per pass: whole batches, equally many for each worker of any peer (the JPEG-frame baseline has four)."""
     step = batch_size * math.lcm(available_processors(), 4)
     return min(-(-at_least // step) * step, MOST_CLIPS)
 
 
 def stored_corpus(num_clips: int, num_frames: int, size: int, target: Path) -> Manifest:
-    """Clips that decode in a moment, to fill a store of real size: links to one small clip of T frames a class."""
+    """Clips that decode quickly, to fill a store of realistic size: links to one small clip of T frames."""
     side = max(_LEAST_SIDE, size + size % 2)
     source = target.parent / f"{target.name}-source"
     source.mkdir(parents=True)
@@ -165,16 +165,16 @@ def stored_corpus(num_clips: int, num_frames: int, size: int, target: Path) -> M
 
 
 def _make_clip(folder: Path, shape: Shape, number: int) -> None:
-    """Write one clip, whole or not at all, unless it is there: one face that moves and speaks.
+    """Write one clip atomically, unless it exists: a face that moves and speaks.
 
-    It has RAVDESS's stream structure with all that its own encoder used: CABAC, deblocking, two B-frames, a real bit
-    rate, and a silent stereo AAC track.
+    It has RAVDESS's stream structure and encoder settings: CABAC, deblocking, two B-frames, a realistic bit rate, and
+    a silent stereo AAC track.
     """
     take = ravdess.speech_performances(number % ravdess.NUM_ACTORS + 1)[7 * number % 60]
     path = folder / f"{take.stem}.mp4"
     if path.exists():
         return
-    # With that much noise x264 really spends 8 Mb/s at 1280x720.
+    # With this much noise x264 actually uses 8 Mb/s at 1280x720.
     noisy = Difficulty(noise=2)
     config = SyntheticConfig(width=shape.width, height=shape.height, num_frames=shape.num_frames, difficulty=noisy)
     parameters = (

@@ -1,4 +1,4 @@
-"""One timed pass: clips, seconds, processor seconds; statistics over several rounds; targets."""
+"""Timed passes (clips, seconds, processor seconds), statistics over rounds, and targets."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ path.write_bytes(pickle.dumps(work(*arguments)))
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass took.
+    """The measurements of one pass.
 
     Attributes:
-        clips: How many went through.
-        seconds: Wall clock.
+        clips: Number of clips.
+        seconds: Wall-clock time.
         cpu_seconds: Processor time of all threads and of ended children.
     """
 
@@ -41,18 +41,18 @@ class Pass:
 
     @property
     def rate(self) -> float:
-        """Clips a second."""
+        """Clips per second."""
         return self.clips / self.seconds
 
 
 @dataclass(frozen=True)
 class EpochPass(Pass):
-    """A pass that trained.
+    """A training pass.
 
     Attributes:
-        steps: Of the optimiser.
-        waited: Seconds that the loop waited for batches; `None` where that was not measured.
-        loss, accuracy: Means over the clips, as they were trained on.
+        steps: Optimiser steps.
+        waited: Seconds spent waiting for batches; `None` if not measured.
+        loss, accuracy: Training means over the clips.
     """
 
     steps: int
@@ -66,11 +66,11 @@ Rounds = dict[str, dict[int, Pass]]
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the data path.
+    """A stage of the data path.
 
     Attributes:
-        title: For people.
-        run: One pass.
+        title: For readers.
+        run: Executes one pass.
         warm: Called once before the first round.
     """
 
@@ -86,11 +86,11 @@ class Skipped(Exception):
 
 @dataclass
 class Record:
-    """What was measured by name and round, and why something was not.
+    """Passes by name and round, and the reasons for skipped ones.
 
     Attributes:
-        say: Takes a line about each pass.
-        skipped: By name, why it was skipped, and is not tried again.
+        say: Called with a line about each pass.
+        skipped: Reasons by name; a skipped one is not tried again.
     """
 
     say: Callable[[str], None]
@@ -99,7 +99,7 @@ class Record:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, number: int, work: Callable[..., Pass], *arguments: Any) -> None:
-        """One pass, unless it was skipped before."""
+        """Run one pass, unless it was skipped before."""
         found = self.rounds.setdefault(name, {})
         if name in self.skipped:
             return
@@ -116,9 +116,9 @@ class Target:
     """One row of the table of targets.
 
     Attributes:
-        value: What was measured; `None` where it was not.
-        bound: At least that, or at most with `is_upper`.
-        note: What else to know.
+        value: The measured value; `None` if it was not measured.
+        bound: Minimum, or maximum with `is_upper`.
+        note: Additional information.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Target:
 
 
 def timed(work: Callable[[], int]) -> Pass:
-    """Time `work`, which returns the clips it went through."""
+    """Time `work`, which returns its number of clips."""
     cpu_before, before = cpu_seconds(), time.perf_counter()
     clips = work()
     return Pass(clips, time.perf_counter() - before, cpu_seconds() - cpu_before)
@@ -156,7 +156,7 @@ def cpu_seconds() -> float:
 
 
 def in_turns(names: Sequence[T], num_rounds: int) -> Iterator[tuple[int, T]]:
-    """Round numbers, from 1, and names; each round begins elsewhere, as a machine's pace changes over time."""
+    """Round numbers, from 1, and names; each round starts with another name, as a machine's speed changes over time."""
     for number in range(1, num_rounds + 1):
         first = (number - 1) * max(1, len(names) // num_rounds) % len(names)
         for name in [*names[first:], *names[:first]]:
@@ -164,7 +164,7 @@ def in_turns(names: Sequence[T], num_rounds: int) -> Iterator[tuple[int, T]]:
 
 
 def in_rounds(stages: Sequence[Stage], num_rounds: int, say: Callable[[str], None]) -> Record:
-    """All stages in turn, several rounds."""
+    """Run all stages in turn, for several rounds."""
     record = Record(say, num_rounds)
     for stage in stages:
         stage.warm()
@@ -174,10 +174,10 @@ def in_rounds(stages: Sequence[Stage], num_rounds: int, say: Callable[[str], Non
 
 
 def in_own_process(work: Callable[..., T], *arguments: Any) -> T:
-    """Call `work` in a fresh interpreter, which imports no more than that needs: its memory is its own.
+    """Call `work` in a new interpreter, which imports only what it needs, to isolate its memory.
 
     Raises:
-        UserError: It failed; the message is the last line on its standard error.
+        UserError: It failed; the message is the last line of its standard error.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result"
@@ -194,29 +194,29 @@ def total(passes: Sequence[Pass]) -> Pass:
 
 
 def summary(values: Iterable[float]) -> dict[str, float]:
-    """Median, extremes and spread, which is their distance as a share of the median."""
+    """Median, extremes, and spread: their distance as a share of the median."""
     values = list(values)
     median, low, high = statistics.median(values), min(values), max(values)
     return {"median": median, "min": low, "max": high, "spread": (high - low) / median if median else 0.0}
 
 
 def rates(rounds: Mapping[int, Pass]) -> dict[int, float]:
-    """Clips a second by round."""
+    """Clips per second by round."""
     return {number: it.rate for number, it in rounds.items()}
 
 
 def cpu_costs(rounds: Mapping[int, Pass]) -> dict[int, float]:
-    """Processor seconds a clip by round."""
+    """Processor seconds per clip by round."""
     return {number: it.cpu_seconds / it.clips for number, it in rounds.items()}
 
 
 def median_rate(rounds: Rounds, name: str) -> float | None:
-    """Clips a second; `None` where it was not measured."""
+    """Median of clips per second; `None` if not measured."""
     return statistics.median(rates(rounds[name]).values()) if rounds.get(name) else None
 
 
 def paired_ratio(above: Mapping[int, float], below: Mapping[int, float]) -> dict[str, float] | None:
-    """Ratio of two figures of the same rounds: what slows down a whole round does not change it."""
+    """Ratio of two figures within rounds, which is not affected by what slows down a whole round."""
     ratios = [above[number] / below[number] for number in sorted(above.keys() & below.keys()) if below[number]]
     return summary(ratios) if ratios else None
 

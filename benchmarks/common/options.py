@@ -1,4 +1,4 @@
-"""What the commands' options share: help, values of --quick, checks with one message."""
+"""Shared options of the commands: help, values of --quick, checks with one message."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-Numbers = Mapping[str, tuple[int, int, str]]  # by option its default, the one with --quick, and what it is
+Numbers = Mapping[str, tuple[int, int, str]]  # by option: default, default with --quick, help
 
 
 def make_parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser with --out."""
+    """A parser with the option --out."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=program, description=description, formatter_class=formatter)
-    parser.add_argument("--out", type=Path, help="JSON file; a chart goes beside it")
+    parser.add_argument("--out", type=Path, help="JSON file; a chart is written beside it")
     return parser
 
 
 def add_numbers(parser: argparse.ArgumentParser, numbers: Numbers) -> None:
-    """Options that `parse_checked` gives their defaults."""
+    """Add options whose defaults `parse_checked` sets."""
     for name, (usual, quick, text) in numbers.items():
         parser.add_argument(f"--{name}", type=int, help=f"{text}: {usual}, with --quick {quick}")
 
@@ -33,11 +33,11 @@ def parse_checked(
     """Parse and check.
 
     Args:
-        numbers: Of `add_numbers`; they must be at least 1.
-        positive: Other options that must be at least 1 where they are given.
+        numbers: As in `add_numbers`; they must be at least 1.
+        positive: Other options that must be at least 1 if given.
 
     Raises:
-        ValueError: An option has a value that cannot be.
+        ValueError: An option has a value that is not allowed.
     """
     options, numbers = parser.parse_args(arguments), numbers or {}
     for name, (usual, quick, _) in numbers.items():
@@ -48,12 +48,12 @@ def parse_checked(
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, not {value}")
     if options.out and options.out.suffix != ".json":
-        raise ValueError(f"--out names the JSON file, which ends in .json, not '{options.out.name}'")
+        raise ValueError(f"--out must be a JSON file ending in .json, not '{options.out.name}'")
     return options
 
 
 def choose(option: str, argument: str, known: Iterable[str], *, can_be_none: bool = False) -> list[str]:
-    """The names that an option lists: `all`, some with commas between, or `none` where that is allowed.
+    """The names that an option lists: `all`, comma-separated names, or `none` if that is allowed.
 
     Raises:
         ValueError: An unknown name.

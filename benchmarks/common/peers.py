@@ -1,4 +1,4 @@
-"""The peers as programs of their own: which there are, and how they are started, read, and skipped with a reason."""
+"""The peers as separate programs: the list of them, and how they are started, read, and skipped with a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.common.measure import REPOSITORY, EpochPass, Pass, Skipped, Stage
 
 FOLDER = REPOSITORY / "benchmarks" / "peers"
-_SECONDS = 3600  # far beyond any pass or epochs: a peer that hangs has failed
+_SECONDS = 3600  # far longer than any pass or epochs: a peer that hangs has failed
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Peer:
     """A program in `peers/`, whose first argument is the peer's name.
 
     Attributes:
-        title: For people.
+        title: For readers.
         decodes_video: Whether it decodes video in every pass; otherwise it needs a folder of extracted frames.
     """
 
@@ -51,10 +51,10 @@ TRAINING_PEERS = {
 
 
 class PeerProcess:
-    """A peer that is ready, and idle between passes.
+    """A started peer, idle between passes.
 
     Attributes:
-        told: Its versions, settings, shapes, and what the extraction of frames took where it needs those.
+        told: Its versions, settings, shapes, and the time of the frame extraction if it needs one.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -67,7 +67,7 @@ class PeerProcess:
         Raises:
             Skipped: It failed.
         """
-        with suppress(BrokenPipeError):  # its last words say why
+        with suppress(BrokenPipeError):  # its last output says why
             print("go", file=self._process.stdin, flush=True)
         found = self._read()
         return EpochPass(waited=None, **found) if "loss" in found else Pass(**found)
@@ -75,7 +75,7 @@ class PeerProcess:
     def _read(self) -> dict[str, Any]:
         last = ""
         for line in self._process.stdout or ():
-            if line.startswith("{"):  # a library may print lines of its own
+            if line.startswith("{"):  # a library may print other lines
                 found: dict[str, Any] = json.loads(line)
                 if "skipped" in found:
                     raise Skipped(found["skipped"])
@@ -89,7 +89,7 @@ def started(name: str, options: dict[str, Any], frames: Path) -> Iterator[PeerPr
     """Start a peer and wait until it is ready; it ends with the context.
 
     Args:
-        options: What all peers take, `--corpus` among it.
+        options: Options of all peers, among them `--corpus`.
         frames: Folder of the extracted frames, for a peer that needs them.
 
     Raises:
@@ -105,15 +105,15 @@ def started(name: str, options: dict[str, Any], frames: Path) -> Iterator[PeerPr
         try:
             yield PeerProcess(process)
         finally:
-            process.communicate()  # closes its input, where a peer ends
+            process.communicate()  # closes its input, which ends a peer
             timer.cancel()
 
 
 def peer_stage(name: str, options: dict[str, Any], frames: Path, told: dict[str, dict[str, Any]]) -> Stage:
-    """A peer whose passes are each in a process of their own; imports, start and warm-up are outside its clock.
+    """A peer with a separate process for each pass; imports, start and warm-up are not timed.
 
     Args:
-        told: Takes, by name, what the peer reports of itself.
+        told: Receives, by name, what the peer reports about itself.
     """
 
     def run() -> Pass:

@@ -1,4 +1,4 @@
-"""What the results of all benchmarks share: machine, versions, entries, tables of targets, files."""
+"""Shared parts of all benchmarks' results: machine, versions, entries, tables of targets, files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Step = Callable[..., Any]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and GPUs; nothing that names a host or a folder."""
+    """Processor, cores, memory and GPUs, without names of hosts or folders."""
     own = describe_machine()
     return {
         "processor": own["processor"],
@@ -47,12 +47,12 @@ def machine_slug(found: Mapping[str, Any]) -> str:
 
 
 def command(program: str, arguments: Sequence[str]) -> str:
-    """The command line, with only the last part of any absolute path: results name no folder of a machine."""
+    """The command line, with absolute paths cut to their last part, so that results name no folders of a machine."""
     return " ".join(["python", program, *(re.sub(r"(^|=)/(?:[^/]*/)*([^/]+)/*$", r"\1.../\2", it) for it in arguments)])
 
 
 def provenance() -> dict[str, Any]:
-    """When, where and with which versions."""
+    """Date, machine and versions."""
     ffmpeg = ", ".join(f"{name} {'.'.join(map(str, it))}" for name, it in sorted(av.library_versions.items()))
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -65,14 +65,14 @@ def header(script: str, arguments: Sequence[str], started: float) -> dict[str, A
     """The first entries of a JSON file.
 
     Args:
-        started: By the monotonic clock.
+        started: Start time on the monotonic clock.
     """
     found, minutes = provenance(), round((time.monotonic() - started) / 60, 1)
     return {"date": found["date"], "command": command(f"benchmarks/{script}", arguments), "minutes": minutes, **found}
 
 
 def without_paths(text: str) -> str:
-    """Replace folders of this machine, which the message of an error may name, by what they are."""
+    """Replace folders of this machine, which an error message may contain, by their meaning."""
     names = {
         tempfile.gettempdir(): "(temporary folder)",
         str(REPOSITORY): ".",
@@ -80,7 +80,7 @@ def without_paths(text: str) -> str:
         str(cache_folder()): "(cache)",
         str(Path.home()): "~",
     }
-    for path in sorted(names, key=len, reverse=True):  # one may lie in another
+    for path in sorted(names, key=len, reverse=True):  # one may contain another
         text = text.replace(f"{path}{os.sep}", f"{names[path]}/")
     return text
 
@@ -96,7 +96,7 @@ def entry(rounds: Mapping[int, Pass], title: str) -> dict[str, Any]:
 
 
 def figure_text(value: float, unit: str = "") -> str:
-    """Three significant digits, as many as a reader needs, and the unit."""
+    """Three significant digits, or all digits of large numbers, and the unit."""
     is_whole = value == int(value) or abs(value) >= 100
     digits = f"{value:,.0f}" if is_whole else f"{value:.2f}" if abs(value) >= 0.01 else f"{value:.1e}"
     return f"{digits} {unit}".strip()
@@ -114,7 +114,7 @@ def entry_row(found: Mapping[str, Any]) -> dict[str, str | int]:
 
 
 def figures_of(found: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Every number of nested entries as text, by its name, below its own entry's."""
+    """Every number of nested entries as text, by its name with the entries' names as prefix."""
     texts: dict[str, str] = {}
     for name, value in found.items():
         if isinstance(value, Mapping):
@@ -135,23 +135,23 @@ def show_targets(console: Console, title: str, targets: Sequence[Target]) -> Non
 
 
 def whiskers(rates: Sequence[Mapping[str, float]]) -> list[list[float]]:
-    """Distances from the medians to the extremes, as matplotlib takes error bars."""
+    """Distances from the medians to the extremes, in the form of matplotlib's error bars."""
     return [[it["median"] - it["min"] for it in rates], [it["max"] - it["median"] for it in rates]]
 
 
 def draw_rates(axes: Axes, found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
-    """Clips/s on a logarithmic axis, medians as bars and extremes as whiskers, under what was measured where.
+    """Clips/s on a logarithmic axis, medians as bars and extremes as whiskers, titled with settings and machine.
 
     Args:
-        found: What the JSON file holds.
-        entries: From above.
+        found: Contents of the JSON file.
+        entries: From top to bottom.
     """
     rates = [it["clips_per_second"] for it in entries]
     style = {"tick_label": [it["title"] for it in entries], "xerr": whiskers(rates), "capsize": 2}
     bars = axes.barh(range(len(rates)), [it["median"] for it in rates], **style)
     axes.bar_label(bars, fmt=figure_text, padding=5)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="clips/s (logarithmic); bars are medians, whiskers extremes")
+    axes.set(xscale="log", xlabel="clips/s (logarithmic); bars: medians, whiskers: extremes")
     axes.margins(x=0.15, y=0.02)
     settings, machine = found["settings"], found["machine"]
     where = machine["gpus"][0] if machine["gpus"] else cores_text(machine)
@@ -178,20 +178,20 @@ def run_command(
     draw: Step | None = None,
     kind: Callable[[dict[str, Any]], str] = lambda found: "",
 ) -> dict[str, Any]:
-    """A benchmark's whole command: parse, measure, show the tables, write the files; an error ends it with one line.
+    """Run a benchmark's command: parse, measure, show tables, write files; an error ends it with one line.
 
     Args:
         program: The script's name without `.py`.
-        arguments: Of the command line, or `None` for this process's own.
-        parse: Makes options of the arguments, `out` and `quick` among them.
-        run: Measures with options and console; returns what the JSON file holds below its first entries, `settings`
-            with `quick` among it, or nothing where another host writes it.
-        show: Writes the tables to the console from what the JSON file holds.
-        draw: Makes a chart of it, if there is one.
-        kind: What sets it apart in its file's name.
+        arguments: Of the command line, or `None` for those of this process.
+        parse: Parses the arguments to options, among them `out` and `quick`.
+        run: Measures with options and console; returns the contents of the JSON file after its first entries, among
+            them `settings` with `quick`, or nothing if another host writes it.
+        show: Writes the tables to the console from the contents of the JSON file.
+        draw: Draws its chart, if there is one.
+        kind: Gives a part of the file name.
 
     Returns:
-        What the JSON file holds.
+        The contents of the JSON file.
     """
     arguments, started = sys.argv[1:] if arguments is None else arguments, time.monotonic()
     with one_line_errors():

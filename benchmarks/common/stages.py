@@ -1,6 +1,6 @@
-"""From a file to a batch, a stage at a time: demux, prune, decode, resize, load; from each tier of the store; memory.
+"""The stages from file to batch: demux, prune, decode, resize, load; each tier of the store; memory.
 
-Every stage works on all processors.
+Every stage uses all processors.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
 
 _CHUNK_BYTES = 8 * 2**20
-_PROBES = 64  # places of a file that are looked at before a cold read
-# FFmpeg's pools and the threads' heaps reach their size within as many decodes.
+_PROBES = 64  # positions of a file that are checked before a cold read
+# FFmpeg's pools and the threads' heaps reach their final size within this many decodes.
 _WARM_UP_DECODES = 200
 
 
@@ -53,7 +53,7 @@ def demux(path: Path) -> None:
 
 
 def decode_all(file: Path | bytes) -> None:
-    """Decode every frame on one thread; none is converted."""
+    """Decode every frame on one thread, without conversion."""
     with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -62,7 +62,7 @@ def decode_all(file: Path | bytes) -> None:
 
 @contextmanager
 def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str, Stage]]:
-    """What a clip goes through before it is part of a batch; one clip a thread, a thread a processor."""
+    """The stages of a clip before it becomes part of a batch; one clip per thread, one thread per processor."""
     clips = manifest.clips
     paths = [manifest.root / clip.key for clip in clips]
     wanted = [frame_indices(clip.num_frames, config.num_frames) for clip in clips]
@@ -87,7 +87,7 @@ def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str,
 
 
 def cold_stage(manifest: Manifest, config: VideoConfig, batch_size: int, device: str, stack: ExitStack) -> Stage:
-    """The loader without a store: every clip decoded. It is closed with the stack."""
+    """The loader without a store: every clip is decoded. It is closed with the stack."""
     none = StoreConfig(tier="none")
     whole, few = (
         stack.enter_context(loader_of(manifest, clips, config, batch_size=batch_size, device=device, store=none))
@@ -101,10 +101,10 @@ def cold_stage(manifest: Manifest, config: VideoConfig, batch_size: int, device:
 def count_clips(
     loader: ClipLoader, epoch: int = 0, *, crop: AugmentConfig | None = None, seconds: float = math.inf
 ) -> int:
-    """Go through an epoch, or leave it after `seconds`, and wait for its last copies; returns the clips.
+    """Iterate over an epoch, at most for `seconds`, and wait for its last copies; return the number of clips.
 
     Args:
-        crop: How each batch is augmented on its device; not at all by default.
+        crop: How each batch is augmented on its device; by default it is not.
     """
     clips, stop = 0, time.perf_counter() + seconds
     for batch in loader.epoch(epoch):
@@ -126,25 +126,25 @@ def store_stages(
 
     Args:
         manifest: The clips to store.
-        root: Where the store lies.
-        seconds: A warm tier is read epoch after epoch for about as long.
+        root: Folder of the store.
+        seconds: How long a warm tier is read, about, epoch after epoch.
     """
     epochs, crop = itertools.count(1), AugmentConfig(crop_size=max(1, config.size * 7 // 8))
 
     def open_loader(tier: str, device: str = "cpu") -> ClipLoader:
-        # Another decoder makes a store of its own, which a cold read must not count.
+        # Another decoder creates another store, which a cold read must not count.
         store = StoreConfig(tier=tier, root=root / torch.device(device).type)  # type: ignore[arg-type]
         options = {"batch_size": batch_size, "shuffle": True, "device": device, "store": store, "say": _refuse}
         return loader_of(manifest, manifest.clips, config, **options)
 
     def load_cold() -> Pass:
-        """The first epoch of a new loader, checksums and all, with nothing of the store in memory."""
+        """The first epoch of a new loader, including checksums, with nothing of the store in memory."""
         drop_cached_pages(root / "cpu")
         with open_loader("disk") as loader:
             return timed(lambda: count_clips(loader, next(epochs)))
 
     def read_cold() -> Pass:
-        """The same bytes in large pieces, by as many threads as the loader has: the disk's own speed."""
+        """The same bytes in large blocks, with as many threads as the loader has: the disk's speed."""
         drop_cached_pages(root / "cpu")
         starts = [(path, it) for path in _files(root / "cpu") for it in range(0, path.stat().st_size, _CHUNK_BYTES)]
         with ThreadPoolExecutor(available_processors()) as pool:
@@ -163,7 +163,7 @@ def store_stages(
             return total(passes)
 
         def augmented(seconds: float = seconds) -> Pass:
-            # Augmentation on a processor takes a hundred times as long as loading: no need for a whole epoch.
+            # On a CPU, augmentation takes a hundred times as long as loading: no whole epoch is needed.
             return timed(lambda: count_clips(loader, next(epochs), crop=crop, seconds=seconds))
 
         stages.append(Stage(name, title, warm, lambda: count_clips(loader)))
@@ -186,7 +186,7 @@ def store_stages(
 
 
 def _refuse(trouble: str) -> None:
-    """Training continues without a store; a figure of a store that is none would be wrong."""
+    """Training continues without a store, but here the figures would be wrong."""
     raise ValueError(trouble)
 
 
@@ -198,43 +198,43 @@ def drop_cached_pages(root: Path) -> float:
     """Make the system drop its page cache of the files below `root`.
 
     Returns:
-        The share of the largest of them that is still cached, 0 to 0.1.
+        The share of the largest file that is still cached, 0 to 0.1.
 
     Raises:
         Skipped: More of it is.
     """
     if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
-        raise Skipped("only Linux can be told to forget cached pages")
+        raise Skipped("only Linux can drop cached pages")
     for path in _files(root):
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # pages that are not written yet are not dropped
+            os.fsync(file.fileno())  # unwritten pages are not dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     largest = max(_files(root), key=lambda path: path.stat().st_size)
     if (share := cached_share(largest)) > 0.1:
-        raise Skipped(f"{share:.0%} of the store stay in memory; TMPDIR names a folder on a disk")
+        raise Skipped(f"{share:.0%} of the store stay in memory; set TMPDIR to a folder on a disk")
     return share
 
 
 def cached_share(path: Path) -> float:
-    """How much of a file lies in memory, by reading bytes here and there that must not come from the disk."""
+    """The share of a file in the page cache, estimated by reads that must not access the disk."""
     size, hits, byte = path.stat().st_size, 0, bytearray(1)
     with path.open("rb", buffering=0) as file:
-        # Reading a byte that is not there makes the kernel fetch it and, without this, what lies after it.
+        # Reading an uncached byte makes the kernel fetch it and, without this, the following pages.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         try:
             for probe in range(_PROBES):
-                with suppress(BlockingIOError):  # it lies on the disk only
+                with suppress(BlockingIOError):  # not in the cache
                     hits += os.preadv(file.fileno(), [byte], probe * size // _PROBES, os.RWF_NOWAIT)
         except OSError as error:
-            raise Skipped(f"the store's file system does not tell what it holds in memory ({error})") from error
+            raise Skipped(f"the store's file system does not report what is cached ({error})") from error
     return hits / _PROBES
 
 
 def growth(work: Callable[[], int], decodes: int) -> dict[str, float]:
-    """Repeat `work`, which returns how many clips it decoded.
+    """Memory growth while repeating `work`, which returns the number of clips it decoded.
 
     Returns:
-        Decodes, resident MiB after the warm-up, at the end and at the most, and the growth from first to last.
+        Decodes, resident MiB after the warm-up, at the end and at the maximum, and the growth from first to last.
     """
     warm_up = 0
     while warm_up < _WARM_UP_DECODES:
@@ -256,7 +256,7 @@ def growth(work: Callable[[], int], decodes: int) -> dict[str, float]:
 
 
 def memory(manifest: Manifest, config: VideoConfig, decodes: int, batch_size: int) -> dict[str, Any]:
-    """Memory over many decodes, a clip on each processor; and over as many by the loader, whose batches come on top."""
+    """Memory over many decodes, one clip per processor; and over as many by the loader, which adds its batches."""
 
     def decode(clip: Clip) -> None:
         decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames), config.spec)

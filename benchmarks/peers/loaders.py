@@ -1,33 +1,32 @@
-"""Batches of clips, decoded by one library: `loaders.py pyav --corpus DIR`.
+"""Loads batches of clips with one library: `loaders.py pyav --corpus DIR`.
 
-Those on processors are a DataLoader over video files. Settings of all but `jpeg`: one decoder thread in each of as many
-workers as processors, which live on. Of each library what was quickest (genuine RAVDESS clips, two cores):
+CPU peers are a DataLoader over video files. All except `jpeg` have one persistent worker per processor, each with one
+decoder thread. For each library, the fastest way (genuine RAVDESS clips, two cores):
 
-- pyav: reads on from the start to the last sampled frame. Frames that are not sampled are decoded but never converted;
-  a sampled one is scaled and converted from the decoder's planes in one libswscale pass, then cropped.
+- pyav: reads from the start to the last sampled frame. Other frames are decoded but not converted; a sampled one is
+  scaled and converted from the decoder's planes in one libswscale pass, then cropped.
 - opencv: `grab`, which decodes but does not convert, to the last sampled frame; `retrieve` of the sampled ones.
-  OpenCV's own threads, which would compete with the workers, are off.
-- decord, decord2: `get_batch` of the sampled frames, scaled by the reader itself, which wants the size before it opens
-  a file: taken from the first file, as all of RAVDESS is alike. More decoder threads, and a resize afterwards, each
-  cost a tenth more processor time. Both install one folder, so an environment holds one of the two; the other is
-  skipped.
+  OpenCV's threads are off, as they would compete with the workers.
+- decord, decord2: `get_batch` of the sampled frames, scaled by the reader, which needs the size before it opens a file:
+  taken from the first file, as all RAVDESS files are alike. More decoder threads, or a resize afterwards, each cost a
+  tenth more processor time. Both install the same folder, so an environment has one of the two; the other is skipped.
 - torchcodec_exact, torchcodec_approximate: `get_frames_at` of the sampled frames, cropped and resized by the decoder's
-  transforms. `exact` scans a file once before it seeks, `approximate` trusts the header; what the header gets wrong is
-  learned from the first file. torchcodec loads FFmpeg's shared libraries (versions 4 to 8), which its wheel does not
-  hold: `apt-get install ffmpeg`, `brew install ffmpeg` or `conda install ffmpeg`.
-- jpeg: Roy (2025)'s way. Every frame is extracted to a JPEG beforehand; then Pillow and torchvision's transforms, 4
-  workers. The transforms are those of its validation without normalisation. Its training adds crops, flips, rotations
-  and floats, so this favours it. Extraction (all frames, OpenCV's default quality, all processors) is timed apart and
-  done once for each `--frames` folder; links to one file are extracted once.
+  transforms. `exact` scans a file before it seeks, `approximate` trusts the header; the header's error is determined
+  from the first file. torchcodec loads FFmpeg's shared libraries (versions 4 to 8), which its wheel does not include:
+  `apt-get install ffmpeg`, `brew install ffmpeg` or `conda install ffmpeg`.
+- jpeg: the JPEG-frame baseline, as in Roy (2025). Every frame is extracted to a JPEG beforehand; then Pillow and
+  torchvision's transforms, 4 workers. The transforms are those of its validation without normalisation. Its training
+  adds crops, flips, rotations and floats, so this favours it. Extraction (all frames, OpenCV's default quality, all
+  processors) is timed separately and done once per `--frames` folder; links to one file are extracted once.
 
-Those on a GPU decode by NVDEC and give batches of CUDA tensors:
+GPU peers decode with NVDEC and return batches of CUDA tensors:
 
 - torchcodec_cuda: decoders in threads, crop and antialiased resize on the GPU. Threads rather than processes, as each
-  process would hold a CUDA context of its own, and as many as there are processors, at most 16: an H100 has seven
-  decoders, and two threads on each hide the host's part.
+  process would need its own CUDA context; as many as processors, at most 16: an H100 has seven decoders, and two
+  threads on each hide the host's part.
 - dali_reader: DALI's plain video reader: `fn.readers.video` on the GPU, crop, resize, the PyTorch iterator. The reader
-  takes one stride for all files, so the frames are every n-th of each file's beginning, n from the shortest file: close
-  to an even spread where clips are alike, and never more work than one. It uses one of the GPU's decoders.
+  has one stride for all files, so it samples every n-th frame from each file's start, with n from the shortest file:
+  close to even sampling if clips are alike, and never more work. It uses one of the GPU's decoders.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ import peer
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-# Starts a pass and gives its batches; the batches of the warm-up; settings.
+# Starts a pass and yields its batches; number of warm-up batches; settings.
 Loaded = tuple[Callable[[], Iterator[torch.Tensor]], list[torch.Tensor], dict[str, Any]]
 
 JPEG_WORKERS = 4
 
 
 class Clips(Dataset[torch.Tensor]):
-    """Files as uint8 [T, 3, size, size] RGB, or as what `read` makes of them."""
+    """Files as uint8 [T, 3, size, size] RGB, or as `read` returns them."""
 
     def __init__(self, paths: list[Path], read: Callable[[Path], torch.Tensor]) -> None:
         self.paths, self.read = paths, read
@@ -70,9 +69,9 @@ class Clips(Dataset[torch.Tensor]):
 def data_loader(
     read: Callable[..., torch.Tensor], paths: list[Path], options: argparse.Namespace, **settings: Any
 ) -> Loaded:
-    """`read` in the workers of a DataLoader; its settings are reported beside the DataLoader's own."""
+    """`read` in the workers of a DataLoader; its settings are reported with the DataLoader's."""
     workers = options.workers or peer.processors()
-    # A list that changes: the workers that the warm-up started, outside the clock, serve the pass too.
+    # The list changes, so that the workers started by the untimed warm-up also serve the pass.
     plan = [[i % len(paths)] for i in range(2 * workers)]
     clips = Clips(paths, partial(read, options=options))
     loader = DataLoader(clips, batch_sampler=plan, num_workers=workers, persistent_workers=True, prefetch_factor=2)
@@ -83,7 +82,7 @@ def data_loader(
 
 
 def cropped(frames: np.ndarray, size: int) -> torch.Tensor:
-    """uint8 [T, H, W, 3] -> [T, 3, size, size], the centre."""
+    """Centre crop, uint8 [T, H, W, 3] -> [T, 3, size, size]."""
     top, left = (frames.shape[1] - size) // 2, (frames.shape[2] - size) // 2
     return torch.from_numpy(frames[:, top : top + size, left : left + size]).permute(0, 3, 1, 2).contiguous()
 
@@ -91,14 +90,14 @@ def cropped(frames: np.ndarray, size: int) -> torch.Tensor:
 def sampled(
     frames: Iterable[Any], num_frames: int, options: argparse.Namespace, convert: Callable[[Any], np.ndarray]
 ) -> torch.Tensor:
-    """Of the first `num_frames` frames of a file the sampled ones, converted and cropped.
+    """The sampled ones of the first `num_frames` frames of a file, converted and cropped.
 
-    What a file lacks at its end is its last frame.
+    Missing frames at the end repeat the last frame.
     """
     wanted = peer.frame_indices(num_frames, options.num_frames)
     found: dict[int, np.ndarray] = {}
     for number, frame in enumerate(islice(frames, wanted[-1] + 1)):
-        # RAVDESS's header counts one frame too many: the last but one sampled frame is kept until another comes.
+        # RAVDESS's header counts one frame too many: keep the previous sampled frame until another comes.
         if number in wanted or number == wanted[-1] - 1:
             found[number] = convert(frame)
     return cropped(np.stack([found[min(index, max(found))] for index in wanted]), options.size)
@@ -152,7 +151,7 @@ def read_opencv(path: Path, options: argparse.Namespace) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def scaled_size(example: Path, size: int) -> tuple[int, int]:
-    """Of the frames of a file."""
+    """The scaled size of the frames of a file."""
     import decord
 
     height, width = decord.VideoReader(str(example), num_threads=1)[0].shape[:2]
@@ -178,7 +177,7 @@ def read_torchcodec(path: Path, options: argparse.Namespace, seek_mode: str, sid
 
 
 def torchcodec(seek_mode: str, paths: list[Path], options: argparse.Namespace) -> Loaded:
-    """Learns from the first file the side of the centre square and how many frames too many a file seems to hold."""
+    """Determines from the first file the side of the centre square and how many frames too many its header counts."""
     from torchcodec.decoders import VideoDecoder
 
     exact = VideoDecoder(paths[0], seek_mode="exact")
@@ -190,7 +189,7 @@ def torchcodec(seek_mode: str, paths: list[Path], options: argparse.Namespace) -
 
 
 def extract(path: Path, target: Path) -> int:
-    """Write `frame0001.jpg` and so on; returns how many."""
+    """Write `frame0001.jpg` and so on; return their number."""
     import cv2
 
     target.mkdir(parents=True, exist_ok=True)
@@ -201,10 +200,10 @@ def extract(path: Path, target: Path) -> int:
 
 
 def extract_all(paths: list[Path], options: argparse.Namespace) -> tuple[list[Path], dict[str, float]]:
-    """Extract every file, unless a peer before has done that.
+    """Extract every file, unless an earlier peer has done so.
 
     Returns:
-        Each path's folder of frames, and what the extraction took.
+        The folder of frames of each path, and the cost of the extraction.
     """
     folders = {it.resolve(): options.frames / it.relative_to(options.corpus).with_suffix("") for it in paths}
 
@@ -221,7 +220,7 @@ def extract_all(paths: list[Path], options: argparse.Namespace) -> tuple[list[Pa
 
 
 def read_jpeg(folder: Path, options: argparse.Namespace, transform: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-    """The sampled frames, each transformed alone."""
+    """The sampled frames, each transformed separately."""
     from PIL import Image
 
     files = sorted(os.listdir(folder))
@@ -287,7 +286,7 @@ def dali_reader(paths: list[Path], options: argparse.Namespace) -> Loaded:
             filenames=[str(path) for path in paths],
             sequence_length=options.num_frames,
             stride=stride,
-            step=1_000_000,  # one sequence a file
+            step=1_000_000,  # one sequence per file
             skip_vfr_check=True,
         )
         small = fn.crop(frames, crop=(side, side), dtype=types.UINT8)
@@ -307,7 +306,7 @@ def dali_reader(paths: list[Path], options: argparse.Namespace) -> Loaded:
     return batches, list(batches()), {"threads": workers, "stride": stride, "prefetch_queue_depth": 2}
 
 
-# By module as pip names them: whose versions are reported, and what to install where one is absent.
+# Packages by module, with their names on PyPI: for the reported versions, and for what to install if one is missing.
 _TORCHCODEC = {"torchcodec.decoders": "torchcodec"}
 _OPENCV = {"cv2": "opencv-python-headless"}
 DECORD = {"decord": "decord"}
@@ -327,17 +326,17 @@ LOADERS: dict[str, tuple[Callable[[list[Path], argparse.Namespace], Loaded], dic
 
 
 def check(name: str, packages: dict[str, str], example: Path) -> None:
-    """Skip what cannot run here, with what to install."""
+    """Skip a peer that cannot run here, with what to install."""
     if name in ("torchcodec_cuda", "dali_reader") and not torch.cuda.is_available():
         peer.skip(name, "no CUDA device")
     try:
         for module in packages:
             import_module(module)
-        if packages is _TORCHCODEC:  # newer versions look for FFmpeg only now
+        if packages is _TORCHCODEC:  # newer versions load FFmpeg only now
             import_module("torchcodec.decoders").VideoDecoder(example)
     except (ImportError, OSError, RuntimeError) as error:
         if "libtorchcodec" in str(error):
-            peer.skip(name, "FFmpeg's shared libraries are not found; apt-get install ffmpeg (or brew, or conda)")
+            peer.skip(name, "FFmpeg's shared libraries are missing; apt-get install ffmpeg (or brew, or conda)")
         if isinstance(error, RuntimeError):
             raise
         wanted = ["decord2"] if packages is DECORD else packages.values()

@@ -1,6 +1,6 @@
-"""What the peers share: arguments, files, timed passes, JSON lines.
+"""Shared parts of the peers: arguments, files, timed passes, JSON lines.
 
-A peer stands for what somebody without this package would write, so nothing here or beside it imports the package.
+A peer is what one would write without this package, so nothing here or beside it imports the package.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".flv"}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that all peers take; a peer adds its own."""
+    """A parser of the arguments of all peers, to which a peer adds its own."""
     arguments = argparse.ArgumentParser(description=description)
-    arguments.add_argument("--corpus", type=Path, required=True, help="folder of videos, any depth")
-    arguments.add_argument("--num_frames", type=int, default=10, help="T, frames a clip")
+    arguments.add_argument("--corpus", type=Path, required=True, help="folder of videos, searched recursively")
+    arguments.add_argument("--num_frames", type=int, default=10, help="T, frames per clip")
     arguments.add_argument("--size", type=int, default=128, help="side of a frame in pixels")
-    arguments.add_argument("--batch_size", type=int, default=8, help="clips a batch")
+    arguments.add_argument("--batch_size", type=int, default=8, help="clips per batch")
     arguments.add_argument("--workers", type=int, help="worker processes")
-    arguments.add_argument("--frames", type=Path, help="folder of extracted frames, of a peer that reads those")
+    arguments.add_argument("--frames", type=Path, help="folder of extracted frames, for a peer that reads them")
     arguments.add_argument("--save_first", type=Path, help="save the first clip's frames as this .npy file")
     return arguments
 
@@ -53,38 +53,38 @@ def frame_indices(num_frames: int, num_samples: int) -> list[int]:
 
 
 def say(line: dict[str, Any]) -> None:
-    """Print a JSON line, apart from an unfinished one that a library may have left."""
+    """Print a JSON line, after ending an unfinished line of a library."""
     print(f"\n{json.dumps(line)}", flush=True)
 
 
 def skip(name: str, reason: str) -> NoReturn:
-    """Say why this peer cannot run here, and end."""
+    """Print why this peer cannot run here, and exit."""
     say({"peer": name, "skipped": reason})
     sys.exit()
 
 
 def version(package: str) -> str:
-    if package == "decord":  # which decord2 installs under this name too
+    if package == "decord":  # decord2 installs this name, too
         return str(import_module(package).__version__)
     return metadata.version(package)
 
 
 def serve(about: dict[str, Any], packages: Iterable[str], run: Callable[[], dict[str, float]]) -> None:
-    """Print what this peer is as a JSON line; then run for each line on standard input, and print what that took."""
+    """Print a JSON line about this peer; then run once per line on standard input, and print each pass's figures."""
     say({**about, "versions": {package: version(package) for package in ("torch", *packages)}})
     for _ in sys.stdin:
         say(timed(run))
 
 
 def timed(work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What `work` returns, and the seconds that it took."""
+    """The result of `work`, and the seconds that it took."""
     before, cpu_before = time.perf_counter(), cpu_seconds()
     found = work()
     return {**found, "seconds": time.perf_counter() - before, "cpu_seconds": cpu_seconds() - cpu_before}
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process, of its ended children and, on Linux, of its living ones."""
+    """Processor time of this process, its ended children and, on Linux, its running ones."""
     spent = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     total = sum(it.ru_utime + it.ru_stime for it in spent)
     for child in multiprocessing.active_children():

@@ -1,18 +1,18 @@
-"""Training of today, without this package: `training.py report|plain --model NAME --corpus DIR`.
+"""Training with common tools, without this package: `training.py report|plain --model NAME --corpus DIR`.
 
-- report: Roy (2025)'s way, the JPEG-frame baseline. T frames by its formula, each a JPEG extracted beforehand, loaded
-  by Pillow and transformed alone (resize, random crop, flip, rotation up to 20 degrees, tensor, ImageNet's
-  normalisation, all drawn anew for every frame), batches shuffled by a DataLoader with 4 workers, float32, and the loss
-  and the correct clips read from the device in every step. Extraction is timed apart and done once for each `--frames`
+- report: the JPEG-frame baseline, as in Roy (2025). T frames by its formula, each a JPEG extracted beforehand, loaded
+  by Pillow and transformed separately (resize, random crop, flip, rotation up to 20 degrees, tensor, ImageNet
+  normalisation, random values per frame), batches shuffled by a DataLoader with 4 workers, float32, and the loss and
+  the correct clips read from the device in every step. Extraction is timed separately and done once per `--frames`
   folder; links to one file are extracted once.
-- plain: decord in a DataLoader's workers, torchvision's v2 transforms, Accelerate. As many workers as processors, which
-  live on, one decoder thread in each, frames scaled by the reader; crop, flip, rotation and normalisation once for a
-  clip's frames together, in the worker; losses read once an epoch; bf16 where the device has it fast, but float32 for
-  3D convolutions on a CPU, where bf16 gives NaN. Of the libraries that decode video, decord was the quickest in
-  `throughput.py` on processors; decord or decord2, by the version that `versions` names.
+- plain: decord in a DataLoader's workers, torchvision's v2 transforms, Accelerate. One persistent worker per processor,
+  each with one decoder thread, frames scaled by the reader; crop, flip, rotation and normalisation once for all frames
+  of a clip, in the worker; losses read once per epoch; bf16 if the device has fast bf16, but float32 for 3D
+  convolutions on a CPU, where bf16 gives NaN. Of the libraries that decode video, decord was the fastest in
+  `throughput.py` on CPUs; decord or decord2, by the version in `versions`.
 
-Both use Roy (2025)'s networks, from torchvision and here without pretrained weights, Adam (1e-4, weight decay 1e-4),
-and gradients clipped at 5. The program trains an epoch for each line on its standard input and answers each by a JSON
+Both use the networks of Roy (2025), from torchvision and here without pretrained weights, Adam (1e-4, weight decay
+1e-4), and gradients clipped at 5. The program trains one epoch per line on its standard input and answers with a JSON
 line.
 """
 
@@ -74,7 +74,7 @@ class LastState(nn.LSTM):
 
 
 def frame_by_frame(num_frames: int, over_time: nn.Module) -> nn.Module:
-    """A ResNet-18 for every frame, then one feature vector for them all, and one Linear."""
+    """A ResNet-18 on every frame, then one feature vector for all, and one Linear."""
     backbone = resnet18()
     backbone.fc = nn.Identity()
     frames = nn.Unflatten(0, (-1, num_frames))
@@ -98,15 +98,15 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def label(path: Path) -> int:
-    """The class that RAVDESS's name says: its third field, less one."""
+    """The class of a RAVDESS name: its third field, less one."""
     fields = path.stem.split("-")
     if len(fields) != 7 or not fields[2].isdigit() or not 1 <= int(fields[2]) <= NUM_CLASSES:
-        sys.exit(f"{path.name} has no RAVDESS name, which says the class")
+        sys.exit(f"{path.name} has no RAVDESS name, which gives the class")
     return int(fields[2]) - 1
 
 
 def report(paths: list[Path], options: argparse.Namespace) -> tuple[loaders.Clips, dict[str, Any]]:
-    """Clips as Roy (2025) prepares them, and what to say of them."""
+    """Clips prepared as in Roy (2025), and their description."""
     folders, extraction = loaders.extract_all(paths, options)
     steps = [transforms.Resize(options.size), transforms.RandomCrop(options.crop_size)]
     steps += [transforms.RandomHorizontalFlip(0.5), transforms.RandomRotation(20)]
@@ -121,7 +121,7 @@ def read_video(path: Path, options: argparse.Namespace, transform: Callable[[Ten
 
 
 def plain(paths: list[Path], options: argparse.Namespace) -> tuple[loaders.Clips, dict[str, Any]]:
-    """Clips by decord and torchvision's v2 transforms, and what to say of them."""
+    """Clips from decord and torchvision's v2 transforms, and their description."""
     loaders.check("plain_training", loaders.DECORD, paths[0])
     options.example = paths[0]
     steps = [v2.RandomCrop(options.crop_size), v2.RandomHorizontalFlip(0.5), v2.RandomRotation(20)]
@@ -136,7 +136,7 @@ def plain(paths: list[Path], options: argparse.Namespace) -> tuple[loaders.Clips
 def train_epoch(
     loader: DataLoader[Any], model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator | None
 ) -> dict[str, float]:
-    """With Accelerate, loss and correct clips are read at the end; without, in every step, as Roy (2025) does."""
+    """With Accelerate, loss and correct clips are read at the end; without, in every step, as in Roy (2025)."""
     read: Callable[[Tensor], Any] = Tensor.detach if accelerator else Tensor.item
     backward = accelerator.backward if accelerator else Tensor.backward
     clip_norm = accelerator.clip_grad_norm_ if accelerator else nn.utils.clip_grad_norm_
@@ -161,7 +161,7 @@ def main() -> None:
     parser = peer.parser(__doc__)
     parser.add_argument("kind", choices=("report", "plain"))
     parser.add_argument("--model", choices=NETWORKS, required=True)
-    parser.add_argument("--crop_size", type=int, default=112, help="side of what the network sees, in pixels")
+    parser.add_argument("--crop_size", type=int, default=112, help="side of the network's input in pixels")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -1,1 +1,1 @@
-"""A configuration -> a tested model in a folder: one run, or many."""
+"""From a configuration to a tested model in a run folder: one run, or many."""

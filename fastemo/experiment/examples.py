@@ -1,4 +1,4 @@
-"""Most confident errors and hits, as pictures: what the model saw, and where it looked."""
+"""Pictures of the most confident errors and hits: what the model saw, and Grad-CAM heatmaps."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def write_examples(
     model: nn.Module,
     model_classes: Sequence[str],
 ) -> None:
-    """Write `examples.json`, and strips of frames and of Grad-CAM's heat below `examples/`; older ones are replaced.
+    """Write `examples.json`, and strips of frames and Grad-CAM heatmaps to `examples/`, replacing older ones.
 
     Args:
         class_names: Of the predictions' columns.
-        model: On its device, as it was tested.
-        model_classes: Of its logits, which may be more.
+        model: The tested model, on its device.
+        model_classes: Classes of its logits, which may be more.
 
     Raises:
-        DecodeError: A clip stopped decoding since the test, and `corpus.on_error` is `stop`.
+        DecodeError: A clip no longer decodes, and `corpus.on_error` is `stop`.
     """
     folder = out / "examples"
     shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +70,7 @@ def write_examples(
             except DecodeError:
                 if config.corpus.on_error == "stop":
                     raise
-                continue  # it was there for the test, and is gone since
+                continue  # it decoded in the test, but no longer does
             number = f"{len(told):02d}"
             told.append(
                 {
@@ -88,7 +88,7 @@ def write_examples(
 
 
 def _strips(config: RunConfig, root: Path, clip: Clip, model: nn.Module, predicted: int) -> dict[str, Any]:
-    """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, and their places in the clip."""
+    """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, and their indices in the clip."""
     spec = config.video.spec
     indices = frame_indices(clip.num_frames, spec.num_frames)
     decoded = torch.from_numpy(decode_clip(root / clip.key, indices, spec))[None]
@@ -104,20 +104,20 @@ def _strips(config: RunConfig, root: Path, clip: Clip, model: nn.Module, predict
 
 
 def _cropped(frames: np.ndarray, size: int) -> np.ndarray:
-    """The centre that evaluation shows the model, to the pixel: uint8 [T, 3, h, w] -> [T, 3, size, size]."""
+    """The exact centre crop of evaluation: uint8 [T, 3, h, w] -> [T, 3, size, size]."""
     top, left = ((extent - size) // 2 for extent in frames.shape[2:])
     return frames[:, :, top : top + size, left : left + size]
 
 
 def _heated(frames: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Heat 0 .. 1, [T, H, W], over frames: the hotter, the less of the frame is left."""
+    """Overlay heat 0 .. 1, [T, H, W], on frames: the hotter, the less of the frame is visible."""
     colours = matplotlib.colormaps["inferno"](heat)[..., :3].transpose(0, 3, 1, 2) * 255
     share = 0.65 * heat[:, None] ** 0.5
     return (frames * (1 - share) + colours * share).astype(np.uint8)
 
 
 def _save(out: Path, name: str, frames: np.ndarray | None) -> str | None:
-    """Frames side by side as a JPEG file; its name is returned."""
+    """Save frames side by side as a JPEG file; return its name."""
     if frames is None:
         return None
     with replacing(out / name) as partial:
@@ -126,7 +126,7 @@ def _save(out: Path, name: str, frames: np.ndarray | None) -> str | None:
 
 
 def _jpeg(frames: np.ndarray) -> bytes:
-    """uint8 [N, 3, h, w] RGB, small ones enlarged by whole numbers."""
+    """uint8 [N, 3, h, w] RGB; small frames are enlarged by an integer factor."""
     factor = -(-_LEAST_HEIGHT // frames.shape[2])
     strip = np.concatenate(list(_with_gaps(frames.repeat(factor, axis=2).repeat(factor, axis=3))), axis=2)
     found, data = cv2.imencode(

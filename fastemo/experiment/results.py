@@ -1,4 +1,4 @@
-"""What a test leaves in a folder: metrics, a row for each clip, figures."""
+"""The files of a test: metrics, predictions per clip, figures."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def write_report(
     *,
     epoch: int,
 ) -> dict[str, Any]:
-    """Write the results of the test: `predictions.csv`, figures, examples and, last, `test.json`, which is returned.
+    """Write the test results: `predictions.csv`, figures, examples and, last, `test.json`, which is returned.
 
     Args:
-        model: That was tested, for what it costs and where it looks.
+        model: The tested model, for its cost and Grad-CAM.
     """
     names = splits.class_names
     result = {
@@ -63,7 +63,7 @@ def write_report(
     figures.save_figures("run", run, run_dir, title)
     figures.save_figures("runs", [run], run_dir, title)
     figures.save_misclassified(run_dir, read_json(run_dir / "examples.json", Examples).examples)
-    # A run that has this file is finished.
+    # A run with this file is finished.
     write_text(run_dir / "test.json", text)
     return result
 

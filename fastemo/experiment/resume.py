@@ -1,4 +1,4 @@
-"""Which run a command line resumes, whether it may, and from where."""
+"""Resuming: which run a command line resumes, whether that is allowed, and from which checkpoint."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from fastemo.training.progress import Progress
 if TYPE_CHECKING:
     from fastemo.training.checkpoint import Checkpoint
 
-_TIME = r"\d{8}-\d{6}"  # of a run without a name
+_TIME = r"\d{8}-\d{6}"  # in the folder name of an unnamed run
 _MOST_NAMES = 5
-# What may differ from the run's own configuration: where things lie and how they are fetched, when to save and to end.
+# Keys that may differ from the run's own configuration: paths, data loading, when to save and when to stop.
 _MAY_CHANGE = re.compile(
     r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|"
     r"corpus\.(root|verify|on_error|max_dropped|max_rejected)|"
     r"train\.(checkpoint_minutes|keep|epochs|early_stop_patience|batch_size|accumulate_steps)"
 )
-# Of a clip, what another file of its name would change; copying a corpus changes times.
+# Fields of a clip that another file of the same name would change; copying a corpus only changes times.
 _CLIP_FIELDS = ("emotion", "num_frames", "width", "height", "codec", "size_bytes")
 
 
 def resolve(arguments: Sequence[str], *, prog: str | None = None) -> tuple[RunConfig, Path | None]:
-    """What a command line asks for: a configuration, and the folder of the run to resume.
+    """The configuration of a command line, and the folder of the run to resume.
 
-    With `--resume` the run's own configuration comes first and the command line over it.
+    With `--resume` the command line overrides the run's own configuration.
 
     Raises:
-        ValueError: There is no such run, or the command line differs from it; the message names the keys.
+        ValueError: There is no such run, or the command line changes its settings; the message names the keys.
     """
     config = read_config(arguments, prog=prog)
     if config.resume is None:
@@ -54,14 +54,14 @@ def find_run(config: RunConfig) -> Path | None:
     """The folder that `resume` means; `None`: `auto` found none.
 
     Raises:
-        ValueError: A run that is named is not there.
+        ValueError: The named run does not exist.
     """
     if config.resume != "auto":
         asked = str(config.resume)
         for folder in (Path(asked), config.runs_dir / asked):
             if folder.is_dir():
                 return folder
-        raise ValueError(f"--resume {asked}: there is no such run folder, nor {config.runs_dir / asked}")
+        raise ValueError(f"--resume {asked}: neither {asked} nor {config.runs_dir / asked} is a run folder")
     if config.name is not None:
         folder = config.runs_dir / config.name
         return folder if folder.is_dir() else None
@@ -80,7 +80,7 @@ def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:
     before, now = dict(config_leaves(own)), dict(config_leaves(asked))
     changed = [key for key in before if before[key] != now[key] and not _MAY_CHANGE.fullmatch(key)]
     if own.train.schedule == "onecycle" and own.train.epochs != asked.train.epochs:
-        changed.append("train.epochs")  # the rate's whole course hangs on it
+        changed.append("train.epochs")  # the schedule depends on it
     if changed:
         listed = "; ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
         raise ValueError(f"run {run_dir} cannot be resumed with another configuration: {listed}. Start a new run")
@@ -93,7 +93,7 @@ def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:
         ValueError: They differ; the message names some of them.
     """
     before, now = ({clip.key: clip for clip in manifest.clips} for manifest in (own, found))
-    troubles = [f"{key} is gone" for key in before if key not in now]
+    troubles = [f"{key} is missing" for key in before if key not in now]
     troubles += [f"{key} is new" for key in now if key not in before]
     for key in sorted(before.keys() & now.keys()):
         one, other = before[key], now[key]
@@ -110,12 +110,12 @@ def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:
 
 
 def recover(run_dir: Path, console: Console) -> Checkpoint | None:
-    """Where to resume from, with `checkpoints/best` in order; `None`: nothing was saved yet.
+    """The checkpoint to resume from, with `checkpoints/best` repaired; `None`: nothing was saved yet.
 
     Raises:
-        ValueError: There are checkpoints, and none is whole.
+        ValueError: There are checkpoints, but none is intact.
     """
-    from fastemo.training import checkpoint  # loads torch, which `resolve` has no use for
+    from fastemo.training import checkpoint  # loads torch, which `resolve` does not need
 
     found = checkpoint.recover(run_dir / "checkpoints")
     for note in found.notes:
@@ -123,7 +123,7 @@ def recover(run_dir: Path, console: Console) -> Checkpoint | None:
     chosen = found.checkpoint
     if chosen is None:
         if found.notes:
-            raise ValueError(f"{run_dir}: no checkpoint is whole; start a new run")
+            raise ValueError(f"{run_dir}: no checkpoint is intact; start a new run")
         return None
     try:
         progress = Progress.restored(chosen.state["progress"])
@@ -135,7 +135,7 @@ def recover(run_dir: Path, console: Console) -> Checkpoint | None:
         try:
             checkpoint.verify(best)
         except checkpoint.CheckpointError as error:
-            console.say(f"{error}; the one of epoch {chosen.info['epoch']} stands in for it until a better one")
+            console.say(f"{error}; the checkpoint of epoch {chosen.info['epoch']} replaces it until a better one")
             checkpoint.copy(chosen.folder, best)
             progress.forget_best()
             chosen.state["progress"] = progress.as_dict()

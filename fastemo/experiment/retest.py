@@ -1,4 +1,4 @@
-"""A finished run tested again, on a split of its own or on another corpus."""
+"""Testing a finished run again, on one of its own splits or on another corpus."""
 
 from __future__ import annotations
 
@@ -40,10 +40,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Test the best checkpoint of a run in one process.
 
-    Without `root` on one of the run's own splits, whose clips are those of its manifest; with `root` and a `split` too,
-    at the place that the corpus now lies. With `root` alone on another corpus: on all its labelled clips, one file a
-    take, of the classes that it has and the run was trained on. Clips of other classes are left out and counted, and
-    the model chooses among the shared classes alone.
+    Without `root`, on one of the run's own splits, as its manifest lists them; with `root` and `split`, the same, with
+    the corpus at `root`. With `root` alone, on another corpus: on all its labelled clips of shared classes, one file
+    per take. Clips of other classes are left out and counted, and the model chooses only among the shared classes.
 
     Writes `SPLIT.json` (`all.json` for another corpus) and `predictions.csv` to `out`, by default to
     `RUN/evaluation/SPLIT` (`all-FOLDER`); results of an earlier evaluation there are replaced.
@@ -53,14 +52,14 @@ def evaluate_run(
         labels, max_rejected: As in `CorpusConfig`, for another corpus; `None`: as in the run.
 
     Raises:
-        ValueError: `run_dir` is no run folder, its checkpoint is damaged, or the other corpus is not usable: it shares
-            no two classes, or holds clips that the run was trained on.
+        ValueError: `run_dir` is not a run folder, its checkpoint is damaged, or the other corpus is not usable: it
+            shares fewer than two classes, or holds clips that the run was trained on.
         DecodeError: A clip no longer decodes as it did in the run.
     """
     config = _config_of(run_dir)
     is_other = root is not None and split is None
     if not is_other and (labels is not None or max_rejected is not None):
-        raise ValueError("labels and max_rejected are of another corpus: give its --corpus.root, and no --split")
+        raise ValueError("labels and max_rejected need another corpus: give its --corpus.root, and no --split")
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     home = root if root is not None else corpus_root(config.corpus, console)
     own = read_manifest(run_dir / "manifest.csv", home)
@@ -76,7 +75,7 @@ def evaluate_run(
         clips, names, head = splits[split], splits.class_names, {}
         out = out or run_dir / "evaluation" / split
     with Trainer(config.train, seed=config.seed) as trainer:
-        # The checkpoint holds every weight: nothing is fetched.
+        # The checkpoint holds every weight: nothing is downloaded.
         model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))
         trainer.prepare(model, 1)
         trainer.load_weights(weights)
@@ -93,7 +92,7 @@ def evaluate_run(
 def _config_of(run_dir: Path) -> RunConfig:
     config_file = run_dir / "config.yaml"
     if not config_file.is_file():
-        raise ValueError(f"{run_dir} is no run folder: it holds no config.yaml")
+        raise ValueError(f"{run_dir} is not a run folder: it has no config.yaml")
     return read_config(["--config", str(config_file)])
 
 
@@ -112,21 +111,21 @@ def _write(
 
 
 def restricted(predictions: Predictions, class_names: Sequence[str], chosen: Sequence[str]) -> Predictions:
-    """The same predictions as a choice among some of the classes; every label must be one of these.
+    """Restrict predictions to some of the classes; every label must be one of these.
 
     Args:
         class_names: Of the logits' columns.
-        chosen: Those that are kept, in their new order.
+        chosen: The classes to keep, in their new order.
 
     Returns:
-        Logits [N, chosen] and labels that count in `chosen`: probabilities are shared out among the chosen classes.
+        Logits [N, chosen] and labels that index `chosen`: probabilities sum to 1 over the chosen classes.
     """
     columns = [class_names.index(name) for name in chosen]
     position = np.full(len(class_names), -1)
     position[columns] = np.arange(len(columns))
     labels = position[predictions.labels]
     assert (labels >= 0).all(), "clips of other classes are left out before"
-    # Not [:, columns], which lies transposed in memory: sums over the classes would round in another order.
+    # Not [:, columns], which is transposed in memory: sums over the classes would round differently.
     return Predictions(predictions.keys, labels, predictions.logits.take(columns, axis=1))
 
 
@@ -138,15 +137,15 @@ def _shared_clips(
     trained_on = {(clip.key, clip.size_bytes) for clip in splits.train}
     if seen := [clip.key for clip in manifest.clips if (clip.key, clip.size_bytes) in trained_on]:
         raise ValueError(
-            f"{len(seen)} clips of {chosen.root} were trained on, such as {seen[0]}: it is the run's own corpus; give "
-            f"--split test as well, to test the clips it never saw"
+            f"{len(seen)} clips of {chosen.root} were trained on, such as {seen[0]}: it is the run's own corpus; add "
+            f"--split test, to test on unseen clips only"
         )
     known, there = {clip.emotion for clip in splits.train}, {clip.emotion for clip in manifest.clips}
     names = tuple(name for name in splits.class_names if name in known & there)
     if len(names) < 2:
         raise ValueError(
-            f"{chosen.root} shows {', '.join(sorted(there))} and the run was trained on {', '.join(sorted(known))}: "
-            f"a test needs two classes that both have"
+            f"{chosen.root} has the classes {', '.join(sorted(there))}, the run was trained on "
+            f"{', '.join(sorted(known))}: a test needs at least two shared classes"
         )
     files = first_file_per_take(manifest.clips)
     clips = tuple(clip for clip in files if clip.emotion in names)
@@ -160,5 +159,5 @@ def _shared_clips(
     for emotion, count in head["left_out"].items():
         console.say(f"note: {count} clips of {emotion} left out: not a class of both corpora")
     if unheard := sorted(known - set(names)):
-        console.say(f"note: the model may not choose {', '.join(unheard)}: not in {chosen.root}")
+        console.say(f"note: the model cannot choose {', '.join(unheard)}: not in {chosen.root}")
     return clips, names, head

@@ -1,4 +1,4 @@
-"""One run, whole: a configuration -> a trained and tested model in a run folder."""
+"""One run: from a configuration to a trained and tested model in a run folder."""
 
 from __future__ import annotations
 
@@ -34,39 +34,39 @@ from fastemo.video.loader import ClipLoader
 
 
 def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | None = None) -> Path:
-    """Train, test and report; the run folder is returned.
+    """Train, test and write the results; return the run folder.
 
     Args:
-        run_dir: Of an interrupted run, to resume.
-        signals: Watched where they are installed.
+        run_dir: The interrupted run to resume.
+        signals: Checked if they are installed.
 
     Raises:
         ValueError: The configuration, the corpus or the run folder is not usable; nothing was trained.
-        DecodeError: A clip stopped decoding since the scan.
-        WeightsUnavailable: Pretrained weights cannot be had.
-        UserError: As `Trainer.fit` raises.
-        Stopped: A signal asked to end.
+        DecodeError: A clip no longer decodes.
+        WeightsUnavailable: Pretrained weights are not available.
+        UserError: As raised by `Trainer.fit`.
+        Stopped: By a signal.
     """
     with Trainer(config.train, seed=config.seed, signals=signals) as trainer, trainer.plain_faults():
         console = Console(show=trainer.is_main)
         asked, config = config, trainer.on_main(lambda: config)
         if (asked.train, asked.seed) != (config.train, config.seed):
-            raise ValueError("this process was started with other options than the first; give all the same")
+            raise ValueError("this process has other options than the first; start all with the same")
         with ExitStack() as stack:
             found = trainer.on_main(lambda: _open(config, run_dir, stack, console))
             if found.is_finished:
-                console.say(f"run {found.folder} is finished; nothing is left to do")
+                console.say(f"run {found.folder} is already finished")
                 return found.folder
             try:
                 _run(config, trainer, found, stack, console)
             except Stopped as stop:
                 if found.folder.is_dir():
-                    stop = Stopped(stop.number, f"resume by the same command with --resume {found.folder}")
+                    stop = Stopped(stop.number, f"resume with the same command and --resume {found.folder}")
                 _log_end(console, str(stop))
                 raise stop from None
             except Exception as error:
                 _log_end(console, f"ended by {type(error).__name__}: {error}")
-                # Only errors of opening a file hold its name; what is written here goes to the run folder.
+                # Only errors of opening a file contain its name; everything written here is in the run folder.
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
                     raise faults.not_written(error, found.folder) from error
                 raise
@@ -74,19 +74,19 @@ def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | N
 
 
 def _log_end(console: Console, text: str) -> None:
-    """The last line of the log, which a full disk may not take, nor a folder that was given up."""
+    """Write the last line of the log, unless the disk is full or the folder was removed."""
     with suppress(OSError):
         console.log(text)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder, this process's own.
+    """A run folder, locked by this process.
 
     Attributes:
-        is_new: Whether it was made now.
+        is_new: Whether it was created now.
         is_finished: Whether the test is done.
-        checkpoint: Where to resume from.
+        checkpoint: The checkpoint to resume from.
     """
 
     folder: Path
@@ -96,7 +96,7 @@ class RunFolder:
 
 
 def _open(config: RunConfig, run_dir: Path | None, stack: ExitStack, console: Console) -> RunFolder:
-    """Make a run folder, or take an interrupted run's, and hold it against other processes until the stack ends."""
+    """Create a run folder, or open an interrupted run's, and lock it until the stack exits."""
     folder = run_dir or _make_run_dir(config)
     stack.enter_context(only_one(folder, f"run folder {folder}"))
     if run_dir is None:
@@ -111,7 +111,7 @@ def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack
     try:
         root, splits, loaders = _prepare(config, trainer, found, console)
     except BaseException:
-        # Nothing was trained yet: the name stays free for the next attempt.
+        # Nothing was trained yet: free the name for the next attempt.
         if trainer.is_main and found.is_new:
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
@@ -131,9 +131,9 @@ def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack
     for loader in loaders.values():
         refused.update(loader.refused_by_dali)
     for reason, clips in refused.items():
-        console.say(f"PyAV decoded {clips} clips in DALI's place: {reason}")
+        console.say(f"PyAV decoded {clips} clips instead of DALI: {reason}")
     if count := len(trainer.progress.dropped):
-        console.say(f"{count} clips did not decode and were left out: {run_dir / 'dropped.csv'}")
+        console.say(f"{count} clips did not decode and were left out, see {run_dir / 'dropped.csv'}")
     console.say(f"run folder: {run_dir}")
 
 
@@ -146,8 +146,8 @@ def _test(
     loader: ClipLoader,
     console: Console,
 ) -> None:
-    """Test the best checkpoint on all processes and report on the main one."""
-    # The main process alone reads and writes the run folder: other hosts need not see it.
+    """Test the best checkpoint on all processes; the main one writes the results."""
+    # Only the main process reads and writes the run folder: other hosts need no access to it.
     weights, info = trainer.on_main(lambda: checkpoint.load_model(run_dir / "checkpoints" / "best"))
     trainer.load_weights(weights)
     predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
@@ -163,7 +163,7 @@ def _test(
 def _prepare(
     config: RunConfig, trainer: Trainer, found: RunFolder, console: Console
 ) -> tuple[Path, Splits, dict[str, ClipLoader]]:
-    """Everything before the first step: corpus, splits, loaders, and the model on its device."""
+    """Prepare corpus, splits, loaders, and the model on its device."""
     manifest = trainer.on_main(lambda: _prepare_folder(config, found, console))
     if trainer.rank != trainer.local_rank:  # another host, whose files may be copies
         manifest = manifest.rebased(manifest.root)
@@ -171,7 +171,7 @@ def _prepare(
     if trainer.is_main:
         _show_splits(splits, found.folder, console)
     trainer.seed_everything(epoch=0)
-    # A checkpoint holds every weight: nothing is fetched.
+    # A checkpoint holds every weight: nothing is downloaded.
     model_config = replace(config.model, pretrained=False, weights=None) if found.checkpoint else config.model
     model = build_model(model_config, len(splits.class_names))
     loaders = {
@@ -187,7 +187,9 @@ def _prepare(
     )
     console.say(f"decoding by {train.backend} ({train.backend_reason}); {train.kept.description}")
     if train.num_padding:
-        console.say(f"{train.num_padding} clips are repeated each epoch to even out the processes; they weigh nothing")
+        console.say(
+            f"{train.num_padding} clips are repeated per epoch, with weight 0, for equal shares of the processes"
+        )
     for note in (trainer.speed.note, trainer.prepare(model, len(train))):
         if note:
             console.say(note)
@@ -195,7 +197,7 @@ def _prepare(
 
 
 def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Manifest:
-    """Scan the corpus, and write down what the run is, or compare with what it was."""
+    """Scan the corpus and write configuration and manifest; on resuming, compare the clips first."""
     run_dir = found.folder
     console.log_to(run_dir / "log.txt")
     console.log(f"command: {shlex.join(sys.argv)}")
@@ -219,7 +221,7 @@ def make_loader(
     *,
     is_train: bool = False,
 ) -> ClipLoader:
-    """This process's share of some clips."""
+    """A loader of this process's share of the clips."""
     return ClipLoader(
         clips,
         root,
@@ -245,7 +247,7 @@ def _make_run_dir(config: RunConfig) -> Path:
         run_dir.mkdir(parents=True)
     except FileExistsError as error:
         raise ValueError(
-            f"run folder {run_dir} exists and is never overwritten; choose another --name, or resume it by "
+            f"run folder {run_dir} exists and is never overwritten; choose another --name, or resume it with "
             f"--resume {run_dir}"
         ) from error
     except OSError as error:

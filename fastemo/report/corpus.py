@@ -1,4 +1,4 @@
-"""A corpus as runs saw it: its counts, example frames, and what the crop keeps of a frame."""
+"""A corpus as runs saw it: its counts, example frames, and the crop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastemo.video.sampling import frame_indices
 
 _EXAMPLES, _PIXELS, _GAP = 4, 160, 4
 _ORANGE = (230, 159, 0)
-_TELLING = ("corpus.root", "corpus.labels", "corpus.protocol", "corpus.synthetic")
+_CORPUS_KEYS = ("corpus.root", "corpus.labels", "corpus.protocol", "corpus.synthetic")
 
 
 def corpus_of(splits: Splits, title: str, **others: Any) -> Corpus:
@@ -42,10 +42,10 @@ def corpus_of(splits: Splits, title: str, **others: Any) -> Corpus:
 
 
 def example_sheet(manifest: Manifest, spec: FrameSpec) -> Figure:
-    """A row of middle frames for each class, of as many different actors as there are: the report's Figure 2.
+    """A row of middle frames per class, of different actors as far as possible: Figure 2 of Roy (2025).
 
     Args:
-        spec: Whose crop is shown.
+        spec: Gives the crop.
 
     Raises:
         DecodeError: A clip that was chosen does not decode; the message names it.
@@ -64,14 +64,14 @@ def example_sheet(manifest: Manifest, spec: FrameSpec) -> Figure:
 
 
 def crop_picture(manifest: Manifest, spec: FrameSpec) -> Figure:
-    """A whole frame with what the crop keeps of it, and that part as a model is given it: the report's Figure 5.
+    """A whole frame with the crop marked, and the crop as the model gets it: Figure 5 of Roy (2025).
 
     Raises:
         ValueError: There is no clip.
         DecodeError: The clip does not decode; the message names it.
     """
     if not manifest.clips:
-        raise ValueError(f"{manifest.root} holds no clip to show the crop on")
+        raise ValueError(f"{manifest.root} holds no clips to show the crop on")
     clip = _examples(manifest.clips)[0]
     whole, seen = _middle_frame(manifest.root, clip, None), _middle_frame(manifest.root, clip, spec)
     height, width = whole.shape[:2]
@@ -88,7 +88,7 @@ _PICTURES = {"Example frames by emotion": example_sheet, "What the model sees of
 
 
 def save_corpus_figures(manifest: Manifest, splits: Splits, spec: FrameSpec, out: Path) -> list[Path]:
-    """Write the report's Figures 2 to 5 to a folder, which is made; their paths are returned.
+    """Write Figures 2 to 5 of Roy (2025) to a folder, which is created; return their paths.
 
     Raises:
         ValueError: There is no clip.
@@ -107,14 +107,14 @@ def corpora_of(runs: Sequence[Run], chosen_root: Path | None) -> Iterator[Corpus
     """Each corpus once, as the first of its runs saw it."""
     seen = set()
     for run in runs:
-        keys = tuple(repr(it) for it in sorted(run.settings.items()) if it[0].startswith(_TELLING))
+        keys = tuple(repr(it) for it in sorted(run.settings.items()) if it[0].startswith(_CORPUS_KEYS))
         if run.folder is None or not (run.folder / "manifest.csv").is_file() or keys in seen:
             continue
         seen.add(keys)
         try:
             config = read_config(["--config", str(run.folder / "config.yaml")])
         except ValueError:
-            continue  # of a version that this one cannot read
+            continue  # from a version that this one cannot read
         yield _corpus(run, run.folder, config, chosen_root)
 
 
@@ -127,7 +127,7 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
     if corpus.fold or splits.protocol in ("kfold5", "loso"):
         notes.append(f"The splits shown are those of fold {corpus.fold}.")
     if root is None or not root.is_dir():
-        notes.append("The corpus is not where the run found it: for its pictures give its folder by --corpus.root.")
+        notes.append("The corpus is not where the run found it: for pictures, give its folder with --corpus.root.")
     else:
         manifest = Manifest.of(root, listed.rows)
         for name, draw in _PICTURES.items():
@@ -140,7 +140,7 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
 
 
 def _built_in_root(listed: Manifest) -> Path | None:
-    """The folder of the cache that holds a built-in corpus of just these files, where it is still there."""
+    """The cache folder of a built-in corpus with exactly these files, if it still exists."""
 
     def holds(folder: Path) -> bool:
         files = {folder / clip.key: clip.size_bytes for clip in listed.clips}
@@ -151,7 +151,7 @@ def _built_in_root(listed: Manifest) -> Path | None:
 
 
 def _examples(clips: Sequence[Clip]) -> list[Clip]:
-    """As many as are shown, spread over the actors; of an actor the strongest expression, then the first clip."""
+    """The clips to show, spread over the actors; of each actor the strongest expression, then the first clip."""
     by_actor: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         by_actor[str(clip.actor or clip.key)].append(clip)

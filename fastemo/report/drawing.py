@@ -1,7 +1,7 @@
-"""How every figure looks, and how one drawing becomes a PNG file and an SVG element of the page.
+"""Style of all figures, and conversion of a drawing to a PNG file and an SVG element of the page.
 
 A figure is 4.4 inches wide with letters of 9 points, so that both can be read on a phone. It is drawn within `style()`,
-in the colours below, which the SVG replaces by the page's CSS variables. `describe` gives a mark its words.
+in the colours below, which the SVG replaces by the page's CSS variables. `describe` sets the tooltip of a mark.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _STYLE = matplotlib.rc_params_from_file(
     Path(__file__).parent / "templates" / "figures.mplstyle", use_default_template=False
 )
 style = partial(matplotlib.rc_context, _STYLE)
-# Okabe & Ito (2008), "Color Universal Design", told apart by colour-blind readers; darkened to stand out from white.
+# Okabe & Ito (2008), "Color Universal Design", for colour-blind readers; darkened for contrast with white.
 SERIES = ("#0072b2", "#c05000", "#00805e", "#a04e7c", "#7a6a00", "#4a5ac0", "#8a4b2d", "#4d6068")
 INK, SOFT, RULE, PAGE = (_STYLE[name] for name in ("text.color", "xtick.color", "grid.color", "figure.facecolor"))
-WIDTH, CHARACTER = 4.4, 0.07  # inches, of a figure and of a text's letter
+WIDTH, CHARACTER = 4.4, 0.07  # inches, of a figure and of a character
 _VARIABLES = {it: f"c{number}" for number, it in enumerate(SERIES, start=1)}
 _VARIABLES |= {INK: "ink", SOFT: "soft", RULE: "rule", PAGE: "page"}
 _DPI, _GAP = 200, 0.45  # inches, between panels
@@ -46,7 +46,7 @@ _FONT = re.compile(r"font-family: [^;]*;? ?|font: (bold |700 )?[^;]*?([\d.]+px)[
 def new_figure(
     height: float, *, left: float, bottom: float, right: float = 0.15, top: float = 0.1, rows: int = 1
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` panels above each other; sizes in inches."""
+    """A figure of `rows` stacked panels; sizes in inches."""
     figure = Figure(figsize=(WIDTH, height))
     panel = (height - bottom - top - _GAP * (rows - 1)) / rows
     places = [bottom + (panel + _GAP) * row for row in reversed(range(rows))]
@@ -57,19 +57,19 @@ def new_figure(
 def new_grid(
     columns: float, rows: float, height: float, *, left: float, bottom: float, right: float = 0.15, top: float = 0.1
 ) -> tuple[Figure, Transform]:
-    """A figure without axes, which are slow, and where its columns (rightwards) and rows (downwards) lie."""
+    """A figure without axes, which are slow, and the transform of its columns (rightwards) and rows (downwards)."""
     figure = Figure(figsize=(WIDTH, height))
     scaled = Affine2D().scale((WIDTH - left - right) / columns, (bottom + top - height) / rows)
     return figure, scaled.translate(left, height - top) + figure.dpi_scale_trans
 
 
 def describe(artist: Artist, words: str, series: int | None = None) -> None:
-    """Give a mark the words that are shown where a pointer rests on it, and the number of what a legend toggles."""
+    """Set a mark's tooltip, and the number of the series that a legend entry toggles."""
     artist.set_gid(f"words {'' if series is None else series} {shorten(words, 300)}")
 
 
 def percent_axis(axes: Axes, which: str, high: float = 1.0) -> None:
-    """From 0 to `high`, a share, in percent."""
+    """An axis in percent from 0 to `high`, a share."""
     axis = getattr(axes, f"{which}axis")
     axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axis.set_major_locator(MultipleLocator(0.2 if high > 0.5 else 0.1))
@@ -77,7 +77,7 @@ def percent_axis(axes: Axes, which: str, high: float = 1.0) -> None:
 
 
 def shorten(name: str, length: int = 24, *, keep_end: bool = False) -> str:
-    """A name of at most `length` characters that can be printed, its beginning or its end."""
+    """A name of at most `length` printable characters, cut at its end or its beginning."""
     shown = "".join(it if it.isprintable() else "?" for it in name)
     if len(shown) <= length:
         return shown
@@ -85,7 +85,7 @@ def shorten(name: str, length: int = 24, *, keep_end: bool = False) -> str:
 
 
 def strips(rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
-    """Pictures below each other, [h, w, 3] in RGB, each with a title."""
+    """Stacked pictures, [h, w, 3] in RGB, each with a title."""
     heights = [(WIDTH - 0.1) * min(1.0, it.shape[0] / it.shape[1]) for _, it in rows]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.25 * len(rows)))
     total = figure.get_figheight()
@@ -99,7 +99,7 @@ def strips(rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
 
 
 def write_figure(figure: Figure, path: Path, title: str = "") -> None:
-    """Write a picture in its suffix's format, whole or not at all, with a title above the drawing."""
+    """Write a picture atomically in the format of its suffix, with a title above the drawing."""
     if title:
         lines = textwrap.wrap(title, int(figure.get_figwidth() / CHARACTER))
         figure.text(0.02, 1, "\n".join(lines), va="bottom", weight="bold")
@@ -116,7 +116,7 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 
 
 def svg(figure: Figure, caption: str, number: int) -> Markup:
-    """Within `style()`, the drawing as an element whose text is text; `number` sets its ids apart from others'."""
+    """Within `style()`, the drawing as an element with real text; `number` makes its ids unique."""
     out = io.StringIO()
     matplotlib.rcParams["svg.hashsalt"] = str(number)
     figure.savefig(out, format="svg", facecolor="none")
@@ -136,7 +136,7 @@ def svg(figure: Figure, caption: str, number: int) -> Markup:
 
 
 def _clean(element: ElementTree.Element, told: dict[str, None]) -> None:
-    """Leave what a page needs of an element's attributes, and turn a description into a title, noted in `told`."""
+    """Keep only the attributes that a page needs, and turn a description into a title, noted in `told`."""
     found = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
     element.attrib.clear()
     if element.tag == "g" and (name := found.pop("id", "")).startswith("words "):

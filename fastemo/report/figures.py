@@ -1,6 +1,6 @@
-"""Every figure, drawn once: a PNG in a run's or a corpus's folder, an SVG on the page.
+"""All figures: each is a PNG in the folder of a run or a corpus, and an SVG on the page.
 
-A figure is a function of what it shows, which returns None where that has nothing to draw, and a line of `FIGURES`.
+A figure is a function of what it shows, which returns None if there is nothing to draw, and a line of `FIGURES`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SPLITS = (("train", "training", "--"), ("val", "validation", "-"))
 
 
 def curves(runs: Sequence[Run]) -> Figure:
-    """Loss and accuracy by epoch: of one run, training and validation by colour; of several, each run in a colour."""
+    """Loss and accuracy by epoch: of one run, training and validation by colour; of several, one colour per run."""
     figure, panels = drawing.new_figure(4.3, left=0.55, bottom=0.7, top=0.25, rows=2)
     is_one = len(runs) == 1
     shown = zip(panels, ("loss", "accuracy"), strict=True)
@@ -67,13 +67,13 @@ def curves(runs: Sequence[Run]) -> Figure:
 
 
 def _finite(history: Sequence[Epoch], key: str) -> list[float]:
-    """A value of every epoch, NaN where there is none to draw."""
+    """A value of every epoch, NaN if there is none to draw."""
     values = [getattr(row, key) for row in history]
     return [math.nan if it is None or not abs(it) < 1e9 else it for it in values]
 
 
 def confusion(run: Run) -> Figure:
-    """Clips by true and predicted label; a cell's depth is its share of the row, none is left empty."""
+    """Clips by true and predicted label; a cell's colour is its share of the row, every cell has its number."""
     names, counts = run.class_names, run.result.confusion
     size, letters = len(names), min(9.0, 80 / len(names))
     margin = 0.35 + drawing.CHARACTER * min(_NAME, max(map(len, names)))
@@ -110,7 +110,7 @@ def per_class(run: Run) -> Figure:
 
 
 def reliability(run: Run) -> Figure | None:
-    """Accuracy over confidence, of each bin that holds clips: the larger a dot, the more."""
+    """Accuracy over confidence, of each bin with clips: a dot's size is their number."""
     found = run.result.calibration
     bins = [(it.confidence or 0, it.accuracy or 0, it.num_clips) for it in found.bins if it.num_clips] if found else []
     if not found or not bins:
@@ -144,7 +144,7 @@ def _line(figure: Figure, grid: Transform, xs: Sequence[float], ys: Sequence[flo
 
 
 def intervals(part: Part) -> Figure | None:
-    """Accuracy with its 95 % interval, a row below the other, beside chance and the reference study."""
+    """Accuracy with its 95 % interval by row, with chance and the reference study."""
     rows = [row for row in part.rows if row.runs]
     if not rows:
         return None
@@ -175,7 +175,7 @@ def intervals(part: Part) -> Figure | None:
 
 
 def accuracy_by_frames(part: Part) -> Figure | None:
-    """Accuracy over the number of frames, of rows that differ in nothing else."""
+    """Accuracy over the number of frames, of rows that differ only in it."""
     lines = {name: sorted(points.items()) for name, points in part.by_frames().items() if len(points) > 1}
     if not lines:
         return None
@@ -193,7 +193,7 @@ def accuracy_by_frames(part: Part) -> Figure | None:
 
 
 def accuracy_by_cost(rows: Sequence[Row], key: str, label: str) -> Figure | None:
-    """Accuracy over what a row costs; a number is a row's."""
+    """Accuracy over the cost of each row, marked by its number."""
     found = [(row, x) for row in rows if row.cost and (x := getattr(row.cost, key)) is not None]
     if len(found) < 2:
         return None
@@ -218,7 +218,7 @@ def accuracy_by_cost(rows: Sequence[Row], key: str, label: str) -> Figure | None
 
 
 def split_counts(corpus: Corpus, key: str) -> Figure | None:
-    """Clips by class or actor, the splits upon each other."""
+    """Clips by class or actor, with the splits stacked."""
     counts = getattr(corpus, key)
     is_actors = key == "actor_counts"
     names = sorted({name for of in counts.values() for name in of}) if is_actors else list(counts["train"])
@@ -245,7 +245,7 @@ def split_counts(corpus: Corpus, key: str) -> Figure | None:
 
 
 _COSTS = {"epoch_seconds": "seconds per epoch", "flops_per_clip": "FLOPs per clip", "parameters": "parameters"}
-# By what is drawn: a run, several runs, the rows of a table, all rows of a page, a corpus. The name is a PNG's.
+# By kind: a run, several runs, the rows of a table, all rows of a page, a corpus. The names are those of the PNGs.
 FIGURES: Mapping[str, Mapping[str, tuple[Callable[[Any], Figure | None], str]]] = {
     "run": {
         "per_class_accuracy": (per_class, "Recall: share of each class's clips predicted correctly"),
@@ -267,14 +267,14 @@ FIGURES: Mapping[str, Mapping[str, tuple[Callable[[Any], Figure | None], str]]] 
 
 
 def drawn(kind: str, subject: Any) -> Iterator[tuple[str, Figure, str]]:
-    """Name, figure and caption of each figure of a kind that there is something to draw for, within `style()`."""
+    """Name, figure and caption of each figure of a kind that has something to draw, within `style()`."""
     for name, (draw, caption) in FIGURES[kind].items():
         if (figure := draw(subject)) is not None:
             yield name, figure, caption
 
 
 def save_figures(kind: str, subject: Any, folder: Path, title: str) -> list[Path]:
-    """Write each figure of a kind as a PNG; their paths are returned."""
+    """Write each figure of a kind as a PNG; return their paths."""
     with drawing.style():
         made = {folder / f"{name}.png": figure for name, figure, _ in drawn(kind, subject)}
         for path, figure in made.items():

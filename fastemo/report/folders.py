@@ -1,4 +1,4 @@
-"""Folders of runs, evaluations and studies, read into what a page shows."""
+"""Reads the folders of runs, evaluations and studies for a page."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _EVALUATED = ("test", "val", "train", "all")
 
 @dataclass
 class Found:
-    """What the folders hold.
+    """The contents of the folders.
 
     Attributes:
-        runs: Those outside the studies.
-        tested: All finished ones.
-        unfinished: Runs of studies.
-        retests: Later evaluations, by what they are called.
+        runs: Runs outside the studies.
+        tested: All finished runs.
+        unfinished: Unfinished runs of studies.
+        retests: Later evaluations, with their labels.
     """
 
     studies: list[schema.StudyFile] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Found:
 
 
 def read_folders(folders: Sequence[Path]) -> Found:
-    """Read finished run folders, evaluation folders and study folders, in any number; each once.
+    """Read any number of finished run folders, evaluation folders and study folders; each once.
 
     Raises:
         ValueError: A folder is none of these, is not finished, or holds a damaged file; the message names it.
@@ -80,7 +80,7 @@ def read_folders(folders: Sequence[Path]) -> Found:
 
 
 def _settings_of(folder: Path) -> Mapping[str, Any]:
-    """A run's configuration by key joined by dots; empty where it has none that can be read."""
+    """A run's configuration by dotted key; empty if it has none that can be read."""
     path = folder / "config.yaml"
     try:
         content = load_yaml(path) if path.is_file() else None
@@ -90,11 +90,11 @@ def _settings_of(folder: Path) -> Mapping[str, Any]:
 
 
 def _read_run(folder: Path, path: Path, settings: Mapping[str, Any]) -> Run:
-    """A finished run or an evaluation, whose results lie in `path`."""
+    """A finished run or an evaluation, with its results in `path`."""
     if not path.is_file():
         raise ValueError(
-            f"fastemo page needs a finished run, an evaluation or a study folder: {folder} holds no test.json; bring "
-            f"an interrupted run to its end by fastemo train --resume {folder}"
+            f"fastemo page needs a finished run, an evaluation or a study folder: {folder} holds no test.json; finish "
+            f"an interrupted run with fastemo train --resume {folder}"
         )
     names = ("metrics.jsonl", "examples.json", "predictions.csv", "log.txt")
     history, examples, predictions, log = (folder / name if (folder / name).is_file() else None for name in names)
@@ -115,7 +115,7 @@ def _read_run(folder: Path, path: Path, settings: Mapping[str, Any]) -> Run:
 
 
 def _evaluation_file(folder: Path) -> Path | None:
-    """The results of an evaluation folder, None where it is another folder."""
+    """The results file of an evaluation folder; None if it is another folder."""
     if not folder.is_dir() or (folder / "config.yaml").exists():
         return None
     found = [folder / f"{split}.json" for split in _EVALUATED]
@@ -123,7 +123,7 @@ def _evaluation_file(folder: Path) -> Path | None:
 
 
 def _retests(run: Run) -> Iterator[tuple[str, Run]]:
-    """The later evaluations that lie in a run folder."""
+    """The later evaluations in a run folder."""
     below = run.folder / "evaluation" if run.folder else None
     for folder in sorted(below.iterdir()) if below and below.is_dir() else ():
         if path := _evaluation_file(folder):
@@ -136,14 +136,14 @@ def _retest(name: str, again: Run) -> tuple[str, Run]:
 
 
 def _read_study(folder: Path, found: Found, numbers: Iterator[int], *, has_others: bool) -> None:
-    """Add a study folder; a finished run whose folder is not there is told by `study.json` alone."""
+    """Add a study folder; of a finished run without a folder, only what `study.json` holds."""
     path = folder / "study.json"
     file = schema.read_json(path, schema.StudyFile)
     runs: dict[str, Run] = {}
     for it in file.cells:
         place, settings, order = folder / it.folder, it.settings or {}, it.result and it.result.order
         if not place.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{path}: the folder {it.folder!a} of a run leads out of the study; mend the path")
+            raise ValueError(f"{path}: the folder {it.folder!a} of a run leads out of the study; correct the path")
         if it.status == "finished" and (place / "test.json").is_file():
             run = _read_run(place, place / "test.json", {**settings, **_settings_of(place)})
             runs[it.name] = replace(run, name=it.name, result=run.result.model_copy(update={"order": order}))
@@ -155,7 +155,7 @@ def _read_study(folder: Path, found: Found, numbers: Iterator[int], *, has_other
     parts = [_part(part, runs, numbers) for part in file.parts]
     if runs and not parts:
         rows = [_row(run, name, numbers) for name, run in runs.items()]
-        note = "The study is not summed up yet: the same command resumes it."
+        note = "The study has no summary yet: the same command resumes it."
         parts = [Part(title="Finished runs", rows=rows, note=note)]
     # Titles of studies may be the same.
     found.parts += [replace(it, title=f"{file.name}: {it.title}") for it in parts] if has_others else parts
@@ -197,13 +197,13 @@ def _row(run: Run, label: str, numbers: Iterator[int]) -> Row:
 
 
 def _runs_part(runs: Sequence[Run], numbers: Iterator[int]) -> Part:
-    """Runs side by side, with paired tests where they are of the same clips."""
+    """Several runs, with paired tests if they were tested on the same clips."""
     rows = [_row(run, label, numbers) for run, label in zip(runs, _labels(runs), strict=True)]
     if len(rows) < 2:
         return Part(title="Run", rows=rows)
     try:
         if not all(row.tables for row in rows):
-            raise ValueError("one has no predictions.csv")
+            raise ValueError("a run has no predictions.csv")
         found = [schema.Comparison.model_construct(**it) for it in compare({row.label: row.tables for row in rows})]
         return Part(title="Runs", rows=rows, comparisons=found)
     except ValueError as error:
@@ -211,7 +211,7 @@ def _runs_part(runs: Sequence[Run], numbers: Iterator[int]) -> Part:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run that tells it from the others: model, frames, and the settings in which they differ."""
+    """A unique name for each run: model, frames, and the settings in which they differ."""
     differing = differing_keys([run.settings for run in runs], MODEL, FRAMES, AUGMENTED)[:4]
     labels = []
     for run in runs:

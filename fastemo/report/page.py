@@ -1,4 +1,4 @@
-"""Runs and studies -> one HTML page that needs nothing else: no network, no font, no script to read it."""
+"""One self-contained HTML page of runs and studies: readable without network, fonts or scripts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fastemo.report.view import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_BYTES, _STRIP_WIDTH = 2**23, 448  # of a picture; pixels
-# Of all models together, so that a page of many stays small; of one, all that a run keeps.
+# For all models together, so that a page of many stays small; for a single one, all examples of the run.
 _MOST_STRIPS, _MOST_CLIPS, _LEAST_CLIPS, _FEW_MODELS = 160, 12, 3, 4
 
 Picture = tuple[str, int, int]
@@ -39,8 +39,8 @@ def write_page(folders: Sequence[Path], out: Path, console: Console, *, corpus_r
 
     Args:
         folders: Finished run folders, evaluation folders and study folders, in any number.
-        out: The page; replaced whole.
-        corpus_root: Where the corpus now lies; by default where the runs found it. The built-in one is not made.
+        out: The page; replaced atomically.
+        corpus_root: Where the corpus is now; by default where the runs found it. The built-in one is not generated.
 
     Raises:
         ValueError: A folder is none of these, is not finished, or holds a damaged file.
@@ -49,7 +49,7 @@ def write_page(folders: Sequence[Path], out: Path, console: Console, *, corpus_r
     if not folders:
         raise ValueError("fastemo page needs at least one run or study folder")
     if out.is_dir():
-        raise ValueError(f"{out} is a folder: give the page's file by --out, such as {out / 'report.html'}")
+        raise ValueError(f"{out} is a folder: give the page's file with --out, such as {out / 'report.html'}")
     found = read_folders(folders)
     most = max(_LEAST_CLIPS, min(_MOST_CLIPS, _MOST_STRIPS // (2 * len(found.models) or 1)))
     width = _STRIP_WIDTH if len(found.models) > _FEW_MODELS else 2 * _STRIP_WIDTH
@@ -83,12 +83,12 @@ def _render(**shown: Any) -> str:
         figures=lambda kind, of: [(name, svg(it, told, next(numbers)), told) for name, it, told in drawn(kind, of)],
         embedded=lambda picture: _embedded(pixels(picture), 1024),
     )
-    # Names of files may hold bytes that are no text.
+    # File names may hold bytes that are not text.
     return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def _clips(run: Run, most: int, width: int) -> list[tuple[Example, Picture | None, Picture | None]]:
-    """The most confident errors and hits of which there are pictures: frames, and the same with heat."""
+    """The most confident errors and hits that have pictures: frames, and the same with heat."""
     folder, examples = run.folder or Path(), run.examples or ()
     wrong = [it for it in examples if it.kind == "wrong"][: most - most // 3]
     right = [it for it in examples if it.kind == "right"][: most // 3]
@@ -97,7 +97,7 @@ def _clips(run: Run, most: int, width: int) -> list[tuple[Example, Picture | Non
 
 
 def _strip(folder: Path, name: str | None, width: int) -> Picture | None:
-    """A picture of a run folder; None where it is not there, no picture, or outside the folder."""
+    """A picture of a run folder; None if it is missing, not a picture, or outside the folder."""
     try:
         path = folder / (name or "")
         if not path.resolve().is_relative_to(folder.resolve()) or not 0 < path.stat().st_size <= _MOST_BYTES:
@@ -109,12 +109,12 @@ def _strip(folder: Path, name: str | None, width: int) -> Picture | None:
 
 
 def _embedded(picture: np.ndarray, most_width: int) -> Picture:
-    """A picture, uint8 [h, w, 3] in BGR, as the URI of nothing but its pixels, with its width and height."""
+    """A picture, uint8 [h, w, 3] in BGR, as a data URI without metadata, with its width and height."""
     height, width = picture.shape[:2]
     if width > most_width:
         height, width = max(1, round(height * most_width / width)), most_width
         picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    # WebP would be half as large, and take ten times as long.
+    # WebP would be half as large, but ten times as slow.
     written, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
     assert written
     return f"data:image/jpeg;base64,{base64.b64encode(bytes(data)).decode('ascii')}", width, height

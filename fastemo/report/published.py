@@ -1,4 +1,4 @@
-"""The reference study's figures, which results are compared with."""
+"""Results of the reference study, for comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REPORT = {
 
 
 def report_accuracy(model: str, num_frames: int, augmented: bool) -> float | None:
-    """The test accuracy of Roy (2025), 0 .. 1; None where the study has none for this configuration.
+    """The test accuracy of Roy (2025), 0 .. 1; None if the study has none for this configuration.
 
     Source: K. Roy, Emotion Recognition in Videos Through Deep Neural Network Models (2025), on RAVDESS, both files of
     each take, actors 23 and 24, with pretrained weights for all models but `early_cnn`.

@@ -1,4 +1,4 @@
-"""The JSON files of a run and of a study, as far as figures and the page need them: read whole, or refused by name."""
+"""Schemas of the JSON files of runs and studies, as far as figures and the page need them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Setting = bool | Annotated[int, Field(gt=-(2**63), lt=2**63)] | float | Text | N
 
 
 class Record(BaseModel):
-    """An object of these keys; others are left out, and null stands for an absent optional one."""
+    """An object of these keys; others are ignored, and null stands for a missing optional one."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -40,7 +40,7 @@ class Cost(Record):
 
 
 class Order(Record):
-    """Clips of classes that differ in the order of frames alone."""
+    """Clips of classes that differ only in the order of frames."""
 
     right: Count
     swapped: Count
@@ -83,7 +83,7 @@ class Gap(Record):
 
 
 class Result(Record):
-    """`test.json`, and the result of a study's run, which tells fewer keys but `interval`, `epochs` and `order`."""
+    """`test.json`, and the result of a study's run, which has fewer keys, but also `interval`, `epochs` and `order`."""
 
     accuracy: Share
     uar: Share
@@ -116,7 +116,7 @@ class Result(Record):
     def _is_square(self) -> Result:
         size = len(self.per_class)
         if [len(line) for line in self.confusion] != [size] * size:
-            raise ValueError(f"confusion must be {size} x {size}, as per_class names the classes")
+            raise ValueError(f"confusion must be {size} x {size}, for the classes of per_class")
         return self
 
 
@@ -211,14 +211,14 @@ def read_json(path: Path, kind: type[R]) -> R:
     """Read a JSON file.
 
     Raises:
-        ValueError: It is not of that kind; the message names the file and the place in it.
+        ValueError: It does not fit the schema; the message names the file and the key.
         OSError: The file is absent or unreadable.
     """
     return parse_json(_content_of(path), kind, str(path))
 
 
 def read_json_lines(path: Path, kind: type[R]) -> list[R]:
-    """Read a file of one JSON object a line; raises as `read_json`."""
+    """Read a file of one JSON object per line; raises as `read_json`."""
     lines = _content_of(path).splitlines()
     return [parse_json(line, kind, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
@@ -227,7 +227,7 @@ def _content_of(path: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-        raise ValueError(f"{path} is larger than {_MOST_BYTES // 2**20} MiB, which no file of a run is")
+        raise ValueError(f"{path} is larger than {_MOST_BYTES // 2**20} MiB, the limit for a run's files")
     return content
 
 
@@ -235,7 +235,7 @@ def parse_json(content: bytes, kind: type[R], where: str) -> R:
     """An object of JSON text in UTF-8; `where` names it in an error, which is a ValueError."""
     try:
         value = json.loads(content.decode(), parse_constant=lambda _: None)
-        # Half a pair of surrogates, which JSON can spell, would stop the page from being written.
+        # A lone surrogate, which JSON allows, could not be written to the page.
         return kind.model_validate_json(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         said = str(error)
@@ -243,4 +243,4 @@ def parse_json(content: bytes, kind: type[R], where: str) -> R:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(name)[:60] for name in first["loc"])
             said = f"{place}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")
-        raise ValueError(f"{where} is not as fastemo writes it, restore or delete it: {said}") from error
+        raise ValueError(f"{where} is damaged, restore or delete it: {said}") from error

@@ -1,4 +1,4 @@
-"""What figures and the page show: runs, the rows and tables that they make, studies and corpora."""
+"""The data of figures and the page: runs, rows, tables, studies and corpora."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Run:
     """One model as it was tested: a run, a run of a study, or a later evaluation.
 
     Attributes:
-        name: The folder's, or what the study calls it.
-        folder: Where its files lie; None where `study.json` alone tells of it.
-        settings: The configuration by key joined by dots, as far as it is known.
+        name: Of the folder, or the study's name for it.
+        folder: Folder of its files; None if only `study.json` lists it.
+        settings: The configuration by dotted key, as far as it is known.
         examples: None without `examples.json`.
-        table: `predictions.csv`, None where there is no such file.
+        table: `predictions.csv`; None without that file.
         command, date: From the log.
     """
 
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def is_order_blind(self) -> bool:
-        """Whether its answer is the same in whatever order it sees the frames: an average or maximum over them."""
+        """Whether the model is invariant to frame order: it averages over frames or takes their maximum."""
         return self.model == "late_fusion" and self.settings.get("model.fusion", "mean") in ("mean", "max")
 
 
@@ -75,10 +75,10 @@ class Row:
     """A line of the results: one run, or the mean of a configuration's seeds and folds.
 
     Attributes:
-        number: In the order of the page.
-        runs: Empty where one is not finished.
-        accuracy: Of a row with runs not None.
-        report: The reference study's accuracy.
+        number: Position on the page.
+        runs: Empty if one is not finished.
+        accuracy: Not None if there are runs.
+        report: Accuracy of the reference study.
     """
 
     number: int
@@ -97,7 +97,7 @@ class Row:
         return f"{self.number}. {self.label}"
 
     def mean(self, key: str) -> float | None:
-        """Of the runs' results that have it."""
+        """Mean over the runs' results that have this key."""
         found = [it for run in self.runs if (it := getattr(run.result, key)) is not None]
         return fmean(found) if found else None
 
@@ -108,7 +108,7 @@ class Row:
 
     @property
     def recalls(self) -> dict[str, float | None]:
-        """By class, the mean over the runs in which it has clips."""
+        """Recall by class, the mean over the runs in which the class has clips."""
         found: dict[str, list[float]] = {name: [] for run in self.runs for name in run.class_names}
         for name, of_class in found.items():
             of_class += [it for run in self.runs if (it := run.result.per_class.get(name)) is not None]
@@ -116,7 +116,7 @@ class Row:
 
     @cached_property
     def tables(self) -> list[PredictionTable]:
-        """Predictions of each seed, its folds joined; none where a run has none."""
+        """Predictions of each seed, with folds joined; empty if a run has none."""
         by_seed: dict[int | None, list[PredictionTable]] = {}
         for run in self.runs:
             if run.table is None:
@@ -126,7 +126,7 @@ class Row:
 
     @cached_property
     def one_file(self) -> tuple[float, Sequence[float] | None, int] | None:
-        """Accuracy, interval and clips by one file a take; None where no take counts twice."""
+        """Accuracy, interval and clips with one file per take; None if no take counts twice."""
         found = [it for run in self.runs if (it := run.result.one_file_a_take) is not None]
         if not found or len(found) < len(self.runs):
             return None
@@ -143,7 +143,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Rows of one table; `note` says why they are not compared."""
+    """Rows of one table; `note` gives the reason if they are not compared."""
 
     title: str
     rows: Sequence[Row]
@@ -153,7 +153,7 @@ class Part:
 
     @property
     def runs(self) -> list[Run]:
-        """Those with a history, named by their row, and by seed and fold where a row has several."""
+        """Runs with a history, named by their row, and by seed and fold if a row has several."""
         found = []
         for row in self.rows:
             for run in row.runs:
@@ -162,7 +162,7 @@ class Part:
         return found
 
     def by_frames(self) -> dict[str, dict[int, float]]:
-        """Accuracy by number of frames, of rows that differ in nothing else; by what sets these apart."""
+        """Accuracy by number of frames, of rows that differ only in it, by their other settings."""
         differing = differing_keys([row.settings for row in self.rows], FRAMES)
         found: dict[str, dict[int, float]] = {}
         for row in self.rows:
@@ -178,9 +178,9 @@ class Corpus:
 
     Attributes:
         class_counts: Clips by split, then by emotion.
-        actor_counts: Clips by split, then by actor, where it is known.
-        pictures: Example frames by emotion, and the crop drawn on a frame, as far as there are any.
-        notes: What a reader should know, such as why there are no pictures.
+        actor_counts: Clips by split, then by actor, if known.
+        pictures: Example frames by emotion, and the crop drawn on a frame, if available.
+        notes: Notes for the reader, such as why there are no pictures.
     """
 
     title: str
@@ -191,7 +191,7 @@ class Corpus:
 
 
 def differing_keys(settings: Sequence[Mapping[str, Any]], *told: str) -> list[str]:
-    """Keys whose values differ, but for those that are told anyway or change no result."""
+    """Keys whose values differ, except for those in `told` or without effect on the result."""
     keys = dict.fromkeys(key for it in settings for key in it if key not in (*_NO_DIFFERENCE, *told))
     return [
         key

@@ -1,4 +1,4 @@
-"""Numbers in words, as a page, its figures and its templates use them."""
+"""Text of numbers for the page, its figures and its templates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def short(value: float) -> str:
-    """`11.2 M`: three digits and what they count."""
+    """`11.2 M`: three digits and a prefix."""
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size * 0.9995:
             return f"{value / size:.3g}{unit}"
@@ -45,7 +45,7 @@ def counted(number: int, one: str) -> str:
 
 
 def listed(values: Iterable[str | None]) -> str:
-    """Each once, the first few of many."""
+    """Each value once, at most the first few."""
     unique = list(dict.fromkeys(value for value in values if value))
     rest = len(unique) - _MOST_LISTED
     return "; ".join(unique[:_MOST_LISTED]) + (f"; {rest} more" if rest > 0 else "")
@@ -70,7 +70,7 @@ def versions(found: Iterable[dict[str, str] | None]) -> str:
 
 
 def command(line: str) -> str:
-    """A command as it can be typed anywhere: without the place of the program."""
+    """A command without the path of the program."""
     try:
         words = shlex.split(line)
     except ValueError:
@@ -82,7 +82,7 @@ def command(line: str) -> str:
 
 
 def confusions(counts: Sequence[Sequence[int]], names: Sequence[str], most: int = 5) -> list[str]:
-    """The most frequent ones: `fearful predicted as surprised 7 times of 16`."""
+    """The most frequent confusions: `fearful predicted as surprised 7 times of 16`."""
     errors = [(-it, i, j) for i, line in enumerate(counts) for j, it in enumerate(line) if i != j and it]
     return [
         f"{names[i]} predicted as {names[j]} {counted(-it, 'time')} of {sum(counts[i])}"

@@ -1,4 +1,4 @@
-"""A model and all that its training needs to go on, as a folder, whole or not at all; read without unpickling."""
+"""Checkpoints: folders of a model and its training state, written atomically and read without unpickling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODEL_FILE = "model.safetensors"
 TENSORS_FILE = "state.safetensors"  # tensors of the optimiser, generators and sums
 STATE_FILE = "state.json"  # everything else, and where each tensor belongs
 INFO_FILE = "info.json"
-CHECKSUMS_FILE = "checksums.json"  # written last: without it nothing here counts
+CHECKSUMS_FILE = "checksums.json"  # written last: a folder without it is not a checkpoint
 _FILES = (MODEL_FILE, TENSORS_FILE, STATE_FILE, INFO_FILE)
 
 _MOST_JSON_BYTES = 256 * 2**20
@@ -41,10 +41,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved, on the CPU.
+    """A saved model and its training state, on the CPU.
 
     Attributes:
-        info: For readers: `epoch`, `clips` of it that were trained on, `is_epoch_end`, metrics, versions.
+        info: For readers: `epoch`, `clips` trained on in it, `is_epoch_end`, metrics, versions.
     """
 
     folder: Path
@@ -55,11 +55,11 @@ class Checkpoint:
 
 @dataclass
 class Recovery:
-    """What a run's checkpoints folder holds.
+    """The state of a run's checkpoints folder.
 
     Attributes:
-        checkpoint: The furthest that is whole; `None`: there is none.
-        notes: What the user should know: what is damaged, and what is used instead.
+        checkpoint: The latest intact one; `None`: there is none.
+        notes: Messages for the user: what is damaged, and what is used instead.
     """
 
     checkpoint: Checkpoint | None = None
@@ -74,17 +74,17 @@ def save(
     info: dict[str, Any],
     keep: int = 0,
 ) -> None:
-    """Write a checkpoint beside `folder`, flush it to the disk, then put it in its place.
+    """Write a checkpoint beside `folder`, flush it to the disk, then move it into place.
 
     Args:
-        folder: The checkpoint; one that is there is replaced, or kept under a name of its own.
+        folder: The checkpoint; an existing one is replaced, or kept under another name.
         model: The model's state dict.
         state: Tensors, plain values, and dicts and lists of them.
-        info: What a reader wants to know. JSON.
-        keep: Older checkpoints that stay beside it.
+        info: Information for readers, as JSON values.
+        keep: Number of older checkpoints to keep beside it.
 
     Raises:
-        OSError: It cannot be written; what was there before is untouched.
+        OSError: It cannot be written; the existing checkpoint is unchanged.
     """
     plain, tensors = tree.flatten(state)
     with _replacing(folder, keep) as partial:
@@ -103,17 +103,17 @@ def save(
 
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
-        # Parameters that share memory or a permuted layout are stored as they read.
+        # Parameters that share memory, or have a permuted layout, are stored as contiguous copies.
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
     except SafetensorError as error:
-        # It tells the system's errors in its own words.
+        # The system's error number is only in its text.
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def copy(source: Path, folder: Path) -> None:
-    """Put the checkpoint `source` at `folder` as well; its bytes are shared where the disk has hard links.
+    """Copy the checkpoint `source` to `folder`, by hard links where the file system has them.
 
     Raises:
         OSError: It cannot be written.
@@ -133,9 +133,9 @@ def _link(source: str, target: str) -> None:
 
 @contextmanager
 def _replacing(folder: Path, keep: int) -> Iterator[Path]:
-    """A folder beside `folder` to fill, put in its place at the end.
+    """A folder beside `folder` to fill, moved into place at the end.
 
-    Killed at any moment, the old one or the new one is there under one name or the other, which `recover` finds.
+    Whenever the process is killed, the old or the new one exists under some name, and `recover` finds it.
     """
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
@@ -164,7 +164,7 @@ def _older_name(folder: Path) -> Path:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read a checkpoint whose checksums are right.
+    """Read a checkpoint and check its checksums.
 
     Raises:
         CheckpointError: There is none, or it is damaged; the message names the file.
@@ -178,7 +178,7 @@ def load(folder: Path) -> Checkpoint:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {folder} is damaged: {STATE_FILE} holds no state")
+        raise CheckpointError(f"checkpoint {folder} is damaged: {STATE_FILE} does not hold a state")
     return Checkpoint(folder, model, state, _read_info(folder))
 
 
@@ -197,14 +197,14 @@ def load_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def verify(folder: Path) -> None:
-    """Compare every file's bytes with the checksums.
+    """Compare every file with its checksum.
 
     Raises:
         CheckpointError: There is no checkpoint, or it is damaged; the message names the file.
     """
     for name in (*_FILES, CHECKSUMS_FILE):
-        if not (folder / name).is_file():  # nor a pipe, which would be waited for
-            raise CheckpointError(f"{folder} holds no checkpoint: {name} is missing")
+        if not (folder / name).is_file():  # a pipe would block
+            raise CheckpointError(f"{folder} is not a checkpoint: {name} is missing")
     sums = _read_json(folder, CHECKSUMS_FILE)
     for name in _FILES:
         try:
@@ -212,25 +212,25 @@ def verify(folder: Path) -> None:
         except OSError as error:
             raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
         if not isinstance(sums, dict) or sums.get(name) != found:
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is not what was written")
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} does not match its checksum")
 
 
 def recover(checkpoints: Path) -> Recovery:
-    """Find the furthest checkpoint that is whole, of whatever name, and put the folder in order.
+    """Find the latest intact checkpoint, whatever its name, and clean up the folder.
 
-    A damaged one is renamed to `damaged-...`; what a killed process left half written is removed.
+    A damaged one is renamed to `damaged-...`; what a killed process left incomplete is removed.
     """
     found = Recovery()
     if not checkpoints.is_dir():
         return found
     folders = [it for it in checkpoints.iterdir() if it.is_dir() and not it.name.startswith(_DAMAGED)]
-    # `last` first of equals, then names that are no leftovers.
+    # Of equals `last` comes first, then complete ones.
     for folder in sorted(folders, key=lambda it: (_rank(it), it.name == "last", it.name), reverse=True):
         try:
             found.checkpoint = load(folder)
             break
         except CheckpointError as error:
-            if folder.name.startswith("."):  # a write that never ended
+            if folder.name.startswith("."):  # an unfinished write
                 continue
             found.notes.append(str(error))
             if folder.name != "best":
@@ -238,9 +238,9 @@ def recover(checkpoints: Path) -> Recovery:
     chosen = found.checkpoint
     if chosen is not None and chosen.folder.name.startswith("."):
         last = checkpoints / "last"
-        if last.exists():  # behind the chosen one
+        if last.exists():  # older than the chosen one
             older = _older_name(last)
-            shutil.rmtree(older, ignore_errors=True)  # of the same clips: one is the end of their epoch
+            shutil.rmtree(older, ignore_errors=True)  # of the same position: one of them is the epoch's end
             last.rename(older)
         found.checkpoint = Checkpoint(chosen.folder.rename(last), chosen.model, chosen.state, chosen.info)
     if found.checkpoint is not None and found.notes:
@@ -251,7 +251,7 @@ def recover(checkpoints: Path) -> Recovery:
 
 
 def _rank(folder: Path) -> tuple[int, int, bool]:
-    """How far a checkpoint says that it is; one that says nothing comes first, so that it is told of."""
+    """A checkpoint's own position; one without a readable position comes first, so that it is reported."""
     try:
         return _position(_read_info(folder))
     except CheckpointError:
@@ -261,14 +261,14 @@ def _rank(folder: Path) -> tuple[int, int, bool]:
 def _position(info: dict[str, Any]) -> tuple[int, int, bool]:
     epoch, clips = info.get("epoch", 0), info.get("clips", 0)
     if not isinstance(epoch, int) or not isinstance(clips, int):
-        raise CheckpointError("its epoch is no number")
+        raise CheckpointError("its epoch is not a number")
     return epoch, clips, bool(info.get("is_epoch_end", False))
 
 
 def _read_info(folder: Path) -> dict[str, Any]:
     info = _read_json(folder, INFO_FILE)
     if not isinstance(info, dict):
-        raise CheckpointError(f"checkpoint {folder} is damaged: {INFO_FILE} holds no keys")
+        raise CheckpointError(f"checkpoint {folder} is damaged: {INFO_FILE} does not hold keys")
     return info
 
 
@@ -291,7 +291,7 @@ def _checksum(path: Path) -> str:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy in the host's memory of tensors and what holds them, which training no longer changes."""
+    """A copy of nested tensors in the host's memory, which training no longer changes."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -300,31 +300,31 @@ def snapshot(value: Any) -> Any:
 
 
 class Writer:
-    """Writes while training goes on, one thing after the other."""
+    """Writes in a background thread during training, one job at a time."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Begin to write, once what was begun before is written.
+        """Start a write after the previous one has finished.
 
         Raises:
-            OSError: What was begun before could not be written.
+            OSError: The previous write failed.
         """
         self.wait()
         self._pending = self._pool.submit(write)
 
     def wait(self) -> None:
-        """Until all is written.
+        """Wait until everything is written.
 
         Raises:
-            OSError: It could not be written.
+            OSError: The write failed.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Finish what was begun; whether it could be written is no longer told."""
+        """Finish the current write; its errors are no longer reported."""
         self._pool.shutdown(wait=True)

@@ -1,4 +1,4 @@
-"""What a run chooses about its training."""
+"""Training settings of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-SpeedMode = Literal["auto", "plain"]
+SpeedMode = Literal["auto", "fp32", "plain"]
 Compile = Literal["auto", "off", "default", "cudagraphs"]
 Exchange = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["plateau", "onecycle", "constant"]
@@ -15,32 +15,32 @@ Schedule = Literal["plateau", "onecycle", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The recipe; the defaults are the report's.
+    """The training recipe; the defaults are those of Roy (2025).
 
     Attributes:
-        batch_size: Clips a step on each device.
-        accumulate_steps: Batches whose gradients make one step of the optimiser.
-        epochs: At most so many.
+        batch_size: Clips per step on each device.
+        accumulate_steps: Batches whose gradients are accumulated for one optimiser step.
+        epochs: Maximum number of epochs.
         lr: Adam's learning rate; with `onecycle` its peak.
         weight_decay: L2 penalty on all weights.
-        schedule: `plateau` (lower the rate when validation accuracy stalls), `onecycle` (up and down once over
-            the whole training), `constant`.
-        plateau_factor, plateau_patience: What the rate is multiplied by after how many epochs without gain.
-        early_stop_patience: Stop after so many epochs without a better validation accuracy; `None`: never.
-        clip_norm: Largest norm of the gradients; 0 turns clipping off.
-        speed: `auto` picks precision, layout and optimiser's kernel by what was measured on this kind of device,
-            and the run says what; `plain` is fp32 as torch does it by itself.
+        schedule: `plateau` (lower the rate when validation accuracy stalls), `onecycle` (one rise and fall
+            over the whole training), `constant`.
+        plateau_factor, plateau_patience: Factor of the rate, and after how many epochs without improvement.
+        early_stop_patience: Stop after this many epochs without a better validation accuracy; null: never.
+        clip_norm: Maximum norm of the gradients; 0: no clipping.
+        speed: Preset. `auto` picks precision, memory layout and optimiser kernel by measurements on this kind of
+            device, and logs them; `fp32` is fp32 with torch's defaults.
         precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says, without it
-            what `speed` picks. A CPU that would only emulate bf16 computes in fp32, and the run says so.
-        channels_last: Memory layout of convolutions, the same result; null: what `speed` picks.
-        compile: torch.compile of the training step: `off` (which is also `auto`), `default`, or `cudagraphs`.
-        exchange: In what several processes add up their gradients; `auto` is what `speed` picks: bf16 where a CPU
-            computes in bf16, fp32 otherwise.
-        freeze_batch_norm: Keep batch normalisation's statistics as they are (those of pretrained weights): a clip's
-            result no longer depends on the clips beside it, nor on how a batch is dealt to processes.
-        checkpoint_minutes: Write `checkpoints/last` so often inside an epoch, too; 0: only at the end of each.
-        keep: Checkpoints before `last` that stay on the disk, for when it is damaged.
-        deterministic: Equal bits from equal runs on one machine, by slower kernels where the fast ones are not.
+            what `speed` picks. A CPU that can only emulate bf16 computes in fp32, which is logged.
+        channels_last: Memory layout of convolutions, which does not change the result; null: what `speed` picks.
+        compile: torch.compile of the training step: `off` (the same as `auto`), `default`, or `cudagraphs`.
+        exchange: dtype of the gradient all-reduce; `auto` is what `speed` picks: bf16 where a CPU computes in bf16,
+            fp32 otherwise.
+        freeze_batch_norm: Freeze the running statistics of batch normalisation (those of pretrained weights): a
+            clip's result depends neither on the other clips of its batch nor on how a batch is split.
+        checkpoint_minutes: Minutes between writes of `checkpoints/last` within an epoch; 0: only at its end.
+        keep: Older checkpoints to keep beside `last`, in case it is damaged.
+        deterministic: Bitwise identical results from identical runs on one machine, with slower kernels if needed.
     """
 
     batch_size: int = 8
@@ -64,6 +64,8 @@ class TrainConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        if self.speed == "plain":  # its name in older configurations
+            object.__setattr__(self, "speed", "fp32")
         for name in ("batch_size", "accumulate_steps", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
@@ -78,7 +80,7 @@ class TrainConfig:
             raise ValueError(f"train.early_stop_patience must be at least 1 or null, not {self.early_stop_patience}")
         for name, allowed in (
             ("schedule", ("plateau", "onecycle", "constant")),
-            ("speed", ("auto", "plain")),
+            ("speed", ("auto", "fp32")),
             ("precision", ("auto", "fp32", "fp16", "bf16")),
             ("compile", ("auto", "off", "default", "cudagraphs")),
             ("exchange", ("auto", "fp32", "bf16")),
@@ -86,7 +88,6 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'")
         if self.compile == "cudagraphs" and self.accumulate_steps > 1:
-            raise ValueError(
-                f"train.compile cudagraphs cannot be had with train.accumulate_steps {self.accumulate_steps}: the next "
-                f"batch overwrites gradients that wait for it; choose --train.compile default or off"
-            )
+            # The next batch would overwrite the accumulated gradients.
+            steps = self.accumulate_steps
+            raise ValueError(f"train.compile cudagraphs needs train.accumulate_steps 1, not {steps}; or choose default")

@@ -1,4 +1,4 @@
-"""The processes of a run, joined. The only module that knows Accelerate."""
+"""The process group of a run. The only module that uses Accelerate."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ P = TypeVar("P", bound="Processes")
 class Processes:
     """This process among those of its run, with its device and its copy of the model.
 
-    A context manager: its end is the end of the group of processes.
+    A context manager, whose exit destroys the process group.
 
     Args:
         every_step: Whether gradients are averaged after every batch.
 
     Attributes:
-        device, rank, local_rank, world_size, is_main: This process's.
-        model: Wrapped for the group of processes, once there is one.
+        device, rank, local_rank, world_size, is_main: Of this process.
+        model: Wrapped for the process group, once prepared.
 
     Raises:
-        ValueError: The precision cannot be had on this device.
+        ValueError: The precision is not available on this device.
     """
 
     model: nn.Module
@@ -58,22 +58,22 @@ class Processes:
             gradient_as_bucket_view=True,
             bucket_cap_mb=speed.bucket_mib,
             comm_hook=hook,
-            # Every step uses every weight. Batches whose gradients wait for others' are not what it is made for.
+            # Every step uses every weight. A static graph does not support gradient accumulation.
             static_graph=every_step,
         )
         join_after_restart()
-        # Accelerate keeps the first precision that a process asked for; a later training may ask for another.
+        # Accelerate keeps the first precision that a process set; a later training may set another.
         AcceleratorState._reset_state()
-        # Where there is no accelerator, several processes join over gloo only if told that it is the CPU.
+        # Without an accelerator, several processes use gloo only if told to use the CPU.
         mixed_precision = "no" if speed.precision == "fp32" else speed.precision
         try:
             self.accelerator = Accelerator(
                 mixed_precision=mixed_precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[ddp]
             )
         except ValueError as error:
-            raise ValueError(f"train.precision {speed.precision} cannot be had here: {error}") from error
+            raise ValueError(f"train.precision {speed.precision} is not available here: {error}") from error
         if not torch.accelerator.is_available():
-            # Launchers set OMP_NUM_THREADS=1, whatever processors there are.
+            # Launchers set OMP_NUM_THREADS=1 for any number of processors.
             torch.set_num_threads(available_processors())
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
@@ -83,9 +83,9 @@ class Processes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Gloo's threads drop the last exchange's tensors some time after it is over, and abort the process if the
-        # interpreter is gone by then. They are waited for when the group of processes is deleted, which
-        # everything wrapped for it keeps alive: a subclass lets go of that first.
+        # Gloo's threads free the tensors of the last all-reduce some time after it, and abort the process if the
+        # interpreter is gone by then. Deleting the process group waits for them, and everything wrapped for the
+        # group keeps it alive: a subclass must delete that first.
         self.accelerator.free_memory()
         self.accelerator.end_training()
         gc.collect()
@@ -96,10 +96,10 @@ class Processes:
         torch.manual_seed(keyed_seed(self._seed, epoch, f"torch on rank {rank}") % 2**63)
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What the main process makes, on every process; the others wait for it.
+        """Run `work` on the main process and return its result on every process; the others wait.
 
         Raises:
-            ValueError, OSError, UserError: It failed; on the others, too.
+            ValueError, OSError, UserError: It failed; raised on every process.
         """
         if self.world_size == 1:
             return work()
@@ -120,17 +120,17 @@ class Processes:
 
     @property
     def bare_model(self) -> nn.Module:
-        """The model without the wrapper that averages gradients, with mixed precision still on."""
+        """The model without the wrapper that averages gradients, still with mixed precision."""
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         return model
 
     def predict(self, loader: ClipLoader, augment_config: AugmentConfig, order: Order = "recorded") -> Predictions:
-        """Every clip of a split once, its frames in that order, from all ranks, on all ranks."""
+        """Predictions of every clip of a split once, its frames in that order, gathered on all ranks."""
         local = predict(self.bare_model, loader, augment_config, order=order, seed=self._seed)
         return Predictions.joined(gather_object([local]))
 
     def probe(self, loader: ClipLoader, augment_config: AugmentConfig) -> dict[str, Predictions]:
-        """What is said of the same clips with their frames in other orders, by the order's name."""
+        """Predictions of the same clips with their frames in other orders, by the order's name."""
         return {order: self.predict(loader, augment_config, order) for order in PROBES}
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Where a training stands: what a checkpoint holds besides weights, and what `fit` goes on from."""
+"""The progress of a training: what a checkpoint holds besides weights, and where `fit` resumes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fastemo.training.config import TrainConfig
 
 @dataclass
 class Progress:
-    """Where a training stands.
+    """The progress of a training.
 
     Attributes:
-        epoch: The epoch that is being trained, from 1; after its end the next one.
-        history: A row for each finished epoch, as `metrics.jsonl` has them.
-        best_accuracy, best_epoch: Of the validation; -1 and 0 before the first.
-        epochs_without_gain: Since then.
-        seconds, waited: Of the unfinished epoch so far, over all sessions: in all, and for batches.
-        lr: The rate that the unfinished epoch began with; `None`: none has begun.
+        epoch: The current epoch, from 1; after its end the next one.
+        history: A row per finished epoch, as in `metrics.jsonl`.
+        best_accuracy, best_epoch: On the validation split; -1 and 0 before the first epoch.
+        epochs_without_gain: Epochs since the best one.
+        seconds, waited: Of the unfinished epoch so far, over all sessions: in total, and waiting for batches.
+        lr: Learning rate at the start of the unfinished epoch; `None`: none has started.
         dropped: Clips that did not decode: split, epoch and reason by key.
     """
 
@@ -37,20 +37,20 @@ class Progress:
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Progress:
-        """What `as_dict` gave.
+        """The progress from what `as_dict` returned.
 
         Raises:
             ValueError: It is something else.
         """
         if set(state) != {it.name for it in fields(cls)}:
-            raise ValueError("the checkpoint's progress is of another version of fastemo")
+            raise ValueError("the checkpoint's progress is from another version of fastemo")
         return cls(**state)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def end_epoch(self, row: dict[str, Any]) -> bool:
-        """Add an epoch's row; returns whether it is the best so far."""
+        """Add an epoch's row; return whether it is the best so far."""
         self.history.append(row)
         accuracy = row["val_accuracy"]
         is_best = accuracy > self.best_accuracy
@@ -62,7 +62,7 @@ class Progress:
         return is_best
 
     def forget_best(self) -> None:
-        """Its checkpoint is lost: the next epoch's is the best there is."""
+        """The best checkpoint is lost: the next epoch counts as the best."""
         self.best_accuracy, self.best_epoch = -math.inf, 0
 
     def is_over(self, config: TrainConfig) -> bool:
@@ -77,7 +77,7 @@ def json_lines(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def last_losses(history: Sequence[dict[str, Any]]) -> str:
-    """The newest losses that can be shown without waiting for the device: those of the last epoch."""
+    """The latest losses known without waiting for the device: those of the last epoch."""
     if not history:
         return ""
     row = history[-1]

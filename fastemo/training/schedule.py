@@ -1,4 +1,4 @@
-"""What comes when: the learning rate over the updates, batches in the windows that make an update."""
+"""Optimiser and learning rate schedule, and the batches that make up an update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_optimizer(config: TrainConfig, model: nn.Module, *, fused: bool) -> tor
 
 
 def make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates: int) -> Any:
-    """Steps once an epoch with `plateau`, once an update with `onecycle`; the trainer steps it, not Accelerate."""
+    """Stepped once per epoch with `plateau`, once per update with `onecycle`; by the trainer, not by Accelerate."""
     if config.schedule == "plateau":
         return lr_scheduler.ReduceLROnPlateau(
             optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience
@@ -33,7 +33,7 @@ def make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, update
 
 
 def timed(batches: Iterator[ClipBatch]) -> Iterator[tuple[ClipBatch, float]]:
-    """Each batch with the seconds it was waited for."""
+    """Each batch with the seconds spent waiting for it."""
     while True:
         started = time.perf_counter()
         batch = next(batches, None)
@@ -43,7 +43,7 @@ def timed(batches: Iterator[ClipBatch]) -> Iterator[tuple[ClipBatch, float]]:
 
 
 def windows(batches: Iterator[tuple[ClipBatch, float]], size: int) -> Iterator[tuple[list[ClipBatch], float]]:
-    """`size` batches at a time, with the seconds they were waited for; the last window may be shorter."""
+    """`size` batches at a time, with the seconds spent waiting for them; the last window may be shorter."""
     window: list[ClipBatch] = []
     waited = 0.0
     for batch, seconds in batches:

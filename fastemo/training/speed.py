@@ -1,4 +1,4 @@
-"""How the arithmetic of a training runs on a device: picked by device, and only what was measured to win there."""
+"""Precision, memory layout and kernels of a training, picked per device: only what was measured to be faster there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import nn
 from fastemo.machine import keep_freed_memory
 from fastemo.training.config import TrainConfig
 
-# bf16 keeps 8 bits: each factor is off by 0.2 % on average, and sums of products by about as much. Wrong kernels
-# are off by whole multiples, or not a number at all.
+# bf16 has 8 bits of precision: each factor is off by 0.2 % on average, and sums of products by about as much. Wrong
+# kernels are off by whole multiples, or give NaN.
 MOST_CONV3D_ERROR = 0.02
-# Torch's own choice, which lets a GPU compute while it exchanges. Processors that compute cannot, and pieces cost time.
+# Torch's default, which overlaps compute and all-reduce on a GPU. CPUs cannot overlap them, and buckets cost time.
 _BUCKET_MIB, _BUCKET_MIB_CPU = 25, 1024
 # Input [B, C, T, H, W] and weight of two of R3D-18's convolutions, at a quarter of its width in space.
 _CONV3D = (((2, 64, 4, 28, 28), (64, 64, 3, 3, 3), 1), ((2, 128, 4, 14, 14), (256, 128, 3, 3, 3), 2))
@@ -26,18 +26,18 @@ _CONV3D = (((2, 64, 4, 28, 28), (64, 64, 3, 3, 3), 1), ((2, 128, 4, 14, 14), (25
 
 @dataclass(frozen=True)
 class Speed:
-    """What was picked.
+    """The settings that were picked.
 
     Attributes:
-        precision: Of matrix products and convolutions; weights and their updates are fp32.
+        precision: Of matrix products and convolutions; weights and updates are fp32.
         channels_last: Memory layout of convolutions, 2D and 3D.
         fused_adam: All weights updated by one kernel.
         compile: `off`, `default`, or `cudagraphs` for torch.compile.
-        tf32: Whether fp32 products on a GPU may round their factors to 10 bits, and kernels are tried out.
-        keeps_memory: Whether the process keeps what it frees for the next step.
-        exchange: In what several processes add up their gradients; `None`: there is one process.
-        bucket_mib: Gradients that are exchanged at once.
-        note: Why not what was asked for; empty: it is.
+        tf32: Whether fp32 products on a GPU may use TF32 (10 bits), and cuDNN benchmarks its kernels.
+        keeps_memory: Whether the process keeps freed memory for the next step.
+        exchange: dtype of the gradient all-reduce; `None`: there is one process.
+        bucket_mib: Size of the all-reduce's buckets, in MiB.
+        note: Why the settings differ from those asked for; empty: they do not.
     """
 
     precision: Literal["fp32", "fp16", "bf16"]
@@ -57,12 +57,12 @@ class Speed:
             f"compiled ({self.compile})": self.compile != "off",
             "TF32": self.tf32,
             "memory kept": self.keeps_memory,
-            "gradients exchanged in bf16": self.exchange == "bf16",
+            "gradient all-reduce in bf16": self.exchange == "bf16",
         }
         return ", ".join([self.precision, *(name for name, is_on in parts.items() if is_on)])
 
     def compiled(self, model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """The model compiled; `None` where it is not to be."""
+        """The compiled model; `None` without compilation."""
         if self.compile == "off":
             return None
         mode = "reduce-overhead" if self.compile == "cudagraphs" else None
@@ -70,7 +70,7 @@ class Speed:
         return compiled
 
     def set_backends(self) -> None:
-        """Tell torch, for this process."""
+        """Apply the settings to torch, for this process."""
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.backends.cudnn.benchmark = self.tf32
@@ -83,20 +83,20 @@ def pick(config: TrainConfig, device_type: str) -> Speed:
 
     `auto` on a CPU, ResNet-18 on 8 clips of 10 frames at 112 pixels: channels_last and bf16 2.2 x fp32, fused Adam half
     the time of an update, freed memory kept 1.1 x; torch.compile 0.85 x (benchmarks/LOG.md). Nothing is compiled unless
-    asked for. Two processes that exchange gradients in bf16 and all at once: 0.93 of one, 0.87 in fp32 and in pieces.
+    asked for. Two processes with a gradient all-reduce in bf16 and one bucket: 0.93 of one, 0.87 in fp32 and buckets.
     """
     is_auto = config.speed == "auto"
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = config.precision
     if precision == "auto":
-        # The launcher says "no" both when told so and when told nothing.
+        # The launcher's default is "no", too.
         if launched in ("fp16", "bf16"):
             precision = "fp16" if launched == "fp16" else "bf16"
         else:
             precision = _half_precision(device_type) if is_auto else "fp32"
     note = ""
     if precision == "bf16" and device_type == "cpu" and not bf16_is_fast_on_cpu():
-        precision, note = "fp32", "fp32 in place of bf16, which this processor would only emulate"
+        precision, note = "fp32", "fp32 instead of bf16, which this processor can only emulate"
     exchange = config.exchange
     if exchange == "auto":
         exchange = "bf16" if is_auto and precision == "bf16" and device_type == "cpu" else "fp32"
@@ -122,25 +122,25 @@ def _half_precision(device_type: str) -> Literal["fp32", "fp16", "bf16"]:
 
 
 def bf16_is_fast_on_cpu() -> bool:
-    """Whether the processor computes in bf16; one without AVX-512 or the like is many times slower in it."""
+    """Whether the processor computes in bf16; one without AVX-512 or similar is many times slower in it."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def set_determinism(is_on: bool) -> None:
-    """Have torch, for this process, use only kernels that give equal bits each time, or any again.
+    """Restrict torch, in this process, to deterministic kernels, or allow all again.
 
     Source: PyTorch's notes on reproducibility.
     """
     if is_on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    # Else every new tensor is filled first, lest somebody reads what was never written: a cost at each step.
+    # By default deterministic mode fills every new tensor, which costs time in each step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(is_on)
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
-    """Have every batch normalisation use its running statistics in training too, and leave them as they are."""
+    """Make every batch normalisation use its running statistics in training, too, and not update them."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
@@ -152,22 +152,22 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Lay out the kernels of 2D and 3D convolutions with channels last; their input follows."""
+    """Convert the weights of 2D and 3D convolutions to channels_last; their input follows."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in model.parameters():
         if parameter.dim() in formats:
-            # `contiguous` leaves 1x1 kernels in strides that their gradients will not have.
+            # `contiguous` gives 1x1 kernels other strides than their gradients will have.
             last = torch.empty_like(parameter.data, memory_format=formats[parameter.dim()])
             parameter.data = last.copy_(parameter.data)
 
 
 def keep_conv3d_right(model: nn.Module, device: torch.device, speed: Speed) -> str:
-    """Let a model with 3D convolutions compute in fp32 where the device gets them wrong as they are to run.
+    """Make a model with 3D convolutions compute in fp32 where the device computes them wrong with these settings.
 
-    Some versions of cuDNN were wrong in bf16. On a CPU R3D-18 sees to it itself.
+    Some versions of cuDNN were wrong in bf16. On a CPU, R3D-18 handles this itself.
 
     Returns:
-        What to tell the user; empty where all is well.
+        A message for the user; empty if nothing was wrong.
     """
     is_exact = speed.precision == "fp32" and not speed.tf32
     if is_exact or device.type == "cpu" or not any(isinstance(m, nn.Conv3d) for m in model.modules()):
@@ -181,7 +181,7 @@ def keep_conv3d_right(model: nn.Module, device: torch.device, speed: Speed) -> s
 
 
 def compute_in_fp32(model: nn.Module) -> None:
-    """Turn autocast off inside the model, whatever is on around it; and TF32 in this process's convolutions."""
+    """Turn off autocast inside the model, whatever the context, and TF32 in this process's convolutions."""
     forward, torch.backends.cudnn.allow_tf32 = model.forward, False
 
     def in_fp32(frames: torch.Tensor) -> torch.Tensor:
@@ -223,7 +223,7 @@ def conv3d_errors(
     def step(dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Tensor]:
         inputs, kernel = (it.to(dtype, memory_format=layout, copy=True).requires_grad_() for it in (frames, weight))
         result = F.conv3d(inputs, kernel, stride=stride, padding=padding)
-        # A gradient that no sum cancels, of a size that leaves both its sums in fp16's range.
+        # A gradient whose sums do not cancel, of a size that keeps them in fp16's range.
         gradient = result.detach() / (result.numel() / weight_shape[0]) ** 0.5
         return [result.detach(), *torch.autograd.grad(result, (inputs, kernel), gradient)]
 

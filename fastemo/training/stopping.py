@@ -1,4 +1,4 @@
-"""When a training is asked to end: by a signal, by another process, or by a loss that is no number."""
+"""Requests to stop a training: by a signal, by another process, or by a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch.distributed as dist
 
 from fastemo.errors import Stopped
 
-# What a process asks of all of them; the highest is done.
+# Requests of a process to all of them; the highest is carried out.
 GO_ON, SAVE, STOP, FAIL = range(4)
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks to end, the second ends at once.
+    """SIGTERM and SIGINT: the first requests a stop, the second exits immediately.
 
     Attributes:
         received: The first signal's number; 0 before.
@@ -33,7 +33,7 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[StopSignals]:
-        """Handle both signals until the end of the context; in a thread that may not, nothing changes."""
+        """Handle both signals until the end of the context; outside the main thread, do nothing."""
         before: dict[int, Any] = {}
         try:
             for number in (int(signal.SIGTERM), int(signal.SIGINT)):
@@ -48,7 +48,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted, for `received` to be looked at; outside, it raises `Stopped`."""
+        """Inside, a signal only sets `received`; outside, it raises `Stopped`."""
         self._is_deferred = True
         try:
             yield
@@ -56,7 +56,7 @@ class StopSignals:
             self._is_deferred = False
 
     def end(self) -> None:
-        """From now on the first signal changes nothing: what went wrong is about to be told."""
+        """Ignore a first signal from now on: an error is about to be reported."""
         self._is_ending = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -69,24 +69,24 @@ class StopSignals:
             return
         if not self._is_deferred:
             raise Stopped(number)
-        # Written past Python's buffers, which the interrupted code may be in the middle of.
-        text = f"fastemo: {signal.Signals(number).name}: ending this step and writing a checkpoint; again: at once\n"
+        # Bypasses Python's buffers, which the interrupted code may be writing to.
+        text = f"fastemo: {signal.Signals(number).name}: writing a checkpoint; a second signal exits immediately\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
 
 class Agreement:
-    """What the processes ask of each other, known to all at the same step, one step after it was asked.
+    """Requests between the processes, known to all at the same step, one step after they were made.
 
-    The device is not waited for: the exchange is among processors, beside the step.
+    They are exchanged between CPUs during the step, without waiting for the device.
     """
 
     def __init__(self, world_size: int) -> None:
-        # A group of its own: the device's may only take the device's tensors, in the order of its queue.
+        # A separate group: the device's may accept only its own tensors, in the order of its queue.
         self._group: Any = dist.new_group(backend="gloo") if world_size > 1 else None
         self._work: dist.Work | None = None
 
     def vote(self, wish: int) -> int:
-        """Ask; returns the highest wish of all processes at the step before, of one process at once."""
+        """Make a request; return the highest of all processes at the step before, or at once with one process."""
         if self._group is None:
             return wish
         agreed = self.settle()
@@ -95,7 +95,7 @@ class Agreement:
         return agreed
 
     def settle(self) -> int:
-        """The highest of the last wishes."""
+        """The highest of the last requests."""
         work, self._work = self._work, None
         if work is None:
             return GO_ON
@@ -103,17 +103,17 @@ class Agreement:
         return int(self._wish)
 
     def now(self, wish: int) -> int:
-        """The highest wish of all processes, which wait for each other: for between epochs and saves."""
+        """The highest request of all processes, which wait for each other; used between epochs and saves."""
         at_once = self.vote(wish)
         return max(at_once, self.settle())
 
     def close(self) -> None:
-        """Let go of the group of processes."""
+        """Release the process group."""
         self._work = self._group = None
 
 
 class FiniteWatch:
-    """Losses that are infinite or no numbers, found without waiting for the device."""
+    """Finds losses that are infinite or NaN without waiting for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
@@ -121,7 +121,7 @@ class FiniteWatch:
         self.clips: list[str] = []
 
     def add(self, keys: Sequence[str], losses: torch.Tensor) -> None:
-        """Watch the losses [B] of these clips."""
+        """Add the losses [B] of these clips."""
         bad = ~torch.isfinite(losses.detach())
         if not self._is_cuda:
             self._pending.append((keys, bad, None))
@@ -133,10 +133,10 @@ class FiniteWatch:
         self._pending.append((keys, host, event))
 
     def found(self, *, wait: bool = False) -> bool:
-        """Whether a loss that is known by now was not finite; `clips` are those of the first such batch.
+        """Whether a loss known so far was not finite; `clips` are those of the first such batch.
 
         Args:
-            wait: For the device, until all are known.
+            wait: Wait for the device until all are known.
         """
         while self._pending and not self.clips:
             keys, bad, event = self._pending[0]

@@ -31,12 +31,12 @@ from fastemo.video.loader import ClipBatch, ClipLoader
 
 
 class Trainer(Processes):
-    """The processes of a run, and the training that they do together.
+    """The processes of a run and their joint training.
 
-    Made before the model and the loaders, because they need its `rank`, `world_size` and `device`.
+    Created before the model and the loaders, which need its `rank`, `world_size` and `device`.
 
     Args:
-        signals: Asked at each step whether to stop.
+        signals: Checked at each step for a request to stop.
     """
 
     def __init__(self, config: TrainConfig, *, seed: int, signals: StopSignals | None = None) -> None:
@@ -55,7 +55,7 @@ class Trainer(Processes):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A row for each finished epoch, as `metrics.jsonl` has them."""
+        """A row per finished epoch, as in `metrics.jsonl`."""
         return self.progress.history
 
     def __exit__(self, *error: object) -> None:
@@ -63,15 +63,15 @@ class Trainer(Processes):
             self.signals.end()
         self._writer.close()
         self._agreement.close()
-        for name in ("model", "optimizer", "_scheduler", "_compiled"):  # what is wrapped for the processes
+        for name in ("model", "optimizer", "_scheduler", "_compiled"):  # what is wrapped for the process group
             self.__dict__.pop(name, None)
         super().__exit__(*error)
 
     def prepare(self, model: nn.Module, steps_per_epoch: int) -> str:
-        """Put the model on the device and make what trains it.
+        """Move the model to the device and create optimiser and scheduler.
 
         Returns:
-            What to tell the user about it; empty where all is as picked.
+            A message for the user; empty if everything is as picked.
         """
         if self.speed.channels_last:
             to_channels_last(model)
@@ -87,12 +87,12 @@ class Trainer(Processes):
         return note
 
     def model_for(self, frames: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What trains on these frames [B, T, 3, H, W]: the model, compiled where that was asked for.
+        """The model for these frames [B, T, 3, H, W], compiled if that was asked for.
 
-        One shape is compiled. A last batch of fewer clips runs as it is: padded, it would change the statistics of
-        batch normalisation; dropped, the epoch.
+        One shape is compiled. A smaller last batch runs uncompiled: padding would change the statistics of batch
+        normalisation, dropping it the epoch.
         """
-        # Asked for by `is None`: torch's wrapper asks the model for its length when it is taken for a truth value.
+        # Compared with None: in a boolean context torch's wrapper calls the model's `len`.
         return self.model if self._compiled is None or len(frames) != self.config.batch_size else self._compiled
 
     def fit(
@@ -106,19 +106,19 @@ class Trainer(Processes):
         resume: Checkpoint | None = None,
         max_dropped: int | None = None,
     ) -> None:
-        """Train until the last epoch or until validation accuracy stops rising.
+        """Train until the last epoch or until validation accuracy stops improving.
 
-        Leaves `metrics.jsonl`, `checkpoints/last` and `checkpoints/best` in `run_dir`, each whole at any time, and
-        `dropped.csv` where clips were dropped; `history` holds the rows of the first.
+        Writes `metrics.jsonl`, `checkpoints/last` and `checkpoints/best` to `run_dir`, each atomically, and
+        `dropped.csv` if clips were dropped; `history` holds the rows of the first.
 
         Args:
-            resume: Where to go on from.
+            resume: The checkpoint to resume from.
             max_dropped: Clips that loaders may drop; `None`: any number.
 
         Raises:
-            UserError: Something could not be written, memory ran out, a loss was not finite, too many clips were
-                dropped, another process is gone.
-            Stopped: A signal asked to end; a checkpoint of that step is written.
+            UserError: A write failed, memory ran out, a loss was not finite, too many clips were dropped, or another
+                process is gone.
+            Stopped: By a signal; a checkpoint of that step is written.
         """
         self._max_dropped, self._last_saved = max_dropped, time.monotonic()
         with self.signals.deferred(), console.track("training", "clips") as advance:
@@ -131,7 +131,7 @@ class Trainer(Processes):
                 self.note_dropped({"train": train, "val": val}, epoch, run_dir)
                 self._save(run_dir, epoch, len(train.clips), improved=improved)
                 console.say(epoch_line(row, self.config.epochs, improved))
-                self._agree_to_go_on()
+                self._stop_between_epochs()
             self._writer.wait()
         if self.progress.stopped_early(self.config):
             console.say(f"stopped early: {self.config.early_stop_patience} epochs without a better validation accuracy")
@@ -139,7 +139,7 @@ class Trainer(Processes):
     def _end_epoch(
         self, val: ClipLoader, augment_config: AugmentConfig, scores: dict[str, Any], speed: dict[str, Any]
     ) -> tuple[dict[str, Any], bool]:
-        """Validate; the epoch's row, and whether it is the best so far."""
+        """Validate; return the epoch's row and whether it is the best so far."""
         predictions = self.predict(val, augment_config)
         metrics = predictions.metrics(range(predictions.logits.shape[1]))  # type: ignore[arg-type]
         validated = {"val_loss": predictions.loss, "val_accuracy": metrics.accuracy, "val_uar": metrics.uar}
@@ -149,13 +149,13 @@ class Trainer(Processes):
         return row, self.progress.end_epoch(row)
 
     def plain_faults(self) -> AbstractContextManager[None]:
-        """Inside, what a machine or another process did is a `UserError`."""
+        """Inside, faults of the machine or of another process become a `UserError`."""
         return faults.as_user_errors(self.config.batch_size, self.world_size, self._memory)
 
     def _train_epoch(
         self, loader: ClipLoader, augment_config: AugmentConfig, epoch: int, advance: Any, run_dir: Path
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """One pass over the training clips: what it scored and how fast it was, as the metrics name them."""
+        """Train one epoch; return its scores and speed under the names of `metrics.jsonl`."""
         totals, progress = self._begin_epoch(epoch), self.progress
         started = time.perf_counter() - progress.seconds
         note = f"epoch {epoch}/{self.config.epochs}{last_losses(self.history)}"
@@ -164,13 +164,13 @@ class Trainer(Processes):
             progress.waited, progress.seconds = progress.waited + seconds, time.perf_counter() - started
             wish = self._agreement.vote(self._wish(loader))
             if wish != GO_ON:
-                self._heed(wish, loader, epoch, totals, run_dir)
+                self._carry_out(wish, loader, epoch, totals, run_dir)
             done = (epoch - 1) * len(loader.clips) + loader.state_dict()["clips"]
             advance(done, self.config.epochs * len(loader.clips), note=note)
         wish = max(self._agreement.settle(), FAIL if self._watch.found(wait=True) else GO_ON)
         if (wish := self._agreement.now(wish)) >= STOP:
-            self._heed(wish, loader, epoch, totals, run_dir)
-        # The one place where the device is waited for: what it added up is read once an epoch.
+            self._carry_out(wish, loader, epoch, totals, run_dir)
+        # The only wait for the device: its sums are read once per epoch.
         loss, correct, clips = self.accelerator.reduce(totals, "sum").tolist()
         seconds = time.perf_counter() - started
         speed = {
@@ -179,11 +179,11 @@ class Trainer(Processes):
             "clips_per_second": clips / seconds,
             "data_wait_fraction": progress.waited / seconds,
         }
-        # Without a clip that decodes there is nothing to divide by.
+        # Avoids a division by zero if no clip decoded.
         return {"train_loss": loss / max(clips, 1), "train_accuracy": correct / max(clips, 1)}, speed
 
     def _begin_epoch(self, epoch: int) -> torch.Tensor:
-        """Seed the generators, or go on with those of an unfinished epoch; returns its sums so far, float64 [3]."""
+        """Seed the generators, or restore those of an unfinished epoch; return its sums so far, float64 [3]."""
         self.model.train()
         self._watch = FiniteWatch(self.device)
         totals = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, clips
@@ -195,7 +195,7 @@ class Trainer(Processes):
         return restore_rank(unfinished, self.rank, self.world_size, totals)
 
     def _wish(self, loader: ClipLoader) -> int:
-        """What this process asks of all of them."""
+        """The request of this process to all of them."""
         if self._watch.found() or self._too_many_dropped(len(loader.dropped)):
             return FAIL
         if self.signals.received:
@@ -204,8 +204,8 @@ class Trainer(Processes):
         is_due = minutes and time.monotonic() - self._last_saved > minutes * 60
         return SAVE if self.is_main and is_due else GO_ON
 
-    def _heed(self, wish: int, loader: ClipLoader, epoch: int, totals: torch.Tensor, run_dir: Path) -> None:
-        """Do what was agreed, on every process at the same step."""
+    def _carry_out(self, wish: int, loader: ClipLoader, epoch: int, totals: torch.Tensor, run_dir: Path) -> None:
+        """Carry out the agreed request, on every process at the same step."""
         wish = max(wish, self._agreement.settle())
         wish = self._agreement.now(FAIL if self._watch.found(wait=True) else wish)
         if wish == FAIL:
@@ -217,21 +217,21 @@ class Trainer(Processes):
         if wish == STOP:
             self._stop()
 
-    def _agree_to_go_on(self) -> None:
-        """Between epochs, where all is saved."""
+    def _stop_between_epochs(self) -> None:
+        """Stop between epochs if a process asks for it; everything is saved."""
         if self._agreement.now(STOP if self.signals.received else GO_ON) == STOP:
             self._stop()
 
     def _stop(self) -> None:
         self._writer.wait()
-        # Another process may have been asked, and this one not.
+        # The signal may have reached only another process.
         raise Stopped(self.signals.received or signal.SIGTERM)
 
     def note_dropped(self, loaders: dict[str, ClipLoader], epoch: int, run_dir: Path) -> None:
-        """Gather from all processes which clips their loaders dropped, and list them in `dropped.csv`.
+        """Collect the clips that the loaders of all processes dropped, and list them in `dropped.csv`.
 
         Raises:
-            UserError: They are more than may be dropped.
+            UserError: There are more than may be dropped.
         """
         mine = {key: (split, reason) for split, it in loaders.items() for key, reason in it.dropped.items()}
         for part in gather_object([mine]):
@@ -249,13 +249,13 @@ class Trainer(Processes):
     def train_step(
         self, window: Sequence[ClipBatch], augment_config: AugmentConfig, epoch: int, totals: torch.Tensor
     ) -> None:
-        """One step of the optimiser on the batches whose gradients it takes together.
+        """One optimiser step on a window of batches.
 
-        Every clip weighs the same, whatever rank or batch it came in, and padding weighs nothing: the loss is the
-        sum over clips divided by the clips of the window on all ranks.
+        Every clip has the same weight, whatever its rank or batch, and padding has none: the loss is the sum over
+        clips divided by the clips of the window on all ranks.
 
         Args:
-            totals: float64 [3] on the device; the loss, the correct clips and the clips of this rank are added.
+            totals: float64 [3] on the device, to which this rank's loss, correct clips and clips are added.
         """
         num_clips = sum(batch.num_global for batch in window)
         for position, batch in enumerate(window):
@@ -288,10 +288,10 @@ class Trainer(Processes):
         loader: ClipLoader | None = None,
         totals: torch.Tensor | None = None,
     ) -> None:
-        """Write a checkpoint and the metrics so far, on the main process and beside the training.
+        """Write a checkpoint and the metrics so far, on the main process and in the background.
 
         Args:
-            loader, totals: Of an epoch that is not at its end; every process has its own sums and generators.
+            loader, totals: Of an unfinished epoch; every process has its own sums and generators.
         """
         self._last_saved = time.monotonic()
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
@@ -323,10 +323,10 @@ class Trainer(Processes):
         self._writer.submit(write)
 
     def _restore(self, resume: Checkpoint, train: ClipLoader, run_dir: Path) -> None:
-        """Be where the checkpoint was.
+        """Restore the state of a checkpoint.
 
         Raises:
-            ValueError: It is of another model, or of clips or processes that do not fit its position.
+            ValueError: It belongs to another model, or its position does not fit the clips or processes.
         """
         state = resume.state
         try:
@@ -343,7 +343,7 @@ class Trainer(Processes):
             self._unfinished = state["ranks"]
         if not self.is_main:
             return
-        # A process killed between two writes left these behind the checkpoint.
+        # If a process was killed between two writes, these are older than the checkpoint.
         best = resume.folder.with_name("best")
         if resume.info["is_epoch_end"] and self.progress.best_epoch == resume.info["epoch"]:
             checkpoint.copy(resume.folder, best)

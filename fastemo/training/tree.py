@@ -1,4 +1,4 @@
-"""Nested state -> plain JSON and named tensors, and back."""
+"""Nested state to plain JSON and named tensors, and back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def flatten(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Tensors taken out of dicts, lists and tuples.
+    """Separate tensors from dicts, lists and tuples.
 
     Returns:
-        What JSON can hold, in which each container says what it is and each tensor is a name; the tensors by name.
+        A JSON value in which each container has its kind and each tensor its name; and the tensors by name.
 
     Raises:
         TypeError: Something that is neither a tensor, a container nor a plain value.
@@ -35,17 +35,17 @@ def flatten(value: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def unflatten(plain: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """What `flatten` was given.
+    """The value that `flatten` was given.
 
     Raises:
         ValueError: It is not what `flatten` returned.
     """
     if not isinstance(plain, dict):
         if isinstance(plain, list):
-            raise ValueError("a list that does not say what it is")
+            raise ValueError("a list without its kind")
         return plain
     if len(plain) != 1:
-        raise ValueError(f"{len(plain)} keys where one belongs")
+        raise ValueError(f"{len(plain)} keys instead of one")
     ((kind, held),) = plain.items()
     if kind == "tensor":
         if not isinstance(held, str) or held not in tensors:
@@ -55,7 +55,7 @@ def unflatten(plain: Any, tensors: dict[str, torch.Tensor]) -> Any:
         raise ValueError(f"unknown kind {kind}")
     if kind == "dict":
         if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str | int) for pair in held):
-            raise ValueError("a dict that is no list of pairs")
+            raise ValueError("a dict that is not a list of pairs")
         return {key: unflatten(item, tensors) for key, item in held}
     items = [unflatten(item, tensors) for item in held]
     return items if kind == "list" else tuple(items)

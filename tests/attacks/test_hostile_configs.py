@@ -98,7 +98,7 @@ def test_a_part_is_not_read_from_another_file(file, tmp_path, part, fault_log):
     """jsonargparse would read it, unchecked."""
     (tmp_path / "part.yaml").write_text("{}")
     other = str(tmp_path / "part.yaml")
-    wanted = f"{part} must hold keys of its own, not {other}"
+    wanted = f"{part} must be a group of keys, not {other}"
     assert file_refusal(file, below(part, other)) == wanted
     assert refusal(f"--{part}={other}") == refusal(f"--{part}", other) == wanted
     fault_log("configurations that name another file to read", {"refused by name": 3})
@@ -152,7 +152,7 @@ def test_what_would_take_memory_stack_or_time(file, fault_log):
 
 def test_aliases_on_the_command_line():
     laughs = "{" + ", ".join(LAUGHS.splitlines()) + "}"
-    assert "--train.lr refers to a value by an alias" in refusal(f"--train.lr={laughs}")
+    assert "--train.lr contains a YAML alias" in refusal(f"--train.lr={laughs}")
     assert "alias" in refusal("--train.lr", laughs)
     assert read_config(["--name", "*star"]).name == "*star"
     assert read_config(["--name=a & b, *c"]).name == "a & b, *c"

@@ -33,7 +33,7 @@ def test_a_run_is_read_and_anything_else_refused(tmp_path):
     }
     (tmp_path / "test.json").write_text(json.dumps(result))
     (tmp_path / "metrics.jsonl").write_text("{}\n{}\n")
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match="not a finished run"):
         of_run(tmp_path)
     (tmp_path / "log.txt").write_text("2026-01-01 00:00:00 command: /x/fastemo/train.py --seed 3\n")
     found = of_run(tmp_path)

@@ -29,8 +29,7 @@ def test_without_a_gpu_it_says_so_in_one_line(run_script, tmp_path):
     done = run_script(COMMAND, "--out", tmp_path / "found.json")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "fastemo: error: gpu_check.py needs a CUDA device, and torch finds none; --rehearse runs its stages on a "
-        "processor"
+        "fastemo: error: gpu_check.py needs a CUDA device, but torch finds none; --rehearse runs its stages on a CPU"
     ]
     assert not (tmp_path / "found.json").exists()
 

@@ -67,7 +67,7 @@ def test_faults_of_one_name_are_added_up(tmp_path):
 )
 def test_a_wrong_line_is_named(tmp_path, wrong):
     path = lines_file(tmp_path, line("a", {"b": 1}), wrong)
-    with pytest.raises(ValueError, match=r"faults.jsonl, line 2: no fault of a test"):
+    with pytest.raises(ValueError, match=r"faults.jsonl, line 2: not a fault of a test"):
         summed(path)
 
 
@@ -106,7 +106,7 @@ def test_a_failed_test_leaves_no_results(repository, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("def test_a(): pass", "no attack reported what it tried"), ("", "pytest ended with status 5")],
+    [("def test_a(): pass", "no test reported a fault"), ("", "pytest ended with status 5")],
 )
 def test_attacks_that_tell_nothing(repository, tmp_path, one_line_of, content, message):
     (repository / "tests" / "attacks" / "test_a.py").write_text(content)

@@ -138,15 +138,15 @@ def test_processes_learn_their_ranks(monkeypatch, tmp_path, hosts, processes, ex
 def test_what_a_process_says_is_one_line():
     assert reason("W1 torch\nfastemo: error: no such clip\nConnectionError: x\n") == "no such clip"
     assert reason("Traceback\n  File\nRuntimeError: gloo\nend\n") == "RuntimeError: gloo"
-    assert reason("") == "it said nothing"
+    assert reason("") == "no output"
 
 
 @pytest.mark.parametrize(
     ("program", "seconds", "message"),
     [
         ("raise ValueError('the reason')", 600, "failed with status 1: ValueError: the reason"),
-        ("import os; os.kill(os.getpid(), 9)", 600, "failed with status -9: it said nothing"),
-        ("import time; time.sleep(3600)", 0.5, "not done after 0.5 s"),
+        ("import os; os.kill(os.getpid(), 9)", 600, "failed with status -9: no output"),
+        ("import time; time.sleep(3600)", 0.5, "did not end within 0.5 s"),
     ],
 )
 def test_one_that_fails_or_hangs_ends_all(monkeypatch, tmp_path, program, seconds, message):

@@ -50,7 +50,7 @@ def test_the_json_holds_everything(quick):
     assert found["corpus"]["kind"] == "generated"
     assert str(out.parent) not in out.read_text()
     shares = (f"{it['share_of_decode_pruned']:,.1%}" for it in found["rungs"].values())
-    texts = ("medians of 2 rounds", "PyAV + DataLoader", "jpeg: extraction beforehand took", "targets, stated for")
+    texts = ("medians of 2 rounds", "PyAV + DataLoader", "jpeg: the extraction beforehand took", "targets, stated for")
     for text in ("decord skipped: no decord here", *texts, *shares):
         assert text in output
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"

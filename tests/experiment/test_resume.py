@@ -32,7 +32,7 @@ def stopped(arguments, monkeypatch, steps):
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.Trainer, "_wish", wish)
-        with pytest.raises(Stopped, match=r"stopped by SIGTERM; resume by the same command with --resume .*run$"):
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM; resume with the same command and --resume .*run$"):
             trained(arguments)
 
 
@@ -112,7 +112,7 @@ def test_another_corpus_is_refused_by_clip(tiny_corpus, tmp_path, folder, monkey
     shutil.copyfile(other, one)
     third.unlink()
     with pytest.raises(
-        ValueError, match=f"was started with another corpus: .*{third.name} is gone.*{one.name} changed"
+        ValueError, match=f"was started with another corpus: .*{third.name} is missing.*{one.name} changed"
     ):
         trained(again)
     for path in (one, third):
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     capsys.readouterr()
     trained([*arguments, "--resume", "auto"])
     shown = capsys.readouterr().out
-    assert "last is damaged: model.safetensors is not what was written" in shown
+    assert "last is damaged: model.safetensors does not match its checksum" in shown
     assert "resuming from" in shown
     assert "resuming after epoch 1, clip 116" in shown
     assert_same_bits(bits(whole), bits(folder))
@@ -149,7 +149,7 @@ def test_without_a_whole_checkpoint_it_refuses(tiny_corpus, tmp_path, folder, mo
     arguments = options(tiny_corpus, tmp_path, "--train.keep", "0")
     stopped(arguments, monkeypatch, 2)
     flip_a_bit(folder / "checkpoints" / "last" / "state.safetensors")
-    with pytest.raises(ValueError, match="no checkpoint is whole; start a new run"):
+    with pytest.raises(ValueError, match="no checkpoint is intact; start a new run"):
         trained([*arguments, "--resume", "auto"])
 
 
@@ -159,7 +159,7 @@ def test_a_lost_best_checkpoint_is_replaced(tiny_corpus, tmp_path, folder, monke
     shutil.rmtree(folder / "checkpoints" / "best")
     capsys.readouterr()
     trained([*arguments, "--resume", "auto"])
-    assert "best holds no checkpoint" in capsys.readouterr().out
+    assert "best is not a checkpoint" in capsys.readouterr().out
     assert json.loads((folder / "test.json").read_text())["epoch"] == 2
 
 
@@ -172,7 +172,7 @@ def test_auto_finds_the_newest_run_of_the_model_or_begins_one(tmp_path):
     config, folder = resolve([*base, "--name", "early_cnn-best"])
     assert (folder, config.name) == (tmp_path / "early_cnn-best", "early_cnn-best")
     assert resolve([*base, "--name", "other"])[1] is None
-    with pytest.raises(ValueError, match="there is no such run folder"):
+    with pytest.raises(ValueError, match="is a run folder"):
         resolve([*base[:2], "--resume", "nowhere"])
 
 
@@ -222,7 +222,7 @@ def test_a_signal_ends_the_step_and_says_how_to_resume(tiny_corpus, tmp_path, fo
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + number, errors
     lines = [line for line in errors.splitlines() if line.startswith("fastemo:")]
-    assert lines[-1] == f"fastemo: stopped by {number.name}; resume by the same command with --resume {folder}"
+    assert lines[-1] == f"fastemo: stopped by {number.name}; resume with the same command and --resume {folder}"
     assert "Traceback" not in errors
     fault_log(number.name, {"step ended, checkpoint written, told how to go on": 1})
 
@@ -240,7 +240,7 @@ def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path, folder, laun
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert f"stopped by SIGTERM; resume by the same command with --resume {folder}" in errors, errors
+    assert f"stopped by SIGTERM; resume with the same command and --resume {folder}" in errors, errors
     epoch = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())["epoch"]
     over = ["--train.epochs", str(epoch), "--train.checkpoint_minutes", "0"]
     again = start([*arguments, *over, "--resume", "auto"], tmp_path, launcher=words)

@@ -109,14 +109,14 @@ def test_the_runs_own_corpus_at_another_place(trained, tiny_corpus, tmp_path):
     result = evaluate_run(trained, QUIET, split="test", root=moved, out=tmp_path / "out")
     own = json.loads((trained / "test.json").read_text())
     assert [result[name] == own[name] for name in ("accuracy", "loss", "confusion")] == [True] * 3
-    with pytest.raises(ValueError, match=r"were trained on, such as .*give --split test"):
+    with pytest.raises(ValueError, match=r"were trained on, such as .*add --split test"):
         evaluate_run(trained, QUIET, root=moved)
 
 
 def test_what_cannot_be_compared_is_refused(trained, tmp_path, cremad_corpus):
     one = write_video(tmp_path / "one" / "1001_DFA_ANG_XX.mp4", 4).parent
     for options, message in (
-        ({"root": one, "labels": "cremad"}, r"shows angry and the run was trained on .* two classes that both have"),
+        ({"root": one, "labels": "cremad"}, r"has the classes angry, the run was trained on .* two shared classes"),
         ({"root": cremad_corpus}, r"--corpus\.labels cremad"),
         ({"split": "test", "labels": "cremad"}, "no --split"),
         ({"root": tmp_path / "absent"}, "is not a folder"),

@@ -178,7 +178,7 @@ class TestAStudy:
             path.write_text(path.read_text().replace(str(tiny_corpus), str(tmp_path / "gone")))
         tree = page_of(tmp_path / "page.html", copied, corpus_root=None)
         assert not tree.section("corpus").all("img")
-        assert "give its folder by --corpus.root" in tree.section("corpus").text
+        assert "give its folder with --corpus.root" in tree.section("corpus").text
         there = page_of(tmp_path / "page.html", copied, corpus_root=tiny_corpus)
         assert len(there.section("corpus").all("img")) == 2
 
@@ -209,7 +209,7 @@ class TestAStudy:
         change(copied / "study.json", "parts", value=[])
         tree = page_of(tmp_path / "page.html", copied)
         assert len(tables_of(tree.section("results"))["Finished runs: results by row"]) == 5
-        assert "The study is not summed up yet" in tree.text
+        assert "The study has no summary yet" in tree.text
 
     def test_order_in_words(self, copied, tmp_path):
         """A made table: the model that sees order tells the pairs apart, the blind one does not."""
@@ -304,7 +304,7 @@ class TestRefusing:
         assert not (tmp_path / "page.html").exists()
 
     def test_a_folder_as_the_page(self, tiny_run, tmp_path):
-        with pytest.raises(ValueError, match="is a folder: give the page's file by --out"):
+        with pytest.raises(ValueError, match="is a folder: give the page's file with --out"):
             write_page([tiny_run], tmp_path, QUIET)
 
     def test_a_cells_folder_outside_the_study(self, copied, tiny_run, tmp_path):

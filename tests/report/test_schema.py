@@ -44,7 +44,7 @@ def test_what_fits_comes_through_as_it_was(share, count):
     ],
 )
 def test_the_place_is_named(change, message):
-    with pytest.raises(ValueError, match=f"^file is not as fastemo writes it, restore or delete it: {message}"):
+    with pytest.raises(ValueError, match=f"^file is damaged, restore or delete it: {message}"):
         parsed(Result, RESULT | change)
 
 
@@ -69,7 +69,7 @@ def test_a_value_of_a_configuration(value):
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "test.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="is not as fastemo writes it") as caught:
+    with pytest.raises(ValueError, match="is damaged") as caught:
         read_json(path, Epoch)
     assert str(path) in str(caught.value)
 

@@ -62,7 +62,7 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_missing_and_damaged_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match="nothing holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="nothing is not a checkpoint"):
         checkpoint.load_model(tmp_path / "nothing")
     for name in (*FILES, "checksums.json"):
         for damage in (b"", b"\x08\0\0\0\0\0\0\0damaged!", b"[" * 100_000):
@@ -74,7 +74,7 @@ def test_missing_and_damaged_are_named(tmp_path):
         (folder / name).unlink()
         for make in (Path, os.mkfifo):  # nothing, and then a pipe
             make(folder / name)
-            with pytest.raises(CheckpointError, match=f"{folder} holds no checkpoint: {name} is missing"):
+            with pytest.raises(CheckpointError, match=f"{folder} is not a checkpoint: {name} is missing"):
                 checkpoint.load_model(folder)
 
 

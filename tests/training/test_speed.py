@@ -38,10 +38,10 @@ def has_bf16(monkeypatch, answer):
         ("mps", True, "fp32, channels_last"),
     ],
 )
-def test_auto_is_by_device_and_plain_is_what_torch_does_by_itself(monkeypatch, device, answer, picked):
+def test_auto_depends_on_the_device_and_fp32_does_not(monkeypatch, device, answer, picked):
     has_bf16(monkeypatch, answer)
     assert (str(pick(TrainConfig(), device)), pick(TrainConfig(), device).note) == (picked, "")
-    assert str(pick(TrainConfig(speed="plain"), device)) == "fp32"
+    assert str(pick(TrainConfig(speed="fp32"), device)) == "fp32"
 
 
 def test_gradients_are_exchanged_in_what_they_were_computed_in(monkeypatch):
@@ -51,8 +51,8 @@ def test_gradients_are_exchanged_in_what_they_were_computed_in(monkeypatch):
     assert pick(TrainConfig(), "cpu").exchange == "bf16"
     assert pick(TrainConfig(exchange="fp32"), "cpu").exchange == "fp32"
     assert pick(TrainConfig(precision="fp32"), "cpu").exchange == "fp32"
-    assert pick(TrainConfig(speed="plain"), "cpu").exchange == "fp32"
-    assert pick(TrainConfig(speed="plain", exchange="bf16"), "cpu").exchange == "bf16"
+    assert pick(TrainConfig(speed="fp32"), "cpu").exchange == "fp32"
+    assert pick(TrainConfig(speed="fp32", exchange="bf16"), "cpu").exchange == "bf16"
     has_bf16(monkeypatch, False)
     assert pick(TrainConfig(), "cpu").exchange == "fp32"
 
@@ -61,10 +61,10 @@ def test_single_keys_and_the_launcher_win(monkeypatch):
     has_bf16(monkeypatch, True)
     picked = pick(TrainConfig(precision="fp32", channels_last=False, compile="default"), "cpu")
     assert str(picked) == "fp32, fused Adam, compiled (default), memory kept"
-    assert pick(TrainConfig(speed="plain", channels_last=True), "cpu").channels_last
+    assert pick(TrainConfig(speed="fp32", channels_last=True), "cpu").channels_last
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert pick(TrainConfig(), "cpu").precision == "fp16"
-    assert pick(TrainConfig(speed="plain"), "cpu").precision == "fp16"
+    assert pick(TrainConfig(speed="fp32"), "cpu").precision == "fp16"
     assert pick(TrainConfig(precision="bf16"), "cpu").precision == "bf16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert pick(TrainConfig(), "cpu").precision == "bf16"
@@ -94,7 +94,7 @@ def test_steps_lose_the_same_as_the_plain_loop(name):
     crop, size = 16 if name in ("early_cnn", "r3d18") else 32, 6
     data = random_batches([size] * 5, pixels=crop + 2, num_classes=8) * 5
     recipe = {"lr": 2e-5, "batch_size": size}
-    plain = losses(TrainConfig(speed="plain", **recipe), name, data, crop)
+    plain = losses(TrainConfig(speed="fp32", **recipe), name, data, crop)
     exact = losses(TrainConfig(precision="fp32", **recipe), name, data, crop)
     rough = losses(TrainConfig(precision="bf16", **recipe), name, data, crop)
     assert plain[-1] < plain[0] - 0.2
@@ -131,7 +131,7 @@ def test_compiled_steps_lose_the_same_and_one_shape_is_compiled(mode):
 def test_right_convolutions_are_left_as_they_are():
     picked = pick(TrainConfig(precision="bf16"), "cuda")
     assert conv3d_error(CPU, picked) < speed.MOST_CONV3D_ERROR
-    plain = pick(TrainConfig(speed="plain"), "cuda")
+    plain = pick(TrainConfig(speed="fp32"), "cuda")
     assert keep_conv3d_right(nn.Conv3d(3, 4, 3), torch.device("cuda"), plain) == ""
     assert keep_conv3d_right(nn.Conv2d(3, 4, 3), torch.device("cuda"), picked) == ""
 

@@ -93,7 +93,7 @@ def test_a_processor_that_would_emulate_bf16_computes_in_fp32_and_reports_it(mon
     monkeypatch.setattr("fastemo.training.speed.bf16_is_fast_on_cpu", lambda: False)
     trainer = Trainer(TrainConfig(precision="bf16"), seed=0)
     assert trainer.speed.precision == "fp32"
-    assert "fp32 in place of bf16" in trainer.speed.note
+    assert "fp32 instead of bf16" in trainer.speed.note
     assert not Trainer(TrainConfig(precision="fp32"), seed=0).speed.note
 
 

@@ -1,4 +1,4 @@
-"""An epoch as `fit` runs it, the bare loop that is its ceiling, and where a step's time goes."""
+"""An epoch as `fit` runs it, the bare loop that is its ceiling, and the breakdown of a step's time."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PARTS = ("data_wait", "augment", "forward", "backward", "optimizer")
 
 
 def sums(device: torch.device) -> torch.Tensor:
-    """What `Trainer.train_step` adds to: loss, correct, clips."""
+    """The sums that `Trainer.train_step` adds to: loss, correct, clips."""
     return torch.zeros(3, device=device, dtype=torch.float64)
 
 
 def train_epoch(trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epoch: int) -> EpochPass:
-    """One pass over the loader's clips by `Trainer.train_step`; the device is waited for once, at the end."""
+    """One pass over the loader's clips with `Trainer.train_step`, synchronised once, at the end."""
     trainer.model.train()
     totals, waits = sums(trainer.device), []
 
@@ -52,15 +52,15 @@ def train_epoch(trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epo
 
 
 def bare_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int, seed: int) -> Pass:
-    """The ceiling: one resident batch, the same model, augmentation, arithmetic and optimiser, nothing else."""
+    """The ceiling: one batch on the device, with the same model, augmentation, arithmetic and optimiser."""
     frames = (augment(batch.frames, config, batch.keys, seed=seed, epoch=number) for number in range(steps))
     return _bare_steps(trainer, batch.labels, frames)[0]
 
 
 def floor_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, steps: int) -> Pass:
-    """What no data path can be faster than: forward, backward and update on tensors that are ready.
+    """The lower bound of any data path: forward, backward and update on ready tensors.
 
-    On a GPU the seconds are the device's, by events.
+    On a GPU the seconds are the device's, measured by events.
     """
     frames = augment(batch.frames, config, batch.keys, seed=0, epoch=0)
     wait_for(trainer.device)
@@ -69,10 +69,10 @@ def floor_loop(trainer: Trainer, batch: ClipBatch, config: AugmentConfig, *, ste
 
 
 def _bare_steps(trainer: Trainer, labels: torch.Tensor, batches: Iterable[torch.Tensor]) -> tuple[Pass, Clock]:
-    """A step of the optimiser on each batch's frames [B, T, 3, H, W], timed until the device is done.
+    """An optimiser step on each batch's frames [B, T, 3, H, W], timed until the device is done.
 
     Returns:
-        What they took, and a clock with the span `steps`.
+        Their pass, and a clock with the span `steps`.
     """
     clock = Clock(trainer.device)
 
@@ -112,7 +112,7 @@ def restored(trainer: Trainer) -> Iterator[None]:
 
 
 class Clock:
-    """Spans of a step, by events on a GPU, which is not waited for until they are read, and by the clock otherwise."""
+    """Spans of a step: on a GPU by events, synchronised only when read, otherwise by the system clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -127,7 +127,7 @@ class Clock:
 
     @contextmanager
     def span(self, part: str) -> Iterator[None]:
-        """Add a span; as a decorator, one of each call."""
+        """Add a span; as a decorator, one per call."""
         start = self._now()
         try:
             yield
@@ -145,13 +145,13 @@ class Clock:
 def breakdown(
     trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epoch: int, *, most_steps: int
 ) -> dict[str, Any]:
-    """Where a warm step's time goes; a pass of its own, because looking costs time.
+    """Breakdown of a warm step's time, in a separate pass, because measuring costs time.
 
-    On a GPU the spans are those of its own stream, idle time included. A batch's copy to the device runs beside the
-    step before: its time is reported, and is part of no share.
+    On a GPU the spans are those of its stream, including idle time. A batch's copy to the device overlaps the previous
+    step: its time is reported, but is not part of the shares.
 
     Returns:
-        Steps, seconds a step, the shares of its parts and of the rest, which sum to 1, and what a copy takes.
+        Steps, seconds per step, the shares of its parts and of the rest, which sum to 1, and the time of a copy.
     """
     clock, totals, steps = Clock(trainer.device), sums(trainer.device), 0
     batches = itertools.islice(loader.epoch(epoch), most_steps)
@@ -183,7 +183,7 @@ def breakdown(
 
 
 def copy_seconds(frames: torch.Tensor, device: torch.device, repeats: int = 10) -> float:
-    """What a batch's copy from pinned memory to the device takes; nothing where it is there already."""
+    """Seconds of a batch's copy from pinned memory to the device; 0 if it is there already."""
     if device.type != "cuda":
         return 0.0
     host, clock = frames.cpu().pin_memory(), Clock(device)
@@ -195,9 +195,9 @@ def copy_seconds(frames: torch.Tensor, device: torch.device, repeats: int = 10) 
 
 
 def flops_a_clip(config: ModelConfig, num_classes: int, crop_size: int) -> float:
-    """Floating-point operations of forward and backward, as torch counts them (a multiply-add is two).
+    """Floating-point operations per clip, forward and backward, as torch counts them (a multiply-add is two).
 
-    Counted on a model without memory, so that nothing is computed.
+    Counted on a model on the meta device, so that nothing is computed.
     """
     model = build_model(config, num_classes).to("meta")
     frames = torch.empty(2, config.num_frames or 1, 3, crop_size, crop_size, device="meta")

@@ -1,9 +1,9 @@
-"""One model, measured in a process of its own.
+"""Measures one model, in a separate process.
 
 A round is: a cold epoch (the run's first, later ones with an emptied store; once for a model that trains slower than
 its clips decode), the pruned decode alone, a warm epoch between the halves of the bare loop, an epoch of each peer.
-What is trained outside the warm epochs is undone but for the very first step, so that the model has learned what as
-many epochs teach, as a peer has.
+Training outside the warm epochs is undone except for the very first step, so that the model has been trained for as
+many epochs as a peer.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured.
+    """The settings of a measurement.
 
     Attributes:
-        options: The command's, among them `num_frames`, `size`, `crop_size`, `batch_size`, `rounds`, `peer_names`, and
+        options: Of the command, among them `num_frames`, `size`, `crop_size`, `batch_size`, `rounds`, `peer_names`, and
             the same as `video` and `crop`.
-        timed, learning: The clips that are timed and those whose accuracy is measured.
-        scratch: Stores, extracted frames and checkpoints go there.
-        learning_clips: What `fit` trains on for the accuracy.
+        timed, learning: The clips that are timed, and those for the accuracy.
+        scratch: Folder for stores, extracted frames and checkpoints.
+        learning_clips: Number of clips that `fit` trains on for the accuracy.
     """
 
     model: str
@@ -64,11 +64,11 @@ class Job:
 
     @property
     def model_config(self) -> ModelConfig:
-        # `rnn_norm` as learning without pretrained weights needs it.
+        # Learning without pretrained weights needs `rnn_norm`.
         return ModelConfig(name=self.model, num_frames=self.options.num_frames, pretrained=False, rnn_norm=True)
 
     def trainer(self, **recipe: Any) -> Trainer:
-        """With what is fastest here."""
+        """A trainer with the fastest settings for this machine."""
         return Trainer(TrainConfig(batch_size=self.options.batch_size, speed="auto", **recipe), seed=_SEED)
 
     def prepare(self, trainer: Trainer, manifest: Manifest, loader: ClipLoader) -> None:
@@ -78,7 +78,7 @@ class Job:
     def loader(
         self, manifest: Manifest, clips: Sequence[Clip], trainer: Trainer, store: str, train: bool = True
     ) -> ClipLoader:
-        """A loader over the named store, or without one where the name is empty."""
+        """A loader over the named store, or without one if the name is empty."""
         config = StoreConfig(root=self.scratch / "stores" / store) if store else StoreConfig(tier="none")
         options = {"batch_size": self.options.batch_size, "seed": _SEED, "shuffle": train, "even": train}
         return loader_of(manifest, clips, self.options.video, device=trainer.device, store=config, **options)
@@ -93,7 +93,7 @@ def peak_memory(device: torch.device) -> dict[str, float | None]:
 
 
 def learn(job: Job) -> dict[str, Any]:
-    """Train by `fit` on the built-in corpus: accuracy on unseen actors, and how fast its own epochs were."""
+    """Train with `fit` on the built-in corpus: accuracy on unseen actors, and the speed of its epochs."""
     splits = split_clips(job.learning, "speech")
     train = splits.train[:: max(1, len(splits.train) // job.learning_clips)][: job.learning_clips]
     with (
@@ -128,9 +128,9 @@ def measure(job: Job) -> dict[str, Any]:
         with job.loader(job.timed, clips[: options.batch_size], trainer, "") as loader:
             (batch,) = loader.epoch(0)
         loop = partial(bare_loop, trainer, batch, options.crop, seed=_SEED)
-        first_step_seconds = loop(steps=1).seconds  # compiles kernels and makes the optimiser's state
+        first_step_seconds = loop(steps=1).seconds  # compiles kernels and creates the optimiser's state
         bare, cold_epoch = restored(trainer)(loop), restored(trainer)(train_epoch)
-        # The store of the warm epochs is filled; before, nothing but a step has run.
+        # Fill the store of the warm epochs; only one step has run before.
         record.add("cold", 1, cold_epoch, trainer, warm, options.crop, 0)
         memory = peak_memory(trainer.device)
         decode = stack.enter_context(decode_stages(job.timed, options.video))["decode_pruned"]
@@ -139,7 +139,7 @@ def measure(job: Job) -> dict[str, Any]:
         settings |= {"corpus": job.timed.root, "model": job.model, "lr": trainer.config.lr, "seed": _SEED}
 
         def run_peer(name: str) -> Pass:
-            """An epoch of a peer, which starts with the first."""
+            """An epoch of a peer, which is started with the first."""
             if name not in peers:
                 peers[name] = stack.enter_context(started(name, settings, job.scratch / "jpegs"))
             return peers[name].run()
@@ -148,7 +148,7 @@ def measure(job: Job) -> dict[str, Any]:
             if number == 1 or record.rounds["bare"][1].rate > record.rounds["limit"][1].rate:
                 record.add("limit", number, decode.run)
                 if number > 1:
-                    # The store is empty again.
+                    # Empties the store again.
                     shutil.rmtree(job.scratch / "stores/cold", ignore_errors=True)
                     with job.loader(job.timed, clips, trainer, "cold") as loader:
                         record.add("cold", number, cold_epoch, trainer, loader, options.crop, number)
@@ -178,6 +178,6 @@ def measure(job: Job) -> dict[str, Any]:
             "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), options.crop_size),
         }
     found["learning"] = learn(job)
-    # The next model begins with empty stores, too.
+    # The next model starts with empty stores, too.
     shutil.rmtree(job.scratch / "stores", ignore_errors=True)
     return found

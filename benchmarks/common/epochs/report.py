@@ -1,4 +1,4 @@
-"""What the epochs of all models say: ratios within rounds, limits, utilisation, targets, tables and a chart."""
+"""Results of the epochs of all models: ratios within rounds, limits, utilisation, targets, tables and a chart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TITLES = {
     "limit": "pruned decode alone",
     **{name: peer.title for name, peer in TRAINING_PEERS.items()},
 }
-# Dense bf16 and fp16 on tensor cores, by what a GPU's name says, the longer names first. Source: NVIDIA's data sheets.
+# Dense bf16 and fp16 FLOP/s on tensor cores by GPU name, longer names first. Source: NVIDIA's data sheets.
 _PEAK_FLOPS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -36,11 +36,12 @@ _PEAK_FLOPS = {
 }
 _H100_RATES = {"late_fusion": 3500, "r3d18": 650}  # clips/s
 _H100_LEAST_BATCH = 64
-_SHOWN = ("clips", "data_wait", "memory", "utilisation", "learning", "breakdown")  # of a model's entry, on the terminal
+# Keys of a model's entry that the terminal shows.
+_SHOWN = ("clips", "data_wait", "memory", "utilisation", "learning", "breakdown")
 
 
 def peak_flops(gpu: str | None, precision: str) -> float | None:
-    """Operations a second that a device can do at most; `None` where that is not known, as of processors."""
+    """A device's peak operations per second; `None` if unknown, as for CPUs."""
     if gpu is None or precision not in ("bf16", "fp16"):
         return None
     words = set(gpu.replace("-", " ").split())
@@ -48,13 +49,13 @@ def peak_flops(gpu: str | None, precision: str) -> float | None:
 
 
 def utilisation(clips_per_second: float, flops_a_clip: float, peak: float | None) -> dict[str, float | None]:
-    """Operations a second that were needed, and what share of the peak that is (MFU)."""
+    """Operations per second, and their share of the peak (MFU)."""
     done = clips_per_second * flops_a_clip
     return {"flops_per_second": done, "peak_flops_per_second": peak, "mfu": done / peak if peak else None}
 
 
 def joint_rates(passes: Rounds) -> dict[int, float]:
-    """Clips/s by round where the same processors decode and train: the seconds that each takes a clip, added."""
+    """Clips/s by round if the same processors decode and train: from the sum of both times per clip."""
     limits, ceilings = (rates(passes.get(name, {})) for name in ("limit", "bare"))
     return {it: 1 / (1 / limits[it] + 1 / ceilings[it]) for it in limits.keys() & ceilings.keys()}
 
@@ -73,19 +74,19 @@ def ratios(passes: Rounds) -> dict[str, dict[str, float]]:
 
 
 def data_wait(passes: Rounds) -> dict[str, float] | None:
-    """Share of warm epochs that the loop waited for batches."""
+    """Share of warm epochs spent waiting for batches."""
     shares = [it.waited / it.seconds for it in passes.get("warm", {}).values() if isinstance(it, EpochPass)]
     return summary(shares) if shares else None
 
 
 def r3d18_over_late_fusion(measured: Mapping[str, Rounds]) -> float | None:
-    """How much longer R3D-18's epoch takes over as many clips."""
+    """How much longer an epoch of R3D-18 takes than one of late_fusion with as many clips."""
     slow, quick = (measure.median_rate(measured.get(name, {}), "warm") for name in ("r3d18", "late_fusion"))
     return quick / slow if slow and quick else None
 
 
 def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[str, Any]:
-    """A model's entry in the JSON file: raw passes and what follows from them."""
+    """A model's entry in the JSON file: raw passes and derived figures."""
     passes: Rounds = found["passes"]
     entries = {}
     for name in filter(passes.get, TITLES):
@@ -106,7 +107,7 @@ def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[s
 
 
 def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int) -> list[Target]:
-    """What epochs are measured for; `measured` holds every model's passes."""
+    """The targets for epochs; `measured` holds every model's passes."""
     medians = {(model, name): it["median"] for model in measured for name, it in ratios(measured[model]).items()}
     found = []
     for model in measured:
@@ -122,7 +123,7 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
         alone, joint = medians.get((model, "cold_over_limit")), medians.get((model, "cold_over_joint_limit"))
         note = "of 1/(1/decode + 1/ceiling), as both share the processors"
         note += f"; {alone:.2f} x of the decode alone" if alone is not None else ""
-        if gpu:  # it decodes by itself
+        if gpu:  # it decodes with NVDEC
             joint, note = None, "gpu_check.py measures NVDEC's limit"
         title = f"{model}: cold first epoch over the limit of pruned decode and training"
         found.append(Target(f"cold_over_limit_{model}", title, joint, 0.85, "x", note=note))
@@ -135,7 +136,7 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
-    """The tables."""
+    """Show the tables."""
     passes, figures, notes = [], {}, []
     for model, it in found["models"].items():
         notes += [f"{model}: {name} skipped: {reason}" for name, reason in it.get("skipped", {}).items()]
@@ -144,15 +145,15 @@ def show(console: Console, found: dict[str, Any]) -> None:
             continue
         for entry in it["passes"].values():
             loss = entry["rounds"][-1].get("loss")
-            more = {"s an epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
+            more = {"s/epoch": f"{entry['epoch_seconds']['median']:.2f}", "loss": f"{loss:.2f}" if loss else "-"}
             passes.append({"model": model, **results.entry_row(entry), **more})
         figures[model] = results.figures_of({name: it[name] for name in _SHOWN})
     console.table(f"epochs, medians of {found['settings']['rounds']} rounds; the last round's loss", passes)
     names = next(iter(figures.values()), {})
     rows = [{"figure": name, **{model: its[name] for model, its in figures.items()}} for name in names]
-    console.table("models: accuracy by fit (of validation on unseen actors), and where a warm step's time goes", rows)
+    console.table("models: validation accuracy of fit (unseen actors), and the breakdown of a warm step", rows)
     if (slower := found["ratios"]["r3d18_epoch_over_late_fusion_epoch"]) is not None:
-        notes.append(f"r3d18's epoch takes {slower:.2f} x late_fusion's over as many clips (1.5 x in Roy, 2025)")
+        notes.append(f"an r3d18 epoch takes {slower:.2f} x a late_fusion epoch of as many clips (1.5 x in Roy, 2025)")
     for note in notes:
         console.say(note)
     title = "targets, stated for batch 8, T = 10, 128 -> 112 px, two cores"
@@ -160,7 +161,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
 
 
 def chart(found: dict[str, Any]) -> Figure:
-    """Above, clips/s of every model's passes; below, the parts of a warm step."""
+    """Clips/s of every model's passes above, the parts of a warm step below."""
     models = {model: it for model, it in found["models"].items() if "failed" not in it}
     passes = [{**it, "title": f"{model}: {it['title']}"} for model in models for it in models[model]["passes"].values()]
     figure = Figure(figsize=(10, 4 + 0.3 * (len(passes) + len(models))), layout="constrained")

@@ -1,4 +1,4 @@
-"""What the stages of gpu_check.py share; its first two: what is there, and the tests for a card."""
+"""Shared parts of the stages of gpu_check.py, and its first two stages: the environment, and the tests for a GPU."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Bench:
 
     Attributes:
         scratch: A folder to write to.
-        rehearse: On a processor, in tiny sizes.
-        decodes: Over which memory is watched.
-        deadline: When the stage is to stop measuring, by the monotonic clock.
-        missed: Measurements that the deadline left out.
+        rehearse: Run on a CPU, in tiny sizes.
+        decodes: Number of decodes over which memory is measured.
+        deadline: When the stage must stop measuring, by the monotonic clock.
+        missed: Measurements skipped because of the deadline.
     """
 
     scratch: Path
@@ -61,7 +61,7 @@ class Bench:
     @property
     def video(self) -> VideoConfig:
         frames, size = (2, 36) if self.rehearse else (10, 128)
-        # By one backend: DALI's frames are another stage's.
+        # Only one backend: another stage measures DALI.
         return VideoConfig(num_frames=frames, size=size, backend="pyav")
 
     @property
@@ -70,7 +70,7 @@ class Bench:
 
     @cached_property
     def stored(self) -> Manifest:
-        """Clips that decode in a moment."""
+        """Clips that decode quickly."""
         count = 4 if self.rehearse else 512
         return corpus.stored_corpus(count, self.video.num_frames, self.video.size, self.scratch / "stored")
 
@@ -78,7 +78,7 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def has_time(self, name: str, seconds: float = 0.0) -> bool:
-        """Whether a measurement may begin; one that may not is noted."""
+        """Whether there is time to start a measurement; otherwise it is noted as missed."""
         if self.left() > seconds:
             return True
         self.missed.append(name)
@@ -88,7 +88,7 @@ class Bench:
         wait_for(self.device)
 
     def model(self, name: str) -> nn.Module:
-        """A model of this size, on the host; in a rehearsal on a backbone that compiles in seconds."""
+        """A model of this size, on the host; in a rehearsal with a backbone that compiles in seconds."""
         return build_model(self.model_config(name), len(self.stored.class_names))
 
     def model_config(self, name: str) -> ModelConfig:
@@ -97,10 +97,10 @@ class Bench:
         return ModelConfig(name=name, num_frames=frames, pretrained=False, rnn_norm=True, backbone=backbone)  # type: ignore[arg-type]
 
     def loader(self, batch_size: int) -> ClipLoader:
-        """Over the stored clips, from the device's own memory; a processor stands in for it in a rehearsal."""
+        """A loader of the stored clips from the device's memory; in a rehearsal from the CPU's."""
         store = StoreConfig(tier="device", root=self.scratch / "store")
         options: dict[str, Any] = {"shuffle": True, "even": True, "device": self.device, "say": lambda text: None}
-        # A processor's memory is otherwise tier `memory`: the path of the other one is to run.
+        # On a CPU the tier `device` becomes `memory`; a rehearsal must run the other path.
         stands_in = patch.object(tiers, "choose_tier", lambda *_: ("device", "rehearsed"))
         with stands_in if self.rehearse else nullcontext():
             return loader_of(self.stored, self.stored.clips, self.video, batch_size=batch_size, store=store, **options)
@@ -116,7 +116,7 @@ class Bench:
 
 
 def output(command: list[str]) -> str:
-    """What a program says, or why it does not."""
+    """The output of a program, or why it could not run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -142,7 +142,7 @@ def here(bench: Bench) -> dict[str, Any]:
 
 
 def attempted(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What a step found; what goes wrong becomes its result."""
+    """The result of a step; an exception becomes its result."""
     try:
         return step(*arguments)
     except Exception as error:
@@ -151,13 +151,13 @@ def attempted(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str,
 
 
 def endless(loader: ClipLoader) -> Iterator[ClipBatch]:
-    """One epoch after the other."""
+    """The batches of one epoch after the other."""
     return itertools.chain.from_iterable(loader.epoch(number) for number in itertools.count())
 
 
 def tests(bench: Bench) -> dict[str, Any]:
-    """Every test marked cuda: no step waits, and what is computed and decoded is right; a rehearsal collects them."""
-    # The files with such a test, as the rest may want packages that a card's machine lacks; the main path's first.
+    """Run every test marked cuda: no synchronisation, correct arithmetic and decoding; a rehearsal collects them."""
+    # Only files with such tests, as others may need packages that the GPU machine lacks; the main path's first.
     files = [it for it in sorted((REPOSITORY / "tests").rglob("test_*.py")) if "mark.cuda" in it.read_text("utf-8")]
     files = [it for it in sorted(files, key=lambda it: it.name != "test_cuda.py") if it.parent.name != "benchmarks"]
     command = [sys.executable, "-m", "pytest", "-v", "-n", "0", "-p", "no:cacheprovider", "-m", "cuda", *files]

@@ -1,4 +1,4 @@
-"""The decoding stages of gpu_check.py: how fast, and does the memory stay flat."""
+"""The decoding stages of gpu_check.py: speed, and whether memory stays flat."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
 
 _MOST_GROWTH_MIB = 64
-_BT709 = 1  # FFmpeg's number of the matrix
+_BT709 = 1  # FFmpeg's number of the colour matrix
 
 
 def _make(path: Path, width: int, height: int, *, rehearse: bool) -> None:
-    """Coloured waves in what the device decodes: H.264 on a card, VP9 on a processor."""
+    """Encode coloured waves in a codec that the device decodes: H.264 on a GPU, VP9 on a CPU."""
     codec, options = "libx264", {"preset": "ultrafast", "crf": "18", "g": "12"}
     if rehearse:
         codec, options = "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "b": "4M", "g": "10"}
@@ -57,7 +57,7 @@ def _make(path: Path, width: int, height: int, *, rehearse: bool) -> None:
 
 
 def _corpora(bench: Bench) -> Iterator[tuple[str, Manifest]]:
-    """Clips to time, each file many times."""
+    """The clips to time, each file many times."""
     for width, height in ((160, 90),) if bench.rehearse else ((1280, 720), (320, 180)):
         folder = bench.scratch / f"timed-{width}x{height}"
         if not folder.is_dir():
@@ -72,7 +72,7 @@ def _loader(bench: Bench, manifest: Manifest, backend: Any, batch_size: int) -> 
 
 
 def nvdec(bench: Bench) -> dict[str, Any]:
-    """Clips a second: the loader cold by both backends, PyAV, pruning; then DALI alone by batch and threads."""
+    """Clips/s: the cold loader with both backends, PyAV, pruning; then DALI alone by batch and threads."""
     unavailable = dali.why_unavailable(bench.device)
     use: dict[str, float] = {}
     found: dict[str, Any] = {"ok": True, "dali": unavailable or "is there", "nvdec_percent": use}
@@ -139,7 +139,7 @@ def _dali_alone(bench: Bench, manifest: Manifest, kind: str, batch: int, threads
 
 @contextmanager
 def engine_use(device: torch.device, use: dict[str, float], name: str) -> Iterator[None]:
-    """Note NVDEC's mean use in percent, by NVML; nothing where that is not installed or does not answer."""
+    """Record NVDEC's mean utilisation in percent, by NVML; nothing if that is not installed or does not respond."""
     try:
         nvml: Any = import_module("pynvml")
         nvml.nvmlInit()
@@ -166,7 +166,7 @@ def engine_use(device: torch.device, use: dict[str, float], name: str) -> Iterat
 
 
 def memory(bench: Bench) -> dict[str, Any]:
-    """What is taken after the first decodes and after many, by torch and by the driver."""
+    """Memory used after the first decodes and after many, as torch and the driver report it."""
     _, manifest = next(iter(_corpora(bench)))
     backend = "dali" if dali.why_unavailable(bench.device) is None else "pyav"
     done, decodes = 0, min(bench.decodes, 40) if bench.rehearse else bench.decodes
@@ -178,7 +178,7 @@ def memory(bench: Bench) -> dict[str, Any]:
             seen.append(_taken(bench))
     growth = {name: round(seen[-1][name] - seen[0][name], 1) for name in seen[0]}
     most = {name: max(it[name] for it in seen) for name in seen[0]}
-    # A process's own memory moves more in a few decodes; only a driver can tell of a card's.
+    # The process's memory fluctuates more in a few decodes; only the driver knows the GPU's.
     watched = {name: value for name, value in growth.items() if name != "resident_mib"}
     is_flat = max(watched.values(), default=0.0) <= _MOST_GROWTH_MIB
     found = {"ok": is_flat, "backend": backend, "decodes": done, "growth_mib": growth, "most_mib": most}

@@ -1,4 +1,4 @@
-"""The training stage of gpu_check.py: milliseconds a step, what a graph saves, losses, 3D convolutions."""
+"""The training stage of gpu_check.py: milliseconds per step, gain of CUDA graphs, losses, 3D convolutions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fastemo.video.loader import ClipBatch, ClipLoader
 
 MODELS = ("late_fusion", "cnn_lstm", "r3d18", "early_resnet18", "early_cnn")
 VARIANTS: dict[str, dict[str, str]] = {
-    "fp32": {"speed": "plain", "compile": "off"},
+    "fp32": {"speed": "fp32", "compile": "off"},
     "bf16": {"speed": "auto", "compile": "off"},
     "bf16_default": {"speed": "auto", "compile": "default"},
     "bf16_cudagraphs": {"speed": "auto", "compile": "cudagraphs"},
 }
 _ROUNDS = 3
-# R3D-18's at batch 8, T = 10, 112x112: input [B, C, T, H, W], weight, stride; and a small one.
+# R3D-18's convolutions at batch 8, T = 10, 112x112: input [B, C, T, H, W], weight, stride; and a small one.
 _LAYERS = {
     "stem": ((8, 3, 10, 112, 112), (64, 3, 3, 7, 7), (1, 2, 2)),
     "layer1": ((8, 64, 10, 56, 56), (64, 64, 3, 3, 3), (1, 1, 1)),
@@ -40,7 +40,7 @@ _SMALL = {"small": ((1, 3, 2, 16, 16), (8, 3, 3, 3, 3), (1, 2, 2))}
 
 
 def training(bench: Bench) -> dict[str, Any]:
-    """Everything by worth; what the deadline leaves out is noted."""
+    """All measurements, the most important first; those that the deadline leaves out are noted."""
     found: dict[str, Any] = {"steps": {}}
     loaders: dict[int, ClipLoader] = {}
     first, compiled = plan(bench.rehearse)
@@ -56,7 +56,7 @@ def training(bench: Bench) -> dict[str, Any]:
 
         for wanted in first:
             measure(*wanted)
-        # These are short, and worth more than a compiler's minutes.
+        # These are short, and more important than minutes of compilation.
         for check in (losses, conv3d):
             if bench.has_time(check.__name__):
                 found[check.__name__] = check(bench)
@@ -70,7 +70,7 @@ def training(bench: Bench) -> dict[str, Any]:
 
 
 def plan(rehearse: bool) -> tuple[Plan, Plan]:
-    """Model, batch size and variant, the most worth knowing first; and what comes after the checks."""
+    """Model, batch size and variant, the most important first; and those after the checks."""
     if rehearse:
         can_compile = any(map(shutil.which, ("gcc", "cc", "clang", "g++")))
         compiled = [("early_cnn", 2, "bf16_default")] if can_compile else []
@@ -84,7 +84,7 @@ def plan(rehearse: bool) -> tuple[Plan, Plan]:
 
 
 def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], loader: ClipLoader) -> dict[str, Any]:
-    """One model, batch and variant: warm from the device, beside the bare loop and the floor; medians over rounds."""
+    """One model, batch and variant: warm from the device, with the bare loop and the floor; medians over rounds."""
     cuda = bench.device.type == "cuda"
     with bench.trainer(model, batch_size, **variant) as trainer:
         is_resident = all(loader.kept.on_device(row) for row in range(len(loader.clips)))
@@ -100,7 +100,7 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
         count = 1 if bench.rehearse else max(1, min(20, int(0.25 / (time.perf_counter() - began))))
         if cuda:
             torch.cuda.reset_peak_memory_stats(bench.device)
-        # In turns: a machine's pace changes from second to second.
+        # In turns: a machine's speed changes from second to second.
         passes = []
         for _ in range(1 if bench.rehearse else _ROUNDS):
             host_ms, device_ms, seconds = _timed_steps(bench, trainer, epochs, count, totals)
@@ -132,7 +132,7 @@ def steps(bench: Bench, model: str, batch_size: int, variant: dict[str, str], lo
 def _timed_steps(
     bench: Bench, trainer: Trainer, epochs: Any, count: int, totals: torch.Tensor
 ) -> tuple[float, float, float]:
-    """Host and device milliseconds a step, and seconds in all."""
+    """Host and device milliseconds per step, and total seconds."""
     clock, began = Clock(bench.device), time.perf_counter()
     with clock.span("steps"):
         for _ in range(count):
@@ -144,7 +144,7 @@ def _timed_steps(
 
 
 def launches(bench: Bench, trainer: Trainer, batch: ClipBatch, totals: torch.Tensor) -> int:
-    """Kernels and graphs that the host starts in a step; on a processor torch's operations."""
+    """Kernels and graphs that the host launches per step; on a CPU torch's operations."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device.type == "cuda")
@@ -156,7 +156,7 @@ def launches(bench: Bench, trainer: Trainer, batch: ClipBatch, totals: torch.Ten
 
 
 def losses(bench: Bench) -> dict[str, Any]:
-    """Training on one batch, bf16 on the device against fp32 on a processor."""
+    """Training losses on one batch, bf16 on the device against fp32 on a CPU."""
     count = 5 if bench.rehearse else 50
     generator = torch.Generator().manual_seed(0)
     crop = bench.video.size - bench.crop.crop_size
@@ -183,7 +183,7 @@ def losses(bench: Bench) -> dict[str, Any]:
 
 
 def conv3d(bench: Bench) -> dict[str, Any]:
-    """Three-dimensional convolutions by precision and layout: relative errors against exact fp32, and ms."""
+    """3D convolutions by precision and layout: relative errors against exact fp32, and ms."""
     kinds = {"fp32": (torch.float32, False), "tf32": (torch.float32, True)}
     kinds |= {"bf16": (torch.bfloat16, False), "fp16": (torch.float16, False)}
     found: dict[str, Any] = {}
@@ -195,15 +195,15 @@ def conv3d(bench: Bench) -> dict[str, Any]:
                     continue
                 errors = conv3d_errors(*layer, bench.device, dtype, tf32=tf32, channels_last=last)
                 found[title] = {"errors": errors, "ms": _conv3d_ms(bench, layer, dtype, tf32, last)}
-    # A processor's bf16 gives NaN at some shapes, and no model uses it there (models/temporal.py).
+    # On a CPU bf16 gives NaN for some shapes, and no model uses it there (models/temporal.py).
     judged = [it for title, it in found.items() if bench.device.type != "cpu" or "bf16" not in title]
     worst = max((max(it["errors"]) for it in judged), default=0.0)
     return {"ok": worst <= MOST_CONV3D_ERROR, "worst_error": worst, **found}
 
 
 def _conv3d_ms(bench: Bench, layer: Any, dtype: torch.dtype, tf32: bool, last: bool) -> float:
-    """Of one forward and backward pass."""
-    from torch.utils.benchmark import Timer  # which warns on a machine without a GPU
+    """Milliseconds of one forward and backward pass."""
+    from torch.utils.benchmark import Timer  # warns on a machine without a GPU
 
     (shape, weight_shape, stride), layout = layer, torch.channels_last_3d if last else torch.contiguous_format
     frames, weight = (
@@ -217,7 +217,7 @@ def _conv3d_ms(bench: Bench, layer: Any, dtype: torch.dtype, tf32: bool, last: b
 
     allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, tf32
     try:
-        # It warms up, chooses kernels meanwhile, and waits for the device.
+        # It warms up, which selects the kernels, and waits for the device.
         return Timer("work()", globals={"work": work}).timeit(1 if bench.rehearse else 10).mean * 1e3
     finally:
         torch.backends.cudnn.allow_tf32 = allowed

@@ -1,4 +1,4 @@
-"""How the processes of a scaling run are started: on which host, with which environment, ended together."""
+"""Starts the processes of a scaling run on their hosts, with their environment, and ends them together."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fastemo.errors import UserError
 from fastemo.machine import available_processors
 
 _WORKER = (sys.executable, "-m", "benchmarks.common.scaling.worker")
-_SECONDS = 1800  # far beyond any launch: one that hangs is one that failed
+_SECONDS = 1800  # far longer than any launch: one that hangs has failed
 _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """Where processes are started.
+    """The hosts of the processes.
 
     Attributes:
-        addresses: One a host; the first one's process 0 is the meeting point.
-        rank: Which of them this is; `None`: all of them are this machine, under loopback addresses.
-        port: Of the first launch, the next takes the next one; `None`: any free one, where all hosts are here.
+        addresses: One per host; process 0 on the first is the rendezvous.
+        rank: Index of this host; `None`: all of them are this machine, at loopback addresses.
+        port: Of the first launch, each launch adds one; `None`: any free one, if all hosts are this machine.
     """
 
     addresses: tuple[str, ...] = ("127.0.0.1",)
@@ -38,11 +38,11 @@ class Hosts:
     port: int | None = None
 
     def used(self, processes: int) -> tuple[str, ...]:
-        """All hosts, where each gets as many processes; otherwise the first alone."""
+        """All hosts if the processes can be shared equally; otherwise only the first."""
         return self.addresses if processes % len(self.addresses) == 0 else self.addresses[:1]
 
     def processors(self, host: int) -> tuple[int, ...] | None:
-        """The share of this machine's processors that plays a host; `None`: they are real ones."""
+        """The share of this machine's processors that simulates a host; `None`: the hosts are real."""
         if self.rank is not None or len(self.addresses) == 1:
             return None
         mine = sorted(os.sched_getaffinity(0))
@@ -50,49 +50,48 @@ class Hosts:
         return tuple(mine[host * share % len(mine) :][:share])
 
     def num_processors(self, processes: int) -> int:
-        """Processors that a run with so many processes has."""
+        """Number of processors for a run with this number of processes."""
         shares = [self.processors(host) for host in range(len(self.used(processes)))]
         return len({it for share in shares if share for it in share}) or available_processors() * len(shares)
 
 
 def parse_hosts(text: str | None, rank: int | None, port: int | None) -> Hosts:
-    """What `--hosts`, `--host_rank` and `--port` say.
+    """Parse `--hosts`, `--host_rank` and `--port`.
 
     Raises:
-        ValueError: They do not fit together; the message says how.
+        ValueError: They contradict each other; the message says how.
     """
     if text is None:
         if rank is not None or port is not None:
-            raise ValueError("--host_rank and --port belong to --hosts")
+            raise ValueError("--host_rank and --port need --hosts")
         return Hosts()
     addresses = tuple(it.strip() for it in text.split(","))
     if len(addresses) < 2 or len(set(addresses)) < len(addresses) or not all(addresses):
-        raise ValueError(f"--hosts takes two or more different addresses with commas between, not '{text}'")
+        raise ValueError(f"--hosts must be two or more different comma-separated addresses, not '{text}'")
     if all(it.startswith("127.") for it in addresses):
         if rank is not None:
-            raise ValueError("--host_rank is for real hosts; with loopback addresses all are started here")
+            raise ValueError("--host_rank is for real hosts; with loopback addresses all processes are started here")
         return Hosts(addresses=addresses, port=port)
     rank = int(os.environ.get("SLURM_NODEID") or -1) if rank is None else rank
     if not 0 <= rank < len(addresses):
-        raise ValueError(f"--host_rank must say which of --hosts this is, 0 to {len(addresses) - 1}; run it on each")
+        raise ValueError(f"--host_rank must be this host's index in --hosts, 0 to {len(addresses) - 1}; run it on each")
     return Hosts(addresses=addresses, rank=rank, port=29500 if port is None else port)
 
 
 class Launches:
-    """Starts jobs one after the other; every host starts the same ones in the same order."""
+    """Starts jobs one after the other; every host starts the same jobs in the same order."""
 
     def __init__(self, hosts: Hosts, *, on_gpu: bool) -> None:
         self._hosts, self._on_gpu, self._count = hosts, on_gpu, 0
 
     def run(self, job: Job, processes: int) -> dict[str, Any] | None:
-        """What the first process found; `None` where this host does not run it.
+        """Run a job and return the first process's results; `None` if this host does not run that process.
 
-        A process learns its rank, and where the first one waits for the others, from the variables that torch and
-        Accelerate read. It joins them over NCCL on its GPU, the one with its local rank's number, or over gloo on a
-        CPU; a single process joins nobody.
+        A process gets its rank and the rendezvous from the environment variables that torch and Accelerate read. It
+        joins the others over NCCL on the GPU of its local rank, or over gloo on a CPU; a single process joins no group.
 
         Raises:
-            UserError: A process failed, or did not end.
+            UserError: A process failed or did not end.
         """
         hosts, used = self._hosts, self._hosts.used(processes)
         with socket.create_server(("", 0)) as probe:
@@ -119,9 +118,9 @@ class Launches:
 
 
 def run_together(starts: Sequence[tuple[Sequence[str], Mapping[str, object]]], log: Path) -> None:
-    """Run commands side by side, each with some more variables in its environment, and their output in one file.
+    """Run commands in parallel, each with additional environment variables, with their output in one file.
 
-    When one fails, or time is up, the others are ended; so they are when this is interrupted.
+    If one fails, time is up or this is interrupted, the others are killed.
 
     Raises:
         UserError: One failed, or they did not end in time.
@@ -135,21 +134,21 @@ def run_together(starts: Sequence[tuple[Sequence[str], Mapping[str, object]]], l
                 running.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=REPOSITORY))
         while None in (codes := [it.poll() for it in running]) and not any(codes):
             if time.monotonic() > stop:
-                raise UserError(f"processes that were started were not done after {_SECONDS} s")
+                raise UserError(f"the processes did not end within {_SECONDS} s")
             time.sleep(_POLL_SECONDS)
     finally:
         for process in running:
-            process.kill()  # nothing happens where it has ended
+            process.kill()  # no effect if it has ended
             process.wait()
     if any(codes):
-        # The status of one that a signal ended is negative; the others fail after it.
+        # A process ended by a signal has a negative status; the others fail after it.
         status = min(code for code in codes if code)
         raise UserError(f"a process failed with status {status}: {reason(log.read_text(errors='replace'))}")
 
 
 def reason(log: str) -> str:
-    """The line of what was written that says what went wrong."""
+    """The line of the output that says what went wrong."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     named = [line.split("fastemo: error: ")[1] for line in lines if "fastemo: error: " in line]
     raised = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))]
-    return (named or raised or lines[-1:] or ["it said nothing"])[0]
+    return (named or raised or lines[-1:] or ["no output"])[0]

@@ -1,4 +1,4 @@
-"""What the rounds of a scaling run say: ratios, targets, tables and a chart."""
+"""Results of a scaling run: ratios, targets, tables and a chart."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from benchmarks.common.measure import Rounds, Target, summary
 from fastemo.console import Console
 
 KINDS = {"strong": "same global batch", "weak": "same batch a process"}
-# By entry of `same_training` a target's name, bound, unit and title. The first steps agree to the sixth digit. Where
-# sums are taken in another order, a ReLU or a maximum that turns moves the fourth, of a norm the third. A batch dealt
-# wrongly, padding that counts or gradients of a wrong scale change them by far more.
+# By entry of `same_training`: name, bound, unit and title of a target. The first steps agree to the sixth digit. Sums
+# in another order can flip a ReLU or a maximum, which changes the fourth digit, of a norm the third. A batch split
+# wrongly, padding with weight or gradients of a wrong scale change them by far more.
 _SAME = {
     "different_batches": ("same_batches", 0, "steps", "steps whose clips or their order differ from one process's"),
     "largest_loss_difference": ("same_losses", 1e-3, "nats", "largest difference of a step's loss from one process's"),
@@ -26,22 +26,22 @@ _COLOURS = {"strong": "#1b7837", "weak": "#8da0cb"}
 
 
 def title(name: str) -> str:
-    """`weak_local_2` in words."""
+    """`weak_local_2` as text."""
     *kind, count = name.split("_")
     processes = "1 process" if count == "1" else f"{count} processes, {KINDS[kind[0]]}"
     return f"{processes}, no exchange of gradients" if kind[-1] == "local" else processes
 
 
 def compare(rounds: Rounds, processors: Mapping[str, int], steps: int) -> dict[str, dict[str, Any]]:
-    """By number of processes and kind of scaling: speed-up, efficiency and the cost of the exchange.
+    """Speed-up, efficiency and cost of the gradient all-reduce, by number of processes and kind of scaling.
 
-    Every figure is taken within a round and then summed up over rounds. The speed-up is over one process; efficiency is
-    the speed-up a unit of hardware, in units of what the one process has: a GPU is one, and on a CPU all processors of
-    a host are, which one process and several share.
+    Every figure is computed within a round and summarised over rounds. The speed-up is relative to one process;
+    efficiency is the speed-up divided by the hardware relative to one process's: a GPU, or on a CPU all processors of
+    a host, which its processes share.
 
     Args:
-        processors: By number of processes, the GPUs or the processors that they run on.
-        steps: Steps of each pass.
+        processors: By number of processes, the number of GPUs or processors that they run on.
+        steps: Steps per pass.
     """
     found: dict[str, dict[str, Any]] = {}
     one = rounds["strong_1"]
@@ -59,7 +59,7 @@ def compare(rounds: Rounds, processors: Mapping[str, int], steps: int) -> dict[s
 
 
 def same_training(checks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Compare each check with the one-process one: global batches in their order, losses, norms of the gradients."""
+    """Compare each check with that of one process: global batches in order, losses, gradient norms."""
     one = checks["1"]["steps"]
     found = {}
     for count in [it for it in checks if it != "1"]:
@@ -78,12 +78,12 @@ def same_training(checks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, A
 
 
 def difference(one: float, other: float) -> float:
-    """Infinite where there is no loss to compare: what diverged is not the same."""
+    """The difference; infinite if a loss is not finite, as diverged runs are not the same."""
     return abs(one - other) if math.isfinite(one) and math.isfinite(other) else math.inf
 
 
 def targets(scaling: Mapping[str, Any], equality: Mapping[str, Any], processors: Mapping[str, int]) -> list[Target]:
-    """Speed-up, and whether it is the same training."""
+    """Targets: speed-up, and whether it is the same training."""
     two, why = None, "not run"
     if "2" in scaling and processors["2"] == processors["1"]:
         two, why = scaling["2"]["strong"]["speed_up"]["median"], ""
@@ -99,7 +99,7 @@ def targets(scaling: Mapping[str, Any], equality: Mapping[str, Any], processors:
 
 
 def headlines(runs: Mapping[str, Any], scaling: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the README's table shows besides the targets."""
+    """Figures of the README's table besides the targets."""
     rows = [("1 process", runs["strong_1"]["clips_per_second"], "clips/s")]
     for count, kind in product(scaling, KINDS):
         it, name = scaling[count][kind], title(f"{kind}_{count}")
@@ -110,17 +110,17 @@ def headlines(runs: Mapping[str, Any], scaling: Mapping[str, Any]) -> list[dict[
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    """The tables."""
+    """Show the tables."""
     columns = {
         "speed-up": ("speed_up", ".2f"),
         "efficiency": ("efficiency", ".2f"),
-        "exchange": ("exchange_share_of_step", ".1%"),
-        "ms a step": ("exchange_ms_a_step", ".1f"),
+        "all-reduce": ("exchange_share_of_step", ".1%"),
+        "ms/step": ("exchange_ms_a_step", ".1f"),
     }
     rows: list[dict[str, str | int]] = []
     for name, run in found["runs"].items():
         kind, _, count = name.rpartition("_")
-        it = found["scaling"].get(count, {}).get(kind)  # of none without the exchange
+        it = found["scaling"].get(count, {}).get(kind)  # none for runs without the all-reduce
         cells = {column: f"{it[key]['median']:{spec}}" if it else "-" for column, (key, spec) in columns.items()}
         rows.append({**results.entry_row(run), **cells})
     console.table(f"medians of {found['settings']['rounds']} rounds, {found['settings']['steps']} steps each", rows)
@@ -128,7 +128,7 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def chart(found: Mapping[str, Any]) -> Figure:
-    """Clips a second by number of processes, and what a step's time goes into."""
+    """Clips/s by number of processes, and the parts of a step's time."""
     runs, scaling, settings = found["runs"], found["scaling"], found["settings"]
     figure = Figure(figsize=(10, 4), layout="constrained")
     speed, step = figure.subplots(1, 2)
@@ -139,7 +139,7 @@ def chart(found: Mapping[str, Any]) -> Figure:
         style = {"color": _COLOURS[kind], "marker": "o", "capsize": 3, "label": words}
         speed.errorbar(counts, [it["median"] for it in rates], yerr=results.whiskers(rates), **style)
     ideal = [one["median"] * found["processors"][str(count)] / found["processors"]["1"] for count in counts]
-    speed.plot(counts, ideal, color="#444444", linestyle=":", label="as the hardware grows")
+    speed.plot(counts, ideal, color="#444444", linestyle=":", label="proportional to the hardware")
     speed.set(xticks=counts, ylim=(0, None), xlabel="processes", ylabel="clips/s, medians and extremes")
     speed.legend(fontsize=8, frameon=False)
     for count, kind in product(scaling, KINDS):
@@ -149,7 +149,7 @@ def chart(found: Mapping[str, Any]) -> Figure:
         step.barh(place, compute, color=_COLOURS[kind])
         step.barh(place, max(0.0, exchange), left=compute, color="#d95f02")
     step.tick_params(axis="y", labelsize=8)
-    step.set_xlabel("ms a step; orange: the gradient all-reduce")
+    step.set_xlabel("ms per step; orange: gradient all-reduce")
     text = "{model}, T = {num_frames}, {crop_size}x{crop_size}, batch {batch_size}".format_map(settings)
     arithmetic, cores = found["launches"]["1"]["arithmetic"], results.cores_text(found["machine"])
     figure.suptitle(f"{text}, {arithmetic}, {cores}", fontsize=10)

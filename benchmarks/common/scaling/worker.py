@@ -1,7 +1,7 @@
-"""One process of a scaling run: started by `launch.py`, never by hand.
+"""One process of a scaling run, started by `launch.py`, not by hand.
 
-Task `speed` times training steps on clips that lie in memory, with the gradient all-reduce and without it. Task
-`check` trains a few steps and records each one's clips and loss. The first process writes what was found.
+Task `speed` times training steps on clips in memory, with the gradient all-reduce and without it. Task `check` trains
+a few steps and records each one's clips and loss. The first process writes the results.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every process of a launch does.
+    """The job of every process of a launch.
 
     Attributes:
         folder: Holds the corpus (`corpus/`, `manifest.csv`) and the clip store (`store/`); the first process writes
-            `found.json` into it.
-        batch_size: Clips a step over all processes; in weak scaling of each process.
-        warm_up, steps: Steps before they are timed, and steps that are.
-        processors: Of this host, where one machine plays several hosts; `None`: all.
+            `found.json` to it.
+        batch_size: Clips per step of all processes; in weak scaling of each process.
+        warm_up, steps: Number of warm-up steps, and of timed steps.
+        processors: Of this host, if one machine simulates several hosts; `None`: all.
     """
 
     task: Literal["speed", "check"]
@@ -62,12 +62,12 @@ class Job:
     processors: tuple[int, ...] | None = None
 
     def check_clips(self) -> int:
-        """Clips of a check: the last step of an epoch is a smaller one, and two processes need padding."""
+        """Clips of a check: the last step of an epoch is smaller, and two processes need padding."""
         return 3 * self.batch_size + 2 * (self.batch_size // 4) + 1
 
 
 def main() -> None:
-    """Do the job that the only argument is, in JSON."""
+    """Do the job that the only argument describes, in JSON."""
     with one_line_errors():
         job = Job(**json.loads(sys.argv[1]))
         if job.processors is not None:
@@ -81,7 +81,7 @@ def main() -> None:
 def make_loader(
     job: Job, manifest: Manifest, trainer: Trainer, num_clips: int, batch_size: int, *, whole: bool = False
 ) -> ClipLoader:
-    """The training's own loader over the first clips; `whole` gives every process all of them."""
+    """The training loader over the first clips; with `whole` every process gets all of them."""
     video = VideoConfig(num_frames=job.num_frames, size=job.size)
     tier: Any = "device" if trainer.device.type == "cuda" else "memory"
     store = StoreConfig(tier=tier, root=Path(job.folder, "store"))
@@ -98,11 +98,11 @@ def make_model(job: Job, manifest: Manifest, trainer: Trainer, **changes: Any) -
 
 
 def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
-    """Time steps of strong and of weak scaling, each with and without the gradient all-reduce."""
-    # The plateau schedule is stepped by epochs, of which there are none here.
+    """Time steps of strong and weak scaling, each with and without the gradient all-reduce."""
+    # The plateau schedule is stepped per epoch, and there are no epochs here.
     with Trainer(TrainConfig(precision=job.precision), seed=SEED) as trainer:
         batch_sizes = {"strong": job.batch_size // trainer.world_size}
-        if trainer.world_size > 1:  # of one process both are the same
+        if trainer.world_size > 1:  # with one process both are the same
             batch_sizes["weak"] = job.batch_size
         model = make_model(job, manifest, trainer)
         trained_bytes = sum(it.numel() * it.element_size() for it in model.parameters() if it.requires_grad)
@@ -115,7 +115,7 @@ def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
             whole_steps = len(manifest.clips) // a_step * a_step
             with make_loader(job, manifest, trainer, whole_steps, batch_size) as loader:
                 for _ in loader.epoch():
-                    pass  # decoded, or read from the store, before steps are timed
+                    pass  # decode, or read from the store, before timing
                 run_steps(trainer, loader, augment, job.warm_up)
                 passes[kind] = run_steps(trainer, loader, augment, job.steps)
                 if trainer.world_size > 1:
@@ -133,7 +133,7 @@ def speed(job: Job, manifest: Manifest) -> dict[str, Any] | None:
 
 
 def run_steps(trainer: Trainer, loader: ClipLoader, augment: AugmentConfig, steps: int, exchange: bool = True) -> Pass:
-    """Some steps: clips and processor seconds of all processes, seconds of this one, which waits for the others."""
+    """Time steps: clips and processor seconds of all processes, seconds of this one, which waits for the others."""
     totals = sums(trainer.device)
 
     def wait_for_all() -> None:
@@ -141,7 +141,7 @@ def run_steps(trainer: Trainer, loader: ClipLoader, augment: AugmentConfig, step
         trainer.accelerator.wait_for_everyone()
 
     def work() -> int:
-        # The same epoch again and again: its clips lie in memory after the first time.
+        # The same epoch repeatedly: its clips are in memory after the first time.
         batches = islice((batch for _ in count() for batch in loader.epoch()), steps)
         with nullcontext() if exchange else trainer.accelerator.no_sync(trainer.model):
             for batch in batches:
@@ -157,13 +157,13 @@ def run_steps(trainer: Trainer, loader: ClipLoader, augment: AugmentConfig, step
 
 
 def check(job: Job, manifest: Manifest) -> dict[str, Any] | None:
-    """Train two epochs in fp32 with nothing that depends on how a batch is dealt to processes."""
-    config = TrainConfig(speed="plain", precision="fp32", lr=1e-5, clip_norm=0.0, freeze_batch_norm=True)
+    """Train two epochs in fp32 with nothing that depends on how a batch is split over processes."""
+    config = TrainConfig(speed="fp32", precision="fp32", lr=1e-5, clip_norm=0.0, freeze_batch_norm=True)
     augment, num_clips = AugmentConfig(crop_size=job.crop_size), job.check_clips()
     with Trainer(config, seed=SEED) as trainer:
         model = make_model(job, manifest, trainer, dropout=0.0)
         with make_loader(job, manifest, trainer, num_clips, job.batch_size, whole=True) as loader:
-            # Every BatchNorm gets the mean statistics of the same batches on each process, which are then frozen.
+            # Every BatchNorm gets the mean statistics of the same batches on each process, then they are frozen.
             update_bn((center_crop(batch.frames, augment) for batch in loader.epoch()), model.to(trainer.device))
         trainer.prepare(model, job.steps)
         norms: list[float] = []
@@ -186,7 +186,7 @@ def check(job: Job, manifest: Manifest) -> dict[str, Any] | None:
 
 
 def dealt(ranks: list[list[tuple[str, bool]]]) -> list[str]:
-    """The global batch in its order: a clip of each process in turn, without padding."""
+    """The global batch in order: one clip of each process in turn, without padding."""
     return [key for turn in zip(*ranks, strict=True) for key, is_padding in turn if not is_padding]
 
 

@@ -1,1 +1,1 @@
-"""Many runs from one grid: a study file -> run folders, and what they say together."""
+"""Studies: from a study file to the run folders of a grid, and their comparison."""

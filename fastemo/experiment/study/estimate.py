@@ -1,4 +1,4 @@
-"""How long a study will take, from steps measured here: `fastemo study FILE --dry-run`."""
+"""Upper bound of a study's duration, from steps measured on this machine: `fastemo study FILE --dry-run`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from fastemo.models.build import build_model
 from fastemo.training.trainer import Trainer
 from fastemo.video.loader import ClipBatch
 
-# Steps that are timed after the first; a step of many seconds is timed once, as the first.
+# Steps timed after the first; of steps of many seconds only the first is timed.
 _STEPS, _LONG_STEP_SECONDS = 2, 5.0
-# Forward alone, as a share of a step: forward, backward, of about twice the work, and the optimiser's update.
+# The forward pass as a share of a step: forward, backward with about twice the work, and the optimiser's update.
 _FORWARD_SHARE = 1 / 3
-# A process that loads torch, figures, checkpoints.
+# Start of a process that loads torch; figures; checkpoints.
 _START_SECONDS = 20.0
 
 
 def dry_run(study: Study, out: Path, console: Console, *, jobs: int | None = None) -> None:
-    """List the runs, their states in `out`, and how long the others take at most.
+    """List the runs with their states in `out`, and the maximum duration of the unfinished ones.
 
     Raises:
-        ValueError: As `run_study`.
+        ValueError: As in `run_study`.
     """
     at_once = num_places(jobs)
     states = read_states(study, out)
@@ -43,8 +43,8 @@ def dry_run(study: Study, out: Path, console: Console, *, jobs: int | None = Non
         {
             "run": cell.name,
             "status": states[cell.name].status,
-            "epochs at most": cell.config.train.epochs,
-            "minutes at most": f"{seconds[cell.name] / 60:.1f}" if cell.name in seconds else "",
+            "max epochs": cell.config.train.epochs,
+            "max minutes": f"{seconds[cell.name] / 60:.1f}" if cell.name in seconds else "",
         }
         for cell in study.cells
     ]
@@ -54,15 +54,14 @@ def dry_run(study: Study, out: Path, console: Console, *, jobs: int | None = Non
             console.say(f"{name} failed: {state.reason}")
     minutes = sum(seconds.values()) / 60
     console.say(
-        f"{len(study.cells)} runs, {len(seconds)} to run: {minutes:.0f} minutes at most one after the other, by steps "
-        f"measured here; {at_once} at once"
+        f"{len(study.cells)} runs, {len(seconds)} to run: at most {minutes:.0f} min in sequence; {at_once} in parallel"
     )
 
 
 def estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
-    """Seconds that each run takes at most: all of its epochs on cached clips, and the test in every order.
+    """Maximum duration of each run in seconds: all of its epochs on cached clips, and the test in every order.
 
-    Early stopping, and clips that have to be decoded first, are not foreseen.
+    Early stopping, and the time to decode clips first, are not included.
 
     Raises:
         ValueError: A corpus is not usable.
@@ -88,10 +87,10 @@ def estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
 
 
 def step_seconds(config: RunConfig, num_classes: int) -> float:
-    """A training step of a whole batch, in seconds: the shortest of a few on made frames."""
+    """Seconds of a training step on a whole batch: the shortest of a few on random frames."""
     with Trainer(config.train, seed=config.seed) as trainer:
         trainer.seed_everything(epoch=0)
-        # Weights change nothing about the time.
+        # The weights do not affect the time.
         model = build_model(replace(config.model, pretrained=False, weights=None), num_classes)
         trainer.prepare(model, 1 + _STEPS)
         batch = _batch(config, num_classes, trainer.device)
@@ -108,7 +107,7 @@ def step_seconds(config: RunConfig, num_classes: int) -> float:
 
 
 def _batch(config: RunConfig, num_classes: int, device: torch.device) -> ClipBatch:
-    """Noise of the shape that clips have."""
+    """Noise in the shape of clips."""
     size, count = config.video.size, config.train.batch_size
     frames = torch.randint(0, 256, (count, config.video.num_frames, 3, size, size), dtype=torch.uint8)
     return ClipBatch(

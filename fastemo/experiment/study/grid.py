@@ -1,8 +1,8 @@
-"""A study file -> its cells: each a complete configuration, equal ones once.
+"""From a study file to its runs: each a complete configuration, duplicates removed.
 
 name: fusion
 description: How late fusion joins its frames.
-base: {video: {num_frames: 10}}            # keys of every cell, over the defaults
+base: {video: {num_frames: 10}}            # keys of every run, over the defaults
 seeds: [0, 1]
 parts:
   - name: fusion
@@ -28,13 +28,13 @@ Settings = dict[str, Any]
 
 _STUDY_KEYS = ("name", "description", "base", "seeds", "parts")
 _PART_KEYS = ("name", "title", "base", "cells", "grid")
-# Given by the study itself to each of its cells.
+# Set by the study for each of its runs.
 _OWN = ("name", "runs_dir", "resume")
-# The same result whatever these say: a cell is the same cell.
+# Keys that do not affect the result: a run stays the same run.
 _NO_RESULT = re.compile(
     r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|train\.(checkpoint_minutes|keep)"
 )
-# What cells of one row differ in: the row is their mean.
+# Keys in which the runs of one row differ: the row is their mean.
 REPEATS = ("seed", "corpus.fold")
 _MOST_CELLS = 1000
 _LONGEST_NAME = 80
@@ -45,9 +45,9 @@ class Cell:
     """One run of a study.
 
     Attributes:
-        name: Its folder's, made of the settings and a digest of the whole configuration.
-        settings: What the study sets, by key joined by dots; `seed` is always among them.
-        config: Complete, but for name and folder.
+        name: Folder name, made of the settings and a digest of the whole configuration.
+        settings: The settings of the study, by dotted key; `seed` is always among them.
+        config: Complete except for name and folder.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Cells that differ in nothing but seed and fold.
+    """Runs that differ only in seed and fold.
 
     Attributes:
         label: What distinguishes it from the part's other rows, as text.
-        settings: The same as keys.
-        cells: Names, by fold and seed in the order of the file.
+        settings: The same as keys and values.
+        cells: Names of its runs, by fold and seed in the order of the file.
     """
 
     label: str
@@ -95,11 +95,11 @@ def read_study(path: Path, arguments: Sequence[str] = ()) -> Study:
     """Read a study file.
 
     Args:
-        arguments: `--KEY VALUE` or `--KEY=VALUE`, of every cell, over the file's.
+        arguments: `--KEY VALUE` or `--KEY=VALUE` for every run, overriding the file.
 
     Raises:
-        ValueError: The file does not exist, holds a key or value that is not allowed, or an argument sets what the
-            study varies; the message names the file and the key.
+        ValueError: The file does not exist or has a key or value that is not allowed, or an argument sets a key that
+            the study varies; the message names the file and the key.
     """
     content = load_yaml(path)
     try:
@@ -125,10 +125,10 @@ def _study(content: Any, overrides: Settings) -> Study:
         _check_overrides([settings for settings, _ in chosen], overrides, where)
         chosen = [({**settings, **overrides}, own) for settings, own in chosen]
         if len(chosen) * len(seeds) > _MOST_CELLS:
-            raise ValueError(f"{where} has more than {_MOST_CELLS} runs")
+            raise ValueError(f"{where} has more than {_MOST_CELLS} runs, the limit")
         parts.append(_part(part, chosen, seeds, cells, where))
     if not parts:
-        raise ValueError("parts is empty: give at least one with cells or a grid")
+        raise ValueError("parts is empty: add at least one part with cells or a grid")
     if len({part.name for part in parts}) < len(parts):
         raise ValueError("two parts have the same name")
     return Study(name=name, description=description, cells=tuple(cells.values()), parts=tuple(parts))
@@ -141,14 +141,14 @@ def _part(
     cells: dict[str, Cell],
     where: str,
 ) -> Part:
-    """A part's rows; their cells are added to those known, by their digest."""
+    """A part's rows; their runs are added to `cells` by digest."""
     rows: dict[str, tuple[Settings, list[str]]] = {}
     for settings, own in chosen:
         for seed in [settings["seed"]] if "seed" in settings else seeds:
             config = _config({**settings, "seed": seed}, where)
             leaves = {key: _json(value) for key, value in config_leaves(config)}
             whole = {key: leaves[key] for key in (*settings, "seed")}
-            # What the part's own cells or grid set distinguishes its rows; the model is always named.
+            # The part's own cells and grid distinguish its rows; the model is always named.
             shown = {key: leaves[key] for key in ("model.name", *settings) if key in own | {"model.name"}}
             digest = _digest(leaves)
             cell = Cell(name=_cell_name(config, shown, digest), settings=whole, config=config)
@@ -167,7 +167,7 @@ def _part(
 
 
 def _combinations(part: Mapping[str, Any], base: Settings, where: str) -> list[tuple[Settings, frozenset[str]]]:
-    """Every cell's keys over the study's and the part's base, and which of them are its own."""
+    """Every run's keys over the bases of study and part, and which of them are its own."""
     base = {**base, **_flat(part.get("base") or {}, f"{where}: base")}
     listed = [_flat(cell or {}, f"{where}: cells") for cell in _list(part, "cells", [{}])]
     grid = _flat(part.get("grid") or {}, f"{where}: grid", lists=True)
@@ -181,10 +181,10 @@ def _combinations(part: Mapping[str, Any], base: Settings, where: str) -> list[t
 
 
 def _check_overrides(chosen: Sequence[Settings], overrides: Settings, where: str) -> None:
-    """Refuse options that would make different runs of a part equal."""
+    """Reject options that would make different runs of a part equal."""
     for key in overrides:
         if key in _OWN:
-            raise ValueError(f"--{key} is given by the study to each of its runs; choose the study's folder by --out")
+            raise ValueError(f"--{key} is set by the study for each of its runs; choose the study's folder with --out")
         if _num_different(chosen, {key}) < _num_different(chosen, set()):
             raise ValueError(f"--{key} cannot be set for all runs: {where} compares its values")
 
@@ -196,7 +196,7 @@ def _num_different(chosen: Sequence[Settings], without: set[str]) -> int:
 def _config(settings: Settings, where: str) -> RunConfig:
     for key in _OWN:
         if key in settings:
-            raise ValueError(f"{where}: {key} is given by the study to each of its runs")
+            raise ValueError(f"{where}: {key} is set by the study for each of its runs")
     if unknown := settings.keys() - dict(config_leaves(RunConfig())).keys():
         raise ValueError(f"{where}: unknown key {min(unknown)}; keys are those of fastemo train --help")
     try:
@@ -210,7 +210,7 @@ def _json(value: Any) -> Any:
 
 
 def _argument(value: Any) -> str:
-    """A value as the command line would have it."""
+    """A value as on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
@@ -223,25 +223,25 @@ def _overrides(arguments: Sequence[str]) -> Settings:
     while waiting:
         name, has_value, value = waiting.pop(0).partition("=")
         if not name.startswith("--") or len(name) < 3:
-            raise ValueError(f"{name} is no option: give --KEY VALUE, keys as in fastemo train --help")
+            raise ValueError(f"{name} is not an option: give --KEY VALUE, with the keys of fastemo train --help")
         if not has_value:
             if not waiting:
                 raise ValueError(f"{name} needs a value")
             value = waiting.pop(0)
         if name[2:] in found:
-            raise ValueError(f"{name} is given twice; leave one of them")
+            raise ValueError(f"{name} is given twice; remove one of them")
         found[name[2:]] = value
     return found
 
 
 def _digest(leaves: Settings) -> str:
-    """Of all that may change a result."""
+    """A hash of all keys that may affect the result."""
     told = [f"{key}={value!r}" for key, value in leaves.items() if not _NO_RESULT.fullmatch(key)]
     return hashlib.blake2b("\n".join(told).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
 
 
 def _cell_name(config: RunConfig, shown: Settings, digest: str) -> str:
-    """Readable, and like no other cell's: `early_cnn-t10-112px-enabled_false-seed0-1a2b3c4d`."""
+    """A readable and unique name: `early_cnn-t10-112px-enabled_false-seed0-1a2b3c4d`."""
     start = [config.model.name, f"t{config.video.num_frames}", f"{config.augment.crop_size}px"]
     rest = [
         re.sub(r"[^A-Za-z0-9.]+", "_", f"{key.rpartition('.')[2]}_{_argument(value)}")
@@ -252,11 +252,11 @@ def _cell_name(config: RunConfig, shown: Settings, digest: str) -> str:
 
 
 def _label(settings: Settings) -> str:
-    """In words: `early_cnn, 6 frames, not augmented`."""
+    """Text such as `early_cnn, 6 frames, not augmented`."""
     words = []
     for key, value in settings.items():
         if key == "video.size" and "augment.crop_size" in settings:
-            continue  # the one goes with the other
+            continue  # it follows from the crop size
         known = {
             "model.name": str(value),
             "video.num_frames": f"{value} frames",
@@ -274,7 +274,7 @@ def _flat(content: Any, where: str, *, lists: bool = False, prefix: str = "") ->
     """Nested keys joined by dots.
 
     Args:
-        lists: Whether every value has to be a list, or may not be.
+        lists: Whether every value must be a list, or must not be.
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must hold keys and values")
@@ -287,7 +287,7 @@ def _flat(content: Any, where: str, *, lists: bool = False, prefix: str = "") ->
             if isinstance(value, list) != lists:
                 raise ValueError(f"{where}: {prefix}{key} must {'' if lists else 'not '}be a list of values")
         if twice := found.keys() & inner.keys():
-            raise ValueError(f"{where} gives {min(twice)} twice; leave one of them")
+            raise ValueError(f"{where} sets {min(twice)} twice; remove one of them")
         found |= inner
     return found
 
@@ -297,10 +297,10 @@ def _check_mapping(content: Any, what: str, allowed: Sequence[str], *, needed: S
         raise ValueError(f"{what} must hold keys and values, {', '.join(allowed)}")
     for key in content:
         if key not in allowed:
-            raise ValueError(f"{what} has the unknown key {key!a}; it may hold {', '.join(allowed)}")
+            raise ValueError(f"{what} has the unknown key {key!a}; allowed are {', '.join(allowed)}")
     for key in needed:
         if key not in content:
-            raise ValueError(f"{what} lacks the key {key}")
+            raise ValueError(f"{what} needs the key {key}")
 
 
 def _text(content: Mapping[str, Any], key: str, default: str | None = None) -> str:
@@ -320,5 +320,5 @@ def _list(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]
 
 
 def with_folder(cell: Cell, runs_dir: Path) -> RunConfig:
-    """The cell's configuration as the run in its folder has it."""
+    """The configuration of a cell with the name and folder of its run."""
     return replace(cell.config, name=cell.name, runs_dir=runs_dir)

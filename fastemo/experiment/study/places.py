@@ -1,4 +1,4 @@
-"""Where several runs go at once: a GPU each, or a share of the processors."""
+"""Resources of parallel runs: a GPU each, or a share of the processors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 from fastemo.machine import available_memory, available_processors
 
-# What a process of a cell was seen to take with torch loaded, a small model and its figures.
+# Measured memory of a run's process with torch, a small model and its figures.
 _CELL_BYTES = 3 * 2**30
-# With fewer, a cell's start-up and figures have nothing to run beside.
+# With fewer, a run's start-up and figures would have no processor to spare.
 _CELL_PROCESSORS = 2
 
 
 def num_places(jobs: int | None) -> int:
-    """As many as asked for; `None`: as there are GPUs, or as processors and memory have room for.
+    """The number of parallel runs; `None`: the number of GPUs, or what processors and memory allow.
 
     Raises:
         ValueError: Less than one.
@@ -30,7 +30,7 @@ def num_places(jobs: int | None) -> int:
 
 
 def processors_of(place: int, num_places: int) -> str:
-    """A place's share of the processors, numbers joined by commas; empty: all of them."""
+    """A place's share of the processors, as comma-separated numbers; empty: all of them."""
     if num_places == 1 or not hasattr(os, "sched_getaffinity"):
         return ""
     mine = sorted(os.sched_getaffinity(0))
@@ -38,7 +38,7 @@ def processors_of(place: int, num_places: int) -> str:
 
 
 def environment_of(place: int) -> dict[str, str]:
-    """Of a cell's process: one GPU is all that it sees, where there are any."""
+    """Environment of a run's process: only one GPU is visible, if there are any."""
     if not torch.cuda.is_available():
         return dict(os.environ)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))

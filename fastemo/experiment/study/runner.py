@@ -1,4 +1,4 @@
-"""The runs of a study, several at once where the machine has room, each with its state on disk."""
+"""Executes the runs of a study, several in parallel if the machine has room, and keeps their states on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fastemo.models.build import check_backbone
 from fastemo.training.stopping import StopSignals
 
 _POLL_SECONDS = 0.2
-# How much of its time a study that is killed forgets.
+# The most of its running time that a killed study loses.
 _NOTE_SECONDS = 30.0
 
 
@@ -51,19 +51,19 @@ def run_study(
     jobs: int | None = None,
     signals: StopSignals | None = None,
 ) -> dict[str, Any]:
-    """Do every run that is not finished yet; what `study.json` holds is returned.
+    """Execute every unfinished run; return the contents of `study.json`.
 
-    A cell is a run folder below `out/cells`, trained by a process of its own. Cells that failed are tried again.
+    Each run has a folder in `out/cells` and is trained by a separate process. Failed runs are retried.
 
     Args:
-        source: The study file, of which `out` keeps a copy.
-        jobs: Cells at once; `None`: as many as the machine has room for.
-        signals: SIGTERM and SIGINT are passed on to the cells, which write their checkpoints.
+        source: The study file, which is copied to `out`.
+        jobs: Parallel runs; `None`: as many as the machine has room for.
+        signals: SIGTERM and SIGINT are forwarded to the runs, which write their checkpoints.
 
     Raises:
-        ValueError: The corpus is not usable, `out` is in use or of another study, or `jobs` is below 1.
-        UserError: Cells failed; the message names the first. The others are finished.
-        Stopped: A signal asked to end.
+        ValueError: The corpus is not usable, `out` is in use or belongs to another study, or `jobs` is below 1.
+        UserError: Runs failed; the message names the first. The others are finished.
+        Stopped: By a signal.
     """
     places = num_places(jobs)
     out.mkdir(parents=True, exist_ok=True)
@@ -101,17 +101,17 @@ class _Runner:
         }
 
     def run(self) -> None:
-        """Start runs as places become free, until none waits."""
+        """Start runs as places become free, until none is waiting."""
         waiting = [cell for cell in self._study.cells if self._states[cell.name].status != "finished"]
         done = len(self._study.cells) - len(waiting)
         self._console.say(
             f"study {self._study.name}: {len(self._study.cells)} runs, {done} finished, {len(waiting)} to run, "
-            f"{self._places} at once; {self._out}"
+            f"{self._places} in parallel; {self._out}"
         )
         if not waiting:
             return
         self._prepare_corpora()
-        with self._signals.deferred(), self._none_left_behind():
+        with self._signals.deferred(), self._kill_on_exit():
             free = list(range(self._places))
             while waiting or self._running:
                 while free and not self._signals.received and (cell := self._next(waiting)):
@@ -125,14 +125,14 @@ class _Runner:
                 if self._signals.received and not self._running:
                     raise Stopped(self._signals.received, "the same command resumes the study")
                 if self._signals.received:
-                    self._pass_on()
+                    self._forward_signal()
                 if time.monotonic() - self._noted > _NOTE_SECONDS:
                     self._write()
                 if not ended:
                     time.sleep(_POLL_SECONDS)
 
     def _next(self, waiting: Sequence[Cell]) -> Cell | None:
-        """The first run whose folder nobody holds: those of a study that was killed still write their checkpoints."""
+        """The first run whose folder is not locked: runs of a killed study may still write their checkpoints."""
         for cell in waiting:
             folder = self._out / "cells" / cell.name
             try:
@@ -145,7 +145,7 @@ class _Runner:
         return None
 
     def _prepare_corpora(self) -> None:
-        """Make, scan and split every corpus once before the runs do: an error in it is reported once, at once."""
+        """Generate, scan and split every corpus before the runs do: its errors are reported once, immediately."""
         seen = []
         for cell in self._study.cells:
             check_backbone(cell.config.model)
@@ -172,23 +172,23 @@ class _Runner:
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment_of(place),
-            # Ctrl-C reaches the study alone, which passes it on once.
+            # Ctrl-C reaches only the study, which forwards it once.
             start_new_session=True,
         )
         again = f", attempt {state.attempts}" if state.attempts > 1 else ""
         self._console.say(f"{time.strftime('%H:%M:%S')} started  {cell.name}{again}")
         return _Running(cell, process, output, time.monotonic(), place, file)
 
-    def _pass_on(self) -> None:
-        """Ask every run to end, once."""
+    def _forward_signal(self) -> None:
+        """Send every run a signal to stop, once."""
         for it in self._running:
             if self._states[it.cell.name].status == "running":
                 self._states[it.cell.name].status = "waiting"
                 it.process.terminate()
 
     @contextmanager
-    def _none_left_behind(self) -> Iterator[None]:
-        """Whatever ends this process, no run outlives it."""
+    def _kill_on_exit(self) -> Iterator[None]:
+        """However this process ends, no run outlives it."""
         try:
             yield
         finally:
@@ -218,7 +218,7 @@ class _Runner:
         self._console.say(f"{time.strftime('%H:%M:%S')} {text} ({count}/{len(self._states)})")
 
     def _write(self, parts: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-        """Write `study.json`; its contents are returned."""
+        """Write `study.json` and return its contents."""
         self._noted = time.monotonic()
         corpus = self._study.cells[0].config.corpus
         cells = [self._entry(cell) for cell in self._study.cells]
@@ -253,10 +253,10 @@ class _Runner:
         return sum(time.monotonic() - it.started for it in self._running if it.cell is cell) / 60
 
     def finish(self) -> dict[str, Any]:
-        """Sum up what there is.
+        """Write and show the summary.
 
         Raises:
-            UserError: Cells failed.
+            UserError: Runs failed.
         """
         finished = {name for name, state in self._states.items() if state.status == "finished"}
         found = self._write(parts_result(self._study, self._out, finished))
@@ -266,22 +266,22 @@ class _Runner:
         if failed:
             name, reason = next(iter(failed.items()))
             raise UserError(
-                f"{len(failed)} of {len(self._states)} runs failed, such as {name}: {reason}. The same command tries "
-                f"them again; their output is in {self._out / 'output'}"
+                f"{len(failed)} of {len(self._states)} runs failed, such as {name}: {reason}. The same command "
+                f"retries them; their output is in {self._out / 'output'}"
             )
-        self._console.say(f"written: {self._out / 'study.json'}; see it by fastemo page {self._out}")
+        self._console.say(f"written: {self._out / 'study.json'}; to view it: fastemo page {self._out}")
         return found
 
 
 def _line(row: dict[str, Any]) -> dict[str, str | int]:
-    """A row as the terminal shows it."""
+    """A row of the terminal's table."""
     if row["accuracy"] is None:
         return {
             "run": row["label"],
             "accuracy": "not finished",
             "95 % interval": "",
             "order": "",
-            "report": "",
+            "Roy (2025)": "",
         }
     order, report = row["order"], row["report"]
     return {
@@ -289,5 +289,5 @@ def _line(row: dict[str, Any]) -> dict[str, str | int]:
         "accuracy": f"{row['accuracy']:.1%}",
         "95 % interval": " to ".join(f"{it:.1%}" for it in row["interval"]),
         "order": f"{order['accuracy']:.1%}" if order else "",
-        "report": f"{report:.1%}" if report is not None else "",
+        "Roy (2025)": f"{report:.1%}" if report is not None else "",
     }

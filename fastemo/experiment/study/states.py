@@ -1,4 +1,4 @@
-"""States of a study's runs, which `study.json` keeps from one call to the next."""
+"""States of a study's runs, which `study.json` keeps between commands."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class State:
 
 
 def read_states(study: Study, out: Path) -> dict[str, State]:
-    """Each cell's, as an earlier call left it; a run folder that is finished counts, whatever was noted.
+    """The state of each run from an earlier command; a finished run folder overrides what was noted.
 
     Raises:
-        ValueError: The folder is another study's, or its `study.json` is damaged.
+        ValueError: The folder belongs to another study, or its `study.json` is damaged.
     """
     path = out / "study.json"
     noted: dict[str, Any] = {}
@@ -36,9 +36,9 @@ def read_states(study: Study, out: Path) -> dict[str, State]:
             name, cells = found["name"], found["cells"]
             noted = {it["name"]: State(it["status"], it["reason"], it["attempts"], it["minutes"]) for it in cells}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it: the run folders beside it are kept") from error
+            raise ValueError(f"{path} is damaged ({error}); delete it: finished runs beside it still count") from error
         if name != study.name:
-            raise ValueError(f"{out} is the folder of the study {name}, not of {study.name}; choose another --out")
+            raise ValueError(f"{out} belongs to the study {name}, not to {study.name}; choose another --out")
     states = {}
     for cell in study.cells:
         state = noted.get(cell.name, State())
@@ -51,10 +51,10 @@ def read_states(study: Study, out: Path) -> dict[str, State]:
 
 
 def reason_of(output: Path, status: int) -> str:
-    """Why a run failed: the line of its error message, or its last."""
+    """Why a run failed: its error message, or the last line of its output."""
     lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     told = [line.partition("error: ")[2] for line in lines if line.startswith("fastemo: error: ")]
     reason = told[-1] if told else lines[-1] if lines else "it printed nothing"
     if status < 0:
-        reason = f"ended by signal {-status}" + ("; was memory short?" if status == -9 else "")
+        reason = f"ended by signal {-status}" + (", possibly out of memory" if status == -9 else "")
     return reason if len(reason) <= _MOST_REASON else f"{reason[: _MOST_REASON - 1]}…"

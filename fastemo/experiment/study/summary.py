@@ -1,4 +1,4 @@
-"""What a study's finished cells say: of each the test, of each row the mean, and rows compared on the same clips."""
+"""Results of a study's finished runs: each test, the mean of each row, and rows compared on the same clips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastemo.evaluation.tables import PredictionTable, joined, read_predictions
 from fastemo.experiment.study.grid import Cell, Part, Row, Study
 from fastemo.report.published import report_accuracy
 
-_TOLD = (
+_TEST_KEYS = (
     "accuracy",
     "uar",
     "macro_f1",
@@ -28,7 +28,7 @@ _TOLD = (
     "one_file_a_take",
     "probes",
 )
-_ALSO_TOLD = ("protocol", "corpus", "epoch", "cost")
+_HEAD_KEYS = ("protocol", "corpus", "epoch", "cost")
 
 
 def cell_result(folder: Path) -> dict[str, Any]:
@@ -41,18 +41,18 @@ def cell_result(folder: Path) -> dict[str, Any]:
     try:
         test = json.loads(path.read_text(encoding="utf-8"))
         epochs = len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        told = {name: test[name] for name in (*_TOLD, *_ALSO_TOLD)}
+        told = {name: test[name] for name in (*_TEST_KEYS, *_HEAD_KEYS)}
         interval = list(test["intervals"]["accuracy"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); move the folder away to have the cell run again") from error
+        raise ValueError(f"{path} is damaged ({error}); move the folder away to repeat the run") from error
     return {**told, "interval": interval, "epochs": epochs}
 
 
 def parts_result(study: Study, out: Path, finished: set[str]) -> list[dict[str, Any]]:
-    """Each part's rows and how they compare, of the cells that are finished.
+    """Each part's rows and their comparisons, from the finished runs.
 
     Args:
-        finished: Names of cells; a row counts when all of its cells do.
+        finished: Names of runs; a row counts if all of its runs are among them.
     """
     cells = {cell.name: cell for cell in study.cells}
     return [_part(part, cells, out, finished) for part in study.parts]
@@ -77,7 +77,7 @@ def _tables(row: Row, cells: dict[str, Cell], out: Path) -> list[PredictionTable
     by_seed: dict[int, list[PredictionTable]] = {}
     for name in row.cells:
         table = read_predictions(out / "cells" / name / "predictions.csv")
-        # Messages name the cell, wherever the study lies.
+        # Messages name the run, not its folder.
         by_seed.setdefault(cells[name].config.seed, []).append(replace(table, source=name))
     return [joined(folds) for folds in by_seed.values()]
 
@@ -97,7 +97,7 @@ def _row(row: Row, config: RunConfig, tables: Sequence[PredictionTable] | None, 
         }
     accuracy, low, high = mean_interval(tables)
     first = cell_result(out / "cells" / row.cells[0])
-    # Only the built-in corpus has classes that only the order of frames distinguishes; seeds and folds count together.
+    # Only the built-in corpus has classes that differ only in frame order; seeds and folds are pooled.
     order = order_accuracy(joined(tables), PAIRS) if config.corpus.root is None else None
     return {
         **found,
@@ -111,7 +111,7 @@ def _row(row: Row, config: RunConfig, tables: Sequence[PredictionTable] | None, 
 
 
 def _paired(table: PredictionTable) -> PredictionTable:
-    """The clips of classes that show the same in opposite order."""
+    """The clips of classes that show the same frames in opposite order."""
     names = {name for pair in PAIRS for name in pair}
     rows = np.flatnonzero([table.class_names[label] in names for label in table.labels])
     return table.at(rows)

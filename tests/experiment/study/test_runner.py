@@ -101,7 +101,7 @@ class TestRunning:
             assert "1 of 2 runs failed" in done.stderr
             assert statuses(out) == ["failed", "finished"]
             failed, finished = study_json(out)["cells"]
-            assert "the loss is infinite or not a number" in failed["reason"]
+            assert "the loss is infinite or NaN" in failed["reason"]
             assert (failed["attempts"], finished["attempts"]) == (attempt, 1)
             rows = study_json(out)["parts"][0]["rows"]
             assert [row["accuracy"] is None for row in rows] == [True, False]
@@ -165,7 +165,7 @@ class TestRefusing:
     @pytest.mark.parametrize(
         ("note", "message"),
         [
-            ('{"name": "other", "cells": []}', "is the folder of the study other, not of made"),
+            ('{"name": "other", "cells": []}', "belongs to the study other, not to made"),
             ("", r"study.json is damaged"),
             ("[]", r"study.json is damaged"),
             ("{}", r"study.json is damaged"),
