@@ -110,7 +110,7 @@ class TestProcesses:
 
     def test_none_can_be_started(self, put, monkeypatch):
         monkeypatch.setattr(sys, "executable", "/no/such/python")
-        with pytest.raises(WorkerError, match="cannot start .*: No such file or directory"):
+        with pytest.raises(WorkerError, match=r"cannot start .*: No such file or directory"):
             scan(put("a.mp4"))
 
     @pytest.mark.parametrize(("size_bytes", "seconds"), [(0, 60), (30 << 20, 60), (100 << 20, 200), (1 << 30, 2048)])
