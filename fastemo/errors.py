@@ -25,8 +25,8 @@ class DecodeError(UserError):
 class Stopped(BaseException):
     """A signal stopped the run, after its state was saved. Not an `Exception`, which much code catches.
 
-        Attributes:
-    number: The signal's number.
+    Attributes:
+        number: The signal's number.
     """
 
     def __init__(self, number: int, how_to_resume: str = "") -> None:

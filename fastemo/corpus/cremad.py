@@ -82,11 +82,11 @@ def split_actors() -> dict[str, Sequence[int]]:
 
     The corpus has no split of its own; this one is fixed and does not depend on which files are present.
     """
-    dealt = sorted(ACTORS, key=lambda actor: hashlib.blake2b(str(actor).encode()).digest())
+    ordered = sorted(ACTORS, key=lambda actor: hashlib.blake2b(str(actor).encode()).digest())
     num_val, num_test = round(_VAL * len(ACTORS)), round(_TEST * len(ACTORS))
     num_train = len(ACTORS) - num_val - num_test
     return {
-        "train": sorted(dealt[:num_train]),
-        "val": sorted(dealt[num_train : num_train + num_val]),
-        "test": sorted(dealt[num_train + num_val :]),
+        "train": sorted(ordered[:num_train]),
+        "val": sorted(ordered[num_train : num_train + num_val]),
+        "test": sorted(ordered[num_train + num_val :]),
     }

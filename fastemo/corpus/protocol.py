@@ -183,7 +183,7 @@ def _by_folder(manifest: Manifest) -> Splits:
         if outside:
             notes.append(f"{outside} clips outside train, val and test left out")
     else:
-        split_of = _dealt_by_hash(manifest.clips)
+        split_of = _split_by_hash(manifest.clips)
         if not all(clip.actor for clip in manifest.clips):
             notes.append(
                 "no train, val and test folders and no actors in the file names: split by clip, so the same person may "
@@ -199,7 +199,7 @@ def _by_folder(manifest: Manifest) -> Splits:
     return Splits(protocol="folders", class_names=manifest.class_names, notes=tuple(notes), **chosen)
 
 
-def _dealt_by_hash(clips: Sequence[Clip]) -> dict[str, str]:
+def _split_by_hash(clips: Sequence[Clip]) -> dict[str, str]:
     """70, 15 and 15 % of the actors, or of each class's clips where actors are unknown; always the same ones."""
     by_actor = all(clip.actor for clip in clips)
     groups: dict[str, set[str]] = {}

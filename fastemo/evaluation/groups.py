@@ -117,9 +117,9 @@ def _chance_of_gap(correct: NDArray[np.bool_], clips: Sequence[Clip], value_of: 
     found = _spread(sums, group_of_take[None], num_groups)[0]
     as_large = 0
     for start in range(0, _NUM_SHUFFLES, block):
-        dealt = np.tile(group_of_take, (min(block, _NUM_SHUFFLES - start), 1))
+        shuffled = np.tile(group_of_take, (min(block, _NUM_SHUFFLES - start), 1))
         # Sums of other orders differ in the last bit.
-        as_large += int((_spread(sums, rng.permuted(dealt, axis=1), num_groups) >= found - 1e-9).sum())
+        as_large += int((_spread(sums, rng.permuted(shuffled, axis=1), num_groups) >= found - 1e-9).sum())
     return (1 + as_large) / (1 + _NUM_SHUFFLES)
 
 
