@@ -349,7 +349,7 @@ def test_without_dali_the_module_imports_and_reports_what_to_do(hidden):
 def test_devices(monkeypatch):
     assert why_unavailable() is None
     assert why_unavailable(CPU) is None
-    assert "not for meta" in str(why_unavailable(torch.device("meta")))
+    assert "not on meta" in str(why_unavailable(torch.device("meta")))
     monkeypatch.setattr(dali, "_nvcuvid", lambda: "no such file")
     with pytest.raises(DaliUnavailable, match="NVDEC's library is missing"):
         DaliDecoder(FrameSpec(), CUDA, frame_size=(128, 128))
