@@ -1,4 +1,4 @@
-"""What is said while it runs: progress where somebody watches, lines everywhere, on the main process only."""
+"""Output of a run, on the main process only: progress bars on a terminal, lines on the terminal and in the log."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Advance = Callable[..., None]
 
 
 class Console:
-    """Lines go to the terminal and, once `log_to` was called, to a log file; progress bars to a terminal only.
+    """Lines go to the terminal and, after `log_to`, to a log file as well; progress bars go to a terminal only.
 
     Args:
-        show: Off (on every process but the main one), nothing is said or written.
+        show: If false (every process but the main one), nothing is printed or logged.
     """
 
     def __init__(self, *, show: bool = True) -> None:
@@ -41,19 +41,19 @@ class Console:
     def say(self, text: str) -> None:
         if not self._show:
             return
-        # A file's name may hold bytes that are no text; shown escaped, where print would raise.
+        # A file name may hold bytes that are not text: escaped, since print would raise.
         encoding = self._rich.encoding
         self._rich.print(text.encode(encoding, "backslashreplace").decode(encoding), markup=False)
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Write to the log file alone."""
+        """Write to the log file only."""
         if self._log:
             with self._log.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def table(self, title: str, rows: list[dict[str, str | int]]) -> None:
-        """Show rows that share their keys."""
+        """Print rows that have the same keys."""
         if not self._show or not rows:
             return
         table = Table(title=title, title_justify="left")
@@ -66,7 +66,7 @@ class Console:
 
     @contextmanager
     def track(self, what: str, unit: str) -> Iterator[Advance]:
-        """Show how far a long step is: yields `advance(done, total, note="")`."""
+        """Show the progress of a long step: yields `advance(done, total, note="")`."""
         progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -86,7 +86,7 @@ class Console:
             rate = f"{done / seconds:.1f} {unit}/s" if seconds > 0 else ""
             progress.update(task, completed=done, total=total, rate=rate, note=note)
 
-        # Where nobody watches it is never started: up to rich 14.2 even a disabled one ends in an empty line.
+        # Not started without a terminal: up to rich 14.2 even a disabled bar prints an empty line at its end.
         with progress if self._show and self._rich.is_terminal else nullcontext():
             task = progress.add_task(what, total=None, rate="", note="")
             yield advance

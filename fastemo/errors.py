@@ -1,4 +1,4 @@
-"""What a user did wrong is told in one line, without a traceback."""
+"""Errors that a user can fix are reported in one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Base of the errors of this package that are no ValueError: a user can cause and mend them."""
+    """Base of this package's errors other than ValueError that a user can cause and fix."""
 
 
 class DecodeError(UserError):
-    """A frame that could not be had; the message names the file and the frame."""
+    """A frame cannot be decoded; the message names the file and the frame."""
 
     def __init__(self, path: Path, frame: int, reason: str) -> None:
         super().__init__(f"{path}: frame {frame} does not decode: {reason}")
@@ -23,23 +23,22 @@ class DecodeError(UserError):
 
 
 class Stopped(BaseException):
-    """A signal asked to end; everything is saved that was to be. No `Exception`, which much code recovers from.
+    """A signal stopped the run, after its state was saved. Not an `Exception`, which much code catches.
 
     Attributes:
-        number: The signal's.
+        number: The signal's number.
     """
 
-    def __init__(self, number: int, how_to_go_on: str = "") -> None:
-        self.number, self.how_to_go_on = number, how_to_go_on
-        super().__init__(f"stopped by {signal.Signals(number).name}{'; ' * bool(how_to_go_on)}{how_to_go_on}")
+    def __init__(self, number: int, how_to_resume: str = "") -> None:
+        self.number, self.how_to_resume = number, how_to_resume
+        super().__init__(f"stopped by {signal.Signals(number).name}{'; ' * bool(how_to_resume)}{how_to_resume}")
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process with one line on standard error on an error that a user can cause, or a signal.
+    """On an error that a user can cause, or a signal, exit with one line on standard error.
 
-    The status is 2, or 128 and the signal's number, as shells have it. `FASTEMO_TRACEBACK=1` shows the traceback of an
-    error as well.
+    The exit status is 2, or 128 + the signal's number. `FASTEMO_TRACEBACK=1` shows the traceback of an error.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the machine gives: processors, a folder to keep things in, and writes that are whole or not at all."""
+"""The machine: processors, memory, the cache folder, file locks and atomic writes."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ VERSIONED_PACKAGES = (
     "opencv-python-headless",
 )
 
-# A ninth of what a thread at 0 gets; beside nothing else, all.
+# A ninth of the processor time of a thread at 0; all of it on an idle processor.
 _BACKGROUND_NICENESS = 10
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_processors() -> int:
-    """Processors for this process: those it may run on, shared with the other ranks of this host."""
+    """Processors for this process: those it may run on, divided among the ranks of this host."""
     # Python 3.13 has os.process_cpu_count; macOS has no sched_getaffinity.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take, its share where other ranks of this host take as much.
+    """Bytes of memory that this process may still take: its share, if this host runs several ranks.
 
-    What the kernel could free is counted as available; the limit of a container (cgroup v1 or v2) is kept.
-    Where the system does not say, half of what is installed.
+    What the kernel could free counts as available; a container's limit (cgroup v1 or v2) is respected.
+    Where the system does not report it, half of the installed memory.
     """
     try:
         fields = dict(line.split(":", 1) for line in (_PROC / "meminfo").read_text().splitlines())
@@ -69,7 +69,7 @@ def readable_bytes(num_bytes: int) -> str:
 
 
 def resident_memory() -> int:
-    """Bytes of this process that lie in memory; 0 where the system does not say."""
+    """Resident memory of this process in bytes; 0 where the system does not report it."""
     try:
         return int((_PROC / "self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -91,11 +91,11 @@ def _cgroup_rooms() -> Iterator[int]:
             cache = "total_inactive_file"
         else:
             continue
-        # Inside a container the path may be the host's, of which only the mount itself is visible.
+        # Inside a container the path may be the host's, and only the mount itself is visible.
         for group in (PurePosixPath(path.lstrip("/")), *PurePosixPath(path.lstrip("/")).parents):
             try:
                 stat = dict(line.split() for line in (mount / group / "memory.stat").read_text().splitlines())
-                # File pages that nobody used lately are counted as used, and given up on demand.
+                # Inactive file pages count as used, but the kernel frees them on demand.
                 used = int((mount / group / usage).read_text()) - int(stat.get(cache, 0))
                 yield int((mount / group / limit).read_text()) - used
             except (OSError, ValueError):
@@ -103,10 +103,10 @@ def _cgroup_rooms() -> Iterator[int]:
 
 
 def give_back_memory() -> None:
-    """Return to the system what was freed but is kept for later.
+    """Return memory to the system that was freed but is held by the allocator.
 
-    Many threads that decode leave their heaps full of holes: without this, resident memory had grown by 90 MiB after
-    9,000 decodes, with it by 4 MiB. It takes 10 ms. Nothing happens where the C library is not glibc.
+    Many decoding threads fragment their heaps: resident memory grew by 90 MiB in 9,000 decodes without this, and
+    by 4 MiB with it. It takes 10 ms. Does nothing where the C library is not glibc.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
@@ -114,11 +114,11 @@ def give_back_memory() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees for what it asks for next, until `give_back_memory`.
+    """Keep freed memory in this process for later allocations, until `give_back_memory`.
 
-    A training step asks for the same large pieces again and again; glibc gets each from the system, which clears it
-    page by page. A step of a ResNet-18 on two cores: 22,000 page faults without this and 500 with it, 0.87 x the time
-    (benchmarks/LOG.md). Nothing happens where the C library is not glibc.
+    A training step allocates the same large blocks each time; glibc gets each from the system, which clears it page
+    by page. A step of a ResNet-18 on two cores: 22,000 page faults without this and 500 with it, 0.87 x the time
+    (benchmarks/LOG.md). Does nothing where the C library is not glibc.
     """
     if sys.platform == "linux":
         mmap_max, trim_threshold, never = -4, -1, 2**31 - 1  # names and numbers of malloc.h
@@ -129,14 +129,14 @@ def keep_freed_memory() -> None:
 
 
 def lower_thread_priority() -> None:
-    """Give the calling thread less of the processors while other threads want them, on Linux."""
+    """Lower the calling thread's priority, on Linux: other threads get the processors first."""
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICENESS)
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept: `FASTEMO_CACHE`, or the user's cache folder."""
+    """The folder for files that can be regenerated: `FASTEMO_CACHE`, or the user's cache folder."""
     if chosen := os.environ.get("FASTEMO_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -144,10 +144,10 @@ def cache_folder() -> Path:
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file's bytes, or a folder's names, to the disk before this returns.
+    """Flush a file's bytes, or a folder's entries, to the disk.
 
     Raises:
-        OSError: The disk does not take them. That a file system cannot flush folders is no error.
+        OSError: The disk fails. A file system that cannot flush folders is not an error.
     """
     if path.is_dir() and os.name == "nt":
         return
@@ -163,12 +163,12 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
-    """Refuse where another process holds the same folder; a process that ends, however, lets go of it.
+    """Hold a lock on a folder, or refuse if another process holds it; a process that ends, in any way, releases it.
 
-    Where the file system or the operating system has no such locks, nobody is refused.
+    Without such locks in the file system or the operating system, no process is refused.
 
     Raises:
-        ValueError: Another process holds it; `what` begins the message.
+        ValueError: Another process holds it; the message begins with `what`.
     """
     if fcntl is None:
         yield
@@ -188,7 +188,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, renamed at the end: a reader sees the whole old file or the new one."""
+    """Yield a temporary path beside `path`, renamed at the end: readers see the whole old file or the whole new one."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield partial
@@ -198,7 +198,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; folders above it are made."""
+    """Write a file atomically; its parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -206,7 +206,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock against every other process and thread that asks for it by the same file, which is made.
+    """Hold an exclusive lock on a file, which is created, against other processes and threads.
 
     Raises:
         OSError: The file cannot be opened, or its file system or the operating system has no such locks.
@@ -223,24 +223,24 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def open_plain(path: Path | str, flags: int) -> int:
-    """Open a file that is one, and return its descriptor: links, pipes and devices are refused, in the same moment.
+    """Open a regular file and return its descriptor; links, pipes and devices are refused as part of opening.
 
-    Looked at beforehand, a file could be replaced before it is opened; a pipe would then be waited on for ever, and a
-    device read without end.
+    A file that is checked first could be replaced before it is opened: opening a pipe would then block forever, and a
+    device be read without end.
 
     Raises:
-        OSError: The file cannot be opened, or is none.
+        OSError: The file cannot be opened, or is not a regular file.
     """
     # Both flags are unknown to some operating systems.
     file = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError(errno.EINVAL, "this is no plain file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return file
 
 
 def read_at(file: int, view: memoryview, offset: int) -> bool:
-    """Fill memory of single bytes from an open file's descriptor; False where the file ends before."""
+    """Fill `view` from an open file's descriptor; False if the file ends too early."""
     while view:
         count = os.preadv(file, [view], offset)
         if count == 0:
@@ -258,7 +258,7 @@ def write_at(file: int, data: memoryview | bytes, offset: int) -> None:
 
 
 def check_platform() -> None:
-    """Refuse a system without what the clip store stands on.
+    """Refuse a system that lacks what the clip store needs.
 
     Raises:
         ValueError: There are no positioned reads or no file locks, as on Windows.
@@ -269,7 +269,7 @@ def check_platform() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what the result depends on."""
+    """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in VERSIONED_PACKAGES:
         try:
@@ -292,16 +292,16 @@ def commit() -> str | None:
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Processor, how many of them this process may use, and GPU; nothing that names a host."""
-    import torch  # late: processes that only draw or decode have no use for it
+    """Processor, number of processors for this process, and GPU; nothing that identifies the host."""
+    import torch  # late: processes that only draw or decode do not need it
 
     try:
-        told = re.findall(r"^model name\s*: (.*)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)
+        names = re.findall(r"^model name\s*: (.*)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        told = []
+        names = []
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "processor": told[0] if told else platform.processor() or platform.machine(),
+        "processor": names[0] if names else platform.processor() or platform.machine(),
         "processors": available_processors(),
         "gpu": gpus[0] if gpus else None,
     }

@@ -200,7 +200,7 @@ def write_sound(path: Path, seconds: float = 0.5) -> Path:
 
 
 def write_images(folder: Path, num_frames: int, width: int = 64, height: int = 48, suffix: str = ".jpg") -> Path:
-    """The report's layout: `frame0001.jpg` and so on; image k + 1 holds number k."""
+    """The layout of Roy (2025): `frame0001.jpg` and so on; image k + 1 holds number k."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num_frames):
         write_image(folder / f"frame{number + 1:04d}{suffix}", numbered_frame(number, width, height))

@@ -46,7 +46,7 @@ class TestIndex:
             "a.mp4  5 frames 64x48 h264  unlabelled: 'a' is not seven two-digit numbers joined by '-' (RAVDESS naming)",
             "empty [x] :sad:.mp4  rejected: zero length",
             "03-01-03-01-01-01-01.mp4  audio-only: RAVDESS audio-only (modality 03)",
-            f"{tmp_path}: 1 clips, 1 unlabelled, 1 rejected, 1 audio-only passed over",
+            f"{tmp_path}: 1 clips, 1 unlabelled, 1 rejected, 1 audio-only skipped",
         ]
 
     def test_out_is_a_manifest(self, tmp_path: Path) -> None:

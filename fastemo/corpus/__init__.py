@@ -1,1 +1,1 @@
-"""Which clips exist, what they show, who may be trained on."""
+"""The corpus: its clips, their labels and the train/val/test splits."""

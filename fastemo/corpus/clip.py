@@ -1,4 +1,4 @@
-"""One file of a corpus: what its path says that it shows, and what it holds."""
+"""One file of a corpus: its label, from its path, and its properties."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from fastemo.corpus.config import Labels
 Status = Literal["clip", "unlabelled", "rejected", "audio-only"]
 SPLITS = ("train", "val", "test")
 
-# RAVDESS's own papers and the report use both forms for these folders; other names stay as they are.
+# RAVDESS's own papers and Roy (2025) use both forms for these folders; other names stay as they are.
 _EMOTION_ALIASES = {"surprise": "surprised", "fear": "fearful", "anger": "angry", "sadness": "sad"}
 _ACTOR_IN_NAME = re.compile(r"actor[_-]?(\d{1,9})(?!\d)", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One file of a corpus, or one folder of images: what it shows and what it holds.
+    """One file of a corpus, or one folder of images: its label and its properties.
 
     Attributes:
-        key: Path relative to the corpus root, with forward slashes. Names the clip everywhere.
-        status: What becomes of it; `reason` says why where it is not `clip`.
+        key: Path relative to the corpus root, with forward slashes. Identifies the clip everywhere.
+        status: How the file is used; if it is not `clip`, `reason` says why.
         emotion: Class name; empty where unknown.
         actor, modality, channel, intensity, statement, repetition: RAVDESS's numbers; 0 where unknown. CREMA-D's names
-            tell actor, intensity and statement, see `cremad.Recording`.
+            give actor, intensity and statement, see `cremad.Recording`.
         split: `train`, `val` or `test` where the corpus's own folders say so; empty otherwise.
-        num_frames: Frames that really decode.
+        num_frames: Frames that decode.
         size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
-        verified: How far it was decoded, `quick` or `full`; empty where that was not brought to an end.
+        verified: How far it was decoded, `quick` or `full`; empty if the probe did not finish.
     """
 
     key: str
@@ -58,12 +58,12 @@ class Clip:
 
     @property
     def take(self) -> str:
-        """What two files of one performance share: the RAVDESS name without its modality, else the key."""
+        """The same for both files of one performance: the RAVDESS name without its modality, else the key."""
         return ravdess.parse_stem(Path(self.key).stem).take if self.modality else self.key
 
 
 def label_clip(clip: Clip, labels: Labels) -> Clip:
-    """Fill in what the path says: the name's fields, class, split."""
+    """Fill in what the path gives: the fields of the name, class and split."""
     if clip.status in ("rejected", "audio-only"):
         return clip
     *folders, name = clip.key.split("/")
@@ -92,7 +92,7 @@ def label_clip(clip: Clip, labels: Labels) -> Clip:
     folder = known if known in ravdess.EMOTIONS else folder
     if labels == "folder":
         emotion = "" if folder in SPLITS else folder
-        reason = "lies in no folder named after its class (--corpus.labels folder)"
+        reason = "not in a folder named after its class (--corpus.labels folder)"
     elif not emotion and clip.codec == "images" and folder in ravdess.EMOTIONS:
         emotion = folder
     if not emotion:
@@ -101,7 +101,7 @@ def label_clip(clip: Clip, labels: Labels) -> Clip:
 
 
 def reject_duplicates(rows: Sequence[Clip], labels: Labels) -> list[Clip]:
-    """Keep the first file, by key, of each RAVDESS take and modality, and of each CREMA-D take."""
+    """Reject all but the first file, by key, of each RAVDESS take and modality and of each CREMA-D take."""
     first: dict[tuple[str, int], str] = {}
     kept = []
     for row in sorted(rows, key=lambda row: row.key):

@@ -1,4 +1,4 @@
-"""What a run chooses about its corpus."""
+"""Configuration of the corpus."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OnError = Literal["stop", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Difficulty:
-    """How much of each nuisance there is: 0 = none, 1 = the default, 2 = twice that and the most allowed.
+    """Strength of each nuisance: 0 = none, 1 = the default, 2 = twice that, the maximum.
 
     Attributes:
         identity: Spread of proportions, colours, hair, clothes and personal strength of expressions.
-        timing: Spread of onsets, offsets, speech and strength between takes.
-        motion: Sway, turn and approach of the head.
+        timing: Spread of onsets, offsets, speech and intensity between takes.
+        motion: Head sway, turn and approach.
         light: Brightness from take to take and its drift within a take.
         noise: Sensor noise; 1 is a standard deviation of 2.5 grey levels before encoding.
     """
@@ -41,17 +41,17 @@ class Difficulty:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticConfig:
-    """What the corpus holds.
+    """The built-in corpus of generated faces.
 
     Attributes:
         actors: Actors 1 to `actors`, at most 24.
-        clips_per_actor: Takes an actor, at most the 60 of RAVDESS's speech; fewer are balanced over classes.
+        clips_per_actor: Takes per actor, at most the 60 of RAVDESS's speech; fewer are balanced over classes.
         width: Frame width in pixels, even.
         height: Frame height in pixels, even.
-        num_frames: Frames a clip, at 30000/1001 a second.
+        num_frames: Frames per clip, at 30000/1001 frames per second.
         seed: Same seed, same pixels.
         twins: Add the audio-video file of every take: the same frames, encoded separately, with silent sound.
-        difficulty: Amount of each nuisance.
+        difficulty: Strength of each nuisance.
     """
 
     actors: int = 24
@@ -83,19 +83,19 @@ class SyntheticConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """Which clips are trained on and tested.
+    """Which clips are used for training and testing.
 
     Attributes:
-        root: Folder of the corpus; `None` makes and uses the built-in one.
-        labels: Where classes come from: `ravdess` or `cremad` file names, or the `folder` a file lies in.
-        protocol: Who is trained on and who tested, see `fastemo.corpus.protocol`; `None`: `speech` where
+        root: Folder of the corpus; `None`: the built-in corpus, generated on first use.
+        labels: Source of the class: `ravdess` or `cremad` file names, or the `folder` that a file is in.
+        protocol: How actors are split into train, val and test, see `fastemo.corpus.protocol`; `None`: `speech` where
             files have RAVDESS names, `cremad` with labels of that name, `folders` otherwise.
         fold: The fold that `kfold5` or `loso` tests on.
         verify: How far a scan decodes each file: its first frame (`quick`) or all (`full`).
         max_rejected: Files that may be rejected before training refuses to start.
-        on_error: What happens on a clip that does not decode while training: the run ends (`stop`), or goes on without
-            the clip and lists it in `dropped.csv` (`drop`).
-        max_dropped: Clips that may be dropped before the run ends all the same.
+        on_error: What to do when a clip does not decode during training: stop the run (`stop`), or leave the clip out
+            and list it in `dropped.csv` (`drop`).
+        max_dropped: Clips that may be dropped before the run stops anyway.
         synthetic: The built-in corpus.
     """
 

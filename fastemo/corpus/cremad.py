@@ -1,4 +1,4 @@
-"""CREMA-D file names: who says which sentence, in which emotion and how strongly.
+"""CREMA-D file names: actor, sentence, emotion and intensity.
 
 Source: Cao et al. (2014), "CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset", IEEE Transactions on
 Affective Computing 5(4), and the description that comes with the data.
@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 ACTORS = range(1001, 1092)
-# In RAVDESS's words, which classes of both corpora share.
+# Class names as in RAVDESS, so that both corpora share them.
 EMOTIONS = {
     "ANG": "angry",
     "DIS": "disgust",
@@ -22,7 +22,7 @@ EMOTIONS = {
     "SAD": "sad",
 }
 SENTENCES = ("IEO", "TIE", "IOM", "IWW", "TAI", "MTI", "IWL", "ITH", "DFA", "ITS", "TSI", "WSI")
-# Low, medium, high, unspecified. RAVDESS knows normal and strong: medium and high; the other two say neither.
+# Low, medium, high, unspecified. Medium and high are RAVDESS's normal and strong; the other two have no equivalent.
 INTENSITIES = {"LO": 0, "MD": 1, "HI": 2, "XX": 0}
 # Shares of the actors.
 _VAL, _TEST = 0.1, 0.2
@@ -30,7 +30,7 @@ _VAL, _TEST = 0.1, 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What a file name says.
+    """The fields of a file name.
 
     Attributes:
         actor: 1001 to 1091.
@@ -69,7 +69,7 @@ def parse_stem(stem: str) -> Recording:
 
 
 def is_named(stem: str) -> bool:
-    """Whether a file name without its extension is CREMA-D's."""
+    """Whether a file name without its extension is a CREMA-D name."""
     try:
         parse_stem(stem)
     except ValueError:
@@ -78,15 +78,15 @@ def is_named(stem: str) -> bool:
 
 
 def split_actors() -> dict[str, Sequence[int]]:
-    """All 91 actors dealt 64, 9 and 18 to train, val and test, in the order of their numbers' BLAKE2b digests.
+    """Split the 91 actors into 64 for train, 9 for val and 18 for test, by the BLAKE2b digests of their numbers.
 
-    The corpus has no split of its own; this one is fixed and does not depend on which files are there.
+    The corpus has no split of its own; this one is fixed and does not depend on which files are present.
     """
-    dealt = sorted(ACTORS, key=lambda actor: hashlib.blake2b(str(actor).encode()).digest())
+    ordered = sorted(ACTORS, key=lambda actor: hashlib.blake2b(str(actor).encode()).digest())
     num_val, num_test = round(_VAL * len(ACTORS)), round(_TEST * len(ACTORS))
     num_train = len(ACTORS) - num_val - num_test
     return {
-        "train": sorted(dealt[:num_train]),
-        "val": sorted(dealt[num_train : num_train + num_val]),
-        "test": sorted(dealt[num_train + num_val :]),
+        "train": sorted(ordered[:num_train]),
+        "val": sorted(ordered[num_train : num_train + num_val]),
+        "test": sorted(ordered[num_train + num_val :]),
     }

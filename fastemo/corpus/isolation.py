@@ -1,7 +1,7 @@
-"""Files are examined in processes of their own: one that crashes, hangs or exceeds its memory costs that file alone.
+"""Files are examined in separate processes: a crash, a hang or exhausted memory costs that one file only.
 
-A process serves one question after the other, a line of JSON each way, and ends when its standard input does: with
-the process that asks, however that one ends.
+A process answers one request after the other, a line of JSON each way, and exits when its standard input closes: when
+the parent process ends, in any way.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Starting takes a tenth of a second; a machine that takes longer than this has other troubles.
+# Starting normally takes 0.1 s.
 START_SECONDS = 120.0
 _END_SECONDS = 5.0
 _MAX_REPLY_BYTES = 1 << 20
 _EXAMINE = "fastemo.corpus.isolation:examine"
-# Isolated (-I): a file in the working folder named as a module would run else. The asking process's own path finds the
-# packages wherever it found them.
+# Isolated (-I), or a file in the working folder with a module's name would run. The parent's own sys.path finds the
+# packages.
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from fastemo.corpus.isolation import serve; serve(sys.argv[2], int(sys.argv[3]))"
@@ -46,12 +46,12 @@ _PROGRAM = (
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What examining one file may take.
+    """Limits on the examination of one file.
 
     Attributes:
-        seconds: Time that every file gets.
-        seconds_per_mib: Time that a large file gets for each MiB, where that is more. RAVDESS's clips take 0.12.
-        memory_bytes: What a process may take beyond what it starts with, on Linux.
+        seconds: Time limit of every file.
+        seconds_per_mib: Time limit per MiB, for files where that is more. RAVDESS's clips take 0.12 s.
+        memory_bytes: Memory that a process may take beyond what it starts with, on Linux.
     """
 
     seconds: float = 60.0
@@ -63,19 +63,19 @@ class Limits:
 
 
 class Unsettled(BadFile):
-    """A file whose examination was ended; another try, with more time or memory, may end otherwise."""
+    """The examination of a file was cut short; another try, with more time or memory, may succeed."""
 
 
 class WorkerError(UserError):
-    """A process for examining files cannot be started."""
+    """The process that examines files cannot be started."""
 
 
 class Workers:
-    """Processes that call one function for the threads of this one, as many at a time as there are threads that ask.
+    """A pool of processes that call one function for the threads of this one; each waiting thread uses one process.
 
     Args:
-        task: "module:function"; the function takes and returns what JSON can hold.
-        limits: What one call may take.
+        task: "module:function"; its argument and result are JSON-serializable.
+        limits: Limits on one call.
     """
 
     def __init__(self, task: str, limits: Limits) -> None:
@@ -89,8 +89,8 @@ class Workers:
         """Call the function in a process, and wait.
 
         Args:
-            request: What it is called with.
-            size_bytes: Of the file that it is about, which may extend the time.
+            request: The function's argument.
+            size_bytes: Size of the file in question, which may extend the time limit.
 
         Raises:
             Unsettled: The process ended, or ran out of time or memory.
@@ -103,7 +103,7 @@ class Workers:
                 reply = worker.ask(request, self._limits.seconds_for(size_bytes))
             except Unsettled:
                 self._end(worker)
-                # A file before it may have left the process damaged: it gets another to itself.
+                # An earlier file may have damaged the process: try once more in a new one.
                 if is_new or worker.is_late or self._is_closed:
                     raise
             except BaseException:
@@ -125,7 +125,7 @@ class Workers:
                 return worker
         if worker:
             worker.end()
-        raise WorkerError("the processes that examine files are closed")
+        raise WorkerError("the processes that examine files were shut down")
 
     def _end(self, worker: _Worker) -> None:
         with self._lock:
@@ -133,7 +133,7 @@ class Workers:
         worker.end()
 
     def close(self) -> None:
-        """End the processes, those at work too: who waits for one of them gets an `Unsettled`."""
+        """End all processes, busy ones too: their callers get an `Unsettled`."""
         with self._lock:
             self._is_closed = True
             running = [*self._running]
@@ -150,14 +150,14 @@ class Workers:
 
 
 class _Worker:
-    """One process, asked by one thread at a time."""
+    """One process, used by one thread at a time."""
 
     def __init__(self, task: str, limits: Limits) -> None:
         path = [*map(str, sys.path), str(Path(__file__).resolve().parents[2])]
         self.has_worked = self.is_late = False
         self._limits = limits
         try:
-            # A terminal's Ctrl-C is not to reach it: the asking process ends it.
+            # Ctrl-C must not reach it: the parent ends it.
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _PROGRAM, json.dumps(path), task, str(limits.memory_bytes)],
                 stdin=subprocess.PIPE,
@@ -165,13 +165,13 @@ class _Worker:
                 start_new_session=True,
             )
         except OSError as error:
-            raise WorkerError(f"no process for examining files can be started: {error.strerror}") from error
+            raise WorkerError(f"cannot start the process that examines files: {error.strerror}") from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._replies = self._process.stdin, self._process.stdout
         if not self._read(START_SECONDS):
             raise WorkerError(
-                f"a process for examining files did not start ({self._how_it_ended()}); what it printed stands above"
+                f"the process that examines files did not start ({self._how_it_ended()}); see its output above"
             )
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class _Worker:
         if self.is_late:
             raise Unsettled(f"decoding took longer than {seconds:g} s")
         if not line.endswith(b"\n"):
-            raise Unsettled(f"its decoding ended the decoder's process ({self._how_it_ended()})")
+            raise Unsettled(f"decoding it crashed the decoder's process ({self._how_it_ended()})")
         reply = json.loads(line)
         if reply is None:
             raise Unsettled(f"decoding needs more than {readable_bytes(self._limits.memory_bytes)}")
@@ -211,7 +211,7 @@ class _Worker:
                 pipe.close()
 
     def _how_it_ended(self) -> str:
-        with suppress(subprocess.TimeoutExpired):  # by itself, or else what follows would be told
+        with suppress(subprocess.TimeoutExpired):  # on its own; otherwise the kill below would be reported
             self._process.wait(_END_SECONDS)
         self.end()
         code = self._process.returncode
@@ -219,7 +219,7 @@ class _Worker:
 
 
 class Examiner:
-    """Probes files in processes of their own, for any number of threads."""
+    """Probes files in separate processes, for any number of threads."""
 
     def __init__(self, limits: Limits) -> None:
         self._workers = Workers(_EXAMINE, limits)
@@ -233,7 +233,7 @@ class Examiner:
             OSError: The file cannot be read.
             WorkerError: No process can be started.
         """
-        # Bytes as characters: names need not be text.
+        # Bytes as characters: file names need not be text.
         name = os.fsencode(path.absolute()).decode("latin-1")
         reply = self._workers.ask({"path": name, "verify": verify}, size_bytes=size_bytes)
         if "unreadable" in reply:
@@ -255,7 +255,7 @@ class Examiner:
 
 
 def examine(request: dict[str, Any]) -> dict[str, Any]:
-    """What an `Examiner` asks its processes."""
+    """The task of an `Examiner`'s processes."""
     path = Path(os.fsdecode(request["path"].encode("latin-1")))
     probe = probe_images if path.is_dir() else probe_video
     try:
@@ -268,12 +268,12 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
         return {"unreadable": [error.errno, error.strerror]}
     except MemoryError:
         raise
-    except Exception as error:  # a fault of ours, which costs this file and not the others
-        return {"bad": f"its examination failed: {type(error).__name__}: {error}"}
+    except Exception as error:  # a bug of ours, which must cost this file only
+        return {"bad": f"examining it failed: {type(error).__name__}: {error}"}
 
 
 def serve(task: str, memory_bytes: int) -> None:
-    """Be such a process: answer each line of standard input by a line of standard output, `null` for want of memory."""
+    """Run as such a process: answer each line of stdin with a line on stdout, `null` if out of memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, _, name = task.partition(":")
     function = getattr(importlib.import_module(module), name)
@@ -281,7 +281,7 @@ def serve(task: str, memory_bytes: int) -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     replies.write("ready\n")
     replies.flush()
-    # What libraries print, and the C library on an abort, is neither a reply nor for the user's eyes.
+    # Output of libraries, or of the C library on an abort, is not a reply and is not shown to the user.
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
@@ -297,7 +297,7 @@ def serve(task: str, memory_bytes: int) -> None:
 
 
 def _receive(requests: SimpleQueue[bytes]) -> None:
-    """Pass lines on; at their end the asking process is gone, and so is this one, whatever it is at."""
+    """Pass lines on; at their end the parent is gone, so exit at once."""
     for line in sys.stdin.buffer:
         requests.put(line)
     os._exit(0)
@@ -311,6 +311,6 @@ def _limit(memory_bytes: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     wanted = taken + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
-    # Where the machine itself runs out of memory, this process is to end and not the one that asks.
+    # If the machine itself runs out of memory, this process must be killed and not its parent.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

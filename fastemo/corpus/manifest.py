@@ -1,4 +1,4 @@
-"""A folder -> a Manifest: every clip probed once, every file that cannot be used named with its reason."""
+"""A folder -> a Manifest: every clip probed once, every unusable file listed with the reason."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files below a root, each once, sorted by key.
+    """The files below a root, sorted by key.
 
     Attributes:
         clips: Labelled and readable: what a protocol may choose from.
-        unlabelled: Readable, but their names say nothing: never trained on.
-        rejected: Cannot be used; `reason` says why.
-        audio_only: RAVDESS's audio-only files (modality 03): passed over.
+        unlabelled: Readable, but their names give no class: never trained on.
+        rejected: Unusable; `reason` says why.
+        audio_only: RAVDESS's audio-only files (modality 03): skipped.
     """
 
     root: Path
@@ -54,15 +54,15 @@ class Manifest:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """RAVDESS's eight in RAVDESS's order where every label is one of them, else the labels sorted."""
+        """RAVDESS's eight in RAVDESS's order if every label is one of them, else the labels sorted."""
         names = {clip.emotion for clip in self.clips}
         return ravdess.EMOTIONS if names <= set(ravdess.EMOTIONS) else tuple(sorted(names))
 
     def rebased(self, root: Path) -> Manifest:
-        """The same clips below `root`, on this host: files of the size that was scanned count as those scanned.
+        """The same clips below `root`, on this host: files of the size that was scanned count as the scanned ones.
 
-        Copies of a corpus differ in their times. A file that is absent or of another size stays as it is listed, and
-        is told of where it is decoded.
+        Copies of a corpus differ in modification times. A missing file, or one of another size, keeps its row and is
+        reported when it is decoded.
         """
 
         def here(clip: Clip) -> Clip:
@@ -75,7 +75,7 @@ class Manifest:
         return replace(self, root=root, clips=tuple(here(clip) for clip in self.clips))
 
     def write_csv(self, path: Path) -> None:
-        """Write all rows, whole or not at all."""
+        """Write all rows, atomically."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         names = [field.name for field in fields(Clip)]
@@ -88,7 +88,7 @@ def read_manifest(path: Path, root: Path) -> Manifest:
     """Read what `Manifest.write_csv` wrote.
 
     Raises:
-        ValueError: The file is not a manifest, a key leads out of the corpus, or a number makes no sense; the message
+        ValueError: The file is not a manifest, a key points outside the corpus, or a number makes no sense; the message
             names the file and the line.
     """
     types = {f.name: type(f.default) if isinstance(f.default, (int, float)) else str for f in fields(Clip)}
@@ -114,16 +114,16 @@ def _check_key(key: str) -> None:
     """Raises `ValueError` unless a key is a path below the corpus root, on every operating system."""
     parts = re.split(r"[\\/]" if os.name == "nt" else "/", key)
     if "\0" in key or _DRIVE_OR_SHARE.match(key) or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"the key {key!r} is no path below the corpus root")
+        raise ValueError(f"the key {key!r} is not a path below the corpus root")
 
 
 def _check_numbers(values: dict[str, Any]) -> None:
-    """Raises `ValueError` for what no scan writes."""
+    """Raises `ValueError` for numbers that no scan writes."""
     for name, value in values.items():
-        if name == "mtime_ns" or isinstance(value, str):  # a time before 1970 is a time
+        if name == "mtime_ns" or isinstance(value, str):  # times before 1970 are valid
             continue
         largest = sys.float_info.max if isinstance(value, float) else 2 ** (63 if name == "size_bytes" else 31) - 1
-        if not 0 <= value <= largest:  # nor is "not a number" among them
+        if not 0 <= value <= largest:  # false for NaN too
             raise ValueError(f"{name} is {value}")
 
 
@@ -137,24 +137,24 @@ def scan(
     limits: Limits | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Find every video below `root`, at any depth, and probe each once, in processes of their own.
+    """Find every video below `root`, at any depth, and probe each once, in separate processes.
 
-    Folders of images named `frame0001.jpg` and so on (the report's layout) count as clips too. A file that ends its
-    process, or takes too long or too much memory, is rejected like any other that does not decode.
+    Folders of images named `frame0001.jpg` and so on (Roy (2025)'s layout) count as clips too. A file that crashes its
+    process, takes too long or needs too much memory is rejected like any other that does not decode.
 
     Args:
         root: The corpus.
-        labels: Where the class comes from: `ravdess` or `cremad` file names, or the name of the file's `folder`.
+        labels: Source of the class: `ravdess` or `cremad` file names, or the name of the file's `folder`.
         verify: `quick` decodes the first frame of each file, `full` all of them.
-        threads: Files probed at once; one for each processor by default.
-        known: A manifest of an earlier scan: rows whose size and modification time still fit are reused.
-            A file that is absent or unreadable is as good as none.
-        limits: What examining one file may take.
+        threads: Files probed at once; by default one per processor.
+        known: A manifest of an earlier scan: rows whose size and modification time still match are reused.
+            A missing or unreadable manifest is ignored.
+        limits: Limits on the examination of one file.
         on_progress: Called with (files done, files in all).
 
     Raises:
-        ValueError: `root` is no folder or cannot be listed, an option is not one of those allowed, or a file's name
-            would lead out of the corpus on another operating system.
+        ValueError: `root` is not a folder or cannot be listed, an option is not one of those allowed, or a file's name
+            would point outside the corpus on another operating system.
         WorkerError: The processes that examine files cannot be started.
     """
     root = Path(root)
@@ -193,7 +193,7 @@ def _find(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
     """Video files, RAVDESS's audio-only files, and folders of images."""
     ancestors: dict[str, frozenset[str]] = {}
     for folder, subfolders, names in os.walk(root, onerror=on_error, followlinks=True):
-        # A link to a folder above would be walked for ever.
+        # A link to a parent folder would be followed forever.
         real = os.path.realpath(folder)
         seen = ancestors.get(folder, frozenset()) | {real}
         subfolders[:] = [name for name in subfolders if os.path.realpath(os.path.join(folder, name)) not in seen]
@@ -212,12 +212,12 @@ def _reusable_rows(known: Path | None, root: Path, verify: Verify) -> dict[str, 
     try:
         rows = read_manifest(known, root).rows
     except (ValueError, OSError):
-        return {}  # a damaged one costs a new probe of each file, nothing else
+        return {}  # if damaged, every file is probed again
     return {row.key: row for row in rows if row.verified == "full" or row.verified == verify}
 
 
 def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip], examiner: Examiner) -> Clip:
-    """Probe one path, or reuse what an earlier scan found: everything but the label."""
+    """Probe one path, or reuse an earlier scan's row: everything but the label."""
     key = path.relative_to(root).as_posix()
     if ravdess_says_audio_only(path.stem):
         return Clip(key=key, status="audio-only", reason="RAVDESS audio-only (modality 03)")
@@ -246,13 +246,13 @@ def _kept(row: Clip) -> dict[str, Any]:
 
 
 def fingerprint(path: Path) -> tuple[int, int]:
-    """A clip's size in bytes and modification time in nanoseconds: equal while its file is unchanged.
+    """A clip's size in bytes and modification time in ns: the same as long as its file is unchanged.
 
     For a folder of images: the sum of its images' sizes and the newest of their times.
 
     Raises:
-        OSError: The file is absent or unreadable.
-        ValueError: A folder that holds no image.
+        OSError: The file is missing or unreadable.
+        ValueError: A folder without images.
     """
     files = image_files(path) if path.is_dir() else [path]
     stats = [file.stat() for file in files]

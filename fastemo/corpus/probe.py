@@ -1,4 +1,4 @@
-"""One file: what it holds, found by demuxing it once and decoding a little or all of it."""
+"""Properties of one file, found by demuxing it once and decoding its first frame or all of it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".flv"})
 IMAGE_NAME = re.compile(r"frame(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE | re.ASCII)
 
 
-# How to open what somebody else made. Playlists and lists of files (HLS, DASH, concat) name other files, anywhere, and
-# FFmpeg would open them: only containers that hold their own frames are read, whatever the file is called.
+# Options for opening untrusted files. Playlists and lists of files (HLS, DASH, concat) name other files, anywhere, and
+# FFmpeg would open them: only containers that hold their own frames are read, whatever the file's name.
 CONTAINERS_ONLY = {
     "format_whitelist": "mov,mp4,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg",
     "protocol_whitelist": "file",
@@ -33,17 +33,17 @@ _EBML_HEADER, _EBML_SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067
 
 
 class BadFile(ValueError):
-    """A file that cannot be used; the message is the reason, without the file's name."""
+    """An unusable file; the message is the reason, without the file's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What a video holds.
+    """Properties of a video.
 
     Attributes:
-        num_frames: Frames that decode: the packets that no edit list discards. The header's count is often
+        num_frames: Frames that decode: the packets that no edit list discards. The count in the header is often
             higher (RAVDESS: by one).
-        fps: Average frames a second; 0 for a folder of images, which has no clock.
+        fps: Average frames per second; 0 for a folder of images, which has no time base.
         codec: FFmpeg's name of the codec, or `images` for a folder of images.
         duration_seconds: `num_frames / fps`; 0 for a folder of images.
     """
@@ -60,7 +60,7 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     """Demux a file once and decode its first frame (`quick`) or every frame (`full`).
 
     Raises:
-        BadFile: The file is empty, unreadable or truncated, has no video stream, does not decode, or (seen in `full`)
+        BadFile: The file is empty, unreadable or truncated, has no video stream, does not decode, or (only with `full`)
             has frames of several sizes.
     """
     size = path.stat().st_size
@@ -79,14 +79,14 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     if cut:
         raise BadFile(f"truncated: {cut}")
     if num_frames == 0:
-        raise BadFile("no frame decodes: the video stream holds no packets")
-    # Frames before the first keyframe are stored, and may or may not decode.
+        raise BadFile("no frame decodes: the video stream has no packets")
+    # Frames before the first keyframe may or may not decode.
     in_full = verify == "full" or not starts_whole
     decoded, width, height = _decode(path, None if in_full else 1, strict=verify == "full")
     if decoded == 0:
         raise BadFile("no frame decodes")
     if in_full and decoded != num_frames:
-        raise BadFile(f"{num_frames} frames are stored but {decoded} decode")
+        raise BadFile(f"only {decoded} of {num_frames} stored frames decode")
     return Probe(
         num_frames=num_frames,
         fps=fps,
@@ -108,14 +108,14 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def probe_images(folder: Path, *, verify: Verify = "quick") -> Probe:
-    """Look at a folder of images as a clip: decode the first image (`quick`) or all of them (`full`).
+    """Probe a folder of images as a clip: decode the first image (`quick`) or all of them (`full`).
 
     Raises:
         BadFile: An image is empty or does not decode, or its size differs from the first one's.
     """
     files = image_files(folder)
     if not files:
-        raise BadFile("no images named frame0001.jpg and so on")
+        raise BadFile("no images named frame0001.jpg, frame0002.jpg, ...")
     shape: tuple[int, int] | None = None
     for path in files if verify == "full" else files[:1]:
         try:
@@ -138,7 +138,7 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     assert isinstance(stream, av.VideoStream)
     if stream.disposition & av.stream.Disposition.attached_pic:
         raise BadFile("no video stream, only a cover picture")
-    if stream.codec_context is None:  # PyAV's for a codec that FFmpeg does not know
+    if stream.codec_context is None:  # for a codec that FFmpeg does not know
         raise BadFile("no frame decodes: the video's codec is unknown")
     return stream
 
@@ -176,7 +176,7 @@ def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, int, i
                 if strict and frame.is_corrupt:
                     raise BadFile(f"frame {count} is damaged")
                 if count and size != (frame.width, frame.height):
-                    raise BadFile(f"frame {count} is {frame.width}x{frame.height}, those before {size[0]}x{size[1]}")
+                    raise BadFile(f"frame {count} is {frame.width}x{frame.height}, earlier ones {size[0]}x{size[1]}")
                 count, size = count + 1, (frame.width, frame.height)
                 if count == limit:
                     break
@@ -187,9 +187,9 @@ def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, int, i
 
 
 def _cut_off(path: Path, size: int) -> str:
-    """What the container says lies past the end of the file ('' for nothing).
+    """What the container expects past the end of the file ('' for nothing).
 
-    FFmpeg reads a cut file as far as it goes, mostly without an error, and counts fewer frames.
+    FFmpeg reads a truncated file as far as it goes, mostly without an error, and counts fewer frames.
     """
     with path.open("rb") as file:
         start = file.read(4)
@@ -204,7 +204,7 @@ def _cut_off(path: Path, size: int) -> str:
 
 
 def _cut_segment(file: BinaryIO, size: int) -> str:
-    """Of a Matroska or WebM file, how far its Segment reaches past the end. Source: RFC 8794, sections 4 and 6."""
+    """How far a Matroska or WebM file's Segment reaches past its end. Source: RFC 8794, sections 4 and 6."""
     file.seek(0)
     while (identifier := file.read(4)) in (_EBML_HEADER, _EBML_SEGMENT):
         first = file.read(1)
@@ -225,7 +225,7 @@ def _cut_segment(file: BinaryIO, size: int) -> str:
 
 
 def _cut_tag(file: BinaryIO, size: int) -> str:
-    """Of an FLV file, whether its last four bytes are the length of the tag before them.
+    """Whether an FLV file's last four bytes are the length of the tag before them ('' if so).
 
     Source: Adobe Flash Video File Format Specification 10.1, annex E.3.
     """
@@ -264,6 +264,6 @@ def _cut_box(path: Path, size: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if getattr(error, "errno", None) == errno.EINVAL:  # FFmpeg's answer to a format that is not on the list
-        return "it is damaged, or another kind of file than MP4, MOV, MKV, WebM, AVI or FLV, whatever its name"
+    if getattr(error, "errno", None) == errno.EINVAL:  # FFmpeg's error for a format that is not on the list
+        return "it is damaged or not an MP4, MOV, MKV, WebM, AVI or FLV file, whatever its name"
     return str(getattr(error, "strerror", "") or error)

@@ -1,4 +1,4 @@
-"""A Manifest -> train, val and test: by actor, a take never on both sides of a border."""
+"""A Manifest -> train, val and test, split by actor; both files of a take are always in the same split."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ KFOLD5_TEST_ACTORS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Who is trained on, who decides when to stop, who is tested.
+    """The clips of train, val and test.
 
     Attributes:
         class_names: Class i's name at position i.
-        notes: What a reader should know: twins left out, actors a split lacks.
+        notes: Remarks for the log: twins left out, actors missing from a split.
     """
 
     protocol: Protocol
@@ -54,7 +54,7 @@ class Splits:
         return clips
 
     def count_table(self) -> list[dict[str, str | int]]:
-        """One row a split: clips, takes, actors, and the clips of each class."""
+        """One row per split: clips, takes, actors, and the clips of each class."""
         table: list[dict[str, str | int]] = []
         for name in SPLITS:
             clips = self[name]
@@ -78,31 +78,31 @@ def num_folds(manifest: Manifest, protocol: Protocol) -> int:
 
 
 def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: int = 0) -> Splits:
-    """Deal a corpus's clips into train, val and test.
+    """Split a corpus's clips into train, val and test.
 
     | protocol | clips | actors |
     | --- | --- | --- |
-    | `report` | speech, both modalities | 1-20 / 21-22 / 23-24, as in the report |
-    | `speech` | speech, one file a take | the same |
-    | `speech+song` | all, one file a take | the same |
-    | `kfold5` | speech, one file a take | test: the published fold; val: the next fold; train: the rest |
-    | `loso` | speech, one file a take | test: one actor; val: the next one; train: the rest |
-    | `cremad` | CREMA-D's | 70, 10 and 20 % of its actors, always the same ones |
-    | `folders` | all | as the corpus's own train, val and test folders say |
+    | `report` | speech, both modalities | 1-20 / 21-22 / 23-24, as in Roy (2025) |
+    | `speech` | speech, one file per take | the same |
+    | `speech+song` | all, one file per take | the same |
+    | `kfold5` | speech, one file per take | test: the published fold; val: the next fold; train: the rest |
+    | `loso` | speech, one file per take | test: one actor; val: the next one; train: the rest |
+    | `cremad` | CREMA-D | 70, 10 and 20 % of its actors, always the same ones |
+    | `folders` | all | by the corpus's own train, val and test folders |
 
-    Without such folders, `folders` deals 70, 15 and 15 % by actor where names tell one (`actor01_...`), and by
-    clip otherwise.
-    "One file a take" takes the video-only file where a take has both.
+    Without such folders, `folders` splits 70, 15 and 15 % by actor if file names give one (`actor01_...`), else by
+    clip.
+    "One file per take" means the video-only file where a take has both.
 
     Args:
         manifest: The corpus.
-        protocol: `None` means `speech` where a clip has a RAVDESS name, `cremad` where all have labels from CREMA-D
+        protocol: `None` means `speech` if a clip has a RAVDESS name, `cremad` if all have labels from CREMA-D
             names, and `folders` otherwise.
         fold: Which fold of `kfold5` (0-4) or `loso` (0 to actors - 1) to test on.
 
     Raises:
-        ValueError: An unknown protocol or fold, or a split without a clip; the message names the actors
-            that are missing.
+        ValueError: An unknown protocol or fold, or a split without clips; the message names the missing
+            actors.
     """
     if protocol is None:
         named = not manifest.clips or any(clip.channel for clip in manifest.clips if not clip.split)
@@ -121,14 +121,14 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
         missing = sorted(set(wanted[name]) - _actors(chosen[name]))
         if not chosen[name]:
             raise ValueError(
-                f"protocol {protocol} needs actors {_listed(wanted[name])} for {name}, and {manifest.root} has no "
-                f"clips of them; add them, or choose another --corpus.protocol ({', '.join(PROTOCOLS)})"
+                f"protocol {protocol} needs actors {_listed(wanted[name])} for {name}, but {manifest.root} has no "
+                f"clips of them: add them, or choose another --corpus.protocol ({', '.join(PROTOCOLS)})"
             )
         if missing:
             notes.append(f"{name} lacks actors {_listed(missing)}")
     if protocol == "report":
         notes += [
-            f"{name}: {len(chosen[name])} clips are {num_takes} takes, most counted twice (with and without sound)"
+            f"{name}: {len(chosen[name])} clips of {num_takes} takes, most counted twice (with and without sound)"
             for name in SPLITS
             if (num_takes := len({clip.take for clip in chosen[name]})) < len(chosen[name])
         ]
@@ -136,7 +136,7 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
 
 
 def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[str]]:
-    """The clips a protocol speaks of, and notes on those it leaves out."""
+    """The clips that a protocol uses, and notes on those it leaves out."""
     if protocol == "cremad":
         clips = [clip for clip in manifest.clips if _is_cremad(clip)]
         left_out = len(manifest.clips) - len(clips)
@@ -167,8 +167,8 @@ def _split_actors(manifest: Manifest, protocol: Protocol, fold: int) -> dict[str
             groups = [[actor] for actor in everyone]
             if len(groups) < len(SPLITS):
                 raise ValueError(
-                    f"protocol loso needs speech of at least {len(SPLITS)} actors, and {manifest.root} has "
-                    f"{f'actors {_listed(everyone)} alone' if everyone else 'none'}"
+                    f"protocol loso needs speech of at least {len(SPLITS)} actors, but {manifest.root} has "
+                    f"{f'only actors {_listed(everyone)}' if everyone else 'none'}"
                 )
         test, val = groups[fold], groups[(fold + 1) % len(groups)]
         return {"train": [a for a in everyone if a not in (*test, *val)], "val": val, "test": test}
@@ -181,25 +181,25 @@ def _by_folder(manifest: Manifest) -> Splits:
         split_of = {clip.key: clip.split for clip in manifest.clips}
         outside = sum(not split for split in split_of.values())
         if outside:
-            notes.append(f"{outside} clips lie outside train, val and test and are left out")
+            notes.append(f"{outside} clips outside train, val and test left out")
     else:
-        split_of = _dealt_by_hash(manifest.clips)
+        split_of = _split_by_hash(manifest.clips)
         if not all(clip.actor for clip in manifest.clips):
             notes.append(
-                "no train, val and test folders and no actors in the names: split by clip, so the same person may "
-                "be in several splits and the accuracy on strangers is unknown"
+                "no train, val and test folders and no actors in the file names: split by clip, so the same person may "
+                "be in several splits and the accuracy on unseen people is unknown"
             )
     chosen = {name: tuple(clip for clip in manifest.clips if split_of[clip.key] == name) for name in SPLITS}
     for name in SPLITS:
         if not chosen[name]:
             raise ValueError(
-                f"protocol folders found no labelled clip for {name} in {manifest.root}; lay the corpus out as "
-                f"ROOT/{{train,val,test}}/<emotion>/, each with other people, and give --corpus.labels folder"
+                f"protocol folders found no labelled clips for {name} in {manifest.root}: lay out the corpus as "
+                f"ROOT/{{train,val,test}}/<emotion>/, with different people in each, and use --corpus.labels folder"
             )
     return Splits(protocol="folders", class_names=manifest.class_names, notes=tuple(notes), **chosen)
 
 
-def _dealt_by_hash(clips: Sequence[Clip]) -> dict[str, str]:
+def _split_by_hash(clips: Sequence[Clip]) -> dict[str, str]:
     """70, 15 and 15 % of the actors, or of each class's clips where actors are unknown; always the same ones."""
     by_actor = all(clip.actor for clip in clips)
     groups: dict[str, set[str]] = {}
@@ -220,12 +220,12 @@ def _person(clip: Clip, by_actor: bool) -> str:
 
 
 def _is_cremad(clip: Clip) -> bool:
-    """Whether a clip's label came from a CREMA-D name: by its folder, it has no actor."""
+    """Whether a clip's label comes from a CREMA-D name; labelled by folder, it has no actor."""
     return clip.actor in cremad.ACTORS and cremad.is_named(Path(clip.key).stem)
 
 
 def first_file_per_take(clips: Iterable[Clip]) -> list[Clip]:
-    """Of each take the video-only file where it has one, sorted by key."""
+    """One file of each take, the video-only one if there is one, sorted by key."""
     best: dict[str, Clip] = {}
     for clip in clips:
         held = best.get(clip.take)
@@ -243,7 +243,7 @@ def _actors(clips: Iterable[Clip]) -> set[int]:
 
 
 def _listed(actors: Iterable[int]) -> str:
-    """`1-20, 22`: runs of actor numbers."""
+    """Actor numbers as ranges: `1-20, 22`."""
     runs: list[list[int]] = []
     for actor in sorted(actors):
         if runs and actor == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""RAVDESS file names: what each of the seven fields says, read and written.
+"""RAVDESS file names: their seven fields, parsed and formatted.
 
 Source: Livingstone & Russo (2018), "The Ryerson Audio-Visual Database of Emotional Speech and Song",
 PLoS ONE 13(5), section "Filename identifiers".
@@ -29,7 +29,7 @@ _NAME = re.compile(r"\d{2}(-\d{2}){6}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """The seven fields of one RAVDESS file name, in their order, each 1-based as in the name.
+    """The seven fields of one RAVDESS file name, in order, each 1-based as in the name.
 
     Raises:
         ValueError: A field is outside RAVDESS's range, or a neutral performance is marked strong.
@@ -58,7 +58,7 @@ class Performance:
 
     @property
     def take(self) -> str:
-        """The name without its modality: equal for the audio-video and the video-only file of one take."""
+        """The name without its modality: the same for the audio-video and the video-only file of a take."""
         return self.stem[3:]
 
     @property

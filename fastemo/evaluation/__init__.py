@@ -1,1 +1,1 @@
-"""What a model got right."""
+"""Evaluation: metrics, uncertainty, comparisons and probes."""

@@ -1,4 +1,4 @@
-"""Models compared on the same clips: paired tests, corrected for the number of pairs, takes as witnesses."""
+"""Models compared on the same clips: tests paired by take, corrected for the number of pairs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     "read_predictions",
 ]
 
-# As many as make the smallest p, 2 / (R + 1), survive the correction for a table of ten models.
+# Enough for the smallest p, 2 / (R + 1), to survive the correction in a table of ten models.
 NUM_RESAMPLES = 10_000
 _EXACT_BELOW = 25
 
@@ -40,26 +40,26 @@ _EXACT_BELOW = 25
 def compare(tables: Mapping[str, Sequence[PredictionTable]]) -> list[dict[str, Any]]:
     """Compare every two models on the same clips.
 
-    McNemar's test takes the first seed of each model and one file a take, since it holds each row for a witness of its
-    own. The bootstrap takes all seeds and all clips: it draws takes, twins together, and asks how the difference of
-    the two mean accuracies over the seeds varies. Its interval and its p speak of other takes, not of other seeds or
+    McNemar's test uses the first seed of each model and one file per take, since it assumes independent rows. The
+    bootstrap uses all seeds and all clips: it resamples takes, twins together, and measures how the difference of the
+    two mean accuracies over the seeds varies. Its interval and p account for the choice of takes, not of seeds or
     actors. Each kind of p is corrected by Holm's method over all pairs.
 
     Args:
-        tables: By the model's name, a table for each of its seeds; a table is `read_predictions`'s.
+        tables: By the model's name, a table (`read_predictions`) for each of its seeds.
 
     Returns:
         A row for each pair, in the order of the names: `a`, `b`, `num_clips`, `num_takes`; `only_a` and `only_b`, the
-        takes that one of them alone had right, with `p_mcnemar` and `p_mcnemar_holm`; `difference`, the accuracy of
-        `a` less that of `b`, with its 95 % `interval`, `p_bootstrap` and `p_bootstrap_holm` (two-sided).
+        takes that only one of them got right, with `p_mcnemar` and `p_mcnemar_holm`; `difference`, the accuracy of
+        `a` minus that of `b`, with its 95 % `interval`, `p_bootstrap` and `p_bootstrap_holm` (two-sided).
 
     Raises:
-        ValueError: A model without a table, or tables of different clips, labels or classes; the message names one.
+        ValueError: A model without tables, or tables of different clips, labels or classes; the message names one.
     """
     everything = [(name, table) for name, of_model in tables.items() for table in of_model]
     for name, of_model in tables.items():
         if not of_model:
-            raise ValueError(f"there are no predictions of {name} to compare")
+            raise ValueError(f"model {name} has no predictions to compare")
     for _, table in everything[1:]:
         _check_same(everything[0][1], table)
     if len(tables) < 2:
@@ -87,7 +87,7 @@ def compare(tables: Mapping[str, Sequence[PredictionTable]]) -> list[dict[str, A
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided p that two models which differ on `only_a + only_b` takes are right equally often.
 
-    Exact below 25 such takes, above by chi-square with the continuity correction. Sources: McNemar (1947), "Note on the
+    Exact below 25 such takes, else chi-square with continuity correction. Sources: McNemar (1947), "Note on the
     sampling error of the difference between correlated proportions or percentages"; Edwards (1948).
     """
     differing = only_a + only_b
@@ -99,7 +99,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values of a family of tests, corrected for their number, in the order given.
+    """The p-values of a family of tests, corrected for their number, in the given order.
 
     Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
     """
@@ -111,13 +111,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def mean_interval(tables: Sequence[PredictionTable]) -> tuple[float, float, float]:
-    """The accuracy of one model, mean over its seeds, with its 95 % interval by bootstrap over takes.
+    """A model's mean accuracy over its seeds, with its 95 % interval by bootstrap over takes.
 
     Raises:
         ValueError: No tables, or tables of different clips, labels or classes.
     """
     if not tables:
-        raise ValueError("there are no predictions to measure")
+        raise ValueError("there are no predictions to evaluate")
     for table in tables[1:]:
         _check_same(tables[0], table)
     hits = _hits(tables)
@@ -126,11 +126,11 @@ def mean_interval(tables: Sequence[PredictionTable]) -> tuple[float, float, floa
 
 
 def order_counts(counts: ArrayLike, class_names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-    """How many clips of paired classes were predicted right, as the other of their pair, and as anything else.
+    """How many clips of paired classes were predicted correctly, as the other class of the pair, and as anything else.
 
     Args:
-        counts: Integer [K, K], rows what was shown, columns what was predicted.
-        pairs: Classes that show the same in opposite order; a pair that is not among the classes counts nothing.
+        counts: Integer [K, K], rows true labels, columns predicted labels.
+        pairs: Classes that show the same frames in opposite order; a pair not among the classes is ignored.
     """
     counts = np.asarray(counts)
     right = swapped = elsewhere = 0
@@ -142,15 +142,15 @@ def order_counts(counts: ArrayLike, class_names: Sequence[str], pairs: Sequence[
 
 
 def order_accuracy(table: PredictionTable, pairs: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
-    """How well a model tells apart classes that differ in the order of their frames alone; chance is one half.
+    """How well a model separates classes that differ only in frame order; chance is one half.
 
     Args:
-        table: What the model said.
-        pairs: Such classes, as `corpus.action_units.PAIRS` has them for the built-in corpus.
+        table: The model's predictions.
+        pairs: Such classes; for the built-in corpus `corpus.action_units.PAIRS`.
 
     Returns:
-        `right`, `swapped` and `elsewhere` as `order_counts`; `accuracy`, the share of the right among those right or
-        swapped; and its 95 % `interval` by bootstrap over takes. None where no clip was either.
+        `right`, `swapped` and `elsewhere` as in `order_counts`; `accuracy`, the share of right among right or swapped;
+        and its 95 % `interval` by bootstrap over takes. None if no clip was either.
     """
     counts = confusion(table.labels, table.predicted, len(table.class_names))
     right, swapped, elsewhere = order_counts(counts, table.class_names, pairs)
@@ -176,13 +176,13 @@ def _positions(class_names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> 
 
 
 def _check_same(one: PredictionTable, other: PredictionTable) -> None:
-    """Raises `ValueError` unless two tables tell of the same clips."""
+    """Raises `ValueError` unless two tables have the same clips."""
     where = f"{one.source} and {other.source}"
     if one.class_names != other.class_names:
-        raise ValueError(f"{where} have different classes: compare runs on one corpus")
+        raise ValueError(f"{where} have different classes: compare runs on the same corpus")
     if one.keys != other.keys:
         key = min(set(one.keys) ^ set(other.keys))
-        raise ValueError(f"{where} tell of different clips, only one of them of {key!r}: compare runs on the same test")
+        raise ValueError(f"{where} have different clips, only one has {key!r}: compare runs on the same test split")
     for name, values, others in (
         ("labels", one.labels, other.labels),
         ("modalities", one.modalities, other.modalities),
@@ -191,19 +191,19 @@ def _check_same(one: PredictionTable, other: PredictionTable) -> None:
         differing = np.flatnonzero(values != others)
         if len(differing):
             raise ValueError(
-                f"{where} have different {name} for {one.keys[differing[0]]!r}: compare runs on one corpus"
+                f"{where} have different {name} for {one.keys[differing[0]]!r}: compare runs on the same corpus"
             )
 
 
 def _hits(of_model: Sequence[PredictionTable]) -> NDArray[np.int64]:
-    """In how many of its seeds a model had each clip right, [N]."""
+    """In how many of its seeds a model got each clip right, [N]."""
     return np.sum([table.correct for table in of_model], axis=0)
 
 
 def _resampled(
     tables: Mapping[str, Sequence[PredictionTable]], takes: Sequence[str]
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """The clips [R] of each resample, and each model's hits [R] in these same resamples, summed over its seeds."""
+    """The clips [R] of each resample, and each model's hits [R] in the same resamples, summed over its seeds."""
     member, num_groups = group_members(takes)
     columns = np.stack([np.ones(len(takes)), *(_hits(of_model) for of_model in tables.values())], axis=1)
     clips, *hits = resample(group_sums(member, num_groups, columns), num_resamples=NUM_RESAMPLES).T
@@ -222,8 +222,8 @@ def _difference(
     hits_b: NDArray[np.float64],
     clips: NDArray[np.float64],
 ) -> dict[str, Any]:
-    """How far two models' mean accuracies lie apart, from each one's seeds and its hits in the same resamples [R]."""
-    # Whole numbers, so that a draw is told from a win by the last digit.
+    """The difference of two models' mean accuracies, from each one's seeds and hits in the same resamples [R]."""
+    # Integers, so that a tie is exact.
     ahead = hits_a * len(b) - hits_b * len(a)
     beyond = min((ahead <= 0).sum(), (ahead >= 0).sum())
     found = _hits(a).mean() / len(a) - _hits(b).mean() / len(b)

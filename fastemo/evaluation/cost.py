@@ -1,4 +1,4 @@
-"""What a model costs: parameters, operations a clip, and how fast it trained."""
+"""Cost of a model: parameters, FLOPs per clip, and training speed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def forward_flops(model: nn.Module, num_frames: int, size: int) -> int:
-    """Floating-point operations of one clip's way forward, as torch counts them: a multiply-add is two.
+    """FLOPs of one clip's forward pass, as torch counts them: a multiply-add is two.
 
-    Convolutions and products of matrices count, recurrent layers' among them. Counted on a copy without memory, so that
-    nothing is computed and the model stays as it is.
+    Convolutions and matrix products count, including those of recurrent layers. Counted on a copy on the meta device,
+    so that nothing is computed and the model is unchanged.
 
     Args:
         num_frames, size: T, and H = W in pixels, of float [1, T, 3, H, W].
@@ -28,13 +28,13 @@ def forward_flops(model: nn.Module, num_frames: int, size: int) -> int:
     bare = copy.deepcopy(model).to("meta").eval()
     frames = torch.empty(1, num_frames, 3, size, size, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        # The class's own: what mixed precision wraps around the instance's leads back to the model that has memory.
+        # The class's own: the instance's, wrapped for mixed precision, refers to the model with memory.
         type(bare).forward(bare, frames)
     return counter.get_total_flops()
 
 
 def training_speed(history: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Medians over the epochs after the first, which decodes; over the first where it is alone.
+    """Medians over the epochs after the first, which decodes; the first epoch's values if there is only one.
 
     Args:
         history: Rows of `metrics.jsonl`.

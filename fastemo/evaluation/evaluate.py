@@ -1,4 +1,4 @@
-"""A model and a split -> what it said of every clip, each clip once."""
+"""A model and a split -> one prediction per clip, and their summary."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from fastemo.video.loader import ClipLoader
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said, one row a clip.
+    """A model's predictions, one row per clip.
 
     Attributes:
         keys: N clip keys.
@@ -48,10 +48,10 @@ class Predictions:
 
     @classmethod
     def joined(cls, parts: Iterable[Predictions]) -> Predictions:
-        """All ranks' rows sorted by key, a clip that several ranks saw only once.
+        """All ranks' rows sorted by key; a clip that several ranks saw counts once.
 
         Raises:
-            ValueError: There is no row at all.
+            ValueError: There are no rows.
         """
         rows = {
             key: (label, logits)
@@ -59,13 +59,13 @@ class Predictions:
             for key, label, logits in zip(part.keys, part.labels, part.logits, strict=True)
         }
         if not rows:
-            raise ValueError("there is nothing to evaluate: no clip of the split could be decoded")
+            raise ValueError("nothing to evaluate: no clip of the split could be decoded")
         keys = tuple(sorted(rows))
         return cls(keys, np.array([rows[k][0] for k in keys]), np.stack([rows[k][1] for k in keys]))
 
     @property
     def predicted(self) -> np.ndarray:
-        """int64 [N], the class with the highest logit, the first of equals."""
+        """int64 [N], the class with the highest logit, the first in case of a tie."""
         return self.logits.argmax(1)
 
     @property
@@ -89,7 +89,7 @@ class Predictions:
         return compute_metrics(self.labels, self.predicted, class_names)
 
     def at(self, rows: np.ndarray) -> Predictions:
-        """Those of some rows, int64 [M], in their order."""
+        """The predictions at `rows`, int64 [M], in that order."""
         return Predictions(tuple(self.keys[row] for row in rows), self.labels[rows], self.logits[rows])
 
 
@@ -97,13 +97,13 @@ class Predictions:
 def predict(
     model: nn.Module, loader: ClipLoader, augment: AugmentConfig, *, order: Order = "recorded", seed: int = 0
 ) -> Predictions:
-    """Run the clips of one rank through the model, in evaluation mode; its training mode is put back.
+    """Run the clips of one rank through the model in evaluation mode; the previous mode is restored.
 
-    Padding is left out, and with it clips that the loader dropped.
+    Padding is left out, and so are clips that the loader dropped.
 
     Args:
         order: The order in which the model sees each clip's frames: `probes.reorder`.
-        seed: Of the order `shuffled`.
+        seed: Seed of the order `shuffled`.
 
     Raises:
         ValueError: An unknown order.
@@ -138,19 +138,19 @@ def summarise(
     class_names: Sequence[str],
     probes: Mapping[str, Predictions] | None = None,
 ) -> dict[str, Any]:
-    """All that is told of a test: metrics, how sure they are, calibration, results by group, and probes of time.
+    """Summary of a test: metrics, their intervals, calibration, results by group, and temporal-order probes.
 
-    The metrics, calibration and groups count clips, as the report does. Where a take's two files are both among them,
-    every interval draws the two together, and `one_file_a_take` tells the honest count beside.
+    The metrics, calibration and groups count clips, as Roy (2025) does. If both files of a take are among them, every
+    interval resamples the two together, and `one_file_a_take` gives the metrics with one file per take.
 
     Args:
-        predictions: Of the model, frames in the order recorded.
-        clips: The split's, in any order, at least those predicted.
+        predictions: The model's, with frames in recorded order.
+        clips: The split's clips, in any order; at least those predicted.
         class_names: Class k's name at position k.
-        probes: Predictions by the same model with frames in another order, by the order's name.
+        probes: The same model's predictions with frames in another order, by the order's name.
 
     Returns:
-        What JSON can hold; without `probes`, no key of that name.
+        A JSON-serializable dict; without `probes`, no key of that name.
     """
     by_key = {clip.key: clip for clip in clips}
     shown = [by_key[key] for key in predictions.keys]
@@ -171,7 +171,7 @@ def summarise(
 
 
 def _intervals(predictions: Predictions, shown: Sequence[Clip], num_classes: int) -> dict[str, Any]:
-    """By takes, and by actors where each clip's is known and there are two to draw."""
+    """By takes, and by actors if each clip's is known and there are at least two."""
 
     def over(groups: Sequence[str]) -> dict[str, Any]:
         found = score_intervals(predictions.labels, predictions.predicted, groups, num_classes)
@@ -206,9 +206,9 @@ def _one_file_a_take(predictions: Predictions, shown: Sequence[Clip], class_name
 def _probed(
     recorded: Predictions, probes: Mapping[str, Predictions], by_key: Mapping[str, Clip]
 ) -> dict[str, dict[str, Any]]:
-    """Each probe's accuracy, and how it differs from the order recorded, on the clips that both have.
+    """Each probe's accuracy, and its difference from recorded order, on the clips that both have.
 
-    A clip may be missing from one of the two where the loader may drop what it cannot read.
+    A clip may be missing from either if the loader drops clips that it cannot read.
     """
     row_of = {key: row for row, key in enumerate(recorded.keys)}
     found = {}
@@ -229,7 +229,7 @@ def _probed(
 
 
 def write_predictions(path: Path, predictions: Predictions, clips: Sequence[Clip], class_names: Sequence[str]) -> None:
-    """Write a CSV table, one row a clip: key, classes, a probability for each class, the clip's fields."""
+    """Write a CSV table, one row per clip: key, classes, a probability for each class, the clip's fields."""
     by_key = {clip.key: clip for clip in clips}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

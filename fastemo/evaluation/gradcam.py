@@ -16,26 +16,26 @@ from torch import Tensor, nn
 
 
 def gradcam(model: nn.Module, frames_BTCHW: Tensor, classes_B: Tensor) -> np.ndarray | None:
-    """Heat where evidence for a class lies, in the last feature maps that still have places.
+    """Heat maps of the evidence for a class, from the last feature maps with spatial extent.
 
-    Those are the last output of a module without children that is a map of more than one cell: after the last
-    convolution of all models here, before their pooling. A map for each frame is shown on that frame, a map of fewer
-    steps of time (3D convolution) is interpolated over the frames, and one map for all frames (early fusion) is shown
-    on each of them. In evaluation mode and float32; the model is left as it was found.
+    That is the last output of a leaf module that is a map of more than one cell: in all models here, after the last
+    convolution and before pooling. A map per frame is shown on that frame, a map with fewer time steps (3D
+    convolution) is interpolated over the frames, and a single map for all frames (early fusion) is shown on each of
+    them. Runs in evaluation mode and float32; the model is left unchanged.
 
     Args:
         frames_BTCHW: float [B, T, 3, H, W], as the model takes them, on its device.
         classes_B: int64 [B], whose logit is explained.
 
     Returns:
-        float32 [B, T, H, W], 0 .. 1; 1 is the hottest place of the clip, and a clip without evidence is 0 everywhere.
-        None where the model has no such maps.
+        float32 [B, T, H, W], 0 .. 1; 1 is the hottest pixel of the clip, and a clip without evidence is 0 everywhere.
+        None if the model has no such maps.
     """
     num_clips, num_frames = frames_BTCHW.shape[:2]
     with _observed(model) as maps, torch.autocast(frames_BTCHW.device.type, enabled=False):
-        # A leaf that asks for gradients, so that those of the maps are there where no weight of the model asks.
+        # A leaf that requires gradients, so that the maps have them even if no weight of the model does.
         frames = frames_BTCHW.float().clone().requires_grad_()
-        # The class's own: mixed precision, in which small gradients vanish, is wrapped around the instance's.
+        # The class's own: the instance's is wrapped for mixed precision, in which small gradients vanish.
         logits = type(model).forward(model, frames)
         if not maps:
             return None
@@ -59,7 +59,7 @@ def gradcam(model: nn.Module, frames_BTCHW: Tensor, classes_B: Tensor) -> np.nda
 
 @contextmanager
 def _observed(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass is noted: the outputs that are maps of more than one cell, in order."""
+    """Records the outputs of forward passes that are maps of more than one cell, in order."""
     maps: list[Tensor] = []
 
     def note(module: nn.Module, inputs: object, output: object) -> None:
@@ -71,7 +71,7 @@ def _observed(model: nn.Module) -> Iterator[list[Tensor]]:
     was_training = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        # cuDNN's recurrent layers have no way back in evaluation mode.
+        # cuDNN's recurrent layers have no backward pass in evaluation mode.
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             yield maps
     finally:

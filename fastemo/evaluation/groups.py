@@ -1,4 +1,4 @@
-"""Results by who acts and what is acted: whether a model serves some people, or some takes, worse than others."""
+"""Results by subgroup (actor, gender, statement, ...): whether a model does worse on some people or takes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _SHUFFLED_AT_ONCE = 2**20
 
 
 def _gender(clip: Clip) -> str:
-    """Known of RAVDESS's actors alone: the numbers of other corpora say nothing."""
+    """Known for RAVDESS's actors only: the numbers of other corpora do not give it."""
     if not (clip.modality and clip.actor):
         return ""
     return "female" if clip.actor % 2 == 0 else "male"
 
 
 def _named(number: int, names: Sequence[str]) -> str:
-    """RAVDESS's word for one of its numbers, the number itself where it has none, nothing for 0."""
+    """RAVDESS's word for one of its numbers, the number itself if it has none, '' for 0."""
     return names[number - 1] if 0 < number <= len(names) else str(number or "")
 
 
-# A field's value of a clip in words, empty where it is unknown.
+# Field -> its value for a clip, as text; empty where unknown.
 FIELDS: dict[str, Callable[[Clip], str]] = {
     "actor": lambda clip: str(clip.actor or ""),
     "gender": _gender,
@@ -45,8 +45,8 @@ def group_metrics(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """`num_clips`, `accuracy`, `uar` and `macro_f1` by field and by the field's value.
 
-    Clips of which a field is unknown are left out there. Values stand in the order of their numbers. UAR and macro F1
-    are over the classes that the group holds: without neutral, for instance, among the strong ones.
+    Clips with an unknown field are left out of that field. Values are in the order of their numbers. UAR and macro F1
+    are over the classes in the group: without neutral, for instance, for strong intensity.
 
     Args:
         labels, predicted: Integer [N].
@@ -56,7 +56,7 @@ def group_metrics(
     for field, value_of in FIELDS.items():
         values = np.array([value_of(clip) for clip in clips])
         found[field] = {}
-        # By the clip's own number where there is one, so that actor 9 stands before actor 10.
+        # By the clip's own number where there is one, so that actor 9 comes before actor 10.
         for _, value in sorted({(getattr(clip, field, 0), value) for clip, value in zip(clips, values, strict=True)}):
             if not value:
                 continue
@@ -70,19 +70,19 @@ def group_metrics(
 def gaps(
     groups: dict[str, dict[str, dict[str, Any]]], correct: NDArray[np.bool_], clips: Sequence[Clip]
 ) -> list[dict[str, Any]]:
-    """The largest difference of accuracy within each field of `group_metrics`, the largest first.
+    """Subgroup gaps (fairness): the largest accuracy difference within each field of `group_metrics`, largest first.
 
-    A field with fewer than two groups has none. With many small groups some gap is there by chance alone, so `p` tells
-    how often takes dealt at random to groups of the same sizes show one as large: a permutation test, seeded.
-    It takes an actor's takes for independent, so it cannot tell a gender from the few actors who stand for it.
+    A field with fewer than two groups has none. With many small groups some gap arises by chance, so `p` is the share
+    of random assignments of takes to groups of the same sizes with a gap as large: a seeded permutation test. It
+    assumes that an actor's takes are independent, so it cannot separate a gender from the few actors who represent it.
 
     Args:
-        groups: What `group_metrics` returned of these clips.
-        correct: Boolean [N], whether each clip was predicted right.
+        groups: What `group_metrics` returned for these clips.
+        correct: Boolean [N], whether each clip was classified correctly.
         clips: The N clips.
 
     Returns:
-        `by`, `best`, `worst`, `best_accuracy`, `worst_accuracy`, `gap`, `p` of each.
+        For each field: `by`, `best`, `worst`, `best_accuracy`, `worst_accuracy`, `gap`, `p`.
     """
     found = []
     for field, of_field in groups.items():
@@ -105,7 +105,7 @@ def gaps(
 
 
 def _chance_of_gap(correct: NDArray[np.bool_], clips: Sequence[Clip], value_of: Callable[[Clip], str]) -> float:
-    """The share of random dealings of the takes with at least the gap that was found, itself among them."""
+    """The share of random assignments of the takes with at least the observed gap, the observed one included."""
     known = [i for i, clip in enumerate(clips) if value_of(clip)]
     take, num_takes = group_members([clips[i].take for i in known])
     group, num_groups = group_members([value_of(clips[i]) for i in known])
@@ -117,14 +117,14 @@ def _chance_of_gap(correct: NDArray[np.bool_], clips: Sequence[Clip], value_of: 
     found = _spread(sums, group_of_take[None], num_groups)[0]
     as_large = 0
     for start in range(0, _NUM_SHUFFLES, block):
-        dealt = np.tile(group_of_take, (min(block, _NUM_SHUFFLES - start), 1))
+        shuffled = np.tile(group_of_take, (min(block, _NUM_SHUFFLES - start), 1))
         # Sums of other orders differ in the last bit.
-        as_large += int((_spread(sums, rng.permuted(dealt, axis=1), num_groups) >= found - 1e-9).sum())
+        as_large += int((_spread(sums, rng.permuted(shuffled, axis=1), num_groups) >= found - 1e-9).sum())
     return (1 + as_large) / (1 + _NUM_SHUFFLES)
 
 
 def _spread(sums: NDArray[np.float64], groups: NDArray[np.int64], num_groups: int) -> NDArray[np.float64]:
-    """Best less worst accuracy, [R], where take g belongs to group `groups[r, g]`; [G, 2] are its hits and clips."""
+    """Best minus worst accuracy, [R], if take g belongs to group `groups[r, g]`; `sums` [G, 2] are hits and clips."""
     rows = np.arange(len(groups))[:, None] * num_groups + groups
     hits, clips = (
         np.bincount(rows.ravel(), np.broadcast_to(column, groups.shape).ravel(), len(groups) * num_groups)

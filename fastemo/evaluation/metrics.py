@@ -1,6 +1,6 @@
-"""What a set of predictions got right: accuracy, UAR, macro F1, per class, confusion.
+"""Metrics of a set of predictions: accuracy, UAR, macro F1, recall per class, confusion matrix.
 
-Clips are N pairs of class indices 0 .. K-1: what was shown, what was predicted.
+N clips are N pairs of class indices 0 .. K-1: true label and predicted label.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Metrics:
     """Results on one set of clips; every ratio in 0 .. 1.
 
     Attributes:
-        accuracy: Share of clips predicted right.
+        accuracy: Share of clips classified correctly.
         uar: Unweighted average recall (balanced accuracy): mean recall of the classes present in the labels.
-        macro_f1: Mean F1 of the classes present in the labels or the predictions, 0 for one that is never
-            right. A class in neither says nothing and does not count.
+        macro_f1: Mean F1 of the classes present in the labels or the predictions, 0 for one never predicted
+            correctly. A class in neither does not count.
         per_class: Recall by class name, in the order of the labels; None for a class without a clip.
-        confusion: int64 [K, K], rows what was shown, columns what was predicted.
+        confusion: int64 [K, K], rows true labels, columns predicted labels.
         num_clips: N.
     """
 
@@ -41,16 +41,16 @@ class Metrics:
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    """Count clips by shown (row) and predicted (column) class: int64 [num_classes, num_classes].
+    """Count clips by true (row) and predicted (column) class: int64 [num_classes, num_classes].
 
     Raises:
         ValueError: No clips, unequal numbers of labels and predictions, or an index outside the classes.
     """
     shown, predicted = np.asarray(labels), np.asarray(predictions)
     if shown.ndim != 1 or shown.shape != predicted.shape:
-        raise ValueError(f"labels {shown.shape} and predictions {predicted.shape} must be one number a clip")
+        raise ValueError(f"labels {shown.shape} and predictions {predicted.shape} must be one number per clip")
     if not shown.size:
-        raise ValueError("there are no clips to measure")
+        raise ValueError("there are no clips to evaluate")
     for name, values in (("labels", shown), ("predictions", predicted)):
         if not np.issubdtype(values.dtype, np.integer):
             raise ValueError(f"{name} are {values.dtype}, must be integers")
@@ -60,7 +60,7 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> ND
 
 
 class Scores(NamedTuple):
-    """Accuracy, UAR and macro F1 as `Metrics` defines them, float64 [...]: one of each a confusion matrix."""
+    """Accuracy, UAR and macro F1 as defined in `Metrics`, float64 [...]: one of each per confusion matrix."""
 
     accuracy: NDArray[np.float64]
     uar: NDArray[np.float64]
@@ -68,11 +68,11 @@ class Scores(NamedTuple):
 
 
 def scores(counts: ArrayLike) -> Scores:
-    """Measure confusion matrices [..., K, K], rows what was shown, none of them empty; whole numbers of any type."""
+    """Scores of confusion matrices [..., K, K], rows true labels, none of them empty; integers of any dtype."""
     counts = np.asarray(counts, dtype=np.float64)
     right = np.diagonal(counts, axis1=-2, axis2=-1)
     shown, predicted = counts.sum(-1), counts.sum(-2)
-    # F1 = 2 TP / (shown + predicted); a class that is in neither has no F1, one never shown has no recall.
+    # F1 = 2 TP / (true + predicted); a class in neither has no F1, one without true clips has no recall.
     met = shown + predicted
     return Scores(
         accuracy=right.sum(-1) / shown.sum(-1),
@@ -82,7 +82,7 @@ def scores(counts: ArrayLike) -> Scores:
 
 
 def compute_metrics(labels: ArrayLike, predictions: ArrayLike, class_names: Sequence[str]) -> Metrics:
-    """Measure predictions against labels, both integer [N], N > 0; class k is called `class_names[k]`.
+    """Metrics of predictions against labels, both integer [N], N > 0; class k is called `class_names[k]`.
 
     Raises:
         ValueError: As for `confusion`.

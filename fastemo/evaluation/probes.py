@@ -1,4 +1,4 @@
-"""Frames in another order: a model whose answers stay the same does not use time.
+"""Temporal-order probes: a model whose predictions do not change with frame order does not use time.
 
 B clips, T frames, h x w stored pixels.
 """
@@ -25,17 +25,17 @@ def check_order(order: str) -> None:
 
 
 def reorder(frames_BTChw: torch.Tensor, keys: Sequence[str], order: Order, *, seed: int = 0) -> torch.Tensor:
-    """Show each clip's frames in another order.
+    """Reorder each clip's frames.
 
     Args:
         frames_BTChw: [B, T, 3, h, w] on any device.
         keys: B clip keys.
         order: `recorded`, as it is; `reversed`, the last first; `shuffled`, each clip by a permutation of its own that
-            depends on (seed, key) alone; `frozen`, the middle frame, `floor((T - 1) / 2)`, T times.
-        seed: Of `shuffled`.
+            depends only on (seed, key); `frozen`, the middle frame, `floor((T - 1) / 2)`, T times.
+        seed: Seed of `shuffled`.
 
     Returns:
-        The same shape, type and device. Only `shuffled` copies anything to the device: B x T indices.
+        The same shape, dtype and device. Only `shuffled` copies anything to the device: B x T indices.
 
     Raises:
         ValueError: An unknown order.

@@ -1,4 +1,4 @@
-"""A run's predictions.csv, read back: as untrusted as any file that was given by somebody."""
+"""Reads a run's predictions.csv, which is untrusted like any input file."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _ROUNDING = 1e-6  # probabilities are written with six digits
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionTable:
-    """What one model said of a set of clips, one row a clip, sorted by key.
+    """One model's predictions for a set of clips, one row per clip, sorted by key.
 
     Attributes:
-        source: Where it was read, for messages.
+        source: The file's path, for messages.
         keys: N clip keys.
         class_names: K of them.
         labels, predicted: int64 [N], positions in `class_names`.
         probabilities: float64 [N, K], rounded to six digits.
-        takes: What the files of one performance share: RAVDESS's name without the modality, else the key.
+        takes: The same for both files of one performance: RAVDESS's name without the modality, else the key.
         actors, modalities: int64 [N], 0 where unknown.
     """
 
@@ -52,7 +52,7 @@ class PredictionTable:
         return self.labels == self.predicted
 
     def at(self, rows: np.ndarray) -> PredictionTable:
-        """Some rows, int64 [M], in their order."""
+        """The table of `rows`, int64 [M], in that order."""
         return replace(
             self,
             keys=tuple(self.keys[row] for row in rows),
@@ -66,7 +66,7 @@ class PredictionTable:
 
 
 def joined(tables: Sequence[PredictionTable]) -> PredictionTable:
-    """Several tables as one, sorted by key: the folds of a model, or its seeds, whose clips then count several times.
+    """Several tables as one, sorted by key: the folds of a model, or its seeds (each clip then counts once per seed).
 
     Raises:
         ValueError: No tables, or tables of different classes.
@@ -94,8 +94,8 @@ def read_predictions(path: Path) -> PredictionTable:
     """Read what `evaluate.write_predictions` wrote.
 
     Raises:
-        ValueError: The file is no such table; the message names the file and the line.
-        OSError: The file is absent or unreadable.
+        ValueError: The file is not such a table; the message names the file and the line.
+        OSError: The file is missing or unreadable.
     """
     rows: dict[str, _Row] = {}
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -105,10 +105,10 @@ def read_predictions(path: Path) -> PredictionTable:
             for cells in reader:
                 row = _read_row(cells, class_names)
                 if row.key in rows:
-                    raise ValueError(f"the key {row.key!r} comes twice")
+                    raise ValueError(f"duplicate key {row.key!r}")
                 rows[row.key] = row
             if not rows:
-                raise ValueError("it holds no clip")
+                raise ValueError("it has no clips")
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, line {max(reader.line_num, 1)}: not a table of predictions ({error})") from error
     ordered = [rows[key] for key in sorted(rows)]
@@ -145,26 +145,26 @@ def _class_names(header: list[str]) -> tuple[str, ...]:
 
 
 def _read_row(cells: list[str], class_names: tuple[str, ...]) -> _Row:
-    """One line's clip. Raises `ValueError` for what no run writes."""
+    """Parse one line. Raises `ValueError` for what no run writes."""
     if len(cells) != len(_CLASSES) + len(class_names) + len(CLIP_COLUMNS):
-        raise ValueError(f"{len(cells)} cells, and the header has another number")
+        raise ValueError(f"{len(cells)} cells, but the header has a different number")
     key, label, prediction = cells[: len(_CLASSES)]
     if not key:
         raise ValueError("the key is empty")
     for name in (label, prediction):
         if name not in class_names:
-            raise ValueError(f"{name!r} is none of the classes")
+            raise ValueError(f"{name!r} is not one of the classes")
     shares = cells[len(_CLASSES) : -len(CLIP_COLUMNS)]
     if not all(map(_SHARE.fullmatch, shares)):
-        raise ValueError("a probability is no number from 0 to 1")
+        raise ValueError("a probability is not a number from 0 to 1")
     probabilities = [float(share) for share in shares]
     if max(probabilities) > 1 or not math.isclose(sum(probabilities), 1, abs_tol=_ROUNDING * (1 + len(shares))):
         raise ValueError("the probabilities do not sum to 1")
     if probabilities[class_names.index(prediction)] < max(probabilities) - _ROUNDING:
-        raise ValueError(f"{prediction!r} is predicted and not the most probable")
+        raise ValueError(f"{prediction!r} is predicted but is not the most probable")
     numbers = cells[-len(CLIP_COLUMNS) :]
     if not all(map(_NUMBER.fullmatch, numbers)):
-        raise ValueError(f"a field among {', '.join(CLIP_COLUMNS)} is no number")
+        raise ValueError(f"one of {', '.join(CLIP_COLUMNS)} is not a number")
     actor, modality = (int(numbers[CLIP_COLUMNS.index(name)] or 0) for name in ("actor", "modality"))
     return _Row(
         key=key,

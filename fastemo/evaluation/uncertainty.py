@@ -1,7 +1,7 @@
-"""How sure a result is: intervals by bootstrap over whole groups of clips that are no independent witnesses.
+"""Confidence intervals by bootstrap over groups of clips that are not independent.
 
-A group is a take (its audio-video and its video-only file are one performance encoded twice) or an actor. Whole groups
-are drawn with replacement, so what a resample says is a sum over groups weighted by how often each was drawn. Source:
+A group is a take (its audio-video and video-only copies are one performance encoded twice) or an actor. Whole groups
+are drawn with replacement, so a resample is a sum over groups, weighted by how often each was drawn. Source:
 Efron & Tibshirani (1993), "An Introduction to the Bootstrap", sections 8.5 and 13.3.
 """
 
@@ -16,17 +16,17 @@ from fastemo.evaluation.metrics import Scores, scores
 
 LEVEL = 0.95
 NUM_RESAMPLES = 2000
-_DRAWS_AT_ONCE = 2**22  # numbers of a block of resamples in memory
+_DRAWS_AT_ONCE = 2**22  # numbers in memory per block of resamples
 
 
 def group_members(groups: Sequence[str]) -> tuple[NDArray[np.int64], int]:
-    """Number the groups in sorted order: the number of each clip's group, int64 [N], and how many there are."""
+    """Number the groups in sorted order: the number of each clip's group, int64 [N], and the count of groups."""
     numbers = {name: number for number, name in enumerate(sorted(set(groups)))}
     return np.array([numbers[name] for name in groups], dtype=np.int64), len(numbers)
 
 
 def group_sums(member: NDArray[np.int64], num_groups: int, values: ArrayLike) -> NDArray[np.float64]:
-    """Sum what is known of each clip, [N, ...], over the clips of each group: float64 [num_groups, ...]."""
+    """Sum per-clip values [N, ...] over the clips of each group: float64 [num_groups, ...]."""
     values = np.asarray(values, dtype=np.float64)
     sums = np.zeros((num_groups, *values.shape[1:]))
     np.add.at(sums, member, values)
@@ -34,22 +34,22 @@ def group_sums(member: NDArray[np.int64], num_groups: int, values: ArrayLike) ->
 
 
 def resample(sums: ArrayLike, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
-    """Draw as many groups as there are, with replacement, again and again, and add up what each brings.
+    """Bootstrap: draw G of the G groups with replacement, R times, and sum their values.
 
     Args:
-        sums: [G, ...], what each group brings: `group_sums`.
-        num_resamples: Samples drawn, R.
-        seed: Of the draws; the same arguments give the same resamples.
+        sums: [G, ...], the sums of each group: `group_sums`.
+        num_resamples: Number of resamples, R.
+        seed: Seed of the draws; the same arguments give the same resamples.
 
     Returns:
-        float64 [R, ...]; exact where `sums` holds whole numbers.
+        float64 [R, ...]; exact if `sums` are integers.
 
     Raises:
         ValueError: No groups or no resamples.
     """
     sums = np.asarray(sums, dtype=np.float64)
     if not len(sums):
-        raise ValueError("there are no clips to measure")
+        raise ValueError("there are no clips to evaluate")
     if num_resamples < 1:
         raise ValueError(f"num_resamples is {num_resamples}, must be at least 1")
     num_groups, flat = len(sums), sums.reshape(len(sums), -1)
@@ -86,22 +86,22 @@ def interval_of_mean(
 ) -> tuple[float, float]:
     """Bootstrap percentile interval of a mean over clips, whole groups drawn with replacement.
 
-    With takes as groups, the two files of one take are drawn together and do not pass for two witnesses.
-    The interval tells how much the choice of takes matters, not that of the actors.
+    With takes as groups, both files of one take are drawn together and do not count as two independent clips.
+    The interval covers the choice of takes, not that of actors.
 
     Args:
-        values: A number [N] of each clip, such as whether it was predicted right.
+        values: One number per clip, [N], such as whether it was classified correctly.
         groups: The group of each clip.
         level: Coverage, between 0 and 1.
-        num_resamples: Samples drawn.
-        seed: Of the draws; the same arguments give the same interval.
+        num_resamples: Number of resamples.
+        seed: Seed of the draws; the same arguments give the same interval.
 
     Raises:
         ValueError: No clips, unequal lengths, a level outside 0 .. 1 or no resamples.
     """
     values = np.asarray(values)
     if values.shape != (len(groups),):
-        raise ValueError(f"the values are {values.shape} for {len(groups)} groups, must be one a clip")
+        raise ValueError(f"the values are {values.shape} for {len(groups)} groups, must be one per clip")
     member, num_groups = group_members(groups)
     sums = group_sums(member, num_groups, np.stack([values, np.ones(len(values))], axis=1))
     totals, clips = resample(sums, num_resamples=num_resamples, seed=seed).T
@@ -120,7 +120,7 @@ def score_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Bootstrap percentile intervals of accuracy, UAR and macro F1, by name; arguments as of `interval_of_mean`.
 
-    UAR and macro F1 of a resample are over the classes that it holds.
+    UAR and macro F1 of a resample are over the classes in it.
 
     Raises:
         ValueError: As `interval_of_mean`.
@@ -136,7 +136,7 @@ def score_intervals(
 
 
 def first_file_per_take(takes: Sequence[str], modalities: Sequence[int]) -> NDArray[np.int64]:
-    """The positions of the clips that protocol `speech` would take, ascending: of twins the video-only file."""
+    """The positions of one file per take, ascending, as in protocol `speech`: of twins the video-only file."""
     best: dict[str, int] = {}
     for position, (take, modality) in enumerate(zip(takes, modalities, strict=True)):
         if take not in best or modality > modalities[best[take]]:

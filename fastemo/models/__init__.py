@@ -1,1 +1,1 @@
-"""Float clips -> logits: the models and the weights they start from."""
+"""Float clips -> logits: the models and their pretrained weights."""

@@ -1,4 +1,4 @@
-"""Models: float [B, T, C, H, W], ImageNet-normalised, to logits [B, classes]; every one folds time itself."""
+"""Builds the models: ImageNet-normalised float [B, T, C, H, W] -> logits [B, classes]."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def check_backbone(config: ModelConfig) -> None:
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """Build the model `config` names, in float32 on the CPU; random parts follow torch's global seed.
+    """Build the model that `config` names, in float32 on the CPU; random weights follow torch's global seed.
 
     Raises:
-        WeightsUnavailable: Pretrained weights are asked for and neither cached nor to be downloaded.
+        WeightsUnavailable: Pretrained weights are requested, but not cached and cannot be downloaded.
         FileNotFoundError: `config.weights` does not exist.
-        ValueError: timm has no such backbone, `num_frames` is None where the model is built for one T, or
+        ValueError: timm has no such backbone, `num_frames` is None for a model that is built for one T, or
             `config.weights` does not fit.
     """
     check_backbone(config)
@@ -51,5 +51,5 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
 def _num_frames(config: ModelConfig) -> int:
     if config.num_frames is None:
         which = "late_fusion with fusion: concat" if config.name == "late_fusion" else config.name
-        raise ValueError(f"model.num_frames is None, {which} must know the frames a clip")
+        raise ValueError(f"model.num_frames is None, but {which} needs the number of frames per clip")
     return config.num_frames

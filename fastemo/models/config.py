@@ -1,4 +1,4 @@
-"""What a run chooses about its model, checked when it is chosen."""
+"""Configuration of the model, checked when it is created."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One of the report's five models and its variants; an option of another model has no effect.
+    """One of the five models of Roy (2025) and its variants; options of other models have no effect.
 
     Attributes:
         name: `early_cnn`, `early_resnet18`, `late_fusion`, `r3d18` or `cnn_lstm`.
-        num_frames: T, frames a clip. The early models and `fusion: concat` are built for one T; a run
-            takes it from `video.num_frames`.
+        num_frames: T, frames per clip. The early models and `fusion: concat` are built for one T; a run
+            uses `video.num_frames`.
         pretrained: Start from ImageNet (2D) or Kinetics-400 (3D) weights. `early_cnn` never does.
-        weights: Local file with those weights in place of the hub: `.safetensors`, `.pt` or `.pth`, a
-            state dict with timm's key names (torchvision's, which are the same, for ResNet-18; torchvision's
-            for `r3d18`). Its classifier is dropped.
+        weights: Local file with those weights, instead of the hub: `.safetensors`, `.pt` or `.pth`, a state dict
+            with timm's key names (for `r3d18` torchvision's; for ResNet-18 both are the same). Its classifier is
+            dropped.
         backbone: timm model of `late_fusion` and `cnn_lstm`, with or without a tag.
         fusion: How `late_fusion` joins the T frame features.
         rnn: Recurrent layer of `cnn_lstm`.
-        rnn_hidden: Its hidden width.
-        rnn_norm: LayerNorm on the frame features before it. Not in the report; learning without pretrained
-            weights needs it.
-        stem: First convolution of `early_resnet18`, on 3T channels: `random` as in the report, or `inflate`,
-            the pretrained RGB kernel repeated T times and divided by T, which sees the mean frame at first.
-        dropout: Probability after the hidden fully connected layer, which only `early_cnn` has. The heads of
-            the other four are one Linear with nothing after it.
+        rnn_hidden: Hidden size of the recurrent layer.
+        rnn_norm: LayerNorm on the frame features before the recurrent layer. Not in Roy (2025); training without
+            pretrained weights needs it.
+        stem: First convolution of `early_resnet18`, on 3T channels: `random` as in Roy (2025), or `inflate`, the
+            pretrained RGB kernel repeated T times and divided by T, which initially sees the mean frame.
+        dropout: Dropout probability after the hidden fully connected layer, which only `early_cnn` has. The heads
+            of the other four are a single Linear.
 
     Raises:
         ValueError: A value is not among the allowed ones; the message names them.

@@ -1,4 +1,4 @@
-"""Models without an order of time: early fusion stacks the frames as channels, late fusion joins features.
+"""Models without temporal layers: early fusion stacks the frames as channels, late fusion joins frame features.
 
 Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
 """
@@ -15,9 +15,9 @@ _EARLY_HIDDEN = 1024
 
 
 class EarlyCNN(nn.Module):
-    """The report's architecture 1: four blocks of convolution on 3T channels, global average pooling, an MLP.
+    """Architecture 1 of Roy (2025): four convolution blocks on 3T channels, global average pooling, an MLP.
 
-    Convolutions keep their bias, as the report's plain `Conv2d` has it.
+    Convolutions have a bias, as the plain `Conv2d` of Roy (2025) has.
     """
 
     def __init__(self, num_frames: int, num_classes: int, *, dropout: float) -> None:
@@ -48,12 +48,12 @@ class EarlyCNN(nn.Module):
 
 
 class EarlyResNet18(nn.Module):
-    """The report's architecture 2: ResNet-18 with a first convolution on 3T channels.
+    """Architecture 2 of Roy (2025): ResNet-18 with a first convolution on 3T channels.
 
     Args:
         backbone: ResNet-18 on RGB, without classifier; its `conv1` is replaced.
-        stem: `random` draws the new kernel (He, fan out, as ResNet does); `inflate` repeats the backbone's
-            T times and divides by T, so a clip that stands still gives what one of its frames gave.
+        stem: `random` draws the new kernel (He, fan out, as in ResNet); `inflate` repeats the backbone's
+            T times and divides by T, so a still clip gives the same features as one of its frames.
     """
 
     def __init__(self, backbone: nn.Module, num_frames: int, num_classes: int, *, stem: Stem) -> None:
@@ -81,7 +81,7 @@ class LateFusion(nn.Module):
     Args:
         backbone: float [N, 3, H, W] -> features [N, F].
         num_frames: T, which only `concat` needs: its Linear has T * F inputs.
-        fusion: `mean` and `max` over the frames, blind to their order, or `concat`.
+        fusion: `mean` or `max` over the frames (order-blind), or `concat`.
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int, *, fusion: Fusion, num_frames: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Models that see the order of time: R3D-18 by convolution, CNN-RNN by recurrence.
+"""Models with temporal layers: R3D-18 (3D convolution) and CNN-RNN (recurrence).
 
 Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
 """
@@ -29,10 +29,10 @@ class R3D18(nn.Module):
         self.classifier = nn.Linear(_R3D18_FEATURES, num_classes)
 
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Float [B, T, 3, H, W] -> logits [B, num_classes]; on a CPU in float32 whatever the precision asked for."""
+        """Float [B, T, 3, H, W] -> logits [B, num_classes]; on a CPU always in float32, whatever the precision set."""
         clips_BCTHW = frames_BTCHW.transpose(1, 2)
         if clips_BCTHW.device.type == "cpu":
-            # bf16 conv3d on a CPU left NaN in the weights' gradients at some shapes (benchmarks/LOG.md).
+            # On a CPU, bf16 conv3d gave NaN weight gradients at some shapes (benchmarks/LOG.md).
             with torch.autocast("cpu", enabled=False):
                 return self.classifier(self.backbone(clips_BCTHW.float()))
         return self.classifier(self.backbone(clips_BCTHW))
@@ -43,8 +43,8 @@ class CNNRNN(nn.Module):
 
     Args:
         backbone: float [N, 3, H, W] -> features [N, F].
-        rnn: Kind of the recurrent layer.
-        hidden: Its width.
+        rnn: Type of the recurrent layer.
+        hidden: Its hidden size.
         norm: LayerNorm on the features before it.
     """
 
@@ -59,9 +59,9 @@ class CNNRNN(nn.Module):
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
         features_BTF = self.norm(frame_features(self.backbone, frames_BTCHW))
-        # Under CUDA's autocast cuDNN's RNNs compute in fp16 even where bf16 is asked for, and without loss scaling the
-        # gradients of early frames vanish (torch's AutocastRNN.cpp). In float32 they cost little beside the backbone.
+        # Under CUDA's autocast cuDNN's RNNs compute in fp16 even if bf16 is requested, and without loss scaling the
+        # gradients of early frames vanish (torch's AutocastRNN.cpp). float32 costs little compared to the backbone.
         kind = features_BTF.device.type
-        with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():  # where nothing is computed
+        with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():  # meta: nothing is computed
             hidden_BTF, _ = self.rnn(features_BTF.float())
         return self.classifier(hidden_BTF[:, -1])

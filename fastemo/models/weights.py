@@ -1,6 +1,6 @@
-"""Pretrained weights: from the hubs' caches, from the hubs, or from a local file; never by unpickling code.
+"""Pretrained weights: from the hubs' caches, the hubs, or a local file; never by unpickling code.
 
-The report starts its 2D networks from torchvision's ImageNet weights `IMAGENET1K_V1`, which timm keeps as
+Roy (2025) starts its 2D networks from torchvision's ImageNet weights `IMAGENET1K_V1`, which timm provides as
 `resnet18.tv_in1k`, and R3D-18 from torchvision's Kinetics-400 weights.
 """
 
@@ -32,14 +32,14 @@ _NAMED_KEYS = 3
 
 
 class WeightsUnavailable(UserError):
-    """Pretrained weights that could not be had; its one line names them and the two ways on."""
+    """Pretrained weights are not available; the message names them and the two options."""
 
     def __init__(self, name: str, reason: object, *, keys: str, url: str | None) -> None:
         source = f", such as {url} fetched elsewhere" if url else ""
         why = " ".join(str(reason).split()) or type(reason).__name__
         super().__init__(
             f"cannot get the pretrained weights {name} ({why}): train from scratch with --model.pretrained "
-            f"false, or name a local file with --model.weights PATH, a state dict with the keys of {keys} "
+            f"false, or use a local file with --model.weights PATH, a state dict with the keys of {keys} "
             f"as .safetensors, .pt or .pth{source}"
         )
 
@@ -48,19 +48,19 @@ def timm_backbone(name: str, *, pretrained: bool, weights: Path | None) -> nn.Mo
     """Build a timm model without its classifier: float [N, 3, H, W] -> features [N, head_hidden_size].
 
     Args:
-        name: timm model, with or without a tag; `resnet18` means the report's weights, `resnet18.tv_in1k`.
+        name: timm model, with or without a tag; `resnet18` means the weights of Roy (2025), `resnet18.tv_in1k`.
         pretrained: Load the weights of that tag from the cache or the hub, unless `weights` is given.
         weights: Local state dict to load instead.
 
     Raises:
-        WeightsUnavailable: The hub's weights could not be had.
+        WeightsUnavailable: The hub's weights are not available.
         FileNotFoundError: `weights` does not exist.
         ValueError: `weights` does not hold this model's state dict.
     """
     name = RESNET18 if name == "resnet18" else name
     if not pretrained or weights is not None:
-        # timm starts a ResNet's residual branches at zero, torchvision and the report do not; from scratch on little
-        # data that costs half the accuracy (benchmarks/LOG.md).
+        # timm initialises a ResNet's residual branches to zero, torchvision and Roy (2025) do not; trained from scratch
+        # on little data, that costs half the accuracy (benchmarks/LOG.md).
         options: dict[str, Any] = {"zero_init_last": False} if timm.models.is_model_in_modules(name, {"resnet"}) else {}
         backbone = timm.create_model(name, pretrained=False, num_classes=0, **options)
         if weights is not None:
@@ -96,10 +96,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It cannot be read so, or holds something other than tensors by name.
+        ValueError: It cannot be read this way, or is not a dict of tensors by name.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"model.weights is '{path}', there is no such file")
+        raise FileNotFoundError(f"model.weights: there is no file '{path}'")
     try:
         if path.suffix == ".safetensors":
             state: object = load_file(path, device="cpu")
@@ -109,16 +109,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         first_line = str(error).strip().split("\n")[0]
         raise ValueError(f"'{path}' cannot be read as weights: {first_line}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"'{path}' does not hold a state dict (a dict of tensors by name)")
+        raise ValueError(f"'{path}' is not a state dict (a dict of tensors by name)")
     return state
 
 
 def check_reachable(url: str) -> None:
-    """Ask a host for anything at all, so that an absent network shows in seconds.
+    """Send any request to a host, so that a missing network is noticed within seconds.
 
-    huggingface_hub repeats every request five times and takes about 46 s to give up without a network;
-    torch.hub has no timeout. A thread with a deadline, because a socket's timeout bounds neither the name
-    lookup nor the number of addresses tried. Proxies from the environment are used.
+    huggingface_hub repeats every request five times and takes about 46 s to give up without a network; torch.hub
+    has no timeout. Uses a thread with a deadline, because a socket's timeout bounds neither the name lookup nor
+    the number of addresses tried. Proxies from the environment are used.
 
     Raises:
         OSError: No answer within `REACH_SECONDS`.
@@ -129,9 +129,9 @@ def check_reachable(url: str) -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
         except urllib.error.HTTPError:
-            pass  # an answer, if not a kind one
+            pass  # an answer, if an error
         except urllib.error.URLError as error:
-            # A certificate this probe does not know may be known to the library that downloads.
+            # A certificate unknown here may be known to the library that downloads.
             if not isinstance(error.reason, ssl.SSLError):
                 errors.append(OSError(f"{url}: {error.reason}"))
         except OSError as error:
@@ -156,7 +156,7 @@ def _timm_from_hub(name: str) -> nn.Module:
         return WeightsUnavailable(f"{name} (timm)", reason, keys=f"timm's {architecture}", url=url)
 
     if config is None or not config.has_weights:
-        raise unavailable("timm has none for it")
+        raise unavailable("timm has none for this model")
     try:
         if not _cached(config.hf_hub_id, config.hf_hub_filename, url):
             check_reachable(huggingface_hub.constants.ENDPOINT if config.hf_hub_id or url is None else url)
@@ -186,7 +186,7 @@ def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], source: Path | str, *, classifiers: Iterable[str]) -> None:
-    """Load `state` in place, all of it but the classifiers.
+    """Load `state` in place, except the classifiers.
 
     Raises:
         ValueError: Keys are missing, unexpected or of another shape; the message names the first few.
@@ -194,11 +194,11 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: Path | str, *, 
     heads = tuple(f"{name}." for name in classifiers)
     state = {key: value for key, value in state.items() if not key.startswith(heads)}
     wanted = model.state_dict()
-    # Files written before BatchNorm counted its batches are whole without the counts.
+    # Files from before BatchNorm counted its batches are complete without the counts.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in wanted]
     misshaped = [
-        f"{key} is {_shape(value)} for {_shape(wanted[key])}"
+        f"{key} is {_shape(value)} instead of {_shape(wanted[key])}"
         for key, value in state.items()
         if key in wanted and value.shape != wanted[key].shape
     ]

@@ -1,1 +1,1 @@
-"""How a clip's pixels reach the device."""
+"""Decoding, caching, loading and augmentation of clips."""

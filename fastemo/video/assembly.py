@@ -1,4 +1,4 @@
-"""One step's clips -> one tensor on the device: what is kept is read, the rest decoded, each clip on its own thread."""
+"""One step's clips -> one tensor on the device: cached clips are read, the rest decoded, each on its own thread."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastemo.errors import DecodeError
 from fastemo.video.backends import Decoder
 from fastemo.video.bitstream.source import Source
 from fastemo.video.sampling import RankStep
-from fastemo.video.tiers import KeptClips
+from fastemo.video.tiers import CachedClips
 from fastemo.video.transfer import Transfer, send
 
 
 def _is_the_clips(error: Exception) -> bool:
-    """Whether an error says that a clip does not decode, and not that this process has no file handle left."""
+    """Whether an error means that a clip does not decode, and not that this process is out of file handles."""
     cause: BaseException | None = error
     while cause is not None:
         if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
@@ -32,20 +32,20 @@ class Assembly:
     """One step's frames on their way to the device.
 
     Args:
-        pool: Its threads read and decode.
-        transfer: How the device is filled while another batch is computed on.
-        drops: Go on without clips that do not decode.
+        pool: The threads that read and decode.
+        transfer: Fills the device while another batch is computed on.
+        drops: Leave out clips that do not decode.
 
     Attributes:
-        dropped: By place in the batch, why a clip did not decode; complete once `frames` has returned.
-        kept: Done once what was decoded is kept, which no batch waits for.
+        dropped: Position in the batch -> why the clip did not decode; complete once `frames` has returned.
+        kept: Done once the decoded clips are cached; no batch waits for it.
     """
 
     def __init__(
         self,
         step: RankStep,
         decoder: Decoder,
-        kept: KeptClips,
+        kept: CachedClips,
         pool: ThreadPoolExecutor,
         transfer: Transfer,
         *,
@@ -66,7 +66,7 @@ class Assembly:
         self.kept: Future[None] = Future()
 
     def start(self) -> bool:
-        """Begin; nothing is waited for. Returns whether a clip has to be decoded."""
+        """Start without waiting. Returns whether any clip has to be decoded."""
         stored: list[int] = []
         missing: list[int] = []
         self._resident: list[int] = []
@@ -79,7 +79,7 @@ class Assembly:
         self._by_host = [slot for slot in range(len(self._rows)) if slot not in {*self._resident, *self._by_dali}]
         self._host = self._buffer()[: len(self._by_host)] if self._by_host else torch.empty(0)
         self._host_slot = dict(zip(self._by_host, self._host.numpy(), strict=True))
-        # Reading takes a hundredth of decoding: what is kept is one job, the rest a job each.
+        # Reading takes a hundredth of decoding: all cached clips are one job, each other clip is one.
         jobs: list[tuple[Callable[[int], None], list[int]]] = [(self._read, stored)] if stored else []
         for slot in missing:
             jobs.append((self._prune if slot in self._by_dali else self._decode, [slot]))
@@ -91,10 +91,10 @@ class Assembly:
         return bool(missing)
 
     def frames(self) -> torch.Tensor:
-        """Wait for uint8 [B, T, 3, h, w] on the device. Dropped clips hold the frames of `stand_in`, or zeros.
+        """Wait for uint8 [B, T, 3, h, w] on the device. Dropped clips have the frames of `stand_in`, or zeros.
 
         Raises:
-            DecodeError: A clip does not decode, and none is to be dropped.
+            DecodeError: A clip does not decode, and `drops` is off.
         """
         frames = self._done.result()
         self._transfer.hand_over(frames, self._filled)
@@ -102,7 +102,7 @@ class Assembly:
 
     @property
     def stand_in(self) -> int | None:
-        """The place in the batch whose clip stands for the dropped ones; `None` where no clip decoded."""
+        """Position in the batch of the clip that replaces the dropped ones; `None` if no clip decoded."""
         return next((slot for slot in range(len(self._rows)) if slot not in self.dropped), None)
 
     def _run(self, work: Callable[[int], None], slots: list[int]) -> None:
@@ -159,22 +159,22 @@ class Assembly:
             self.kept.set_exception(error)
 
     def _keep(self, slot: int, frames: np.ndarray) -> None:
-        """Keep what was decoded, after its batch is handed over; where that is the same memory, before."""
+        """Cache a decoded clip, after its batch is handed over; before, if both share memory."""
         if self._transfer.copies:
             self._fresh.append((self._rows[slot], frames))
         else:
             self._kept.keep(self._rows[slot], frames)
 
     def _drop(self, errors: Mapping[int, Exception]) -> None:
-        """Note what did not decode, by place in the batch, or raise the first error that is not to be passed over."""
+        """Record the clips that did not decode, or raise the first error that must not be dropped."""
         for slot in sorted(errors):
             if not self._drops or not _is_the_clips(errors[slot]):
                 raise errors[slot]
-            # Its text alone: its traceback holds on to this batch.
+            # Only the text: the traceback would keep this batch alive.
             self.dropped[slot] = str(errors[slot])
 
     def _put_together(self) -> torch.Tensor:
-        """The batch from its parts, each clip at its place."""
+        """Assemble the batch from its parts, in batch order."""
         parts, num_clips = self._parts(), len(self._rows)
         if len(parts) == 1 and parts[0][0] == [*range(num_clips)]:
             return parts[0][1]
@@ -190,12 +190,12 @@ class Assembly:
         return batch
 
     def _parts(self) -> list[tuple[list[int], torch.Tensor]]:
-        """What there is: from the host's memory, from DALI, from the device's own memory."""
+        """The parts: from host memory, from DALI, from device memory."""
         parts: list[tuple[list[int], torch.Tensor]] = []
         whole = [slot for slot in self._by_host if slot not in self.dropped]
         if whole:
             frames = self._transfer.upload(self._host)
-            if len(whole) < len(self._by_host):  # picked on the device: a copy of the host's would not be pinned
+            if len(whole) < len(self._by_host):  # selected on the device: a copy on the host would not be pinned
                 places = [place for place, slot in enumerate(self._by_host) if slot not in self.dropped]
                 frames = frames[self._index(places)]
             parts.append((whole, frames))
@@ -225,7 +225,7 @@ class Assembly:
         return slots, frames
 
     def _buffer(self) -> torch.Tensor:
-        """Room for the batch in the host's memory, to be given back when all is kept."""
+        """Host memory for the batch, released when all clips are cached."""
         width, height = self._decoder.frame_size
         buffer = self._transfer.buffer(len(self._rows), self._decoder.spec.num_frames, 3, height, width)
         self._buffers.append(buffer)

@@ -24,13 +24,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def draw_parameters(
     config: AugmentConfig, keys: Sequence[str], num_frames: int, *, seed: int, epoch: int
 ) -> np.ndarray:
-    """The random numbers of some clips, each a pure function of (seed, epoch, key).
+    """The random parameters of clips, each a pure function of (seed, epoch, key).
 
     Drawn by Philox, a counter-based generator. Source: Salmon et al. (2011), "Parallel random numbers:
     as easy as 1, 2, 3".
 
     Returns:
-        float64 [B, T, 4]: vertical and horizontal crop position as shares (0-1) of the free space, 1 for a
+        float64 [B, T, 4]: vertical and horizontal crop position as shares (0-1) of the free range, 1 for a
         flip, and the angle in radians, positive counter-clockwise. Equal over T unless `per_frame`.
     """
     draws = np.empty((len(keys), num_frames, 4))
@@ -75,7 +75,7 @@ def augment(
 
 
 def center_crop(frames_BTChw: torch.Tensor, config: AugmentConfig) -> torch.Tensor:
-    """What evaluation sees: the centre crop, normalised. Shapes as in `augment`."""
+    """The centre crop, normalised, for evaluation. Shapes as in `augment`."""
     h, w = frames_BTChw.shape[-2:]
     _check_size(h, w, config)
     top, left = (h - config.crop_size) // 2, (w - config.crop_size) // 2
@@ -85,7 +85,7 @@ def center_crop(frames_BTChw: torch.Tensor, config: AugmentConfig) -> torch.Tens
 def _check_size(h: int, w: int, config: AugmentConfig) -> None:
     if min(h, w) < config.crop_size:
         raise ValueError(
-            f"augment.crop_size {config.crop_size} is larger than the sampled frames ({w}x{h}); "
+            f"augment.crop_size {config.crop_size} is larger than the sampled frames ({w}x{h}): "
             f"raise video.size or lower augment.crop_size"
         )
 
@@ -93,14 +93,14 @@ def _check_size(h: int, w: int, config: AugmentConfig) -> None:
 def _sampling_grid(
     draws: np.ndarray, h: int, w: int, config: AugmentConfig, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Where each output pixel comes from, in `grid_sample`'s coordinates.
+    """The source of each output pixel, in `grid_sample`'s coordinates.
 
     Returns:
         float32 [N, H, W, 2], and [N, 1, H, W] with 0 where a rotation reaches outside the crop (None where
         that does not matter).
     """
     size = config.crop_size
-    # Whole pixels, so that a crop alone moves values without blending them.
+    # Whole pixels, so that a crop without rotation does not interpolate.
     top, left = (
         np.minimum(draws[:, i] * (free + 1), free).astype(np.int64) for i, free in ((0, h - size), (1, w - size))
     )
@@ -113,7 +113,7 @@ def _sampling_grid(
     steps = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     turn = theta.view(-1, 1, 1, 2, 3)
-    # By element: a matrix product may round in TensorFloat-32, up to 0.05 pixels off.
+    # Elementwise: a matrix product may use TensorFloat-32, up to 0.05 pixels off.
     source = x[..., None] * turn[..., 0] + y[..., None] * turn[..., 1] + turn[..., 2]
     inside = None
     if config.rotation_corners == "black" and config.rotation_degrees > 0:
@@ -122,13 +122,13 @@ def _sampling_grid(
 
 
 def _normalise(frames_BTCHW: torch.Tensor) -> torch.Tensor:
-    """0-255 floats -> ImageNet's scale, by one multiplication and one addition in place."""
+    """0-255 floats -> ImageNet-normalised, by one multiplication and one addition in place."""
     std, mean = (_constant(values, frames_BTCHW.device).view(3, 1, 1) for values in (IMAGENET_STD, IMAGENET_MEAN))
     return frames_BTCHW.mul_(1 / (255 * std)).sub_(mean / std)
 
 
 @functools.cache
 def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """float32 on the device, copied there once: a copy of pageable memory waits for all that the device is doing."""
-    with torch.inference_mode(False):  # evaluation, which may come first, leaves training a tensor that it can use
+    """float32 on the device, copied once: a copy from pageable memory waits for all pending work of the device."""
+    with torch.inference_mode(False):  # evaluation may come first; training must be able to use the tensor
         return torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""Which library decodes (PyAV, decord, or DALI with PyAV for what it does not know), and a clip's frames by it."""
+"""The decoding backend (PyAV, decord, or DALI with PyAV as fallback): its choice and its use."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from fastemo.video.config import Backend, FrameSpec
 from fastemo.video.decode import decode_clip, decoder_name, decord_version, pruned_clip
 from fastemo.video.sampling import frame_indices
 
-# By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4. Of CUDA's, those that came out
-# right on an H100 (benchmarks/LOG.md): VP9 was 27 dB from PyAV's frames, MJPEG did not decode, NVDEC has no AV1 there.
+# By FFmpeg's names. Source: the documentation of nvidia.dali.fn.decoders.video, 2.4. For CUDA, only those decoded
+# correctly on an H100 (benchmarks/LOG.md): VP9 was 27 dB from PyAV's frames, MJPEG failed, NVDEC has no AV1 there.
 CODECS_CPU = frozenset({"mjpeg", "vp8", "vp9"})
 CODECS_CUDA = frozenset({"h264", "hevc", "mpeg4", "vp8"})
-# Other containers frame the same codecs in ways that DALI does not tell NVDEC's parser of.
+# Other containers frame the same codecs in ways that DALI does not pass on to NVDEC's parser.
 _CONTAINERS = frozenset({".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-_CODED_MULTIPLE = 16  # pixels, of H.264's and of HEVC's smallest blocks
-# The least width and height for NVDEC; HEVC's own limit, the others' is lower. Source: cuvidGetDecoderCaps on an H100.
+_CODED_MULTIPLE = 16  # pixels, of H.264's and HEVC's smallest blocks
+# NVDEC's minimum width and height; HEVC's limit, the others' are lower. Source: cuvidGetDecoderCaps on an H100.
 _LEAST_SIDE = 144
 _ONE_DECORD = "pip uninstall -y decord decord2, then pip install decord2"
 _CHANGED = (
-    "the file changed after the scan; start again, which scans it again (copies on several machines need the same "
+    "the file changed after the scan; start again to rescan it (copies on several machines need the same "
     "modification time: copy with rsync -a or cp -p)"
 )
 
 
 def choose_backend(backend: Backend, device: torch.device) -> tuple[Literal["dali", "pyav", "decord"], str]:
-    """Which backend `auto` means for frames on a device, and why.
+    """The backend to use for frames on a device, and why.
 
     Raises:
-        ValueError: A backend that is not installed, or does not load.
+        ValueError: The backend is not installed, or does not load.
     """
     if backend == "auto":
         if device.type != "cuda":
-            return "pyav", f"the frames go to the {device.type.upper()}"
+            return "pyav", f"the device is {device.type.upper()}"
         missing = dali.why_unavailable(device)
         return ("dali", "decodes on the GPU") if missing is None else ("pyav", missing)
     if backend == "dali" and (missing := dali.why_unavailable(device)):
@@ -54,34 +54,34 @@ def choose_backend(backend: Backend, device: torch.device) -> tuple[Literal["dal
         try:
             why = f"as asked, {decord_version()}"
         except (ImportError, OSError, RuntimeError) as error:
-            raise ValueError(f"video.backend decord does not load ({error}): {_ONE_DECORD}") from error
+            raise ValueError(f"video.backend decord cannot be loaded ({error}): {_ONE_DECORD}") from error
         if all(any(distributions(name=name)) for name in ("decord", "decord2")):
-            why += f"; decord and decord2 are both installed, into one folder: {_ONE_DECORD}"
+            why += f"; decord and decord2 are both installed, into the same folder: {_ONE_DECORD}"
         return backend, why
     return backend, "as asked"
 
 
 def decodes(codec: str, container_suffix: str, device: torch.device) -> bool:
-    """Whether DALI takes files of a codec (FFmpeg's name: `h264`) with a suffix (`.mp4`) on a device."""
+    """Whether DALI decodes a codec (FFmpeg's name: `h264`) in files with a suffix (`.mp4`) on a device."""
     codecs = {"cpu": CODECS_CPU, "cuda": CODECS_CUDA}.get(device.type, frozenset())
     return codec in codecs and container_suffix.lower() in _CONTAINERS
 
 
 def refused_size(width: int, height: int, device: torch.device) -> str | None:
-    """Why DALI would not decode frames of a size in pixels on a device, or not rightly, or slower than PyAV."""
+    """Why DALI decodes this frame size on a device not at all, wrongly or slower than PyAV; `None` if it is fine."""
     if device.type != "cuda":
         return None
     if min(width, height) < _LEAST_SIDE:
         return f"{width}x{height} is too small for NVDEC"
     if width % _CODED_MULTIPLE or height % _CODED_MULTIPLE:
-        return f"{width}x{height} is no multiple of {_CODED_MULTIPLE}"
+        return f"{width}x{height} is not a multiple of {_CODED_MULTIPLE}"
     return None
 
 
 class Decoder:
-    """Rows of a list of clips -> their frames, by the chosen backend.
+    """Decodes clips, by their row in a list, with the chosen backend.
 
-    With `dali`, what DALI does not decode (folders of images, codecs that the device does not know) goes to PyAV.
+    With `dali`, PyAV decodes what DALI cannot (folders of images, codecs that the device does not support).
     """
 
     def __init__(
@@ -100,19 +100,19 @@ class Decoder:
         self._uses_dali = backend == "dali"
         self._dali: dali.DaliDecoder | None = None
         self._lock = Lock()
-        # Reason -> keys of clips that DALI knows the codec of and does not decode.
+        # Reason -> keys of clips whose codec DALI knows but which it does not decode.
         self.refused_by_dali: dict[str, set[str]] = {}
-        # What pruning found to be PyAV's: it is not pruned for DALI again.
+        # Rows that pruning left to PyAV: they are not pruned for DALI again.
         self._rows_for_pyav: set[int] = set()
 
     @property
     def name(self) -> str:
-        """What the bytes depend on, besides the files and the `FrameSpec`."""
+        """Identifies everything that the frames depend on, besides the files and the `FrameSpec`."""
         library = decoder_name(self._library)
         return f"dali {dali.version()} on {self.device.type}, {library}" if self._uses_dali else library
 
     def by_dali(self, row: int) -> bool:
-        """Whether DALI is to decode a clip, by what the manifest says of it."""
+        """Whether DALI should decode a clip, judging by the manifest."""
         clip = self.clips[row]
         if not self._uses_dali or row in self._rows_for_pyav:
             return False
@@ -131,7 +131,7 @@ class Decoder:
         """uint8 [T, 3, h, w], decoded on the calling thread.
 
         Raises:
-            DecodeError: It cannot be read or does not decode, or the file is not the one that was scanned.
+            DecodeError: The file cannot be read, does not decode, or is not the one that was scanned.
         """
         clip, path = self.clips[row], self._root / self.clips[row].key
         indices = frame_indices(clip.num_frames, self.spec.num_frames)
@@ -142,13 +142,13 @@ class Decoder:
             raise DecodeError(
                 path,
                 int(indices[0]),
-                f"frames are {frames.shape[-1]}x{frames.shape[-2]} where the manifest promises {width}x{height}; "
+                f"frames are {frames.shape[-1]}x{frames.shape[-2]}, but {width}x{height} in the manifest; "
                 f"the file changed after the scan",
             )
         return frames
 
     def prune(self, row: int) -> Source | None:
-        """What DALI needs of a clip; `None` for one that PyAV decodes in its place.
+        """The part of a clip that DALI needs; `None` if PyAV decodes it instead.
 
         Raises:
             DecodeError: The file cannot be read, or is not the one that was scanned.
@@ -157,7 +157,7 @@ class Decoder:
         indices = tuple(frame_indices(clip.num_frames, self.spec.num_frames).tolist())
         with _as_scanned(clip, path, indices[0]):
             pruned = pruned_clip(path, indices)
-        # DALI goes by timestamps, which pruning found wanting in what it left whole; VP8 is only unknown to it.
+        # DALI relies on timestamps, which are bad in files that pruning left whole; VP8 is merely unknown to pruning.
         is_timed = not pruned.is_whole or clip.codec == "vp8"
         source = Source(path, indices, pruned, clip.width, clip.height)
         if is_timed and not self._is_refused(clip, source.refused_format):
@@ -166,14 +166,14 @@ class Decoder:
         return None
 
     def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
-        """uint8 [B, T, 3, h, w] on the device, by DALI; and, by place in `sources`, what does not decode."""
+        """uint8 [B, T, 3, h, w] on the device, by DALI; and the errors, by position in `sources`."""
         with self._lock:
             if self._dali is None:
                 self._dali = dali.DaliDecoder(self.spec, self.device, frame_size=self.frame_size)
         return self._dali.decode(sources)
 
     def close(self) -> None:
-        """Give back what DALI holds."""
+        """Release DALI's resources."""
         if self._dali is not None:
             self._dali.close()
             self._dali = None
@@ -181,15 +181,15 @@ class Decoder:
 
 @contextmanager
 def _as_scanned(clip: Clip, path: Path, frame: int) -> Iterator[None]:
-    """What is read within is the file that was scanned.
+    """Check that the file read inside is the one that was scanned.
 
     Raises:
-        DecodeError: It is another one, or cannot be read; `frame` is the first wanted of it.
+        DecodeError: It is another one, or cannot be read; `frame` is the first one wanted.
     """
     try:
         _check_unchanged(clip, path, frame)
         yield
-        # Looked at again: a file may be replaced while it is read.
+        # Checked again: a file may be replaced while it is read.
         _check_unchanged(clip, path, frame)
     except OSError as error:
         raise DecodeError(path, frame, f"cannot be read: {error.strerror or error}") from error
@@ -197,7 +197,7 @@ def _as_scanned(clip: Clip, path: Path, frame: int) -> Iterator[None]:
 
 def _check_unchanged(clip: Clip, path: Path, frame: int) -> None:
     if not clip.size_bytes and not clip.mtime_ns:
-        return  # this row was not made by a scan
+        return  # this row does not come from a scan
     try:
         is_unchanged = fingerprint(path) == (clip.size_bytes, clip.mtime_ns)
     except ValueError:  # a folder without images

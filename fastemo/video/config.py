@@ -1,4 +1,4 @@
-"""How clips are sampled, decoded, cached and augmented."""
+"""Configuration of sampling, decoding, caching and augmentation."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ BACKENDS: tuple[Backend, ...] = ("auto", "dali", "pyav", "decord")
 Tier = Literal["auto", "none", "disk", "memory", "device"]
 TIERS: tuple[Tier, ...] = ("auto", "none", "disk", "memory", "device")
 
-# The square that holds the head in RAVDESS's framing, as shares of the frame's height: its side, and how far
-# its top lies below the frame's; it is centred on the width. Measured on seven genuine clips of actor 01 (1280x720),
-# eight frames each, against their white background: hair from row 12 (bent forward) to 52, ears from column
-# 420 to 847, chin never below row 605. A square of 630 holds that with a margin.
+# The square around the head in RAVDESS's framing, as fractions of the frame's height: its side, and the distance of
+# its top from the frame's; it is centred horizontally. Measured on seven genuine clips of actor 01 (1280x720), eight
+# frames each, against their white background: hair from row 12 (bent forward) to 52, ears from column 420 to 847,
+# chin never below row 605. A square of 630 contains that with a margin.
 HEAD_SIDE = 0.875
 HEAD_TOP = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSpec:
-    """What a sample of a clip is.
+    """How a clip is sampled.
 
     Attributes:
-        num_frames: T, frames a clip, spread evenly over it.
+        num_frames: T, frames per clip, spread evenly over it.
         crop: `full` (whole frame, aspect kept: shorter side = size), `squash` (whole frame to a square),
-            `center` (centre square) or `head` (a square on the head as RAVDESS frames it).
-        size: Pixels of the square's side, or of the shorter side with `full`.
+            `center` (centre square) or `head` (a square around the head in RAVDESS's framing).
+        size: Side of the square in pixels; with `full`, the shorter side.
     """
 
     num_frames: int = 10
@@ -75,9 +75,9 @@ class VideoConfig:
     Attributes:
         num_frames, crop, size: See `FrameSpec`.
         backend: `dali` (on the GPU), `pyav`, `decord`, or `auto`.
-        decode_threads: Clips decoded at once on processors, each on one thread; `None`: one for each processor of
+        decode_threads: Clips decoded at once on processors, each on one thread; `None`: one per processor of
             this process.
-        prefetch_batches: Batches put together ahead of the one in use.
+        prefetch_batches: Batches prepared ahead of the one in use.
     """
 
     num_frames: int = 10
@@ -88,7 +88,7 @@ class VideoConfig:
     prefetch_batches: int = 4
 
     def __post_init__(self) -> None:
-        assert self.spec  # checks what it is made of
+        assert self.spec  # checks its fields
         if self.backend not in BACKENDS:
             raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, not '{self.backend}'")
         if self.decode_threads is not None and self.decode_threads < 1:
@@ -103,12 +103,12 @@ class VideoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
-    """Where decoded clips are kept.
+    """Where decoded clips are cached.
 
     Attributes:
-        tier: `none` (decoded in every epoch), `disk`, `memory`, `device` (all of them on the GPU), or `auto`.
+        tier: `none` (decode in every epoch), `disk`, `memory`, `device` (all on the GPU), or `auto`.
         root: Folder of all stores; `None`: `store` in the cache folder.
-        max_gib: What all stores below `root` may take together, in GiB; `None`: what the disk has free.
+        max_gib: Maximum size of all stores below `root` together, in GiB; `None`: the free disk space.
     """
 
     tier: Tier = "auto"
@@ -124,16 +124,16 @@ class StoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What training does to a clip; evaluation takes the centre crop alone.
+    """Augmentation in training; evaluation uses the centre crop only.
 
     Attributes:
-        enabled: Random crop, flip and rotation in training; off, training sees the centre crop too.
-        crop_size: H and W, pixels of the square the model sees.
+        enabled: Random crop, flip and rotation in training; if off, training uses the centre crop too.
+        crop_size: H and W, side in pixels of the square that the model sees.
         flip: Probability of a horizontal flip.
-        rotation_degrees: Largest angle, drawn uniformly from plus to minus it.
-        rotation_corners: What a rotation turns in from outside the crop: `black`, as in the report, or the
-            `image` that lies there (its edge repeated beyond the stored frame).
-        per_frame: Draw anew for every frame, as the report's code did. Off, a clip's frames move together,
+        rotation_degrees: Largest angle; drawn uniformly from minus to plus this angle.
+        rotation_corners: Fill of corners that a rotation turns in from outside the crop: `black`, as in Roy (2025), or
+            the `image` there (its edge repeated beyond the stored frame).
+        per_frame: Draw anew for every frame, as the code of Roy (2025) did. If off, a clip's frames move together,
             which temporal models need.
     """
 

@@ -1,4 +1,4 @@
-"""A clip and the frames wanted of it -> uint8 frames, cropped and resized, by PyAV or decord."""
+"""A clip and frame numbers -> uint8 frames, cropped and resized, by PyAV or decord."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, PrunedClip
 from fastemo.video.config import FrameSpec
 
 Library = Literal["pyav", "decord"]
-# Raised whenever the same file and `FrameSpec` come to give other bytes, so that nothing kept from before is used.
+# Increased whenever the same file and `FrameSpec` give different bytes, so that older cached clips are not used.
 DECODE_VERSION = 1
 
-# Triangle filter widened to the scale (as Pillow's antialiased bilinear), chroma brought to full resolution
-# before the colour matrix, and the same bytes on every processor.
+# Triangle filter widened to the scale (like Pillow's antialiased bilinear), chroma upsampled to full resolution
+# before the colour matrix, and identical bytes on every processor.
 _SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 
 
 def decoder_name(library: Library) -> str:
-    """What the bytes that `decode_clip` returns depend on, besides the file and the `FrameSpec`."""
+    """Identifies everything that `decode_clip`'s result depends on, besides the file and the `FrameSpec`."""
     versions = [f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in ("libavcodec", "libswscale")]
     own = [decord_version()] if library == "decord" else []
     return ", ".join([f"decode {DECODE_VERSION}", *own, *versions])
 
 
 def _load_decord() -> Any:
-    """After torch, which loaded after decord's libraries would end the process with its first BLAS call."""
+    """Import decord after torch: torch loaded after decord's libraries crashes at its first BLAS call."""
     import torch  # noqa: F401, I001
     import decord
 
@@ -43,9 +43,9 @@ def _load_decord() -> Any:
 
 
 def decord_version() -> str:
-    """Of what is loaded: two packages, decord and decord2, install one folder, and their metadata may both be there."""
+    """The loaded version: decord and decord2 install into the same folder, and both may have left their metadata."""
     decord = _load_decord()
-    number = decord._ffi.base._LIB.avcodec_version()  # the one that decord brings, not PyAV's
+    number = decord._ffi.base._LIB.avcodec_version()  # the one bundled with decord, not PyAV's
     return f"decord {decord.__version__} with libavcodec {number >> 16}.{number >> 8 & 255}.{number & 255}"
 
 
@@ -56,21 +56,21 @@ def decode_clip(
     *,
     backend: Library = "pyav",
 ) -> np.ndarray:
-    """Decode the wanted frames of a clip on the calling thread, and of the others only those they refer to.
+    """Decode the wanted frames of a clip on the calling thread, and of the others only those that they refer to.
 
     Index k means the k-th frame of a full sequential decode of the file, counted in presentation order.
 
     Args:
-        path: A video, or a folder of images (which every backend reads alike).
+        path: A video, or a folder of images (which every backend reads the same way).
         indices: T ascending frame numbers; repeats are allowed.
-        spec: Crop and size; `None` leaves frames as the file has them.
+        spec: Crop and size; `None` returns frames as they are in the file.
         backend: The decoding library.
 
     Returns:
         uint8 [T, 3, h, w], RGB.
 
     Raises:
-        DecodeError: The file cannot be read, or a wanted frame does not come.
+        DecodeError: The file cannot be read, or a wanted frame does not decode.
     """
     path = Path(path)
     wanted = [int(index) for index in indices]
@@ -141,7 +141,7 @@ class _ToRGB:
 
 
 def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray) -> PrunedClip:
-    """The part of a file that decoding the wanted frames takes.
+    """The part of a file that is needed to decode the wanted frames.
 
     Raises:
         DecodeError: The file cannot be read, or a wanted frame lies outside it.
@@ -174,7 +174,7 @@ def _pyav(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
 
 
 def unpadded(frame: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] of what decord2 returns: rows padded to whole pixels become [H, W, 4] there (W = 96, 144)."""
+    """decord2's frame as uint8 [H, W, 3]: it returns rows padded to whole pixels as [H, W, 4] (W = 96, 144)."""
     height, width, _ = frame.shape
     return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
@@ -187,7 +187,7 @@ def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
     try:
         reader = decord.VideoReader(io.BytesIO(clip.data), ctx=decord.cpu(0), num_threads=1)
         for position in positions.values():
-            # Reading on from the start, never seeking nor skipping: both go by timestamps, which containers get wrong.
+            # Read from the start, never seek or skip: both rely on timestamps, which containers get wrong.
             for _ in range(position - count):
                 reader.next()
             frame = unpadded(reader.next().asnumpy())

@@ -1,4 +1,4 @@
-"""Epoch order -> ClipBatch on the device: kept or decoded, in the planned order, a bounded way ahead."""
+"""Epoch order -> ClipBatch on the device: cached or decoded, in the planned order, a bounded number ahead."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from fastemo.video.assembly import Assembly
 from fastemo.video.backends import Decoder, choose_backend
 from fastemo.video.config import FrameSpec, StoreConfig, VideoConfig
 from fastemo.video.sampling import RankStep, epoch_order, rank_steps
-from fastemo.video.tiers import KeptClips
+from fastemo.video.tiers import CachedClips
 from fastemo.video.transfer import Transfer, send
 
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """What one rank trains on in one step.
+    """One rank's input for one step.
 
     Attributes:
         frames: uint8 [B, T, 3, h, w], RGB, on the device.
         labels: int64 [B], on the device.
         keys: B clip keys.
-        is_padding: bool [B], on the device: True for a clip repeated only to even out the ranks, or in the place of one
-            that was dropped.
-        num_global: Clips of this step over all ranks, without padding. Dropped ones count: no clip weighs more because
-            another was dropped.
+        is_padding: bool [B], on the device: True for a clip repeated only to even out the ranks or to replace a dropped
+            one.
+        num_global: Clips of this step over all ranks, without padding. Dropped ones count, so that they do not change
+            the weight of the others.
     """
 
     frames: torch.Tensor
@@ -45,25 +45,25 @@ class ClipBatch:
 
 
 class ClipLoader:
-    """The clips of one split, as batches of one rank. A context manager: its end lets go of what was kept.
+    """The clips of one split, as batches of one rank. A context manager: leaving it releases the cached clips.
 
     Args:
-        clips: What to load. Their order here matters to nothing but an unshuffled epoch.
-        root: The corpus root that the clips' keys are relative to.
-        class_names: A clip's label is its emotion's position here.
-        batch_size: Clips of one rank's step.
-        shuffle: A new order each epoch, by (seed, epoch, key); off, the order of `clips`.
-        even: Pad so that all ranks take equally many steps of equal size (training); off, no clip comes
-            twice (evaluation).
-        store: Where decoded clips are kept; nowhere by default.
-        on_error: What becomes of a clip that cannot be read or does not decode. `stop`: its error is raised. `drop`: it
-            is left out of the step, and tried again in the next epoch; its row repeats another clip of the batch and
-            is padding. Where no clip of the batch decoded, frames and labels are zeros and the keys those planned.
-        say: Told what a user should know, such as a full disk, in one line.
+        clips: The clips to load. Their order matters only for an unshuffled epoch.
+        root: The corpus root, to which the clips' keys are relative.
+        class_names: A clip's label is the index of its emotion here.
+        batch_size: Clips per step of one rank.
+        shuffle: A new order each epoch, by (seed, epoch, key); if off, the order of `clips`.
+        even: Pad so that all ranks take the same number of steps of equal size (training); if off, no clip is
+            repeated (evaluation).
+        store: Where decoded clips are cached; nowhere by default.
+        on_error: What to do with a clip that cannot be read or does not decode. `stop`: raise its error. `drop`: leave
+            it out of the step, and try again in the next epoch; its row repeats another clip of the batch and is
+            padding. If no clip of the batch decoded, frames and labels are zeros and the keys are the planned ones.
+        say: Called with messages for the user, such as a full disk, one line each.
 
     Raises:
-        ValueError: No clips; with crop `full`, clips of several frame shapes; a backend or a tier that cannot be had;
-            an unknown `on_error`.
+        ValueError: No clips; with crop `full`, clips of several frame shapes; a backend or a tier that is not
+            available; an unknown `on_error`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class ClipLoader:
         self._decoder = Decoder(self.clips, root, config.spec, size, self.backend, self._device)
         store = store or StoreConfig(tier="none")
         name = self._decoder.name
-        self.kept = KeptClips(store, root, self.clips, config.spec, size, name, self._device, say)
+        self.kept = CachedClips(store, root, self.clips, config.spec, size, name, self._device, say)
         self._labels = np.array([class_names.index(clip.emotion) for clip in clips], dtype=np.int64)
         self._seed, self._shuffle, self._even = seed, shuffle, even
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
@@ -111,17 +111,17 @@ class ClipLoader:
 
     @property
     def dropped(self) -> dict[str, str]:
-        """Key -> the first error of every clip that was left out of a batch handed out so far."""
+        """Key -> the first error, for every clip that was left out of a batch so far."""
         with self._lock:
             return dict(self._dropped)
 
     @property
     def refused_by_dali(self) -> dict[str, int]:
-        """Why PyAV decoded clips whose codec DALI knows -> how many."""
+        """Reason why PyAV decoded clips whose codec DALI knows -> number of clips."""
         return {reason: len(keys) for reason, keys in self._decoder.refused_by_dali.items()}
 
     def steps(self, epoch: int) -> list[RankStep]:
-        """This rank's steps of an epoch: integers only, nothing is decoded."""
+        """This rank's steps of an epoch: integers only; nothing is decoded."""
         if self._shuffle:
             order = epoch_order([clip.key for clip in self.clips], seed=self._seed, epoch=epoch)
         else:
@@ -131,7 +131,7 @@ class ClipLoader:
         )
 
     def __len__(self) -> int:
-        """Steps an epoch on this rank."""
+        """Steps per epoch on this rank."""
         return len(self.steps(0))
 
     def __enter__(self) -> ClipLoader:
@@ -141,22 +141,22 @@ class ClipLoader:
         self.close()
 
     def close(self) -> None:
-        """End running epochs and let go of decoders, files and memory; the loader is of no use afterwards."""
+        """End running epochs and release decoders, files and memory; the loader cannot be used afterwards."""
         self._is_closed = True
-        # An error's traceback may hold on to an epoch: its threads must not write to files that are closed.
+        # An error's traceback may keep an epoch alive: its threads must not write to closed files.
         for pool in [*self._pools]:
             pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
-        # After an abandoned epoch, copies to what is let go of may still be on their way.
+        # After an abandoned epoch, copies to memory that is released here may still be in flight.
         self.transfer.synchronize()
         self.kept.close()
 
     def state_dict(self) -> dict[str, int]:
-        """Where in which epoch the batches handed out so far end, in clips over all ranks; and what that rests on."""
+        """Epoch, clips over all ranks in the batches so far, and the settings that this position depends on."""
         return {**self._state, **self._fixed_state()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue: the next `epoch(n)` of the saved epoch begins after the batches that were handed out.
+        """Resume: the next `epoch(n)` of the saved epoch begins after the batches that were handed out.
 
         Batch size and number of ranks may differ from before, as long as a step begins where the saved one ended.
 
@@ -165,7 +165,7 @@ class ClipLoader:
         """
         for name, value in self._fixed_state().items():
             if state.get(name) != value:
-                raise ValueError(f"the loader's saved position is for {name} {state.get(name)}, here it is {value}")
+                raise ValueError(f"the loader's saved position is for {name} {state.get(name)}, not {value}")
         num_clips, a_step = state["clips"], self._batch_size * self._world_size
         if num_clips < len(self.clips) and num_clips % a_step:
             raise ValueError(
@@ -185,7 +185,7 @@ class ClipLoader:
             DecodeError: A clip does not decode, and `on_error` is `stop`; raised where its batch would have come.
         """
         steps, first = self.steps(epoch), 0
-        # One copy an epoch: a step's are a part of them. A rank may have no step.
+        # One copy per epoch, of which each step uses a slice. A rank may have no steps.
         rows = np.concatenate([self._labels[:0], *(step.indices for step in steps)])
         labels = self._to_device(self._labels[rows])
         is_padding = self._to_device(np.concatenate([rows[:0] > 0, *(step.is_padding for step in steps)]))
@@ -195,14 +195,14 @@ class ClipLoader:
         flying: deque[Assembly] = deque()
         keeping: deque[Future[None]] = deque()
         has_decoded = False
-        # A step's threads wait for each other: a decoder that takes the processor of one holds up all of them. One that
-        # steps back has every processor as soon as the step is over and the next batch is waited for.
+        # A step's threads wait for each other: a decoder that takes the processor of one delays all of them. With lower
+        # priority it gets every processor once the step is over and the next batch is waited for.
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode", initializer=lower_thread_priority)
         self._pools.add(pool)
         try:
             for number in range(first, len(steps)):
                 assert not self._is_closed, "the loader was closed"
-                # Filled up before the wait, so that the threads have work while this batch is trained on.
+                # Refilled before the wait, so that the threads have work while this batch is trained on.
                 for step in steps[number + len(flying) : number + 1 + self.config.prefetch_batches]:
                     flying.append(Assembly(step, self._decoder, self.kept, pool, self.transfer, drops=self._drops))
                     has_decoded |= flying[-1].start()
@@ -258,7 +258,7 @@ def _common_frame_size(clips: Sequence[Clip], spec: FrameSpec) -> tuple[int, int
     if len(sizes) > 1:
         (one, key), (other, other_key) = list(sizes.items())[:2]
         raise ValueError(
-            f"video.crop {spec.crop} keeps each file's shape, and they differ: {key} gives {one[0]}x{one[1]}, "
+            f"video.crop {spec.crop} keeps each file's shape, but they differ: {key} gives {one[0]}x{one[1]}, "
             f"{other_key} {other[0]}x{other[1]}; choose center, squash or head"
         )
     return next(iter(sizes))

@@ -1,4 +1,4 @@
-"""Which frames, in which order, on which rank: arithmetic on integers, testable without a video."""
+"""Which frames, in which order, on which rank: integer arithmetic, testable without a video."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 
 def frame_indices(num_frames: int, num_samples: int) -> np.ndarray:
-    """The frames a sample is made of: `i_k = floor(k (N - 1) / (T - 1))`, k = 0 .. T-1.
+    """The frame numbers of a sample: `i_k = floor(k (N - 1) / (T - 1))`, k = 0 .. T-1.
 
     One sample takes the middle frame, `floor((N - 1) / 2)`. A clip with fewer frames than samples
-    repeats frames by the same formula. Source: the report's algorithm 1.
+    repeats frames by the same formula. Source: Roy (2025), algorithm 1.
 
     Args:
-        num_frames: N, the frames that decode from the clip.
+        num_frames: N, the frames of the clip that decode.
         num_samples: T, the frames wanted.
 
     Returns:
@@ -35,7 +35,7 @@ def frame_indices(num_frames: int, num_samples: int) -> np.ndarray:
 
 
 def keyed_seed(seed: int, epoch: int, key: str) -> int:
-    """A 128-bit number that depends on (seed, epoch, key) alone, not on process, platform or call order."""
+    """A 128-bit number that depends only on (seed, epoch, key), not on process, platform or call order."""
     text = f"{seed}\0{epoch}\0{key}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
 
@@ -43,8 +43,8 @@ def keyed_seed(seed: int, epoch: int, key: str) -> int:
 def epoch_order(keys: Sequence[str], *, seed: int, epoch: int) -> np.ndarray:
     """The shuffled order of an epoch.
 
-    Clips are sorted by a hash of (seed, epoch, key): adding or removing a clip leaves the others in
-    their relative order.
+    Clips are sorted by a hash of (seed, epoch, key): adding or removing a clip keeps the relative order of
+    the others.
 
     Returns:
         int64 [len(keys)], a permutation.
@@ -55,11 +55,11 @@ def epoch_order(keys: Sequence[str], *, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RankStep:
-    """What one rank loads in one step.
+    """The clips of one rank in one step.
 
     Attributes:
         indices: int64 [B], positions in the list of clips.
-        is_padding: bool [B], True for a clip that stands here only to even out the ranks.
+        is_padding: bool [B], True for a clip that is repeated only to even out the ranks.
         num_global: Clips of this step over all ranks, without padding.
     """
 
@@ -71,21 +71,21 @@ class RankStep:
 def rank_steps(
     order: np.ndarray, *, batch_size: int, rank: int = 0, world_size: int = 1, even: bool = True
 ) -> list[RankStep]:
-    """Deal an order to the ranks: step s of all ranks together is the next `batch_size * world_size` clips.
+    """Split an order among the ranks: step s of all ranks together is the next `batch_size * world_size` clips.
 
     Rank r takes every `world_size`-th clip from the r-th on, so the clips of a step do not depend on how
-    many processes share the global batch. With `even`, the last clips of the order are followed by its
-    first ones until every rank holds equally many (at most `world_size - 1` of them, marked as padding).
+    many processes share the global batch. With `even`, the order is extended by its first clips until every
+    rank has the same number (at most `world_size - 1` extra clips, marked as padding).
 
     Raises:
-        ValueError: No clips, a batch below 1, or a rank outside the world.
+        ValueError: No clips, a batch size below 1, or a rank outside the world size.
     """
     if len(order) == 0:
         raise ValueError("there are no clips to load")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} lies outside a world of {world_size}")
+        raise ValueError(f"rank {rank} is outside a world size of {world_size}")
     num_padding = -len(order) % world_size if even else 0
     padded = np.concatenate([order, np.resize(order, num_padding)])
     is_padding = np.arange(len(padded)) >= len(order)

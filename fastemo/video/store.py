@@ -1,4 +1,4 @@
-"""Decoded clips kept: the sampled frames of one corpus and one FrameSpec, in one file that many processes share."""
+"""The clip store: a cache of decoded clips, for one corpus and one FrameSpec, in one file shared by many processes."""
 
 from __future__ import annotations
 
@@ -26,49 +26,49 @@ from fastemo.errors import UserError
 from fastemo.machine import cache_folder, locked, open_plain, read_at, readable_bytes, write_at, write_text
 from fastemo.video.config import FrameSpec, StoreConfig
 
-# Goes up when the layout or the meaning of the files below changes: stores of another version are never opened.
+# Increased when the layout or the meaning of the files below changes: stores of another version are never opened.
 STORE_VERSION = 1
 FRAMES, RECORDS, HEADER, LOCK = "frames.bin", "records.bin", "header.json", "lock"
 
 _GIB = 2**30
-_OR_NONE = "or go on without by --store.tier none"
-# A record: a mark that an unwritten record has not, the clip's size, modification time and frame count, a SHA-256.
+_OR_NONE = "or do without a store: --store.tier none"
+# A record: a mark that unwritten records lack, the clip's size, modification time and frame count, a SHA-256.
 _STAMP = struct.Struct("<8sqQq")
 _MARK = b"fastemo\x01"
 _RECORD_BYTES = _STAMP.size + hashlib.sha256().digest_size
-# A header of more bytes is none that was written here: millions of clips need less.
+# A larger header was not written by this module: millions of clips need less.
 _MOST_HEADER_BYTES = 2**28
-# File systems tell times apart that are a clock tick from each other, 10 ms at most, and some to spare.
+# File times have the resolution of a clock tick, 10 ms at most; this leaves a margin.
 _SETTLED_NS = 100_000_000
-# Left free on the disk: this share of it, or this many bytes where that is less.
+# Left free on the disk: this share of it, or this many bytes if that is less.
 _FREE_SHARE, _FREE_BYTES = 0.01, 256 * 2**20
 
 
 class StoreUnavailable(UserError):
-    """Decoded clips cannot be kept; the message says what is missing and what to do."""
+    """Decoded clips cannot be stored; the message says what is missing and what to do."""
 
 
 class ClipStore:
-    """The decoded clips of one corpus, FrameSpec and decoder, in a folder that any number of processes share.
+    """A cache of the decoded clips of one corpus, FrameSpec and decoder, in a folder that many processes may share.
 
-    `frames.bin` holds uint8 [N, T, 3, h, w], one row a clip; `records.bin` says of each row what it was made of and
-    ends in a SHA-256 of that and of the row's bytes; `header.json` says which row is whose. A row never moves and
-    is written under the folder's lock, its record last: what a killed process leaves does not fit its record.
+    `frames.bin` holds uint8 [N, T, 3, h, w], one row per clip; `records.bin` identifies the source of each row, with a
+    SHA-256 of that and of the row's bytes; `header.json` maps clips to rows. A row never moves and is written under
+    the folder's lock, its record last: a row that a killed process left half written does not match its record.
 
     Threads may read and write at once. Nothing is read or written after `close`.
 
     Args:
         config: Its `root` and `max_gib`.
-        corpus_root: What the clips' keys are relative to.
-        clips: The clips to keep; the folder may hold others too.
+        corpus_root: The folder to which the clips' keys are relative.
+        clips: The clips to store; the folder may hold others too.
         spec: How the frames were sampled.
         frame_size: Width and height of the stored frames, w and h, in pixels.
-        decoder: Name and version of what decodes: everything besides `spec` that the bytes depend on.
+        decoder: Name and version of the decoder: everything besides `spec` that the bytes depend on.
 
     Attributes:
-        folder: Where the files lie.
-        num_bytes: What the frames of `clips` take.
-        trouble: Why nothing more is stored, in one line for the user; `None` while all is well.
+        folder: The folder of the files.
+        num_bytes: Size of the frames of `clips`.
+        trouble: Why storing stopped, in one line for the user; `None` if it did not.
 
     Raises:
         StoreUnavailable: The disk or the limit is too small, or the folder cannot be written.
@@ -109,7 +109,7 @@ class ClipStore:
                 self._open([clip.key for clip in clips])
         except OSError as error:
             raise StoreUnavailable(
-                f"decoded clips cannot be kept in {self.folder}: {error.strerror or error}; choose another folder by "
+                f"cannot store decoded clips in {self.folder}: {error.strerror or error}; choose another folder with "
                 f"--store.root, {_OR_NONE}"
             ) from error
 
@@ -119,25 +119,25 @@ class ClipStore:
         return locked(self.folder / LOCK)
 
     def _open(self, keys: list[str]) -> None:
-        """Open the folder's files, with a row for each key, under its lock."""
+        """Open the folder's files, with a row for each key; called under the lock."""
         frames, records, header = (self.folder / name for name in (FRAMES, RECORDS, HEADER))
         for path in (header, records, frames):
             _remove_unless_file(path)
         stored_keys = self._read_header()
         if stored_keys is None:
-            # The header goes first: killed from here on, the next process begins anew as well. Other processes keep
+            # The header is removed first: if this process is killed, the next one starts anew too. Other processes keep
             # the old files that they have open.
             for path in (header, records, frames):
                 path.unlink(missing_ok=True)
             stored_keys = []
         for partial in self.folder.glob(f".{HEADER}.*"):
-            partial.unlink(missing_ok=True)  # of a process killed here: nobody else writes one under the lock
+            partial.unlink(missing_ok=True)  # left by a process killed here: only the lock's holder writes one
         self._rows = {key: row for row, key in enumerate(dict.fromkeys([*stored_keys, *keys]))}
         self._check_room([self._rows[key] for key in keys])
         for path in (frames, records):
             path.touch()
         self._frames, self._records = (FileIO(it, "r+", opener=open_plain) for it in (frames, records))
-        # Longer files with the old header are as good as before, a new header with the old files would not be.
+        # Longer files with the old header are valid, a new header with the old files would not be.
         for file, row_bytes in ((self._frames, self._row_bytes), (self._records, _RECORD_BYTES)):
             if os.fstat(file.fileno()).st_size < len(self._rows) * row_bytes:
                 os.ftruncate(file.fileno(), len(self._rows) * row_bytes)
@@ -150,7 +150,7 @@ class ClipStore:
         return json.dumps({**content, "sha256": checksum}, indent=1)
 
     def _read_header(self) -> list[str] | None:
-        """Whose the rows are; `None` where there is no store or it is damaged."""
+        """The keys of the rows; `None` if there is no store or it is damaged."""
         path = self.folder / HEADER
         try:
             with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
@@ -161,8 +161,8 @@ class ClipStore:
             keys = json.loads(text)["keys"]
             if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
                 return None
-            # A file that became shorter is not made longer again: a process that has it open and has verified its
-            # rows would take the zeros for them.
+            # A truncated file is not extended again: a process that has it open and has verified its rows would read
+            # zeros for them.
             short = any(
                 (self.folder / name).stat().st_size < len(keys) * row_bytes
                 for name, row_bytes in ((FRAMES, self._row_bytes), (RECORDS, _RECORD_BYTES))
@@ -172,7 +172,7 @@ class ClipStore:
             return None
 
     def _check_room(self, rows: list[int]) -> None:
-        """See that those of the rows that were never written fit on the disk and below the limit."""
+        """Check that the rows not yet written fit on the disk and within the limit."""
         size, records = _RECORD_BYTES, b""
         with suppress(FileNotFoundError), FileIO(self.folder / RECORDS, opener=open_plain) as file:
             records = file.read(len(self._rows) * size)
@@ -181,20 +181,20 @@ class ClipStore:
         free = max(0, disk.free - int(min(_FREE_SHARE * disk.total, _FREE_BYTES)))
         if needed > free:
             raise StoreUnavailable(
-                f"the decoded clips need {readable_bytes(needed)} more in {self.folder} and the disk has "
-                f"{readable_bytes(free)} to give; free some of it, choose another disk by --store.root, {_OR_NONE}"
+                f"the decoded clips need {readable_bytes(needed)} more in {self.folder}, but the disk has only "
+                f"{readable_bytes(free)} available; free some space, choose another disk with --store.root, {_OR_NONE}"
             )
         taken = _taken_bytes(self._root.glob(f"*/{FRAMES}")) if self._limit is not None else 0
         self._taken_by_others = taken - _taken_bytes([self.folder / FRAMES])
         if self._limit is not None and needed and needed + taken > self._limit:
             raise StoreUnavailable(
-                f"the decoded clips need {readable_bytes(needed)} more, and the stores in {self._root} take "
+                f"the decoded clips need {readable_bytes(needed)} more, but the stores in {self._root} take "
                 f"{readable_bytes(taken)} of the {readable_bytes(self._limit)} that --store.max_gib allows; raise it, "
-                f"delete stores there that you no longer need, {_OR_NONE}"
+                f"delete stores that you no longer need, {_OR_NONE}"
             )
 
     def has(self, clip: Clip) -> bool:
-        """Whether a record of this very file exists; its bytes are not looked at."""
+        """Whether a record of this version of the file exists; the row's bytes are not checked."""
         row = self._rows.get(clip.key)
         try:
             return row is not None and self._read_record(row).startswith(_stamp(clip))
@@ -204,11 +204,11 @@ class ClipStore:
     def read(self, clip: Clip, slot: np.ndarray) -> bool:
         """Copy a clip's frames into `slot`, uint8 [T, 3, h, w] and contiguous.
 
-        A row's bytes are checked against their checksum at its first read, and again where its record changed or the
-        file was written to since.
+        A row's bytes are checked against their checksum at its first read, and again if its record changed or the file
+        was written to since.
 
         Returns:
-            False where the clip is not stored, or what is stored does not fit; what `slot` holds is then undefined.
+            False if the clip is not stored, or its row does not match its record; `slot` is then undefined.
         """
         assert slot.dtype == np.uint8, "frames are stored as uint8"
         assert slot.shape == self._shape, f"this store's clips are {self._shape}, not {slot.shape}"
@@ -219,8 +219,8 @@ class ClipStore:
         flat = slot.reshape(-1).data
         try:
             record, changed_ns = self._read_record(row), self._changed_ns()
-            # pread, not a mapping: a disk's error is then an exception and not the end of the process, and
-            # cold reads, which the disk bounds, take as long.
+            # pread, not mmap: a disk error is then an exception instead of a crash, and cold reads, which are limited
+            # by the disk, take as long.
             if not record.startswith(_stamp(clip)) or not read_at(self._frames.fileno(), flat, row * self._row_bytes):
                 return False
             verified = self._verified.get(row) == (record, changed_ns)
@@ -228,7 +228,7 @@ class ClipStore:
                 return True
             if self._record(clip, flat) != record:
                 return False
-            # A file that was only just written to could be written to again at what is the same time to it.
+            # A file that was just written to could be written to again with the same modification time.
             if time.time_ns() - changed_ns > _SETTLED_NS:
                 self._verified[row] = record, changed_ns
             return True
@@ -238,7 +238,7 @@ class ClipStore:
     def write(self, clip: Clip, frames: np.ndarray) -> None:
         """Store a clip's frames, uint8 [T, 3, h, w], unless its file has changed since the scan.
 
-        Never raises for the disk's sake: the first error, or the limit, ends all storing and is told in `trouble`.
+        Never raises on a disk error: the first error, or the limit, stops all storing and is reported in `trouble`.
         """
         assert frames.dtype == np.uint8, "frames are stored as uint8"
         assert frames.shape == self._shape, f"this store's clips are {self._shape}, not {frames.shape}"
@@ -263,7 +263,7 @@ class ClipStore:
                 allowed = f"{readable_bytes(self._limit)} that --store.max_gib allows"
                 self.trouble = f"storing decoded clips in {self.folder} stopped at the {allowed}"
                 return
-        # The same record again means the same bytes again, which may repair them and disturbs no reader.
+        # The same record means the same bytes, which may repair the row and does not disturb readers.
         if old not in (blank, record):
             write_at(self._records.fileno(), blank, row * _RECORD_BYTES)
         write_at(self._frames.fileno(), pixels, row * self._row_bytes)
@@ -282,7 +282,7 @@ class ClipStore:
         return os.pread(self._records.fileno(), _RECORD_BYTES, row * _RECORD_BYTES)
 
     def _record(self, clip: Clip, pixels: memoryview) -> bytes:
-        # Of hashlib's, SHA-256 takes the least time where the processor has instructions for it: 2 GB/s on one core.
+        # SHA-256 is hashlib's fastest hash on processors with instructions for it: 2 GB/s on one core.
         stamp, digest = _stamp(clip), self._sha256.copy()
         digest.update(stamp + clip.key.encode("utf-8", "surrogateescape") + b"\0")
         digest.update(pixels)
@@ -302,15 +302,15 @@ class ClipStore:
 
 
 def _stamp(clip: Clip) -> bytes:
-    # File systems keep times past 2262, which 63 bits of nanoseconds do not hold.
+    # File systems have times past 2262, which do not fit in 63 bits of nanoseconds.
     return _STAMP.pack(_MARK, clip.size_bytes, clip.mtime_ns % 2**64, clip.num_frames)
 
 
 def _remove_unless_file(path: Path) -> None:
-    """Remove what no store puts there: a pipe would be waited on for ever, a link written through to its target.
+    """Remove anything but a regular file: opening a pipe would block forever, a link would be written through.
 
     Raises:
-        OSError: A folder lies there.
+        OSError: It is a folder.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
@@ -318,7 +318,7 @@ def _remove_unless_file(path: Path) -> None:
 
 
 def _taken_bytes(paths: Iterable[Path]) -> int:
-    """What files really take: the rows that were never written take nothing."""
+    """Disk space that files take: rows that were never written take none."""
     total = 0
     for path in paths:
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The decoded clips of one split, kept where they are read fastest: file -> memory -> device."""
+"""The decoded clips of one split, cached where they are read fastest: file -> memory -> device."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from fastemo.machine import available_memory, readable_bytes
 from fastemo.video.config import FrameSpec, StoreConfig
 from fastemo.video.store import ClipStore, StoreUnavailable
 
-# Of a GPU's free memory, for the decoded clips of all splits together: the rest is the model's and DALI's.
+# Share of a GPU's free memory for the decoded clips of all splits together: the rest is the model's and DALI's.
 _MOST_OF_GPU = {"auto": 1 / 4, "device": 3 / 4}
-# Of this process, which has one device: they share its memory.
-_living: WeakSet[KeptClips] = WeakSet()
+# All caches of this process, which share its one device's memory.
+_living: WeakSet[CachedClips] = WeakSet()
 
 
 def choose_tier(
     config: StoreConfig, num_bytes: int, device: torch.device, held: int = 0
 ) -> tuple[Literal["none", "disk", "memory", "device"], str]:
-    """Which tier `auto` means here, and why.
+    """The tier to use, and why.
 
     Args:
-        config: What was asked for.
-        num_bytes: What all clips take together once decoded.
-        device: Where the model runs.
-        held: Bytes that other loaders of this process keep on it: all share one budget.
+        config: The configuration, whose `tier` may be `auto`.
+        num_bytes: Size of all clips once decoded.
+        device: The device that the model runs on.
+        held: Bytes that other loaders of this process have cached on the device: all share one budget.
 
     Raises:
-        ValueError: `device` was asked for and the clips take more than three quarters of the GPU's free memory.
+        ValueError: The tier is `device` and the clips take more than three quarters of the GPU's free memory.
     """
     size = readable_bytes(num_bytes)
     on_gpu = device.type == "cuda"
@@ -44,8 +44,8 @@ def choose_tier(
     budget = int(_MOST_OF_GPU[config.tier] * free) - held if free else 0
     if config.tier == "device" and num_bytes > budget:
         raise ValueError(
-            f"store.tier device: the decoded clips take {size} and {device} has {readable_bytes(max(0, budget))} for "
-            f"them, the rest of its free memory being the model's; choose --store.tier memory, disk or auto"
+            f"store.tier device: the decoded clips take {size}, but {device} has only {readable_bytes(max(0, budget))} "
+            f"for them (the rest of its free memory is for the model); choose --store.tier memory, disk or auto"
         )
     if config.tier != "auto":
         return config.tier, "as asked"
@@ -54,23 +54,23 @@ def choose_tier(
     available = available_memory()
     if num_bytes <= available / 2:
         return "memory", f"{size} of the {readable_bytes(available)} of memory available"
-    return "disk", f"{size} are more than half of the {readable_bytes(available)} of memory available"
+    return "disk", f"{size} is more than half of the {readable_bytes(available)} of memory available"
 
 
-class KeptClips:
-    """What was decoded once and need not be again.
+class CachedClips:
+    """A cache of decoded clips.
 
-    With tier `disk` clips are read from the store's file. With `memory` a clip is held in this process's memory
-    once it was read or decoded, with `device` on the GPU; the file still fills them at the next start. If the file
-    cannot be had, `memory` and `device` go on without it.
+    With tier `disk` clips are read from the store's file. With `memory` a clip stays in this process's memory once it
+    was read or decoded, with `device` on the GPU; the file still fills them at the next start. If the file is not
+    available, `memory` and `device` work without it.
 
     Args:
-        clips: A clip's row is its position here.
-        decoder: What the bytes depend on besides the files and `spec`.
-        say: Told what a user should know, in one line.
+        clips: A clip's row is its index here.
+        decoder: Everything that the bytes depend on besides the files and `spec`.
+        say: Called with messages for the user, one line each.
 
     Raises:
-        ValueError: Tier `device` was asked for and the clips do not fit.
+        ValueError: The tier is `device` and the clips do not fit.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class KeptClips:
         except StoreUnavailable as error:
             if self.tier == "disk":
                 self.tier, self.reason = "none", "no room on disk"
-            say(f"{error}; training goes on without a store on disk")
+            say(f"{error}; training continues without a store on disk")
         if self.tier == "memory":
             self._memory = np.empty(shape, dtype=np.uint8)
         elif self.tier == "device":
@@ -110,16 +110,16 @@ class KeptClips:
 
     @property
     def description(self) -> str:
-        """In words: what is kept where, and why."""
+        """Where decoded clips are cached and why, for the log."""
         if self.tier == "none":
-            return f"decoded clips are not kept ({self.reason})"
+            return f"decoded clips are not cached ({self.reason})"
         where = {"disk": "on disk", "memory": "in memory", "device": "on the GPU"}[self.tier]
         file = f", store {self._file.folder}" if self._file else ""
-        return f"decoded clips are kept {where} ({self.reason}){file}"
+        return f"decoded clips are cached {where} ({self.reason}){file}"
 
     @property
     def device_bytes(self) -> int:
-        """What is taken on the device."""
+        """Bytes taken on the device."""
         return 0 if self._device_rows is None else self._device_rows.nbytes
 
     @property
@@ -131,13 +131,13 @@ class KeptClips:
         return self._device_rows is not None and bool(self._is_held[row])
 
     def has(self, row: int) -> bool:
-        """Whether `read` will most likely have it."""
+        """Whether `read` will most likely succeed."""
         if self._memory is not None and self._is_held[row]:
             return True
         return self._file is not None and self._file.has(self._clips[row])
 
     def read(self, row: int, slot: np.ndarray) -> bool:
-        """Copy a clip to uint8 [T, 3, h, w]; False: it is not kept, and the slot may hold anything."""
+        """Copy a clip to uint8 [T, 3, h, w]; False: it is not cached, and the slot may hold anything."""
         if self._memory is not None and self._is_held[row]:
             slot[:] = self._memory[row]
             return True
@@ -147,7 +147,7 @@ class KeptClips:
         return True
 
     def keep(self, row: int, frames: np.ndarray) -> None:
-        """Keep a clip that was just decoded, uint8 [T, 3, h, w]."""
+        """Cache a clip that was just decoded, uint8 [T, 3, h, w]."""
         self._cache_row(row, frames)
         if self._file is None:
             return
@@ -155,7 +155,7 @@ class KeptClips:
         with self._lock:
             if self._file.trouble and not self._is_trouble_said:
                 self._is_trouble_said = True
-                self._say(f"{self._file.trouble}; training goes on without storing more")
+                self._say(f"{self._file.trouble}; training continues without storing more")
 
     def _cache_row(self, row: int, frames: np.ndarray) -> None:
         if self._memory is not None:
@@ -163,19 +163,19 @@ class KeptClips:
             self._is_held[row] = True
 
     def keep_on_device(self, rows: Sequence[int], frames: torch.Tensor) -> None:
-        """Keep clips that came to the device, uint8 [B, T, 3, h, w]; nothing happens with another tier."""
+        """Cache clips that are on the device, uint8 [B, T, 3, h, w]; does nothing with another tier."""
         if self._device_rows is not None:
             for row, clip_frames in zip(rows, frames, strict=True):
                 self._device_rows[row].copy_(clip_frames, non_blocking=True)
             self._is_held[list(rows)] = True
 
     def from_device(self, rows: torch.Tensor) -> torch.Tensor:
-        """Clips that are `on_device`, uint8 [B, T, 3, h, w], by int64 [B] rows on the device."""
+        """Clips that are `on_device`, uint8 [B, T, 3, h, w], for int64 [B] rows on the device."""
         assert self._device_rows is not None
         return self._device_rows.index_select(0, rows)
 
     def close(self) -> None:
-        """Let go of files and memory."""
+        """Release files and memory."""
         if self._file is not None:
             self._file.close()
         self._file = self._memory = self._device_rows = None

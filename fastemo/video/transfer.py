@@ -1,4 +1,4 @@
-"""The way to the device beside the training: a stream, events and pinned memory on CUDA; elsewhere plain tensors."""
+"""Transfers to the device during training: a stream, events and pinned memory on CUDA; plain tensors elsewhere."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from typing import Any
 
 import torch
 
-# Buffers of a batch that wait to be used again: more than are ever on their way at once.
+# Batch buffers kept for reuse: more than are ever in flight at once.
 _MOST_FREE = 16
 
 
 def send(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A few numbers to the device, on the calling thread's current stream, without waiting for it."""
+    """Copy a few numbers to the device, on the calling thread's current stream, without waiting for it."""
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 class Transfer:
-    """Where a loader's batches are filled while another is computed on.
+    """Fills a loader's batches on the device while another batch is computed on.
 
-    On CUDA a copy only begins when it is asked for: its source must not change, and its result must not be read on
-    another stream, before the event that `mark` gave after it. On other devices all is done at once, and that event
-    is `None`.
+    On CUDA copies are asynchronous: a copy's source must not change, and its result must not be read on another stream,
+    before the event that `mark` returned after it. On other devices copies are synchronous, and that event is `None`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.copies = self._stream is not None  # or a batch may be the buffer it was filled in
+        self.copies = self._stream is not None  # if not, a batch may be the buffer itself
         self._free: list[tuple[torch.Tensor, Any]] = []
         self._lock = Lock()
 
     def active(self) -> AbstractContextManager[Any]:
-        """Inside, the device's work goes to this stream."""
+        """A context in which the device's work goes to this stream."""
         return torch.cuda.stream(self._stream)
 
     def buffer(self, *shape: int) -> torch.Tensor:
-        """Host memory, uint8, pinned on CUDA, whose earlier copies are done; it holds anything."""
+        """Host memory, uint8, pinned on CUDA, whose earlier copies are done; uninitialised."""
         with self._lock:
             for place, (buffer, event) in enumerate(self._free):
                 if buffer.shape == shape and self._is_done(event):
@@ -46,22 +45,22 @@ class Transfer:
         return self._allocate(shape)
 
     def release(self, buffer: torch.Tensor, event: Any) -> None:
-        """Give a buffer back, to be used again once `event` is done; without an event it may be the batch itself."""
+        """Return a buffer for reuse once `event` is done; without an event it may be the batch itself."""
         if event is not None:
             with self._lock:
                 self._free.append((buffer, event))
                 del self._free[:-_MOST_FREE]
 
     def upload(self, host: torch.Tensor) -> torch.Tensor:
-        """Begin to copy to the device. Memory that is not pinned is waited for."""
+        """Start a copy to the device. From memory that is not pinned, the copy is synchronous."""
         return host.to(self.device, non_blocking=self._stream is not None)
 
     def download(self, tensor: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
-        """Begin to copy from the device to a buffer, which is returned."""
+        """Start a copy from the device to a buffer, which is returned."""
         return host.copy_(tensor, non_blocking=True)
 
     def mark(self) -> Any:
-        """An event after all that this stream was asked for so far."""
+        """An event after all work on this stream so far."""
         if self._stream is None:
             return None
         event = torch.cuda.Event()
@@ -74,14 +73,14 @@ class Transfer:
             event.synchronize()
 
     def hand_over(self, tensor: torch.Tensor, event: Any) -> None:
-        """Have the calling thread's current stream wait for an event before it reads a tensor; the host does not."""
+        """Make the calling thread's current stream, not the host, wait for an event before it reads a tensor."""
         if event is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)
             tensor.record_stream(current)
 
     def synchronize(self) -> None:
-        """Wait for all that this stream was asked for."""
+        """Wait for all work on this stream."""
         if self._stream is not None:
             self._stream.synchronize()
 

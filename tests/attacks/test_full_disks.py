@@ -87,7 +87,7 @@ def check_message(messages: list[str], folder: Path, pattern: str) -> None:
     (line,) = messages
     assert "\n" not in line
     assert str(folder) in line
-    assert "training goes on without" in line
+    assert "training continues without" in line
     assert re.search(pattern, line), line
 
 
@@ -151,7 +151,7 @@ def test_a_scan_that_cannot_be_remembered(manifest, tmp_path, monkeypatch, capsy
             assert scan_cached(manifest.root, config, Console()) == manifest
             remembered = list((disk / "cache").rglob("*.csv"))
             output = capsys.readouterr().out
-            assert remembered or re.search("the scan could not be remembered in .*No space left on device", output)
+            assert remembered or re.search("cannot cache the scan in .*No space left on device", output)
             other.unlink()
             for path in remembered:
                 assert read_manifest(path, manifest.root) == manifest
@@ -164,7 +164,7 @@ def test_a_scan_that_cannot_be_remembered(manifest, tmp_path, monkeypatch, capsy
 
 
 def make_corpus_here() -> str:
-    """The error of making the built-in corpus, or no text."""
+    """The error of generating the built-in corpus, or no text."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastemo.corpus.prepare.available_processors", lambda: 1)
         try:
@@ -193,7 +193,8 @@ def test_a_disk_too_full_for_the_built_in_corpus(manifest, tmp_path, monkeypatch
             assert whole_clips(disk, manifest.root) == len(manifest.clips) or message
             if message:
                 assert re.fullmatch(
-                    r".*cannot be made in .*/cache/synthetic/.*: No space left on device; .*FASTEMO_CACHE.*", message
+                    r".*cannot generate .* in .*/cache/synthetic/.*: No space left on device; .*FASTEMO_CACHE.*",
+                    message,
                 )
                 outcomes["told in one line, no half clip left"] += 1
             other.unlink()

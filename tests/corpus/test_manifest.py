@@ -232,7 +232,7 @@ class TestFolderLabels:
         }
         # Outside a class's folder there is no class to take.
         assert keys(found.unlabelled) == ["d.mp4", "test/c.mp4"]
-        assert all("in no folder named after its class" in clip.reason for clip in found.unlabelled)
+        assert all("not in a folder named after its class" in clip.reason for clip in found.unlabelled)
 
     def test_the_folder_wins_over_the_name(self, put):
         root = put(f"angry/{HAPPY}.mp4")
@@ -348,7 +348,7 @@ class TestUntrustedManifests:
             assert_read_back(Manifest(Path(folder), (Clip(key=f"folder/{name}{os.fsdecode(some_bytes)}x.mp4"),)))
 
     def test_a_scan_refuses_names_that_its_manifest_would(self, put):
-        with pytest.raises(ValueError, match=r"the key 'C:.*a\.mp4' is no path below the corpus root"):
+        with pytest.raises(ValueError, match=r"the key 'C:.*a\.mp4' is not a path below the corpus root"):
             scan(put("C:\\a.mp4"))
 
     def test_an_actor_of_twenty_digits_is_none(self, put):

@@ -32,14 +32,14 @@ def test_a_corpus_without_rejected_files(root, capsys):
     (root / "03-01-03-01-01-01-01.mp4").touch()
     manifest = prepare_corpus(CorpusConfig(root=root), CONSOLE)
     assert [clip.key for clip in manifest.clips] == [HAPPY]
-    assert f"{root}: 1 clips, 1 unlabelled, 0 rejected, 1 audio-only passed over" in capsys.readouterr().out
+    assert f"{root}: 1 clips, 1 unlabelled, 0 rejected, 1 audio-only skipped" in capsys.readouterr().out
     assert prepare_corpus(CorpusConfig(root=root), Console(show=False)) == manifest
     assert capsys.readouterr().out == ""
 
 
 def test_a_corpus_without_labels(tmp_path):
     write_video(tmp_path / "mine/amused/x.mp4", 5)
-    with pytest.raises(ValueError, match=r"holds no labelled clip; .*--corpus.labels folder"):
+    with pytest.raises(ValueError, match=r"has no labelled clips: .*--corpus.labels folder"):
         prepare_corpus(CorpusConfig(root=tmp_path / "mine"), CONSOLE)
     (clip,) = prepare_corpus(CorpusConfig(root=tmp_path / "mine", labels="folder"), CONSOLE).clips
     assert clip.emotion == "amused"

@@ -186,7 +186,7 @@ class TestDamagedInside:
                 if packet.size:
                     packet.stream = stream
                     output.mux(packet)
-        assert reason(path, verify) == f"39 frames are stored but {count_decoded(path)} decode"
+        assert reason(path, verify) == f"only {count_decoded(path)} of 39 stored frames decode"
 
     def test_a_first_frame_that_does_not_decode_is_seen_at_once(self, tmp_path):
         path = write_video(tmp_path / "a.mp4", 1, draw=noise_frame)
@@ -220,5 +220,5 @@ class TestFoldersOfImages:
             probe_images(folder, verify="full")
 
     def test_a_folder_without_images(self, tmp_path):
-        with pytest.raises(BadFile, match=r"^no images named frame0001\.jpg and so on$"):
+        with pytest.raises(BadFile, match=r"^no images named frame0001\.jpg, frame0002\.jpg, \.\.\.$"):
             probe_images(tmp_path)

@@ -75,9 +75,9 @@ class TestReport:
     def test_a_note_says_that_takes_are_counted_twice(self):
         assert split_clips(WHOLE, "report").notes == (
             "2024 song files left out",
-            "train: 2400 clips are 1200 takes, most counted twice (with and without sound)",
-            "val: 240 clips are 120 takes, most counted twice (with and without sound)",
-            "test: 240 clips are 120 takes, most counted twice (with and without sound)",
+            "train: 2400 clips of 1200 takes, most counted twice (with and without sound)",
+            "val: 240 clips of 120 takes, most counted twice (with and without sound)",
+            "test: 240 clips of 120 takes, most counted twice (with and without sound)",
         )
         alone = split_clips(corpus(modalities=[2]), "report")
         assert (sizes(alone), alone.notes) == ((1200, 120, 120), ())
@@ -140,9 +140,9 @@ class TestFolds:
         assert num_folds(manifest, "loso") == 3
         assert actors_of(split_clips(manifest, "loso", fold=2).test) == {3}
 
-    @pytest.mark.parametrize(("actors", "held"), [([], "none"), ([4], "actors 4 alone"), ([4, 7], "actors 4, 7 alone")])
+    @pytest.mark.parametrize(("actors", "held"), [([], "none"), ([4], "only actors 4"), ([4, 7], "only actors 4, 7")])
     def test_loso_needs_three(self, actors, held):
-        with pytest.raises(ValueError, match=f"loso needs speech of at least 3 actors, and corpus has {held}"):
+        with pytest.raises(ValueError, match=f"loso needs speech of at least 3 actors, but corpus has {held}"):
             split_clips(corpus(actors), "loso")
 
     @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ class TestMissing:
     @pytest.mark.parametrize("protocol", ["report", "speech", "speech+song"])
     def test_an_empty_split_names_the_actors_that_it_needs(self, protocol, absent, split, listed):
         manifest = corpus(sorted(set(ACTORS) - set(absent)))
-        with pytest.raises(ValueError, match=f"needs actors {listed} for {split}, and corpus has no clips of them"):
+        with pytest.raises(ValueError, match=f"needs actors {listed} for {split}, but corpus has no clips of them"):
             split_clips(manifest, protocol)
 
     def test_kfold5_names_its_own(self):
@@ -213,12 +213,12 @@ class TestFolders:
             assert [clip.key for clip in splits[name]] == [f"{name}/{e}/{i}.mp4" for e in "ab" for i in range(3)]
         more = split_clips(Manifest.of(ROOT, [*rows, free_clip("other/a/x.mp4")]))
         assert replace(more, notes=()) == splits
-        assert more.notes == ("1 clips lie outside train, val and test and are left out",)
+        assert more.notes == ("1 clips outside train, val and test left out",)
 
     @pytest.mark.parametrize("absent", SPLITS)
     def test_a_split_without_clips(self, absent):
         rows = [free_clip(f"{split}/a/x.mp4", split=split) for split in SPLITS if split != absent]
-        with pytest.raises(ValueError, match=f"no labelled clip for {absent} in corpus; lay the corpus out as"):
+        with pytest.raises(ValueError, match=f"no labelled clips for {absent} in corpus: lay out the corpus as"):
             split_clips(Manifest.of(ROOT, rows), "folders")
 
     def test_an_actor_in_two_folders(self):

@@ -244,7 +244,7 @@ def test_a_folder_with_something_else_is_refused(corpus, tmp_path):
     stranger = corpus / "Actor_01" / "02-01-01-01-01-01-24.mp4"
     stranger.write_bytes(b"")
     try:
-        with pytest.raises(ValueError, match="not of this corpus"):
+        with pytest.raises(ValueError, match="not belong to this corpus"):
             synthesize(corpus, SMALL)
     finally:
         stranger.unlink()

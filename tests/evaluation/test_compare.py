@@ -164,7 +164,7 @@ def test_p_and_interval_say_the_same():
 def test_other_clips_labels_or_classes_are_refused():
     one = table(drawn(0, 0.5, 10))
     others = [
-        (replace(one, source="two", keys=(*one.keys[:-1], "else")), "one and two .* only one of them of 'clip0009'"),
+        (replace(one, source="two", keys=(*one.keys[:-1], "else")), "one and two .* only one has 'clip0009'"),
         (replace(one, source="two", labels=1 - one.labels), "one and two have different labels for 'clip0000'"),
         (replace(one, source="two", modalities=one.modalities - 1), "different modalities for 'clip0000'"),
         (replace(one, source="two", class_names=("sad", "calm")), "one and two have different classes"),
@@ -173,7 +173,7 @@ def test_other_clips_labels_or_classes_are_refused():
         for call in (lambda t: compare({"a": [one], "b": [t]}), lambda t: mean_interval([one, t])):
             with pytest.raises(ValueError, match=message):
                 call(other)
-    with pytest.raises(ValueError, match="no predictions of b"):
+    with pytest.raises(ValueError, match="model b has no predictions"):
         compare({"a": [one], "b": []})
     with pytest.raises(ValueError, match="no predictions"):
         mean_interval([])

@@ -73,7 +73,7 @@ def test_a_run_leaves_its_files_and_prints_lines_without_progress(launched):
     assert not {"\x1b", "\r"} & set(done.stdout)
     assert sum(line.startswith("epoch") for line in done.stdout.splitlines()) == 2
     assert "1 process\n" in done.stdout
-    assert "decoding by pyav (the frames go to the CPU); decoded clips are kept in memory" in done.stdout
+    assert "decoding by pyav (the device is CPU); decoded clips are cached in memory" in done.stdout
     assert "test: accuracy" in done.stdout
 
 

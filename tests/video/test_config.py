@@ -13,7 +13,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def test_auto_is_pyav_for_a_cpu_and_dali_for_a_gpu(monkeypatch):
-    assert choose_backend("auto", CPU) == ("pyav", "the frames go to the CPU")
+    assert choose_backend("auto", CPU) == ("pyav", "the device is CPU")
     monkeypatch.setattr(dali, "why_unavailable", lambda device: None)
     assert choose_backend("auto", CUDA)[0] == "dali"
     monkeypatch.setattr(dali, "why_unavailable", lambda device: "DALI is not installed")
@@ -29,7 +29,7 @@ def test_what_is_asked_for_is_taken_or_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"video\.backend dali: DALI is not installed"):
         choose_backend("dali", CPU)
     monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(ValueError, match=r"decord does not load \(import of decord halted.*pip install decord2"):
+    with pytest.raises(ValueError, match=r"decord cannot be loaded \(import of decord halted.*pip install decord2"):
         choose_backend("decord", CPU)
 
 

@@ -34,7 +34,7 @@ from fastemo.video.dali import DaliDecoder, DaliUnavailable, capabilities, why_u
 from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
-from fastemo.video.tiers import KeptClips
+from fastemo.video.tiers import CachedClips
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # there its absence fails: it is a dependency
     pytest.importorskip("nvidia.dali", reason="DALI is a dependency on Linux x86-64 only")
@@ -265,7 +265,7 @@ def test_what_cannot_be_read_or_changed_its_size_is_no_source(videos):
     for data in broken.values():
         with pytest.raises(DecodeError, match=f"{videos[0].name}: frame 7 does not decode"):
             Source(videos[0], (7,), PrunedClip(data, clip.positions), 160, 90)
-    with pytest.raises(DecodeError, match="160x90 where the manifest promises 90x160; the file changed after the scan"):
+    with pytest.raises(DecodeError, match="160x90, but 90x160 in the manifest; the file changed after the scan"):
         Source(videos[0], (7,), clip, 90, 160)
 
 
@@ -349,7 +349,7 @@ def test_without_dali_the_module_imports_and_reports_what_to_do(hidden):
 def test_devices(monkeypatch):
     assert why_unavailable() is None
     assert why_unavailable(CPU) is None
-    assert "not for meta" in str(why_unavailable(torch.device("meta")))
+    assert "not on meta" in str(why_unavailable(torch.device("meta")))
     monkeypatch.setattr(dali, "_nvcuvid", lambda: "no such file")
     with pytest.raises(DaliUnavailable, match="NVDEC's library is missing"):
         DaliDecoder(FrameSpec(), CUDA, frame_size=(128, 128))
@@ -409,9 +409,9 @@ def test_what_is_no_clips_fault_is_raised_as_what_it_is(videos, monkeypatch, tex
     [
         ((1280, 720), None),
         ((720, 1280), None),
-        ((320, 180), "320x180 is no multiple of 16"),
-        ((1920, 1080), "1920x1080 is no multiple of 16"),
-        ((1280, 714), "1280x714 is no multiple of 16"),
+        ((320, 180), "320x180 is not a multiple of 16"),
+        ((1920, 1080), "1920x1080 is not a multiple of 16"),
+        ((1280, 714), "1280x714 is not a multiple of 16"),
         ((128, 160), "128x160 is too small for NVDEC"),
     ],
 )
@@ -534,13 +534,13 @@ def test_what_dali_decoded_is_cached_after_its_batch_is_handed_over(videos, tmp_
     monkeypatch.setattr(loader_module, "Transfer", RecordingTransfer)
     manifest, clips = labelled(videos[0].parent, "vp9", "h264")
     config = VideoConfig(num_frames=3, size=48, backend="dali")
-    arrived, keep = threading.Event(), KeptClips.keep
+    arrived, keep = threading.Event(), CachedClips.keep
 
     def cache_late(self, row, frames):
         assert arrived.wait(60), "a batch waits until it is cached"
         keep(self, row, frames)
 
-    monkeypatch.setattr(KeptClips, "keep", cache_late)
+    monkeypatch.setattr(CachedClips, "keep", cache_late)
     store = StoreConfig(tier=tier, root=tmp_path / "store")
     with ClipLoader(clips, manifest.root, ["calm"], config, batch_size=2, store=store) as loader:
         batches = [(arrived.set(), batch.frames.clone())[1] for batch in loader.epoch(0)]
@@ -555,7 +555,7 @@ def test_an_error_while_clips_are_cached_is_raised(videos, tmp_path, monkeypatch
     monkeypatch.setattr(loader_module, "Transfer", RecordingTransfer)
     manifest, clips = labelled(videos[0].parent, "vp9")
 
-    monkeypatch.setattr(KeptClips, "keep", Mock(side_effect=RuntimeError("no more handles")))
+    monkeypatch.setattr(CachedClips, "keep", Mock(side_effect=RuntimeError("no more handles")))
     config, store = VideoConfig(num_frames=3, size=48, backend="pyav"), StoreConfig(tier="memory", root=tmp_path)
     with (
         ClipLoader(clips, manifest.root, ["calm"], config, batch_size=8, store=store) as loader,

@@ -227,9 +227,7 @@ def test_a_disks_error_is_the_clips(template, monkeypatch, code):
 
 def test_stop_is_the_default(corpus):
     loader = ClipLoader(corpus.clips, corpus.root, EMOTIONS, SMALL, batch_size=4)
-    with pytest.raises(
-        DecodeError, match=f"{corpus.clips[1].key}.*changed after the scan; start again, which scans it"
-    ):
+    with pytest.raises(DecodeError, match=f"{corpus.clips[1].key}.*changed after the scan; start again to rescan it"):
         list(loader.epoch())
     assert loader.dropped == {}
     with pytest.raises(ValueError, match="stop or drop, not 'skip'"):

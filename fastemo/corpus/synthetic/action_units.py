@@ -1,8 +1,8 @@
-"""What a face does over time: facial action units, head sway, light, speech and blinks, as curves.
+"""Curves of a face over time: facial action units, head sway, light, speech and blinks.
 
 An expression is a set of FACS action units (Ekman & Friesen), chosen as in EMFACS. Every curve of
 `performance_tracks` is computed for the first class of a pair and read backwards for the second, so that
-the two differ in order alone; blinks and speech lie on top and are symmetric in time on average.
+the two differ in order only; blinks and speech are added on top and are symmetric in time on average.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Tracks:
         units: float64 [N, 14], strength of each of `ACTION_UNITS`: 0 absent, 1 full.
         pose: float64 [N, 4], head x and y in frame heights, rotation in radians, logarithm of scale.
         light: float64 [N], gain of the picture, 1 = as lit.
-        blink: float64 [N], 0 = lids as the action units leave them, 1 = closed.
+        blink: float64 [N], 0 = lids as the action units set them, 1 = closed.
         mouth: float64 [N, 2], opening (0 to about 1) and rounding (-1 spread to 1 round) by speech.
     """
 
@@ -58,7 +58,7 @@ class Tracks:
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A random stream that depends on the integers of `key` alone."""
+    """A random stream that depends only on the integers of `key`."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(key))))
 
 
@@ -75,7 +75,7 @@ def performance_tracks(
     """The curves of one take, without blinks and speech.
 
     `identity`, `timing`, `motion` and `light` scale the spread of what differs between people, between takes,
-    the head's movement and the light's. The modality plays no part: both files of a take show the same.
+    head movement and light. The modality has no effect: both files of a take show the same.
     """
     emotion = performance.emotion_name
     order = next((pair for pair in PAIRS if emotion in pair), (emotion,))
@@ -112,7 +112,7 @@ def blink_track(performance: ravdess.Performance, *, num_frames: int, seed: int)
 def speech_track(performance: ravdess.Performance, *, num_frames: int, seed: int, timing: float) -> np.ndarray:
     """Opening and rounding of the speaking mouth, float64 [N, 2]: the statement's seven syllables.
 
-    `timing` scales the jitter of the sentence's place, length and loudness, all symmetric in time.
+    `timing` scales the jitter of the sentence's position, length and loudness, all symmetric in time.
     """
     rng = generator(seed, _SPEECH, performance.actor, performance.emotion, *_take_fields(performance))
     phase = np.linspace(0, 1, num_frames) if num_frames > 1 else np.full(1, 0.5)

@@ -1,4 +1,4 @@
-"""Frames to an MP4 built as RAVDESS's own: H.264 High, keyframes every 29 frames, two B-frames in between."""
+"""Frames -> an MP4 like RAVDESS's: H.264 High, keyframes every 29 frames, two B-frames in between."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Draws one frame of an invented face: action units move the landmarks, OpenCV paints them.
+"""Draws frames of a generated face: action units move the landmarks, OpenCV paints them.
 
-The canvas is twice the frame (below 360 lines) and is sampled down by the same affine map that sways the
+The canvas is twice the frame (below 360 lines) and is downsampled by the same affine map that sways the
 head, so motion is smooth to a fraction of a pixel.
 """
 
@@ -22,7 +22,7 @@ _BROW = np.linspace(0, 1, 8)  # along a brow, inner to outer end
 
 
 class Landmarks:
-    """Everything that moves with an expression, for N frames, in face units.
+    """The parts that move with an expression, for N frames, in face units.
 
     Attributes:
         jaw: float [N], 0 closed to 1 fully open.
@@ -30,7 +30,7 @@ class Landmarks:
         creases: float [N, 2 eyes, 11, 2], the fold above the upper lid.
         brows: float [N, 2, 16, 2], closed outlines.
         lips: float [N, 4, 15, 2]: outer upper, inner upper, inner lower, outer lower line.
-        gape: float [N], how far the lips are apart in the middle, fu.
+        gape: float [N], distance of the lips in the middle, fu.
         folds: float [N, 7], depth of each of `FOLDS`.
     """
 
@@ -273,7 +273,7 @@ class FacePainter:
         return np.clip(eyes, 0, 255).astype(np.uint8)
 
     def _fold(self, lines: list[list[tuple[float, float]]]) -> tuple[tuple[slice, slice], np.ndarray]:
-        """Where a fold lies on the canvas and what it takes away there at full depth, uint8 [h, w, 3]."""
+        """A fold's place on the canvas and what it subtracts there at full depth, uint8 [h, w, 3]."""
         canvas = self.canvas
         points = np.array([point for line in lines for point in line])
         (left, top), (right, bottom) = points.min(axis=0) - 0.07, points.max(axis=0) + 0.07

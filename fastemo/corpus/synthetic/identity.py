@@ -1,4 +1,4 @@
-"""Who an invented actor is: colours and proportions from the actor's number and the seed."""
+"""The looks of a generated actor: colours and proportions from the actor's number and the seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHIRT = ((38, 40, 46), (30, 34, 58), (62, 62, 66), (70, 34, 40), (36, 62, 60), 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """One invented person: colours (RGB, 0 to 255) and proportions (face units, see `portraits.py`).
+    """One generated person: colours (RGB, 0 to 255) and proportions (face units, see `portraits.py`).
 
     Attributes:
         key: Random key of the painted texture.
@@ -66,7 +66,7 @@ class Identity:
 
 
 def draw_identity(seed: int, actor: int, spread: float) -> Identity:
-    """Invent the person behind an actor number; `spread` 0 gives everyone the same face.
+    """Generate the person of an actor number; `spread` 0 gives everyone the same face.
 
     Even numbers are drawn as women, odd ones as men, as in RAVDESS. Skin tones are spread evenly over the
     actors rather than drawn at random, so that any group of actors covers a wide range.

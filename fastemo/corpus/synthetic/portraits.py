@@ -1,6 +1,6 @@
-"""A person at rest: the parts of the picture that expressions leave alone.
+"""A person at rest: the parts of the picture that expressions do not move.
 
-Everything is painted once per actor on a canvas, in face units (fu): the origin lies between the eyes, x to
+Everything is painted once per actor on a canvas, in face units (fu): the origin is between the eyes, x to
 the right, y down, and the chin at about y = 1. Skin is lit as a relief: a height field of skull, nose,
 cheeks and chin gives normals, and the normals the shading.
 """
@@ -19,7 +19,7 @@ JAW_LEVELS = 9
 
 
 class Canvas:
-    """The canvas an actor is painted on: height x width pixels, and where face units fall on it."""
+    """The canvas an actor is painted on: height x width pixels, and the mapping of face units to it."""
 
     def __init__(self, identity: Identity, width: int, height: int) -> None:
         self.width, self.height = width, height
@@ -73,7 +73,7 @@ class Portrait:
     """The static picture of one actor.
 
     Attributes:
-        canvas: Where face units fall.
+        canvas: Size, and mapping of face units to pixels.
         base: uint8 [H, W, 3] RGB, the face at rest without eyes, brows and mouth.
         jaw_box: Rows and columns of `base` that move with the jaw.
         jaws: `JAW_LEVELS` uint8 pictures of that box, from a closed to a fully open jaw.
@@ -125,7 +125,7 @@ class Portrait:
         return _over(image, canvas.mask(collar, 0.008), cloth).astype(np.float32)
 
     def _head(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ears, lit skin, nose, beard and the hair in front: float32 [H, W, 3] and its cover [H, W, 1]."""
+        """Ears, lit skin, nose, beard and the front hair: float32 [H, W, 3] and its alpha [H, W, 1]."""
         canvas, who = self.canvas, self.identity
         outline = canvas.mask(curve(self._outline()), 0.004)
         light = self._relief()
@@ -212,7 +212,7 @@ class Portrait:
         return skin * (1 - density) + who.hair * 0.9 * density
 
     def _hair_front(self) -> np.ndarray:
-        """Cover of the hair that lies over forehead and temples, float32 [H, W, 1]."""
+        """Alpha of the hair over forehead and temples, float32 [H, W, 1]."""
         canvas, style = self.canvas, self.identity.hair_style
         volume, side_low, line = _HAIR_FRONT[style]
         w = self.identity.face_width

@@ -1,15 +1,15 @@
-"""The built-in corpus: invented faces that act RAVDESS's takes, as real MP4 files under RAVDESS's names.
+"""The built-in corpus: generated faces that act RAVDESS's takes, as real MP4 files with RAVDESS names.
 
-It stands in for RAVDESS where the recordings are not at hand: in tests, first steps and benchmarks. Faces are
-parametric (`portraits.py`), expressions are facial action units over time (`action_units.py`), the stream is
-built as RAVDESS's own: H.264 High, a keyframe every 29 frames, two B-frames between references,
-30000/1001 frames a second.
+It stands in for RAVDESS where the recordings are not available: in tests, first steps and benchmarks. Faces are
+parametric (`portraits.py`), expressions are facial action units over time (`action_units.py`), and streams are
+encoded like RAVDESS's: H.264 High, a keyframe every 29 frames, two B-frames between references, 30000/1001 frames
+per second.
 
-Two pairs of classes differ in order alone. Surprised and fearful both show surprise and fear, surprised in
-this order and fearful in the other; sad and disgust likewise. Without noise, blinks and speech the frames
-of one are the frames of the other reversed. A model that is blind to the order of frames can therefore only
-guess within a pair: of an actor's 60 takes (neutral 4, the other seven 8 each), 32 lie in pairs and are right
-half the time, so it ends at (28 + 16) / 60 = 73.3 % at best, and a model that sees order at 100 %.
+Two pairs of classes differ in frame order only. Surprised and fearful both show surprise and fear, surprised in
+this order and fearful in the other; sad and disgust likewise. Without noise, blinks and speech the frames of one
+are the frames of the other reversed. An order-blind model (invariant to frame order) can therefore only guess
+within a pair: of an actor's 60 takes (neutral 4, the other seven 8 each), 32 are in pairs and half of them right,
+so it reaches (28 + 16) / 60 = 73.3 % at best, and a model that uses the order 100 %.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _NOISE = 20  # tag of the noise in random keys
 _NOISE_SIGMA = 2.5  # grey levels at noise = 1
 _NOISE_MARGIN = 64
 _TAKES_A_TASK = 10
-# The order in which an emotion's eight takes enter a smaller corpus: intensities alternate, then statements.
+# The order in which a smaller corpus takes an emotion's eight takes: intensities alternate, then statements.
 _TAKE_ORDER = (0, 7, 2, 5, 1, 6, 3, 4)
 _RATE_FACTOR = {1: 22, 2: 23}  # by modality: the two files of a take are encoded separately
 
 
 def corpus_performances(config: SyntheticConfig) -> list[ravdess.Performance]:
-    """Every file of the corpus, by actor and then in RAVDESS's order; twins lie side by side."""
+    """Every file of the corpus, by actor and then in RAVDESS's order; twins are adjacent."""
     chosen = [take for actor in range(1, config.actors + 1) for take in _takes(actor, config.clips_per_actor)]
     if not config.twins:
         return chosen
@@ -73,7 +73,7 @@ def render_frames(
     """Draw one take.
 
     Args:
-        performance: The take; its modality plays no part.
+        performance: The take; its modality has no effect.
         config: Size, length, seed and difficulty.
         blink: Whether the lids blink.
         speech: Whether the mouth speaks.
@@ -111,7 +111,7 @@ def synthesize(
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the corpus below `root`, or complete or reuse what an earlier call with `config` wrote there.
+    """Write the corpus below `root`, or complete or reuse one that an earlier call with `config` wrote there.
 
     One process at a time may write to a folder. Scripts that call this with more than one worker need the
     usual `if __name__ == "__main__":` guard.
@@ -119,8 +119,8 @@ def synthesize(
     Args:
         root: A new or empty folder, or one written by an earlier call with the same configuration.
         config: What to write.
-        workers: Processes; by default as many as the CPUs this process may use.
-        on_progress: Called in this process with the files done and the files in all.
+        workers: Processes; by default one per CPU that this process may use.
+        on_progress: Called in this process with (files done, files in all).
 
     Returns:
         `root`.
@@ -130,7 +130,7 @@ def synthesize(
     """
     root = Path(root)
     if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}, allowed are 1 and more")
+        raise ValueError(f"workers is {workers}, must be at least 1")
     performances = corpus_performances(config)
     _check_folder(root, config, {clip_path(root, performance) for performance in performances})
     missing = [p for p in performances if not _is_written(clip_path(root, p))]
@@ -172,7 +172,7 @@ def _noise_field(seed: int, width: int, height: int) -> np.ndarray:
 
 
 def _add_noise(frames: np.ndarray, performance: ravdess.Performance, config: SyntheticConfig) -> None:
-    """Add noise in place: each frame gets a random window of one field, far cheaper than fresh noise."""
+    """Add noise in place: each frame gets a random window of one field, much cheaper than fresh noise."""
     key = [int(number) for number in performance.take.split("-")]
     rng = action_units.generator(config.seed, _NOISE, *key)
     noise = _noise_field(config.seed, config.width, config.height)
@@ -186,9 +186,9 @@ def _add_noise(frames: np.ndarray, performance: ravdess.Performance, config: Syn
 def _write_clips(
     root: Path, config: SyntheticConfig, performances: list[ravdess.Performance], workers: int
 ) -> Iterable[int]:
-    """Write the clips and yield how many more are done, several processes at a time where it pays."""
+    """Write the clips, with several processes where it pays, and yield the number of each finished task."""
     tasks = _split(performances, config, workers)
-    if workers == 1 or len(tasks) <= 1:  # none: whoever wrote the last file was killed before saying so
+    if workers == 1 or len(tasks) <= 1:  # no task: killed after the last file
         for performance in performances:
             yield _write_task(root, config, [performance])
         return
@@ -246,19 +246,19 @@ def _check_folder(root: Path, config: SyntheticConfig, expected: set[Path]) -> N
     advice = "choose another folder, or remove this one"
     marker = next((root / name for name in (_DONE, _STARTED) if (root / name).exists()), None)
     if marker is None:
-        raise ValueError(f"{root} holds files that are not a synthetic corpus: {advice}")
+        raise ValueError(f"{root} has files that are not a synthetic corpus: {advice}")
     try:
         found = _flat(json.loads(marker.read_text(encoding="utf-8")))
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{marker} is not readable as JSON ({error}): {advice}") from error
+        raise ValueError(f"{marker} is not valid JSON ({error}): {advice}") from error
     wanted = _flat(_description(config))
     differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if differing:
         listed = ", ".join(f"{key} {found.get(key)} (wanted {wanted.get(key)})" for key in differing)
         raise ValueError(f"{root} holds a synthetic corpus with {listed}: {advice}")
-    strange = sorted(set(root.rglob("*.mp4")) - expected)
-    if strange:
-        raise ValueError(f"{root} holds clips that are not of this corpus, such as {strange[0]}: {advice}")
+    foreign = sorted(set(root.rglob("*.mp4")) - expected)
+    if foreign:
+        raise ValueError(f"{root} has clips that do not belong to this corpus, such as {foreign[0]}: {advice}")
 
 
 def _flat(description: dict[str, object]) -> dict[str, object]:
@@ -271,7 +271,7 @@ def _flat(description: dict[str, object]) -> dict[str, object]:
 
 
 def _start(root: Path, config: SyntheticConfig) -> None:
-    """Mark the folder as this configuration's, unfinished, and remove what a killed run left half written."""
+    """Mark the folder as this configuration's, unfinished, and remove partial files of a killed run."""
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.rglob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink()

@@ -1,4 +1,4 @@
-"""Worker processes that draw and encode: how they behave."""
+"""Start-up of the worker processes that draw and encode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cv2
 
 
 def start_worker() -> None:
-    """One thread a process; Ctrl-C is the parent's business; a worker never outlives its parent."""
+    """One thread per process; the parent handles Ctrl-C; a worker never outlives its parent."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

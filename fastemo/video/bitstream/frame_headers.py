@@ -1,6 +1,6 @@
-"""The first bits of coded frames: how many a packet shows, for codecs without NAL units; and a reader of bits.
+"""Headers of coded frames: how many frames a packet shows, for codecs without NAL units; and a bit reader.
 
-Only headers are read; pictures are never decoded. Whatever is not fully understood raises `NotUnderstood`, and the
+Only headers are read; pictures are never decoded. Anything not fully understood raises `NotUnderstood`, and the
 caller then keeps the stream as it is.
 """
 
@@ -10,14 +10,14 @@ START_CODE = b"\0\0\1"
 
 
 class NotUnderstood(Exception):
-    """A stream whose packets cannot be told apart safely; the message is the reason."""
+    """A stream that cannot be pruned safely; the message is the reason."""
 
 
 class Bits:
-    """Reads bits from the front of a few bytes."""
+    """Reads bits from the start of a few bytes."""
 
     def __init__(self, data: bytes) -> None:
-        # Emulation prevention bytes are no part of the syntax. Source: ISO/IEC 14496-10, 7.4.1.
+        # Emulation prevention bytes are not part of the syntax. Source: ISO/IEC 14496-10, 7.4.1.
         data = data.replace(b"\0\0\3", b"\0\0")
         self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
 
@@ -69,11 +69,11 @@ def check_vp9(data: memoryview, is_keyframe: bool) -> None:
 def check_mpeg4(data: memoryview) -> None:
     """Raises `NotUnderstood` unless a packet holds one coded picture (ISO/IEC 14496-2, 6.2.5).
 
-    AVI files pack a B-picture with the next one, and put an uncoded picture of a few bytes in its stead.
+    AVI files pack a B-picture with the next one, and put an uncoded picture of a few bytes in its place.
     """
     payload = bytes(data)
     if payload.count(START_CODE + b"\xb6") != 1 or len(payload) - payload.find(START_CODE + b"\xb6") <= 8:
-        raise NotUnderstood("a packet that holds not one coded picture")
+        raise NotUnderstood("a packet that does not hold exactly one coded picture")
 
 
 def check_av1(data: memoryview, is_keyframe: bool) -> None:

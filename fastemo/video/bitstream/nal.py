@@ -1,6 +1,6 @@
-"""What the NAL units of H.264 and HEVC say about the picture in a packet.
+"""NAL units of H.264 and HEVC: properties of the picture in a packet.
 
-Only headers are read; pictures are never decoded. Whatever a reader does not fully understand raises
+Only headers are read; pictures are never decoded. Anything not fully understood raises
 `NotUnderstood`, and the caller then keeps the stream as it is.
 """
 
@@ -28,14 +28,14 @@ _SLICE_HEADER_BYTES = 24
 
 @dataclass(frozen=True)
 class Picture:
-    """What the NAL units of one packet say.
+    """The picture in one packet, by its NAL units.
 
     Attributes:
         random_access: Decoding can begin here: H.264 IDR, HEVC IRAP.
-        resets: Nothing before it in decoding order matters any more: H.264 IDR, HEVC IDR and BLA.
+        resets: Decoding does not depend on anything before it in decoding order: H.264 IDR, HEVC IDR and BLA.
         is_reference: Another picture may be predicted from it.
         skipped_leading: HEVC RASL: undecodable when decoding begins at the random access picture before it.
-        order: Order of output among the pictures since the last that resets; `None` where the headers leave it open.
+        order: Output order among the pictures since the last that resets; `None` if the headers do not give it.
     """
 
     random_access: bool
@@ -47,10 +47,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Framing:
-    """How a stream's packets hold NAL units, and the parameter sets that stand outside the packets.
+    """How a stream's packets frame NAL units, and the parameter sets outside the packets.
 
     Attributes:
-        length_size: Bytes of the length before each unit; 0 for Annex B start codes.
+        length_size: Bytes of the length field before each unit; 0 for Annex B start codes.
         parameter_sets: The units in the codec's extradata.
     """
 
@@ -67,7 +67,7 @@ class Framing:
             start = offset + self.length_size
             offset = start + int.from_bytes(data[offset:start], "big")
             if offset > end:
-                raise NotUnderstood("a NAL unit reaches past its packet")
+                raise NotUnderstood("a NAL unit that reaches past its packet")
             if offset > start:
                 yield data[start:offset]
         if offset != end:
@@ -111,13 +111,13 @@ def framing(extradata: bytes | None, codec: str) -> Framing:
 
 
 def h264_pictures(frame: Framing, packets: Sequence[memoryview]) -> list[Picture]:
-    """One picture a packet, with its place in output order (ISO/IEC 14496-10, 7.3.3, 7.4.1 and 8.2.1).
+    """One picture per packet, with its output order (ISO/IEC 14496-10, 7.3.3, 7.4.1 and 8.2.1).
 
-    `nal_ref_idc` 0 marks a picture that no other refers to. Dropping it leaves no gap in `frame_num`, which
+    `nal_ref_idc` 0 marks a picture that no other one refers to. Dropping it leaves no gap in `frame_num`, which
     counts reference pictures, and changes no picture order count, which is coded relative to them.
 
     Raises:
-        NotUnderstood: Fields, several sequence parameter sets, data partitions, lost references, not one picture a
+        NotUnderstood: Fields, several sequence parameter sets, data partitions, lost references, not one picture per
             packet.
     """
     sps = [unit for unit in frame.parameter_sets if unit[0] & 31 == H264_SPS]
@@ -143,10 +143,10 @@ def h264_pictures(frame: Framing, packets: Sequence[memoryview]) -> list[Picture
             elif kind in H264_PARAMETER_SETS and _trimmed(unit) not in frame.parameter_sets:
                 raise NotUnderstood("parameter sets that change inside the stream")
         if first is None or num_first != 1:
-            raise NotUnderstood("a packet that holds not one picture")
+            raise NotUnderstood("a packet that does not hold exactly one picture")
         is_idr = first[0] & 31 == H264_IDR
         frame_num, lsb = sequence.counts(bytes(first[1:_SLICE_HEADER_BYTES]), is_idr)
-        # Where a reference picture is lost, decoders put the last one in its place, and that need not be a kept one.
+        # If a reference picture is lost, decoders use the previous one instead, which pruning may have dropped.
         if frame_num != (0 if is_idr else (reference_num + 1) % sequence.max_frame_num):
             raise NotUnderstood("reference pictures that are missing")
         reference_num = frame_num if is_reference else reference_num
@@ -168,10 +168,10 @@ def h264_pictures(frame: Framing, packets: Sequence[memoryview]) -> list[Picture
 
 
 def hevc_pictures(frame: Framing, packets: Sequence[memoryview]) -> list[Picture]:
-    """One picture a packet (ISO/IEC 23008-2, 7.3.1.2 and table 7-1).
+    """One picture per packet (ISO/IEC 23008-2, 7.3.1.2 and table 7-1).
 
     Raises:
-        NotUnderstood: Parameter sets that change, several sequences, not one picture a packet.
+        NotUnderstood: Parameter sets that change, several sequences, not one picture per packet.
     """
     pictures: list[Picture] = []
     for data in packets:
@@ -189,7 +189,7 @@ def hevc_pictures(frame: Framing, packets: Sequence[memoryview]) -> list[Picture
             elif unit_kind in HEVC_PARAMETER_SETS and _trimmed(unit) not in frame.parameter_sets:
                 raise NotUnderstood("parameter sets that change inside the stream")
         if num_first != 1:
-            raise NotUnderstood("a packet that holds not one picture")
+            raise NotUnderstood("a packet that does not hold exactly one picture")
         is_irap = kind in HEVC_IRAP
         pictures.append(Picture(is_irap, is_irap and kind != HEVC_CRA, True, kind in HEVC_RASL, None))
     return pictures
@@ -198,7 +198,7 @@ def hevc_pictures(frame: Framing, packets: Sequence[memoryview]) -> list[Picture
 def encoder_notes(frame: Framing, data: memoryview) -> bytes:
     """The H.264 packet's unregistered user data (SEI payload type 5), framed.
 
-    x264 names its version there, once, in the first packet, and FFmpeg's decoder mends old versions' errors by it.
+    x264 writes its version there, once, in the first packet; FFmpeg's decoder works around old versions' bugs by it.
     """
     notes = [bytes(u) for u in frame.units(data) if u[0] & 31 == H264_SEI and len(u) > 1 and u[1] == 5]
     return frame.pack(notes)
@@ -206,7 +206,7 @@ def encoder_notes(frame: Framing, data: memoryview) -> bytes:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """What a slice header cannot be read without, of an H.264 sequence parameter set."""
+    """The fields of an H.264 sequence parameter set that are needed to read slice headers."""
 
     separate_planes: bool
     frame_num_bits: int
@@ -281,7 +281,7 @@ def _annex_b_units(data: memoryview) -> Iterator[memoryview]:
     payload = bytes(data)
     start = payload.find(START_CODE)
     if start < 0 or payload[:start].strip(b"\0"):
-        raise NotUnderstood("a packet that begins without a start code")
+        raise NotUnderstood("a packet that does not begin with a start code")
     while start >= 0:
         following = payload.find(START_CODE, start + 3)
         end = following if following >= 0 else len(payload)
@@ -291,5 +291,5 @@ def _annex_b_units(data: memoryview) -> Iterator[memoryview]:
 
 
 def _trimmed(unit: bytes | memoryview) -> bytes:
-    """A unit without the zero bytes that may follow it; its own last byte is never zero."""
+    """A unit without trailing zero bytes; its own last byte is never zero."""
     return bytes(unit).rstrip(b"\0")

@@ -1,4 +1,4 @@
-"""Packets and the frames wanted of them -> the fewest packets that decode to exactly those frames."""
+"""Packets of a file and wanted frames -> the fewest packets that decode to exactly those frames."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from fastemo.errors import UserError
 from fastemo.video.bitstream import frame_headers, nal
 from fastemo.video.bitstream.frame_headers import NotUnderstood
 
-# Codecs whose pictures come out in the order of the packets.
+# Codecs whose output order is packet order.
 _UNORDERED = frozenset({"av1", "mjpeg", "vp9"})
-# A packet's side data that changes what its bytes mean, and that a new file would lose.
+# Side data that changes the meaning of a packet's bytes and that a new file would lose.
 _BINDING_SIDE_DATA = frozenset(
     {"new_extradata", "param_change", "palette", "encryption_info", "matroska_block_additional"}
 )
 # Range unspecified; matrix, primaries and transfer unspecified. Source: ISO/IEC 23091-2, tables 2-4.
 _NO_COLOURS = (0, 2, 2, 2)
-# Options for opening an MP4 whose headers say all. FFmpeg otherwise reads and decodes its first frames, to learn what
-# packets and their decoder give anyhow: 9 of the 13 ms that pruning a RAVDESS clip took. `skip_frame` reaches only the
-# decoders of that probe, not the stream's own. The stream's pixel format stays unknown until a frame has been decoded;
-# asking PyAV 17 for it ends the process.
+# Options for opening an MP4 whose headers are complete. FFmpeg otherwise reads and decodes its first frames, to learn
+# what packets and decoder give anyway: 9 of the 13 ms that pruning a RAVDESS clip took. `skip_frame` affects only the
+# decoders of that probe, not the stream's own. The stream's pixel format is unknown until a frame has been decoded;
+# asking PyAV 17 for it crashes the process.
 UNPROBED = {"skip_frame": "all", "probesize": "5000", "analyzeduration": "0", **CONTAINERS_ONLY}
-# Any would do: frames are counted, not timed. 90 kHz divides by the usual rates.
+# Any would do: frames are counted, not timed. 90 kHz is a multiple of the usual frame rates.
 _TICKS, _TICKS_A_FRAME = 90_000, 3_000
 
 
 class BitstreamError(UserError):
-    """A file that cannot be read, or holds fewer frames than wanted; the message names it.
+    """A file that cannot be read, or has fewer frames than wanted; the message names it.
 
     Attributes:
         reason: What is wrong, without the file's name.
-        frame: The wanted frame that lies outside the file; `None`: the file itself is at fault.
+        frame: The wanted frame that lies outside the file; `None` if the file itself is bad.
     """
 
     def __init__(self, path: Path | str, reason: str, frame: int | None = None) -> None:
@@ -50,10 +50,10 @@ class BitstreamError(UserError):
 
 @dataclass(frozen=True)
 class PrunedClip:
-    """A smaller file, and where the wanted frames lie in it.
+    """A smaller file, and the positions of the wanted frames in it.
 
     Attributes:
-        data: A video file: an MP4 with one video stream, or the source's own bytes where it cannot be made smaller.
+        data: A video file: an MP4 with one video stream, or the source's own bytes if it cannot be pruned.
         positions: int64 [T], the wanted frames as indices into a full sequential decode of `data`.
         is_whole: `data` is the source as it is; otherwise it may be opened `UNPROBED`.
     """
@@ -65,14 +65,14 @@ class PrunedClip:
 
 @dataclass
 class _Group:
-    """Packets from one that decoding can begin at up to the next.
+    """The packets from one random access point to the next.
 
     Attributes:
         packets: Their numbers in decoding order.
-        resets: It decodes alike whatever stands before it; otherwise it may only follow the whole group before it,
-            or stand first.
-        leading: Packets that need the whole group before this one, and that none but each other refer to.
-        droppable: Packets that no other refers to.
+        resets: It decodes independently of what precedes it; otherwise it may only follow the whole group before it,
+            or come first.
+        leading: Packets that need the whole group before this one, and to which only each other refer.
+        droppable: Packets to which no other refers.
     """
 
     packets: range
@@ -87,9 +87,9 @@ class _Layout:
 
     Attributes:
         groups: In decoding order.
-        order: All packets, discarded ones too, in the order in which their frames come out of a decoder.
-        is_order_coded: The order comes from the stream itself, not from timestamps.
-        notes: What the first packet of a new file must begin with, unless it is the stream's first.
+        order: All packets, including discarded ones, in the order in which a decoder outputs their frames.
+        is_order_coded: The order is coded in the stream itself, not taken from timestamps.
+        notes: Bytes that the first packet of a new file must begin with, unless it is the stream's first.
     """
 
     groups: list[_Group]
@@ -99,14 +99,14 @@ class _Layout:
 
 
 def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> PrunedClip:
-    """Keep only what decoding the wanted frames takes.
+    """Keep only the packets needed to decode the wanted frames.
 
     H.264: from every IDR picture that begins a group with a wanted frame, the reference pictures up to the last
-    wanted one in decoding order, and the wanted pictures. A non-IDR recovery point ends no group: what follows it may
-    depend on pictures before it through the decoder's state. HEVC, AV1, VP9, MPEG-2, MPEG-4 part 2, Motion JPEG: whole
+    wanted one in decoding order, and the wanted pictures. A non-IDR recovery point does not end a group: later pictures
+    may depend on earlier ones through the decoder's state. HEVC, AV1, VP9, MPEG-2, MPEG-4 part 2, Motion JPEG: whole
     groups and the tails of groups are dropped, nothing inside; HEVC's open groups (CRA) keep the groups before them
-    back to one that resets the decoder. What is not understood (fields; timestamps that are missing, repeated or
-    contradict the stream's own order; parameter sets that change; lost references; other codecs) passes through whole.
+    back to one that resets the decoder. A stream that is not understood (fields; timestamps that are missing, repeated
+    or contradict the stream's own order; changing parameter sets; lost references; other codecs) is kept whole.
 
     Args:
         source: A video file's path or its bytes.
@@ -143,7 +143,7 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
 
 
 def _is_mp4(source: Path | str | bytes) -> bool:
-    """Whether a file begins as MP4 and MOV do, whose headers name the streams before any packet is read."""
+    """Whether a file begins like MP4 and MOV, whose headers name the streams before any packet is read."""
     if isinstance(source, bytes):
         return source[4:8] == b"ftyp"
     with Path(source).open("rb") as file:
@@ -159,16 +159,16 @@ def _prune(
     kept_set = set(kept)
     rank = {number: place for place, number in enumerate(number for number in layout.order if number in kept_set)}
     if not layout.is_order_coded:
-        # Discarded frames come out now. Edit lists give those before the first frame their true place, but not others.
+        # Discarded frames are output now. Edit lists place those before the first frame correctly, but not others.
         late = layout.order[layout.order.index(frames[0]) :]
         if any(packets[number].is_discard for number in kept_set.intersection(late)):
             raise NotUnderstood("discarded frames among those to keep")
     data = _remux(stream, packets, kept, rank, layout.notes)
     if "mp4" not in container.format.name and _colours(stream) != _NO_COLOURS:
-        # Matroska names colours that MP4 cannot: full range by itself, for one.
+        # Matroska can signal colours that MP4 cannot, such as full range alone.
         with av.open(io.BytesIO(data)) as made:
             if _colours(made.streams.video[0]) != _colours(stream):
-                raise NotUnderstood("colours that MP4 cannot name")
+                raise NotUnderstood("colours that MP4 cannot signal")
     return PrunedClip(data, np.array([rank[frames[index]] for index in wanted.tolist()], dtype=np.int64))
 
 
@@ -178,7 +178,7 @@ def _colours(stream: av.VideoStream) -> tuple[int, ...]:
 
 
 def _layout(container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet]) -> _Layout:
-    if stream.codec_context is None:  # PyAV's for a codec that FFmpeg does not know
+    if stream.codec_context is None:  # for a codec that FFmpeg does not know
         raise NotUnderstood("an unknown codec")
     codec = stream.codec_context.codec.canonical_name
     order = _shown_order(packets)
@@ -205,9 +205,9 @@ def _layout(container: av.container.InputContainer, stream: av.VideoStream, pack
         groups.append(
             _Group(own, start in resets, frozenset(leading.intersection(own)), frozenset(droppable.intersection(own)))
         )
-    # At the start of a file, or after HEVC's broken links, a decoder does not output them: packets are no frames then.
+    # At the start of a file, or after HEVC's broken links, a decoder does not output them: packets are not frames then.
     if any(group.leading for group in groups if group.packets.start == 0 or (codec == "hevc" and group.resets)):
-        raise NotUnderstood("pictures that refer to what the stream does not hold")
+        raise NotUnderstood("pictures that refer to data missing from the stream")
     if codec == "h264":
         return _Layout(groups, _coded_order(packets, pictures, order), True, nal.encoder_notes(frame, payloads[0]))
     if codec in _UNORDERED and order != list(numbers):
@@ -219,7 +219,7 @@ def _shown_order(packets: list[av.Packet]) -> list[int]:
     """Packet numbers by timestamp.
 
     Raises:
-        NotUnderstood: Timestamps are ambiguous, or packets carry more than a new file would hold.
+        NotUnderstood: Timestamps are ambiguous, or packets carry side data that a new file would lose.
     """
     times: list[int] = []
     for packet in packets:
@@ -235,12 +235,12 @@ def _shown_order(packets: list[av.Packet]) -> list[int]:
 
 
 def _coded_order(packets: list[av.Packet], pictures: list[nal.Picture], order: list[int]) -> list[int]:
-    """Packet numbers in the order that the stream itself gives its pictures, by which decoders output.
+    """Packet numbers in the output order that is coded in the stream itself, which decoders follow.
 
-    The timestamps of discarded packets say less: RAVDESS's last is shown before its last but one.
+    Timestamps of discarded packets are less reliable: RAVDESS's last packet is shown before its last but one.
 
     Raises:
-        NotUnderstood: The timestamps of the other packets say another order, so that one of the two is wrong.
+        NotUnderstood: The timestamps of the other packets give another order, so one of the two is wrong.
     """
     period, keys = 0, []
     for number, picture in enumerate(pictures):
@@ -274,9 +274,9 @@ def _check_packets(
         for packet, payload in zip(packets, payloads, strict=True):
             check(payload, packet.is_keyframe)
     if codec == "mpeg4":
-        # The decoder mends errors of DivX and Xvid by the AVI's four letters, which an MP4 does not carry.
+        # The decoder works around bugs of DivX and Xvid by the AVI's FourCC, which an MP4 does not carry.
         if container.format.name == "avi" or stream.codec_context.codec_tag not in ("mp4v", "\0\0\0\0"):
-            raise NotUnderstood("MPEG-4 part 2 under another name than MP4's")
+            raise NotUnderstood("MPEG-4 part 2 with a FourCC other than MP4's")
         for payload in payloads:
             frame_headers.check_mpeg4(payload)
 
@@ -284,7 +284,7 @@ def _check_packets(
 def _select(groups: list[_Group], needed: set[int]) -> list[int]:
     """The packets to keep, in decoding order.
 
-    Groups are walked from the last to the first, because a group can only ask for the one before it.
+    Groups are visited from last to first, because a group can only require the one before it.
     """
     first, kept = min(needed), []
     wants_whole = False
@@ -293,7 +293,7 @@ def _select(groups: list[_Group], needed: set[int]) -> list[int]:
         if not own and not wants_whole:
             continue
         last = group.packets[-1] if wants_whole else max(own)
-        # The order counts of an open group continue those before it: nothing between may be missing.
+        # The picture order counts of an open group continue those before it: nothing in between may be missing.
         wants_whole = bool(own & group.leading) or (not group.resets and first < group.packets.start)
         dropped = group.droppable if wants_whole else group.droppable | group.leading
         kept += [n for n in reversed(group.packets) if n <= last and (n in own or n not in dropped)]
@@ -306,12 +306,12 @@ def _remux(
     """An MP4 of the kept packets, with even timestamps: decoded at 0, 1, 2 ..., shown in the same order as before.
 
     The first frame is shown as late as the reordering needs, so decoding times are not negative and the file needs no
-    edit list, which decoders read in different ways. Only the first packet is marked as one to begin at: the file is
-    for reading from its start, and decord, which looks for the first frame by its time, else begins at a second
-    keyframe that is decoded before the first is shown.
+    edit list, which decoders interpret differently. Only the first packet is marked as a keyframe: the file is read
+    from its start, and decord, which looks for the first frame by its time, would otherwise begin at a second keyframe
+    that is decoded before the first is shown.
 
     Raises:
-        NotUnderstood: MP4 does not hold this codec.
+        NotUnderstood: MP4 does not support this codec.
     """
     delay = max(place - rank[number] for place, number in enumerate(kept))
     file = io.BytesIO()
@@ -323,7 +323,7 @@ def _remux(
             for place, number in enumerate(kept):
                 packet = packets[number]
                 begins_with = notes if place == 0 and number != 0 else b""
-                if begins_with or packet.is_discard:  # here a frame like any other: a mark that cannot be taken off
+                if begins_with or packet.is_discard:  # a normal frame here, but the flag cannot be cleared
                     packet = av.Packet(begins_with + bytes(packet))
                 packet.is_keyframe = place == 0
                 packet.stream, packet.time_base = stream, time_base

@@ -1,4 +1,4 @@
-"""A pruned clip as DALI is handed it."""
+"""A pruned clip, as passed to DALI."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy as np
 from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import PrunedClip
 
-# A stream's pixel format and matrix by its header: one encoder's clips share it, and asking costs a decoded frame,
-# 10 ms at 720p.
+# Header -> the stream's pixel format and matrix: clips of one encoder share them, and finding out costs a decoded
+# frame, 10 ms at 720p.
 _colours_by_header: dict[tuple[str, bytes, int], tuple[str, int]] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A clip to decode. Making one reads the clip's header: let the thread do it that pruned the clip.
+    """A clip to decode. Creating one reads the clip's header: do it on the thread that pruned the clip.
 
     Attributes:
-        path, indices: The file and T frame numbers of it, for messages.
-        clip: What `prune` made of the file for these frames.
-        width, height: Pixels of the file's frames, as the manifest has them.
-        positions: int32 [U], the different frames among the T, ascending.
-        places: int64 [T], where each of the T stands in `positions`.
-        matrix: FFmpeg's number of the matrix between RGB and the stream's YCbCr.
-        pixel_format: FFmpeg's name.
+        path, indices: The file and its T frame numbers, for messages.
+        clip: The result of `prune` for these frames.
+        width, height: Size of the file's frames in pixels, from the manifest.
+        positions: int32 [U], the distinct frames among the T, ascending.
+        places: int64 [T], the index of each of the T in `positions`.
+        matrix: FFmpeg's number for the matrix between RGB and the stream's YCbCr.
+        pixel_format: FFmpeg's name for it.
 
     Raises:
         DecodeError: The clip cannot be read, or its frames have another size.
@@ -51,7 +51,7 @@ class Source:
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, self.indices[0], getattr(error, "strerror", None) or str(error)) from error
         if (width, height) != (self.width, self.height):
-            reason = f"frames are {width}x{height} where the manifest promises {self.width}x{self.height}"
+            reason = f"frames are {width}x{height}, but {self.width}x{self.height} in the manifest"
             raise DecodeError(self.path, self.indices[0], f"{reason}; the file changed after the scan")
         positions, places = np.unique(self.clip.positions, return_inverse=True)
         found = {"matrix": matrix, "pixel_format": pixel_format, "places": places}
@@ -60,7 +60,7 @@ class Source:
 
     @property
     def refused_format(self) -> str | None:
-        """Why DALI would not decode the clip, or not rightly, by its pixel format."""
+        """Why DALI does not decode the clip's pixel format correctly; `None` if it does."""
         kind = av.VideoFormat(self.pixel_format)
         is_420 = len(kind.components) == 3 and not kind.is_rgb and kind.chroma_width(2) == kind.chroma_height(2) == 1
         if not is_420 or any(component.bits != 8 for component in kind.components):
@@ -73,7 +73,7 @@ def _look_into(data: bytes) -> tuple[int, int, str, int]:
     with av.open(io.BytesIO(data), options={"skip_frame": "all"}) as container:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
-            raise ValueError("the clip holds no video that FFmpeg knows")
+            raise ValueError("the clip has no video that FFmpeg knows")
         context = stream.codec_context
         header = context.codec.canonical_name, bytes(context.extradata or b""), int(context.colorspace)
         colours = _colours_by_header.get(header)
@@ -82,7 +82,7 @@ def _look_into(data: bytes) -> tuple[int, int, str, int]:
         context.skip_frame, context.thread_count = "DEFAULT", 1
         frame = next(container.decode(stream), None)
         if frame is None:
-            raise ValueError("the clip holds no frame")
+            raise ValueError("the clip has no frames")
         colours = frame.format.name, int(frame.colorspace)
         if header[1]:
             _colours_by_header[header] = colours
