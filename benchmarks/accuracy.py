@@ -45,7 +45,7 @@ def of_run(run_dir: Path) -> dict[str, Any]:
         "command": command(line),
         "epochs": epochs,
         "interval": result["intervals"]["accuracy"],
-        "note": f"paired classes: {right} right, {swapped} swapped",
+        "note": f"temporal-order pairs: {right} right, {swapped} swapped",
     }
 
 

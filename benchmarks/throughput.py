@@ -35,12 +35,12 @@ _STORED_CLIPS_QUICK = 96
 _DECODES, _CLIPS_FOR_MEMORY = 3000, 200
 _LIMITS = ("decode_full", "decode_pruned")
 _TITLES = {
-    "pruned_decode": "processor seconds a clip, full over pruned decode by the same library",
+    "pruned_decode": "CPU time per clip, full decode over pruned decode",
     "cold_over_best_peer": "cold loader over the best peer that decodes video",
     "cold_over_limit": "cold loader over the pruned decode on all processors",
     "memory_tier": "loader, memory tier, batches of 8",
     "disk_tier_cold": "loader, disk tier, cold page cache; or the disk's own speed",
-    "report_over_memory": "report's way after extraction: slower than the memory tier by",
+    "report_over_memory": "memory tier over the JPEG-frame baseline, without its extraction",
     "memory_growth": "resident memory growth over 3,000 decodes",
 }
 
@@ -157,7 +157,7 @@ def targets(rounds: measure.Rounds, memory: dict[str, Any] | None) -> list[measu
     median = {name: it["median"] for name, it in ratios(rounds).items()}.get
     best, memory = best_video_peer(rounds), memory or {}
     with_pruning = median("cpu_decode_full_over_prune_and_decode")
-    pruning_note = f"{with_pruning:.2f} x with the pruning itself" if with_pruning else ""
+    pruning_note = f"{with_pruning:.2f} x with the time of pruning" if with_pruning else ""
     peer_note = f"best: {PEERS[best].title}" if best else "no such peer ran"
     disk_share, disk_bound = median("loader_disk_cold_over_disk_read"), 500.0
     disk_note = f"{disk_share:.0%} of a plain cold read of the same file" if disk_share is not None else ""

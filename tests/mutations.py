@@ -308,7 +308,7 @@ MUTATIONS: dict[str, Callable[[bytes, Random], bytes]] = {
     "boxes in another order": shuffled_boxes,
     "boxes of another length": other_lengths,
     "tables with absurd counts": absurd_counts,
-    "tables that say millions of frames": bomb,
+    "tables that claim millions of frames": bomb,
     "tables that point outside the file": outside_the_file,
     "tables with random entries": random_entries,
     "streams without frames": no_frames,

@@ -90,7 +90,7 @@ def test_two_processes_train_what_one_trains(tiny_corpus, tmp_path, monkeypatch,
         for table in (rows, other_rows)
     )
     assert np.allclose(shares, other_shares, rtol=0, atol=1e-4)
-    fault_log("2 processes in place of 1, ragged last batches", {"same losses, weights and metrics": 1})
+    fault_log("2 processes instead of 1, ragged last batches", {"same losses, weights and metrics": 1})
 
 
 @pytest.mark.slow
@@ -123,4 +123,4 @@ def test_without_restarts_the_others_say_so_and_end(tiny_corpus, tmp_path, fault
     again = launch([TRAIN, *options, "--resume", "auto"], tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resuming after epoch 2" in again.stdout
-    fault_log("kill -9 of one of 2 processes", {"the other ended with a message; gone on with afterwards": 1})
+    fault_log("kill -9 of one of 2 processes", {"the other ended with a message, resumed afterwards": 1})

@@ -40,12 +40,12 @@ PEERS = {
     "torchcodec_approximate": Peer("torchcodec (approximate) + DataLoader"),
     "pyav": Peer("PyAV + DataLoader"),
     "opencv": Peer("OpenCV + DataLoader"),
-    "jpeg": Peer("report's way: JPEGs, Pillow, 4 workers", decodes_video=False),
+    "jpeg": Peer("JPEG-frame baseline: Pillow, 4 workers", decodes_video=False),
     "torchcodec_cuda": Peer("torchcodec on CUDA", on_gpu=True),
     "dali_reader": Peer("DALI's plain video reader", on_gpu=True),
 }
 TRAINING_PEERS = {
-    "report": Peer("report's way: JPEGs, Pillow, 4 workers, fp32", "training.py", decodes_video=False),
+    "report": Peer("JPEG-frame baseline: Pillow, 4 workers, fp32", "training.py", decodes_video=False),
     "plain": Peer("decord DataLoader + Accelerate", "training.py"),
 }
 

@@ -79,8 +79,8 @@ def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str,
         stages = [
             stage("demux", "demux", demux, paths),
             stage("prune", "prune", prune, paths, wanted),
-            stage("decode_full", "decode, every frame (the old limit)", decode_all, paths),
-            stage("decode_pruned", "decode, pruned (the limit)", decode_all, pruned),
+            stage("decode_full", "decode every frame", decode_all, paths),
+            stage("decode_pruned", "decode the pruned clip (the limit)", decode_all, pruned),
             stage("decode_resize", "prune + decode + resize", partial(decode_clip, spec=config.spec), paths, wanted),
         ]
         yield {stage.name: stage for stage in stages}

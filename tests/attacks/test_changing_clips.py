@@ -142,7 +142,7 @@ def rest_of_epoch(template: Template, loader: ClipLoader, batches: Iterator, vic
         assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
         return "stopped by name" if Path(victim).name in str(error) else "stopped without a name"
     if victim in shown:
-        return "as scanned, from what was kept"
+        return "served as scanned, from the cache"
     assert set(loader.dropped) == {victim}
     assert Path(victim).name in loader.dropped[victim]
     return "dropped by name"
@@ -170,13 +170,13 @@ def test_a_clip_that_changes_after_the_scan(template, manifest, tmp_path, fault_
             if when == "within":
                 next(batches)
             if when == "after":
-                assert rest_of_epoch(template, loader, batches, clip.key) == "as scanned, from what was kept"
+                assert rest_of_epoch(template, loader, batches, clip.key) == "served as scanned, from the cache"
                 batches = loader.epoch(2)
             FAULTS[fault](path, template)
             outcome = rest_of_epoch(template, loader, batches, clip.key)
         is_cached = when == "after" and tier != "none"
         failed = "stopped by name" if on_error == "stop" else "dropped by name"
-        assert outcome == ("as scanned, from what was kept" if is_cached else failed), (tier, on_error, when)
+        assert outcome == ("served as scanned, from the cache" if is_cached else failed), (tier, on_error, when)
         outcomes[outcome] += 1
         if on_error == "stop" and when == "after":
             outcomes[f"next start: {scanned_anew(template, manifest, store, clip.key)}"] += 1

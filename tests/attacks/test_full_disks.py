@@ -103,7 +103,7 @@ def test_a_disk_too_full_for_a_store(manifest, load, tmp_path, tier, fault_log):
             other = fill_up(disk, free)
             _, messages, _ = load(disk / "stores", tier)
             check_message(messages, disk / "stores", "(the disk has|No space left on device).*--store.tier none")
-            outcomes["told in one line, trained without a store"] += 1
+            outcomes["reported in one line, trained without a store"] += 1
             other.unlink()
         assert load(disk / "stores", tier) == (0, [], len(manifest.clips))
         fill_up(disk, 0)  # what is stored needs no room
@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_while_clips_are_stored(manifest, load, tmp_path, f
 
         assert exit_code(forked(attack)) == 0
         assert load(root, "disk")[1:] == ([], len(manifest.clips))
-    fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 5})
+    fault_log("a disk that fills up while clips are stored", {"reported in one line, trained without a store": 5})
 
 
 def test_a_disk_that_fills_up_between_opening_and_storing(manifest, load, tmp_path, fault_log):
@@ -135,7 +135,7 @@ def test_a_disk_that_fills_up_between_opening_and_storing(manifest, load, tmp_pa
             assert load(root, "disk") == (stored, [], len(manifest.clips))
             assert stored < len(manifest.clips)
             shutil.rmtree(root)
-    fault_log("a disk that fills up while clips are stored", {"told in one line, trained without a store": 4})
+    fault_log("a disk that fills up while clips are stored", {"reported in one line, trained without a store": 4})
 
 
 # ---- the remembered scan
@@ -157,7 +157,7 @@ def test_a_scan_that_cannot_be_remembered(manifest, tmp_path, monkeypatch, capsy
                 assert read_manifest(path, manifest.root) == manifest
             assert not [path for path in (disk / "cache").rglob(".*") if path.is_file()]
             assert scan_cached(manifest.root, config, Console()) == manifest
-    fault_log("a full disk for the remembered scan", {"told in one line, scanned anew": 3})
+    fault_log("a full disk for the cached scan", {"reported in one line, scanned anew": 3})
 
 
 # ---- the built-in corpus
@@ -196,7 +196,7 @@ def test_a_disk_too_full_for_the_built_in_corpus(manifest, tmp_path, monkeypatch
                     r".*cannot generate .* in .*/cache/synthetic/.*: No space left on device; .*FASTEMO_CACHE.*",
                     message,
                 )
-                outcomes["told in one line, no half clip left"] += 1
+                outcomes["reported in one line, no half clip left"] += 1
             other.unlink()
             assert make_corpus_here() == ""
             assert whole_clips(disk, manifest.root) == len(manifest.clips)
@@ -220,7 +220,7 @@ def test_workers_that_find_the_disk_full(tmp_path, fault_log):
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert "No space left on device" in done.stderr
         assert str(disk / "cache") in done.stderr
-    fault_log("a disk too full for the built-in corpus", {"told in one line, no half clip left": 1})
+    fault_log("a disk too full for the built-in corpus", {"reported in one line, no half clip left": 1})
 
 
 # ---- read-only folders
@@ -240,7 +240,7 @@ def test_folders_that_may_not_be_written(manifest, load, tmp_path, fault_log):
 
     assert exit_code(forked(attack)) == 0
     assert not list(closed.iterdir())
-    fault_log("a folder that may not be written, for store, scan and corpus", {"told in one line": 4})
+    fault_log("a folder that may not be written, for store, scan and corpus", {"reported in one line": 4})
 
 
 def test_a_file_system_that_became_read_only(manifest, load, tmp_path, monkeypatch):
@@ -293,7 +293,7 @@ def test_a_disk_too_full_for_a_run(tiny_corpus, tmp_path, fault_log):
         again = train(disk / "runs", tiny_corpus)
         assert again.returncode == 0, again.stderr
         assert (disk / "runs" / "run" / "test.json").is_file()
-    fault_log("a disk too full for a run's folder", {"told in one line, resumed with more room": len(rooms)})
+    fault_log("a disk too full for a run's folder", {"reported in one line, resumed with more room": len(rooms)})
 
 
 def test_run_folders_that_may_not_be_written(tiny_corpus, tmp_path, capsys, fault_log):
@@ -307,4 +307,4 @@ def test_run_folders_that_may_not_be_written(tiny_corpus, tmp_path, capsys, faul
         the_end(refused(disk / "runs"), disk / "runs", "read-only", "Read-only")
     (tmp_path / "file").touch()
     the_end(refused(tmp_path / "file"), tmp_path / "file", "Not a directory", "File exists")
-    fault_log("a runs_dir that is read-only or no folder", {"told in one line": 2})
+    fault_log("a runs_dir that is read-only or no folder", {"reported in one line": 2})

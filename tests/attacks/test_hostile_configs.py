@@ -226,7 +226,7 @@ def test_a_broken_file(file, what, fault_log):
     if "given twice" in what:
         assert "twice" in message
         assert str(file) in message
-    fault_log("broken YAML: NUL, wrong bytes, keys twice, keys that are no text", {"refused by name": 1})
+    fault_log("broken YAML: NUL, wrong bytes, keys twice, keys that are not text", {"refused by name": 1})
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_numbers_that_are_none(file, key, value, fault_log):
     last = key.split(".")[-1]
     assert last in file_refusal(file, below(key, value))
     assert last in refusal(f"--{key}={value}")
-    fault_log("numbers that are infinite, no number, huge or of another type", {"refused by name": 2})
+    fault_log("numbers that are infinite, NaN, huge or of another type", {"refused by name": 2})
 
 
 def test_an_option_that_is_no_text():
@@ -311,7 +311,7 @@ def outcome_of(arguments: list[str], file: Path, keys: list[str]) -> str:
         return "refused by name"
     write_config(config, file.with_name("written.yaml"))
     assert read_config(["--config", str(file.with_name("written.yaml"))]) == config
-    return "accepted, written and read again the same"
+    return "accepted, and unchanged when written and read again"
 
 
 CHECKS = list(HealthCheck)
@@ -348,5 +348,5 @@ def test_anything(file, fault, fault_log):
 
     attack()
     assert sum(outcomes.values()) >= full_or(sample, full)
-    assert outcomes.keys() <= {"refused by name", "accepted, written and read again the same"}
+    assert outcomes.keys() <= {"refused by name", "accepted, and unchanged when written and read again"}
     fault_log(fault, outcomes)

@@ -1,4 +1,4 @@
-"""Manifests from elsewhere: read as they say, or refused by file and line; no clip lies outside the corpus."""
+"""Manifests from elsewhere: read as written, or refused by file and line; no clip lies outside the corpus."""
 
 from collections import Counter
 from pathlib import PurePosixPath
@@ -34,7 +34,7 @@ def test_mutated_manifests(tmp_path, fault_log):
         rows = ()
         try:
             rows = read_manifest(path, tmp_path).rows
-            outcomes["read as they say"] += 1
+            outcomes["read as written"] += 1
         except ValueError as error:
             is_named = str(error).startswith(f"{path}, line ")
             outcomes["refused by file and line" if is_named else f"refused: {error}"] += 1
@@ -46,7 +46,7 @@ def test_mutated_manifests(tmp_path, fault_log):
             assert min(row.num_frames, row.width, row.height, row.fps) >= 0
         # A scan that remembered this file takes it for what it is worth, and never fails on it.
         assert scan(tmp_path, known=path).rows == ()
-    assert outcomes.keys() == {"read as they say", "refused by file and line"}
+    assert outcomes.keys() == {"read as written", "refused by file and line"}
     assert min(outcomes.values()) >= 10
     fault_log("mutated manifests", outcomes)
 

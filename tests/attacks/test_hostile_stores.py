@@ -203,7 +203,7 @@ def try_one(attack: Attack, seed: int, work: Path, filled: Path, manifest: Manif
     header = None if messages else (folder / HEADER).read_text()
     shutil.rmtree(root)
     if header is None:
-        return "store given up in a plain sentence, clips decoded"
+        return "store not used, and reported, clips decoded"
     assert header == signed(json.loads(header)), "a damaged header is written anew"
     assert decode.call_count == decoded[0], "what was decoded once was stored and served"
     return "damaged clips decoded again, the rest read" if decoded[0] else "all clips read, none was damaged"
@@ -247,7 +247,7 @@ def test_a_store_that_may_not_be_read_or_written(filled, manifest, expected, tmp
 
         assert exit_code(forked(attack)) == 0, (name, oct(mode))
         folder.chmod(0o755)
-    fault_log("a store without permission to read or write", {"given up in a plain sentence, clips decoded": 10})
+    fault_log("a store without permission to read or write", {"not used, and reported, clips decoded": 10})
 
 
 def test_a_store_that_is_damaged_while_two_processes_train_on_it(
@@ -289,7 +289,7 @@ def test_a_store_that_is_damaged_while_two_processes_train_on_it(
     stop.touch()
     assert exit_codes(trainings) == [0, 0, 0]
     assert (root / "victim").read_text() == "precious"
-    fault_log("a store damaged while three processes train on it", {"every frame right, no process ended": tried})
+    fault_log("a store damaged while three processes train on it", {"every frame correct, no process ended": tried})
 
 
 def test_damage_after_a_row_was_checked_is_noticed(filled, manifest, expected, tmp_path, fault_log):

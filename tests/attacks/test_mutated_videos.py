@@ -105,7 +105,7 @@ class Attack:
         if outcome == "decoded exactly" and not result["trouble"]:
             return outcome
         if verify == "quick" and outcome in ("decoded exactly", "other frames"):
-            return "damage painted over, frames of the right shape"
+            return "damage concealed by the decoder, frames of the right shape"
         if verify == "quick" and outcome == "decode error by name":
             return outcome
         return f"DEFECT: {outcome}"
@@ -117,8 +117,8 @@ def rejection(row: Clip) -> str:
         return "DEFECT: an exception of ours"
     causes = {
         "crashed the decoder's process": ": it crashed the decoder",
-        "took longer": ": it took too long",
-        "needs more than": ": it took too much memory",
+        "took longer": ": exceeded its time limit",
+        "needs more than": ": exceeded its memory limit",
     }
     return "rejected by name" + next((cause for words, cause in causes.items() if words in row.reason), "")
 

@@ -118,7 +118,7 @@ def test_writers_killed_while_others_go_on(manifest, tmp_path, fault_log):
                 check_epoch(loader, expected)
             assert stored > 0
         assert stored == clips
-    fault_log("one of three processes that fill a store killed", {"every stored row right, the rest decoded": kills})
+    fault_log("one of three processes that fill a store killed", {"every stored clip correct, the rest decoded": kills})
 
 
 # ---- the built-in corpus
@@ -186,7 +186,7 @@ def test_processes_that_remember_one_scan(manifest, cache, fault_log):
         seen += num_remembered(manifest, cache)
     assert exit_codes(processes) == [0, 0, 0]
     assert [path.suffix for path in (cache / "manifests").iterdir()] == [".csv"]
-    fault_log("three processes that remember one scan at once", {"whole whenever it was read": seen})
+    fault_log("three processes that cache one scan at once", {"complete whenever it was read": seen})
 
 
 def test_a_scan_killed_while_it_is_remembered(manifest, cache, fault_log):
@@ -204,4 +204,4 @@ def test_a_scan_killed_while_it_is_remembered(manifest, cache, fault_log):
         num_remembered(manifest, cache)
     once = forked(lambda: scan_cached(manifest.root, CorpusConfig(root=manifest.root), Console(show=False)))
     assert exit_code(once) == 0
-    fault_log("a process killed while it remembers a scan", {"the last whole one read": 10})
+    fault_log("a process killed while it caches a scan", {"the last complete one read": 10})

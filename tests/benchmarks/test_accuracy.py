@@ -39,7 +39,7 @@ def test_a_run_is_read_and_anything_else_refused(tmp_path):
     found = of_run(tmp_path)
     assert {"date", "machine", "versions"} <= set(found)
     assert (found["model"], found["epochs"], found["accuracy"], found["interval"]) == ("early_cnn", 2, 0.5, [0.4, 0.6])
-    assert (found["seed"], found["note"]) == (3, "paired classes: 18 right, 7 swapped")
+    assert (found["seed"], found["note"]) == (3, "temporal-order pairs: 18 right, 7 swapped")
     assert found["command"] == "accelerate launch fastemo/train.py --seed 3"
     (tmp_path / "test.json").write_text(json.dumps({**result, "corpus": "/data/RAVDESS"}))
     with pytest.raises(ValueError, match="built-in"):

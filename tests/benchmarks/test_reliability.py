@@ -52,12 +52,12 @@ def test_faults_of_one_name_are_added_up(tmp_path):
     path = lines_file(
         tmp_path,
         line("bit flips", {"rejected": 3, "decoded exactly": 1}),
-        line("a full disk", {"told in one line": 1}, "tests/attacks/test_z.py::test_z"),
+        line("a full disk", {"reported in one line": 1}, "tests/attacks/test_z.py::test_z"),
         line("bit flips", {"rejected": 2}, "tests/attacks/test_a.py::test_a"),
     )
     tests = ["tests/attacks/test_a.py::test_a", "tests/attacks/test_x.py::test_y"]
     flips = {"fault": "bit flips", "tried": 6, "outcomes": {"rejected": 5, "decoded exactly": 1}, "tests": tests}
-    disk = {"fault": "a full disk", "tried": 1, "outcomes": {"told in one line": 1}}
+    disk = {"fault": "a full disk", "tried": 1, "outcomes": {"reported in one line": 1}}
     assert summed(path) == [flips, {**disk, "tests": ["tests/attacks/test_z.py::test_z"]}]
     assert outcome_text({"a": 1, "b, c": 2000}) == "2,000 b, c; 1 a"
 

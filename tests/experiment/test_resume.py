@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert "resuming after epoch 1, clip 116" in shown
     assert_same_bits(bits(whole), bits(folder))
     assert len(list(folder.glob("checkpoints/damaged-last-*"))) == 1
-    fault_log("a flipped bit in the last checkpoint", {"gone on from the one before, and said so": 1})
+    fault_log("a flipped bit in the last checkpoint", {"resumed from the one before, and reported": 1})
 
 
 def test_without_a_whole_checkpoint_it_refuses(tiny_corpus, tmp_path, folder, monkeypatch):
@@ -224,7 +224,7 @@ def test_a_signal_ends_the_step_and_says_how_to_resume(tiny_corpus, tmp_path, fo
     lines = [line for line in errors.splitlines() if line.startswith("fastemo:")]
     assert lines[-1] == f"fastemo: stopped by {number.name}; resume with the same command and --resume {folder}"
     assert "Traceback" not in errors
-    fault_log(number.name, {"step ended, checkpoint written, told how to go on": 1})
+    fault_log(number.name, {"step ended, checkpoint written, command to resume printed": 1})
 
 
 @pytest.mark.slow
@@ -248,4 +248,4 @@ def test_two_processes_stop_at_the_same_step(tiny_corpus, tmp_path, folder, laun
     assert again.returncode == 0, errors
     assert "resuming after epoch" in output
     assert [row["epoch"] for row in metrics_of(folder)] == list(range(1, epoch + 1))
-    fault_log(f"SIGTERM to {launcher}", {"all processes stopped at one step and went on from there": 1})
+    fault_log(f"SIGTERM to {launcher}", {"all processes stopped at one step and resumed from it": 1})

@@ -57,7 +57,7 @@ def test_a_loss_that_is_no_number_names_its_clips(tmp_path, value, fault_log):
     assert last.info["epoch"] == 1
     assert all(torch.isfinite(it).all() for it in last.model.values())
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
-    fault_log(f"a loss that is {value}", {"training ended, clip named, last checkpoint whole": 1})
+    fault_log(f"a loss that is {value}", {"training ended, clip named, last checkpoint intact": 1})
 
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_out_of_memory_reports_the_batch_size_that_fits(tmp_path, monkeypatch, f
         UserError, match=r"cpu is out of memory with train\.batch_size 8: 2,048 MiB.*at most 4 clips fit"
     ):
         fit(tmp_path, 1, fail)
-    fault_log("memory of the device runs out", {"ended, told which batch size would fit": 1})
+    fault_log("memory of the device runs out", {"ended, naming a batch size that fits": 1})
 
 
 def test_the_batch_that_fits_is_arithmetic():
@@ -123,7 +123,7 @@ def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint(tmp_path, monkeypa
     assert last.info["epoch"] == 1
     assert sorted(it.name for it in (tmp_path / "checkpoints").iterdir()) == ["best", "last"]
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["epoch"] == 1
-    fault_log(f"writing a checkpoint fails: {words}", {"ended with what to do, last checkpoint whole": 1})
+    fault_log(f"writing a checkpoint fails: {words}", {"ended with advice, last checkpoint intact": 1})
 
 
 def test_errors_of_safetensors_are_the_disks(tmp_path, monkeypatch):

@@ -115,9 +115,12 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
         found.append(Target(f"warm_over_bare_{model}", title, medians.get((model, "warm_over_bare")), 0.95, "x"))
     waits = {model: share["median"] for model, passes in measured.items() if (share := data_wait(passes))}
     longest = max(waits, key=waits.__getitem__, default="")
-    title = "share of a warm epoch spent waiting for data, the most of any model"
+    title = "share of a warm epoch spent waiting for data, the highest of any model"
     found.append(Target("data_wait", title, waits.get(longest), 0.02, "", is_upper=True, note=longest))
-    title, over = "late_fusion: warm epoch over the report's way", medians.get(("late_fusion", "warm_over_report"))
+    title, over = (
+        "late_fusion: warm epoch over the JPEG-frame baseline",
+        medians.get(("late_fusion", "warm_over_report")),
+    )
     found.append(Target("late_fusion_over_report", title, over, 4, "x", note="stated for 112 px, T = 10"))
     for model in filter(lambda it: is_decode_bound(measured[it]), measured):
         alone, joint = medians.get((model, "cold_over_limit")), medians.get((model, "cold_over_joint_limit"))

@@ -29,7 +29,7 @@ def title(name: str) -> str:
     """`weak_local_2` as text."""
     *kind, count = name.split("_")
     processes = "1 process" if count == "1" else f"{count} processes, {KINDS[kind[0]]}"
-    return f"{processes}, no exchange of gradients" if kind[-1] == "local" else processes
+    return f"{processes}, no gradient all-reduce" if kind[-1] == "local" else processes
 
 
 def compare(rounds: Rounds, processors: Mapping[str, int], steps: int) -> dict[str, dict[str, Any]]:
@@ -105,7 +105,7 @@ def headlines(runs: Mapping[str, Any], scaling: Mapping[str, Any]) -> list[dict[
         it, name = scaling[count][kind], title(f"{kind}_{count}")
         rows.append((name, runs[f"{kind}_{count}"]["clips_per_second"], "clips/s"))
         rows.append((f"{name}: efficiency", it["efficiency"], "x"))
-        rows.append((f"{name}: exchange, share of a step", it["exchange_share_of_step"], ""))
+        rows.append((f"{name}: gradient all-reduce, share of a step", it["exchange_share_of_step"], ""))
     return [{"title": name, "value": it["median"], "unit": unit} for name, it, unit in rows]
 
 
