@@ -109,7 +109,14 @@ def peers_text(found: dict[str, list[Found]]) -> str:
     for it in files[1]:
         passes, ratios = (it["models"]["late_fusion"][name] for name in ("passes", "ratios"))
         for name in ("plain", "report"):
-            rows.append(["train `late_fusion`", passes["warm"], passes[name], ratios[f"warm_over_{name}"]])
+            rows.append(
+                [
+                    "train `late_fusion`, after the first epoch",
+                    passes["warm"],
+                    passes[name],
+                    ratios[f"warm_over_{name}"],
+                ]
+            )
     for it in [*files[0], *files[1]]:
         date, versions, command = _facts(it).values()
         about.append(f"{command} ({date}, {versions})")

@@ -42,6 +42,12 @@ class RunConfig:
         seed: Seed of all random numbers.
         resume: Interrupted run to resume: its folder, its name, or `auto`: the run `name` or, without a name, the
             newest run of the model; a new run if there is none.
+        corpus: Which clips are used.
+        video: How clips are sampled and decoded.
+        store: Where decoded clips are cached.
+        augment: Augmentation in training.
+        model: The model.
+        train: The training recipe.
     """
 
     name: str | None = None

@@ -49,7 +49,8 @@ def evaluate_run(
 
     Args:
         split: `train`, `val` or `test`; `None` is `test` without `root`.
-        labels, max_rejected: As in `CorpusConfig`, for another corpus; `None`: as in the run.
+        labels: As in `CorpusConfig`, for another corpus; `None`: as in the run.
+        max_rejected: Likewise.
 
     Raises:
         ValueError: `run_dir` is not a run folder, its checkpoint is damaged, or the other corpus is not usable: it

@@ -25,13 +25,14 @@ class TrainConfig:
         weight_decay: L2 penalty on all weights.
         schedule: `plateau` (lower the rate when validation accuracy stalls), `onecycle` (one rise and fall
             over the whole training), `constant`.
-        plateau_factor, plateau_patience: Factor of the rate, and after how many epochs without improvement.
+        plateau_factor: With `plateau`, what the rate is multiplied by.
+        plateau_patience: With `plateau`, epochs without a better validation accuracy before that.
         early_stop_patience: Stop after this many epochs without a better validation accuracy; null: never.
         clip_norm: Maximum norm of the gradients; 0: no clipping.
         speed: Preset. `auto` picks precision, memory layout and optimiser kernel by measurements on this kind of
             device, and logs them; `fp32` is fp32 with torch's defaults.
-        precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says, without it
-            what `speed` picks. A CPU that can only emulate bf16 computes in fp32, which is logged.
+        precision: Arithmetic of the model; `auto` is what `accelerate launch --mixed_precision` says or, without
+            that option, what `speed` picks. A CPU that can only emulate bf16 computes in fp32, which is logged.
         channels_last: Memory layout of convolutions, which does not change the result; null: what `speed` picks.
         compile: torch.compile of the training step: `off` (the same as `auto`), `default`, or `cudagraphs`.
         exchange: dtype of the gradient all-reduce; `auto` is what `speed` picks: bf16 where a CPU computes in bf16,

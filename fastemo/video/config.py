@@ -73,10 +73,13 @@ class VideoConfig:
     """How clips are sampled and decoded.
 
     Attributes:
-        num_frames, crop, size: See `FrameSpec`.
-        backend: `dali` (on the GPU), `pyav`, `decord`, or `auto`.
-        decode_threads: Clips decoded at once on processors, each on one thread; `None`: one per processor of
-            this process.
+        num_frames: T, frames per clip, spread evenly over it.
+        crop: `full` (whole frame, aspect kept: shorter side = size), `squash` (whole frame to a square),
+            `center` (centre square) or `head` (a square around the head in RAVDESS's framing).
+        size: Side of the cached frames in pixels; with `full`, the shorter side.
+        backend: `dali` (on the GPU), `pyav`, `decord`, or `auto`: DALI if there is a GPU and DALI, else PyAV.
+        decode_threads: Clips decoded at once on the CPU, each on one thread; `None`: one per core of this
+            process.
         prefetch_batches: Batches prepared ahead of the one in use.
     """
 
