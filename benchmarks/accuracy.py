@@ -1,6 +1,6 @@
 """Write a run's accuracy on the built-in corpus to a results file: `python benchmarks/accuracy.py runs/NAME`.
 
-Writes `results/accuracy-<model>-<seed>-<machine>-<date>.json`, which `readme_results.py` reads. Run it on the machine
+Writes `results/accuracy-<model>-<seed>-<machine>-<date>.json`, which `tables.py` reads. Run it on the machine
 that trained.
 """
 

@@ -1,6 +1,6 @@
 """Fault injection: the outcomes of broken files, stores, configurations, disks and processes, counted.
 
-    python benchmarks/reliability.py --full                 # all tests, as often as in the README's table: minutes
+    python benchmarks/reliability.py --full                 # all tests, as often as in the table of faults: minutes
     python benchmarks/reliability.py                        # all tests, the long ones as often as in CI
     python benchmarks/reliability.py --quick                # only tests that take seconds
     python benchmarks/reliability.py --from faults.jsonl    # the output of `pytest --faults faults.jsonl`

@@ -100,7 +100,7 @@ def few_clips(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def fault_log(request: pytest.FixtureRequest) -> Callable[[str, Mapping[str, int]], None]:
     """Logs what an attack tried and how often it ended how: `fault_log("bit flips in an MP4", {"rejected": 9})`.
 
-    With `--faults FILE` it becomes a line of that file, from which the README's table is made.
+    With `--faults FILE` it becomes a line of that file, from which the table of faults is made.
     """
 
     def log(fault: str, outcomes: Mapping[str, int]) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import REPOSITORY
 
-from benchmarks import readme_results, reliability
+from benchmarks import reliability, tables
 from benchmarks.common import results
 from benchmarks.reliability import main, outcome_text, summed
 
@@ -75,7 +75,7 @@ def test_results_from_lines_are_what_the_readme_reads(tmp_path, capsys):
     path = lines_file(tmp_path, line("bit flips", {"rejected": 3}))
     (tmp_path / "results").mkdir()
     main(["--from", str(path), "--out", str(tmp_path / "results" / "reliability-sample.json")])
-    assert readme_results.faults_text(readme_results.read(tmp_path / "results")) == "No results yet."
+    assert tables.faults_text(tables.read(tmp_path / "results")) == "No results yet."
     out = tmp_path / "results" / "reliability-x.json"
     main(["--from", str(path), "--full", "--out", str(out)])
     assert "bit flips" in capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_results_from_lines_are_what_the_readme_reads(tmp_path, capsys):
     command = "python benchmarks/reliability.py --from .../faults.jsonl --full --out .../reliability-x.json"
     assert found["command"] == command
     assert str(tmp_path) not in out.read_text()
-    assert "| bit flips | 3 | 3 rejected |" in readme_results.faults_text(readme_results.read(tmp_path / "results"))
+    assert "| bit flips | 3 | 3 rejected |" in tables.faults_text(tables.read(tmp_path / "results"))
 
 
 @pytest.mark.parametrize(("options", "tried", "ran"), [([], 7, 2), (["--quick"], 3, 1), (["--full"], 34, 2)])

@@ -91,7 +91,7 @@ def test_targets_from_rounds():
         "report_over_memory": (55.0, "reached"),
         "memory_growth": (19.5, "reached"),
     }
-    assert "1.91 x with the pruning" in found["pruned_decode"].note
+    assert "1.91 x with the time of pruning" in found["pruned_decode"].note
     assert "98%" in found["disk_tier_cold"].note
     assert found["memory_growth"].note == "small ones; as many by the loader: 30.0 MiB"
     assert found["memory_growth"].as_dict()["at_most"] == 20

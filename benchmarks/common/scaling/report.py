@@ -99,7 +99,7 @@ def targets(scaling: Mapping[str, Any], equality: Mapping[str, Any], processors:
 
 
 def headlines(runs: Mapping[str, Any], scaling: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Figures of the README's table besides the targets."""
+    """Figures of the documentation's table besides the targets."""
     rows = [("1 process", runs["strong_1"]["clips_per_second"], "clips/s")]
     for count, kind in product(scaling, KINDS):
         it, name = scaling[count][kind], title(f"{kind}_{count}")
