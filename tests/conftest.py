@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=Path, help="append what attacks tried, and how it ended, to this file")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: handed out last, it would keep one worker while the others have nothing left."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         if os.environ.get("FASTEMO_REQUIRE_CUDA") == "1":
