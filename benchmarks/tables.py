@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,6 @@ _KINDS = {
     "reliability": ("Faults", ["faults"]),
 }
 _VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
-# By a throughput file's peers, the job, and the stage of fastemo's that does it.
-_JOBS = {"jpeg": ("load clips that were decoded before", "loader_memory")}
-_VIDEO_JOB = ("decode 10 frames of each video", "loader_cold")
 # The headlines of a throughput file, which has no list of its own.
 _STAGES = ("decode_full", "decode_pruned", "loader_cold", "loader_cold_gpu", "loader_device")
 _NO_RESULTS = "No results yet."
@@ -99,35 +96,32 @@ def text(found: dict[str, list[Found]]) -> str:
 
 def peers_text(found: dict[str, list[Found]]) -> str:
     """What other programs reach at the same jobs, from the newest files of a machine without a GPU, as Markdown."""
-    kinds = ("throughput", "epoch_time")
-    files = [[it for it in found.get(kind, []) if not it["machine"]["gpus"]][-1:] for kind in kinds]
-    rows, about = [], []
-    for it in files[0]:
-        for name, peer in it["peers"].items():
-            job, stage = _JOBS.get(name, _VIDEO_JOB)
-            rows.append([job, it["rungs"][stage], peer, it["ratios"][f"{stage}_over_{name}"]])
-    for it in files[1]:
-        passes, ratios = (it["models"]["late_fusion"][name] for name in ("passes", "ratios"))
-        for name in ("plain", "report"):
-            rows.append(
-                [
-                    "train `late_fusion`, after the first epoch",
-                    passes["warm"],
-                    passes[name],
-                    ratios[f"warm_over_{name}"],
-                ]
-            )
-    for it in [*files[0], *files[1]]:
-        date, versions, command = _facts(it).values()
-        about.append(f"{command} ({date}, {versions})")
     cells = [["job", "fastemo, clips/s", "other program", "its clips/s", "fastemo is faster by"]]
-    for job, own, peer, ratio in rows:
-        rates = [figure_text(it["clips_per_second"]["median"]) for it in (own, peer)]
-        cells.append([job, rates[0], peer["title"], rates[1], f"{figure_text(ratio['median'])} x"])
-    if not rows:
-        return _NO_RESULTS
-    machine = _machine((files[0] or files[1])[0]["machine"])
-    return f"{_markdown(cells)}\n\n{machine}; {' and '.join(about)}."
+    about = []
+    for kind, compared in (("throughput", _loading), ("epoch_time", _training)):
+        for it in [it for it in found.get(kind, []) if not it["machine"]["gpus"]][-1:]:
+            for job, own, peer, ratio in compared(it):
+                rates = [figure_text(stage["clips_per_second"]["median"]) for stage in (own, peer)]
+                cells.append([job, rates[0], peer["title"], rates[1], f"{figure_text(ratio['median'])} x"])
+            date, versions, command = _facts(it).values()
+            about.append(f"{_machine(it['machine'])}; {command} ({date}, {versions}).")
+    return f"{_markdown(cells)}\n\n{' '.join(about)}" if about else _NO_RESULTS
+
+
+def _loading(found: Found) -> Iterator[tuple[str, Found, Found, Found]]:
+    """Of each peer of a throughput file: the job, fastemo's stage, the peer's, and the first over the second."""
+    for name, peer in found["peers"].items():
+        prepared = "extraction" in peer  # it reads frames that were decoded before
+        stage = "loader_memory" if prepared else "loader_cold"
+        job = "load clips that were decoded before" if prepared else "decode 10 frames of each video"
+        yield job, found["rungs"][stage], peer, found["ratios"][f"{stage}_over_{name}"]
+
+
+def _training(found: Found) -> Iterator[tuple[str, Found, Found, Found]]:
+    """The same of an epoch-time file."""
+    passes, ratios = (found["models"]["late_fusion"][name] for name in ("passes", "ratios"))
+    for name in ("plain", "report"):
+        yield "train `late_fusion`, after the first epoch", passes["warm"], passes[name], ratios[f"warm_over_{name}"]
 
 
 def _by_machine(files: list[Found]) -> str:
@@ -194,7 +188,8 @@ def _study(found: Found) -> str:
             by_order = {(it["a"], it["b"]): _points(it) for it in part.get("order_comparisons") or []}
             for it in part["comparisons"]:
                 rows.append([f"{it['a']} minus {it['b']}", _points(it), by_order.get((it["a"], it["b"]), "-")])
-            texts.append(_folded("Comparisons, paired by take", rows))
+            summary = "<summary>Comparisons, paired by take</summary>"
+            texts.append(f"<details markdown>{summary}\n\n{_markdown(rows)}\n\n</details>")
     return "\n\n".join(texts)
 
 
@@ -251,10 +246,6 @@ def _targets(found: Found) -> dict[str, str]:
         note = f" ({it['note']})" if it["note"] else ""
         cells[it["title"]] = f"{value}{verdict}; target {sign} {figure_text(bound, it['unit'])}{note}"
     return cells
-
-
-def _folded(title: str, rows: list[list[str]]) -> str:
-    return f"<details markdown><summary>{title}</summary>\n\n{_markdown(rows)}\n\n</details>"
 
 
 def _markdown(rows: list[list[str]]) -> str:

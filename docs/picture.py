@@ -9,6 +9,7 @@ not by the prediction: the first strong take of each of four classes, by the two
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,7 +21,6 @@ from fastemo.corpus.prepare import corpus_root
 from fastemo.errors import one_line_errors
 from fastemo.evaluation.tables import read_predictions
 from fastemo.report import drawing
-from fastemo.video.config import FrameSpec
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
@@ -34,15 +34,15 @@ def draw(run: Path) -> Figure:
     table = read_predictions(run / "predictions.csv")
     root = corpus_root(config.corpus, Console())
     count = config.video.num_frames
+    spec = replace(config.video.spec, size=_PIXELS)
+    indices = frame_indices(config.corpus.synthetic.num_frames, count)
+    takes = {row: ravdess.parse_stem(Path(key).stem) for row, key in enumerate(table.keys)}
     figure = Figure(figsize=(_ROW * count + 0.75 + _BARS, (_ROW + 0.17) * len(_EMOTIONS)))
     width, height = figure.get_size_inches()
     for place, emotion in enumerate(_EMOTIONS):
-        takes = {row: ravdess.parse_stem(Path(key).stem) for row, key in enumerate(table.keys)}
         strong = [row for row, it in takes.items() if it.emotion_name == emotion and it.intensity == 2]
         actors = sorted({takes[row].actor for row in strong})
         row = next(row for row in strong if takes[row].actor == actors[place % len(actors)])
-        indices = frame_indices(config.corpus.synthetic.num_frames, count)
-        spec = FrameSpec(num_frames=count, crop=config.video.crop, size=_PIXELS)
         frames = decode_clip(root / table.keys[row], indices, spec)
         strip = frames.transpose(2, 0, 3, 1).reshape(_PIXELS, -1, 3)
         bottom = height - (place + 1) * (_ROW + 0.17)

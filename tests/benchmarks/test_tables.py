@@ -175,7 +175,7 @@ def test_faults_are_rows_below_when_and_where(tmp_path):
 
 def test_other_programs_are_compared_on_a_machine_without_a_gpu(tmp_path):
     rate = {"clips_per_second": {"median": 2.0}}
-    peers = {"decord": {"title": "decord", **rate}, "jpeg": {"title": "JPEG", **rate}}
+    peers = {"decord": {"title": "decord", **rate}, "jpeg": {"title": "JPEG", "extraction": {}, **rate}}
     ratios = {"loader_cold_over_decord": {"median": 1.95}, "loader_memory_over_jpeg": {"median": 790.0}}
     loads = benchmark(peers=peers, ratios=ratios, rungs={"loader_cold": rate, "loader_memory": rate})
     passes = {"warm": rate, "plain": {"title": "plain loop", **rate}, "report": {"title": "JPEG loop", **rate}}
