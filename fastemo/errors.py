@@ -19,7 +19,7 @@ class DecodeError(UserError):
 
     def __init__(self, path: Path, frame: int, reason: str) -> None:
         super().__init__(f"{path}: frame {frame} does not decode: {reason}")
-        self.path, self.frame = path, frame
+        self.path, self.frame, self.reason = path, frame, reason
 
 
 class Stopped(BaseException):

@@ -31,6 +31,7 @@ class Clip:
             give actor, intensity and statement, see `cremad.Recording`.
         split: `train`, `val` or `test` where the corpus's own folders say so; empty otherwise.
         num_frames: Frames that decode.
+        width, height, orientation, pixel_aspect, hdr: See `Probe`; an orientation of 0 is not known.
         size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
         verified: How far it was decoded, `quick` or `full`; empty if the probe did not finish.
     """
@@ -52,6 +53,9 @@ class Clip:
     height: int = 0
     codec: str = ""
     duration_seconds: float = 0.0
+    orientation: int = 0
+    pixel_aspect: float = 1.0
+    hdr: str = ""
     size_bytes: int = 0
     mtime_ns: int = 0
     verified: str = ""

@@ -21,6 +21,7 @@ from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES, BadFile, Probe, ima
 from fastemo.machine import available_processors, write_text
 
 _AUDIO_SUFFIXES = frozenset({".wav"})
+_SINCE_0_2 = frozenset({"orientation", "pixel_aspect", "hdr"})
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
 
@@ -96,7 +97,10 @@ def read_manifest(path: Path, root: Path) -> Manifest:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         try:
-            if set(reader.fieldnames or ()) != set(types):
+            # Versions before 0.2 did not write how the picture is stored: its orientation is then 0.
+            found = {*(reader.fieldnames or ())}
+            types = {name: kind for name, kind in types.items() if name in found or name not in _SINCE_0_2}
+            if found != set(types):
                 raise ValueError("its first line is not the manifest's header")
             for row in reader:
                 if None in row or None in row.values() or row["status"] not in get_args(Status):
@@ -212,7 +216,9 @@ def _reusable_rows(known: Path | None, root: Path, verify: Verify) -> dict[str, 
     try:
         rows = read_manifest(known, root).rows
     except (ValueError, OSError):
-        return {}  # if damaged, every file is probed again
+        rows = ()  # if damaged, every file is probed again
+    if not any(row.orientation for row in rows):  # by a version before 0.2
+        return {}
     return {row.key: row for row in rows if row.verified == "full" or row.verified == verify}
 
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import errno
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import av.error
+from av.stream import Disposition
 
 from fastemo.corpus.config import Verify
+from fastemo.corpus.display import Display
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".flv"})
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .webm .avi .divx .flv .f4v .mpg .mpeg .m2v .vob .ts .mts .m2ts .wmv .asf .ogv .ogm "
+    ".mxf .dv .gif .y4m".split()
+)
 IMAGE_NAME = re.compile(r"frame(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE | re.ASCII)
 
 
 # Options for opening untrusted files. Playlists and lists of files (HLS, DASH, concat) name other files, anywhere, and
 # FFmpeg would open them: only containers that hold their own frames are read, whatever the file's name.
 CONTAINERS_ONLY = {
-    "format_whitelist": "mov,mp4,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg",
+    "format_whitelist": "mov,mp4,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,mxf,dv,gif,yuv4mpegpipe",
     "protocol_whitelist": "file",
 }
 IMAGES_ONLY = {
@@ -30,6 +36,11 @@ IMAGES_ONLY = {
 }
 _TOP_LEVEL_BOXES = frozenset(b"ftyp styp moov moof mdat mfra sidx free skip wide pnot uuid meta udta".split())
 _EBML_HEADER, _EBML_SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
+
+
+# Sample entries of ISO/IEC 23001-7 and of iTunes.
+_ENCRYPTED = frozenset({"encv", "drmi"})
+_HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer functions
 
 
 class BadFile(ValueError):
@@ -44,8 +55,12 @@ class Probe:
         num_frames: Frames that decode: the packets that no edit list discards. The count in the header is often
             higher (RAVDESS: by one).
         fps: Average frames per second; 0 for a folder of images, which has no time base.
+        width, height: Of the picture that a player shows, in square pixels: see `Display.size`.
         codec: FFmpeg's name of the codec, or `images` for a folder of images.
         duration_seconds: `num_frames / fps`; 0 for a folder of images.
+        orientation: How the picture is stored, 1 to 8 as Exif numbers it; 1 is upright.
+        pixel_aspect: Width of a stored pixel, as a multiple of its height.
+        hdr: `PQ` or `HLG` for these transfer functions, else empty.
     """
 
     num_frames: int
@@ -54,6 +69,9 @@ class Probe:
     height: int
     codec: str
     duration_seconds: float
+    orientation: int
+    pixel_aspect: float
+    hdr: str
 
 
 def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
@@ -68,7 +86,7 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
         raise BadFile("zero length")
     try:
         with _open(path) as container:
-            stream = _video_stream(container)
+            stream = _checked_stream(container)
             num_frames, starts_whole = _count_frames(container, stream)
             fps = max(0.0, float(stream.average_rate or stream.guessed_rate or 0))
             codec = stream.codec_context.name
@@ -82,18 +100,14 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
         raise BadFile("no frame decodes: the video stream has no packets")
     # Frames before the first keyframe may or may not decode.
     in_full = verify == "full" or not starts_whole
-    decoded, width, height = _decode(path, None if in_full else 1, strict=verify == "full")
-    if decoded == 0:
+    decoded, shown = _decode(path, None if in_full else 1, strict=verify == "full")
+    if not decoded:
         raise BadFile("no frame decodes")
-    if in_full and decoded != num_frames:
+    if starts_whole and in_full and decoded != num_frames:
         raise BadFile(f"only {decoded} of {num_frames} stored frames decode")
+    num_frames = decoded if in_full else num_frames
     return Probe(
-        num_frames=num_frames,
-        fps=fps,
-        width=width,
-        height=height,
-        codec=codec,
-        duration_seconds=num_frames / fps if fps else 0.0,
+        num_frames=num_frames, fps=fps, codec=codec, duration_seconds=num_frames / fps if fps else 0.0, **shown
     )
 
 
@@ -116,30 +130,43 @@ def probe_images(folder: Path, *, verify: Verify = "quick") -> Probe:
     files = image_files(folder)
     if not files:
         raise BadFile("no images named frame0001.jpg, frame0002.jpg, ...")
-    shape: tuple[int, int] | None = None
+    displays: list[Display] = []
     for path in files if verify == "full" else files[:1]:
         try:
             with av.open(str(path.absolute()), options=IMAGES_ONLY) as container:
-                container.streams.video[0].codec_context.thread_count = 1
-                frame = next(container.decode(video=0))
+                stream = container.streams.video[0]
+                stream.codec_context.thread_count = 1
+                displays.append(Display.of(next(container.decode(video=0)), None))
         except (av.error.FFmpegError, StopIteration, IndexError) as error:
             raise BadFile(f"image {path.name} does not decode") from error
-        if shape and shape != (frame.width, frame.height):
-            raise BadFile(f"image {path.name} is {frame.width}x{frame.height}, the first is {shape[0]}x{shape[1]}")
-        shape = (frame.width, frame.height)
-    assert shape
-    return Probe(num_frames=len(files), fps=0.0, width=shape[0], height=shape[1], codec="images", duration_seconds=0.0)
+        (width, height), (first_width, first_height) = displays[-1].size, displays[0].size
+        if (width, height) != (first_width, first_height):
+            raise BadFile(f"image {path.name} is {width}x{height}, the first is {first_width}x{first_height}")
+    shown = _properties(displays[0])
+    return Probe(num_frames=len(files), fps=0.0, codec="images", duration_seconds=0.0, **shown)
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    stream = container.streams.best("video")
+def video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The video that a player shows: not a cover picture; the default one, and of several the largest."""
+
+    def rank(stream: av.VideoStream) -> tuple[bool, bool, int]:
+        flags, context = stream.disposition, stream.codec_context
+        area = context.width * context.height if context is not None else 0
+        return not flags & Disposition.attached_pic, bool(flags & Disposition.default), area
+
+    return max(container.streams.video, key=rank, default=None)
+
+
+def _checked_stream(container: av.container.InputContainer) -> av.VideoStream:
+    stream = video_stream(container)
     if stream is None:
         raise BadFile("no video stream")
-    assert isinstance(stream, av.VideoStream)
-    if stream.disposition & av.stream.Disposition.attached_pic:
+    if stream.disposition & Disposition.attached_pic:
         raise BadFile("no video stream, only a cover picture")
     if stream.codec_context is None:  # for a codec that FFmpeg does not know
         raise BadFile("no frame decodes: the video's codec is unknown")
+    if stream.codec_context.codec_tag in _ENCRYPTED:
+        raise BadFile("it is encrypted")
     return stream
 
 
@@ -160,30 +187,48 @@ def _open(path: Path) -> av.container.InputContainer:
     return av.open(str(path.absolute()), options=CONTAINERS_ONLY)
 
 
-def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, int, int]:
-    """Frames that decode, up to `limit`, and their width and height.
+def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, dict[str, Any]]:
+    """The number of frames that decode, up to `limit`, and the properties of the picture.
 
     If `strict`, damage that the decoder would conceal is an error.
     """
-    count, size = 0, (0, 0)
+    count, display, shown = 0, None, {}
     try:
         with _open(path) as container:
-            stream = _video_stream(container)
+            stream = _checked_stream(container)
             stream.codec_context.thread_count = 1
             if strict:
                 stream.codec_context.options = {"err_detect": "explode"}
             for frame in container.decode(stream):
                 if strict and frame.is_corrupt:
                     raise BadFile(f"frame {count} is damaged")
-                if count and size != (frame.width, frame.height):
-                    raise BadFile(f"frame {count} is {frame.width}x{frame.height}, earlier ones {size[0]}x{size[1]}")
-                count, size = count + 1, (frame.width, frame.height)
+                now = Display.of(frame, pixel_aspect(stream))
+                if display is not None and display.size != now.size:
+                    width, height = display.size
+                    raise BadFile(f"frame {count} is {now.size[0]}x{now.size[1]}, earlier ones {width}x{height}")
+                count, display, shown = count + 1, now, _properties(now, frame)
                 if count == limit:
                     break
     except av.error.FFmpegError as error:
         where = f"frame {count} does not decode" if count else "no frame decodes"
         raise BadFile(f"{where}: {_reason(error)}") from error
-    return count, *size
+    return count, shown
+
+
+def pixel_aspect(stream: av.VideoStream) -> Fraction | None:
+    """The container's, else the codec's; the latter is known once a frame has been decoded."""
+    return stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+
+
+def _properties(display: Display, frame: av.VideoFrame | None = None) -> dict[str, Any]:
+    width, height = display.size
+    return {
+        "width": width,
+        "height": height,
+        "orientation": display.orientation,
+        "pixel_aspect": float(display.pixel_aspect),
+        "hdr": _HDR.get(int(frame.color_trc), "") if frame else "",
+    }
 
 
 def _cut_off(path: Path, size: int) -> str:
@@ -265,5 +310,5 @@ def _cut_box(path: Path, size: int) -> str:
 
 def _reason(error: Exception) -> str:
     if getattr(error, "errno", None) == errno.EINVAL:  # FFmpeg's error for a format that is not on the list
-        return "it is damaged or not an MP4, MOV, MKV, WebM, AVI or FLV file, whatever its name"
+        return "it is damaged or not a video file, whatever its name"
     return str(getattr(error, "strerror", "") or error)

@@ -129,7 +129,7 @@ def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack
     _test(config, trainer, run_dir, root, splits, loaders["test"], console)
     refused: Counter[str] = Counter()
     for loader in loaders.values():
-        refused.update(loader.refused_by_dali)
+        refused.update(loader.left_to_pyav)
     for reason, clips in refused.items():
         console.say(f"PyAV decoded {clips} clips instead of DALI: {reason}")
     if count := len(trainer.progress.dropped):

@@ -79,9 +79,11 @@ def refused_size(width: int, height: int, device: torch.device) -> str | None:
 
 
 class Decoder:
-    """Decodes clips, by their row in a list, with the chosen backend.
+    """Decodes clips, by their row in a list, with the chosen backend; what that one cannot decode, PyAV does.
 
-    With `dali`, PyAV decodes what DALI cannot (folders of images, codecs that the device does not support).
+    Attributes:
+        left_to_pyav: Reason -> keys of clips that the backend should decode, judging by codec and container, but did
+            not.
     """
 
     def __init__(
@@ -100,9 +102,7 @@ class Decoder:
         self._uses_dali = backend == "dali"
         self._dali: dali.DaliDecoder | None = None
         self._lock = Lock()
-        # Reason -> keys of clips whose codec DALI knows but which it does not decode.
-        self.refused_by_dali: dict[str, set[str]] = {}
-        # Rows that pruning left to PyAV: they are not pruned for DALI again.
+        self.left_to_pyav: dict[str, set[str]] = {}
         self._rows_for_pyav: set[int] = set()
 
     @property
@@ -118,13 +118,18 @@ class Decoder:
             return False
         if not decodes(clip.codec, Path(clip.key).suffix, self.device):
             return False
-        return not self._is_refused(clip, refused_size(clip.width, clip.height, self.device))
+        reason = None
+        if clip.orientation <= 1 and clip.pixel_aspect == 1:
+            reason = refused_size(clip.width, clip.height, self.device)
+        return not self._is_refused(row, reason)
 
-    def _is_refused(self, clip: Clip, reason: str | None) -> bool:
+    def _is_refused(self, row: int, reason: str | None) -> bool:
+        """Leave a clip to PyAV from now on, if there is a reason."""
         if reason is None:
             return False
         with self._lock:
-            self.refused_by_dali.setdefault(reason, set()).add(clip.key)
+            self._rows_for_pyav.add(row)
+            self.left_to_pyav.setdefault(reason, set()).add(self.clips[row].key)
         return True
 
     def decode(self, row: int) -> np.ndarray:
@@ -136,7 +141,9 @@ class Decoder:
         clip, path = self.clips[row], self._root / self.clips[row].key
         indices = frame_indices(clip.num_frames, self.spec.num_frames)
         with _as_scanned(clip, path, int(indices[0])):
-            frames = decode_clip(path, indices, self.spec, backend=self._library)
+            frames = self._by_decord(row, path, indices)
+            if frames is None:
+                frames = decode_clip(path, indices, self.spec)
         width, height = self.frame_size
         if frames.shape[2:] != (height, width):
             raise DecodeError(
@@ -146,6 +153,20 @@ class Decoder:
                 f"the file changed after the scan",
             )
         return frames
+
+    def _by_decord(self, row: int, path: Path, indices: np.ndarray) -> np.ndarray | None:
+        """The frames, if decord is the backend and decodes them."""
+        clip = self.clips[row]
+        if self._library != "decord" or row in self._rows_for_pyav or clip.codec == "images":
+            return None
+        if clip.orientation in (2, 4, 5, 7) or clip.pixel_aspect != 1:
+            self._is_refused(row, "decord neither mirrors frames nor knows the shape of their pixels")
+            return None
+        try:
+            return decode_clip(path, indices, self.spec, backend="decord")
+        except DecodeError as error:
+            self._is_refused(row, error.reason)
+            return None
 
     def prune(self, row: int) -> Source | None:
         """The part of a clip that DALI needs; `None` if PyAV decodes it instead.
@@ -159,8 +180,11 @@ class Decoder:
             pruned = pruned_clip(path, indices)
         # DALI relies on timestamps, which are bad in files that pruning left whole; VP8 is merely unknown to pruning.
         is_timed = not pruned.is_whole or clip.codec == "vp8"
-        source = Source(path, indices, pruned, clip.width, clip.height)
-        if is_timed and not self._is_refused(clip, source.refused_format):
+        source = Source(path, indices, pruned, clip.width, clip.height, clip.orientation, clip.pixel_aspect)
+        reason = refused_size(source.display.width, source.display.height, self.device) or source.refused_format
+        if source.display.is_turned and self.frame_size[0] != self.frame_size[1]:
+            reason = "it is stored lying on its side, and crop full keeps its shape"
+        if is_timed and not self._is_refused(row, reason):
             return source
         self._rows_for_pyav.add(row)
         return None

@@ -204,7 +204,8 @@ class DaliDecoder:
         room = 0
         for index, source in enumerate(self._sources):
             # As decoded and as cropped; and the frames held for reordering.
-            need = (2 * len(source.positions) + _REORDER_FRAMES * self._is_cuda) * source.width * source.height * 3
+            frame = source.display.width * source.display.height * 3
+            need = (2 * len(source.positions) + _REORDER_FRAMES * self._is_cuda) * frame
             if not groups or need > room or len(groups[-1]) == self._max_batch:
                 groups.append([])
                 room = self._room // _IN_FLIGHT
@@ -236,7 +237,7 @@ class DaliDecoder:
         sources = [self._sources[index] for index in group]
         # Sorted by matrix, so that all frames of one matrix are converted at once.
         slots = sorted(range(len(group)), key=lambda slot: sources[slot].matrix)
-        decoded = torch.cat([torch.from_dlpack(videos[slot]) for slot in slots])
+        decoded = torch.cat([sources[slot].display.upright(torch.from_dlpack(videos[slot])) for slot in slots])
         starts, end = [0] * len(group), 0
         for matrix, alike in groupby(slots, key=lambda slot: sources[slot].matrix):
             start = end
@@ -256,7 +257,7 @@ class DaliDecoder:
             raise StopIteration
         group = self._waiting.popleft()
         sources = [self._sources[index] for index in group]
-        boxes = [self._spec.box(source.width, source.height) for source in sources]
+        boxes = [source.display.stored_box(*self._spec.box(*source.display.size)) for source in sources]
         batch = (
             [np.frombuffer(source.clip.data, np.uint8) for source in sources],
             [source.positions for source in sources],

@@ -13,14 +13,16 @@ import av.error
 import numpy as np
 from av.filter import Graph
 
-from fastemo.corpus.probe import CONTAINERS_ONLY, IMAGES_ONLY, image_files
+from fastemo.corpus.display import Display
+from fastemo.corpus.probe import CONTAINERS_ONLY, IMAGES_ONLY, image_files, pixel_aspect, video_stream
 from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, PrunedClip, prune
 from fastemo.video.config import FrameSpec
 
 Library = Literal["pyav", "decord"]
 # Increased whenever the same file and `FrameSpec` give different bytes, so that older cached clips are not used.
-DECODE_VERSION = 1
+# 2: upright, and cropped in the displayed shape.
+DECODE_VERSION = 2
 
 # Triangle filter widened to the scale (like Pillow's antialiased bilinear), chroma upsampled to full resolution
 # before the colour matrix, and identical bytes on every processor.
@@ -63,11 +65,12 @@ def decode_clip(
     Args:
         path: A video, or a folder of images (which every backend reads the same way).
         indices: T ascending frame numbers; repeats are allowed.
-        spec: Crop and size; `None` returns frames as they are in the file.
-        backend: The decoding library.
+        spec: Crop and size; `None` returns upright frames with the file's own pixels, square or not.
+        backend: The decoding library. decord turns frames, but does not mirror them, and takes pixels
+            for square.
 
     Returns:
-        uint8 [T, 3, h, w], RGB.
+        uint8 [T, 3, h, w], RGB, the way up that a player shows them.
 
     Raises:
         DecodeError: The file cannot be read, or a wanted frame does not decode.
@@ -82,12 +85,12 @@ def decode_clip(
     unique: dict[int, np.ndarray] = {}
     to_rgb: _ToRGB | None = None
     try:
-        for index, frame in zip(dict.fromkeys(wanted), frames, strict=False):
+        for index, (frame, aspect) in zip(dict.fromkeys(wanted), frames, strict=False):
             if spec is None:
-                unique[index] = frame.to_ndarray(format="rgb24")
+                unique[index] = Display.of(frame, aspect).upright(frame.to_ndarray(format="rgb24"))
                 continue
             if to_rgb is None or not to_rgb.fits(frame):
-                to_rgb = _ToRGB(frame, spec)
+                to_rgb = _ToRGB(frame, Display.of(frame, aspect), spec)
             unique[index] = to_rgb(frame)
     except (av.error.FFmpegError, ValueError) as error:
         raise DecodeError(path, wanted[0], str(error)) from error
@@ -98,10 +101,10 @@ def decode_clip(
 
 
 class _ToRGB:
-    """One antialiased resize from the decoder's own planes to packed RGB, cropped first."""
+    """One antialiased resize from the decoder's own planes to packed RGB, cropped first and turned upright last."""
 
-    def __init__(self, frame: av.VideoFrame, spec: FrameSpec) -> None:
-        self._geometry = self._describe(frame)
+    def __init__(self, frame: av.VideoFrame, display: Display, spec: FrameSpec) -> None:
+        self._geometry, self._display = self._describe(frame), display
         graph = Graph()
         graph.threads = 1
         last = graph.add_buffer(
@@ -110,8 +113,9 @@ class _ToRGB:
             format=frame.format,
             time_base=frame.time_base or Fraction(1, 30),
         )
-        left, top, width, height = spec.box(frame.width, frame.height)
-        out_width, out_height = spec.out_size(frame.width, frame.height)
+        left, top, width, height = display.stored_box(*spec.box(*display.size))
+        out_size = spec.out_size(*display.size)
+        out_width, out_height = out_size[::-1] if display.is_turned else out_size
         for name, arguments in (
             ("crop", f"{width}:{height}:{left}:{top}:exact=1"),
             ("scale", f"{out_width}:{out_height}:flags={_SCALE_FLAGS}"),
@@ -137,7 +141,8 @@ class _ToRGB:
         self._graph.push(frame)
         result = self._graph.pull()
         assert isinstance(result, av.VideoFrame)
-        return result.to_ndarray()
+        upright: np.ndarray = self._display.upright(result.to_ndarray())
+        return upright
 
 
 def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray) -> PrunedClip:
@@ -152,19 +157,19 @@ def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray) -> PrunedClip:
         raise DecodeError(path, wanted[0] if error.frame is None else error.frame, error.reason) from error
 
 
-def _pyav(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
+def _pyav(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
     clip = pruned_clip(path, wanted)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
     try:
         with av.open(io.BytesIO(clip.data), options=CONTAINERS_ONLY if clip.is_whole else UNPROBED) as container:
-            stream = container.streams.best("video")
-            assert isinstance(stream, av.VideoStream), "pruning refuses files without video"
+            stream = video_stream(container)
+            assert stream is not None, "pruning refuses files without video"
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
                 if count == positions[missing[0]]:
                     del missing[0]
-                    yield frame
+                    yield frame, clip.pixel_aspect or pixel_aspect(stream)
                     if not missing:
                         return
                 count += 1
@@ -179,7 +184,7 @@ def unpadded(frame: np.ndarray) -> np.ndarray:
     return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
-def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
+def _decord(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
     decord = _load_decord()
     clip = pruned_clip(path, wanted)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
@@ -193,19 +198,19 @@ def _decord(path: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
             frame = unpadded(reader.next().asnumpy())
             count = position + 1
             del missing[0]
-            yield av.VideoFrame.from_ndarray(frame, format="rgb24")
+            yield av.VideoFrame.from_ndarray(frame, format="rgb24"), None
     except (decord._ffi.base.DECORDError, RuntimeError, IndexError, StopIteration) as error:
         reason = (str(error).strip().splitlines() or ["the file ends before it"])[0]
         raise DecodeError(path, missing[0], f"{reason} (by decord; --video.backend pyav reads more files)") from error
 
 
-def _images(folder: Path, wanted: list[int]) -> Iterator[av.VideoFrame]:
+def _images(folder: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, None]]:
     files = image_files(folder)
     for index in dict.fromkeys(wanted):
         if index >= len(files):
             raise DecodeError(folder, index, f"the folder holds {len(files)} images")
         try:
             with av.open(str(files[index].absolute()), options=IMAGES_ONLY) as container:
-                yield next(container.decode(video=0))
+                yield next(container.decode(video=0)), None
         except (av.error.FFmpegError, StopIteration, IndexError) as error:
             raise DecodeError(folder, index, f"image {files[index].name}: {error}") from error

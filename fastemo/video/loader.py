@@ -116,9 +116,9 @@ class ClipLoader:
             return dict(self._dropped)
 
     @property
-    def refused_by_dali(self) -> dict[str, int]:
-        """Reason why PyAV decoded clips whose codec DALI knows -> number of clips."""
-        return {reason: len(keys) for reason, keys in self._decoder.refused_by_dali.items()}
+    def left_to_pyav(self) -> dict[str, int]:
+        """Reason why PyAV decoded clips that the backend should have -> number of clips."""
+        return {reason: len(keys) for reason, keys in self._decoder.left_to_pyav.items()}
 
     def steps(self, epoch: int) -> list[RankStep]:
         """This rank's steps of an epoch: integers only; nothing is decoded."""

@@ -500,8 +500,8 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
             (ours,), (theirs,) = dalis.epoch(epoch), pyavs.epoch(epoch)
             assert torch.equal(ours.frames[:3], theirs.frames[:3])
             assert psnr(ours.frames.numpy(), theirs.frames.numpy()) >= 50
-        assert dalis.refused_by_dali == {"format": 1, "size": 1}
-        assert pyavs.refused_by_dali == {}
+        assert dalis.left_to_pyav == {"format": 1, "size": 1}
+        assert pyavs.left_to_pyav == {}
     assert sorted(pruned) == [1, 2, 3, 3], "what was refused once is not pruned for DALI again"
 
 

@@ -13,7 +13,7 @@ import av
 import av.error
 import numpy as np
 
-from fastemo.corpus.probe import CONTAINERS_ONLY
+from fastemo.corpus.probe import CONTAINERS_ONLY, video_stream
 from fastemo.errors import UserError
 from fastemo.video.bitstream import frame_headers, nal
 from fastemo.video.bitstream.frame_headers import NotUnderstood
@@ -56,11 +56,13 @@ class PrunedClip:
         data: A video file: an MP4 with one video stream, or the source's own bytes if it cannot be pruned.
         positions: int64 [T], the wanted frames as indices into a full sequential decode of `data`.
         is_whole: `data` is the source as it is; otherwise it may be opened `UNPROBED`.
+        pixel_aspect: What the source's container says about the shape of its pixels, which an MP4 may not carry.
     """
 
     data: bytes
     positions: np.ndarray
     is_whole: bool = False
+    pixel_aspect: Fraction | None = None
 
 
 @dataclass
@@ -122,8 +124,8 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
     try:
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
         with av.open(file, options=UNPROBED if _is_mp4(source) else CONTAINERS_ONLY) as container:
-            stream = container.streams.best("video")
-            if not isinstance(stream, av.VideoStream):
+            stream = video_stream(container)
+            if stream is None:
                 raise BitstreamError(name, "the file has no video stream")
             packets = [packet for packet in container.demux(stream) if packet.size]
             num_frames = sum(not packet.is_discard for packet in packets)
@@ -133,13 +135,13 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
                     name, f"frame {outside[0]} lies outside the file's {num_frames} frames", int(outside[0])
                 )
             try:
-                clip = _prune(container, stream, packets, wanted)
+                data, positions = _prune(container, stream, packets, wanted)
+                return PrunedClip(data, positions, pixel_aspect=stream.sample_aspect_ratio)
             except NotUnderstood:
                 whole = source if isinstance(source, bytes) else Path(source).read_bytes()
                 return PrunedClip(whole, wanted, is_whole=True)
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise BitstreamError(name, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return clip
 
 
 def _is_mp4(source: Path | str | bytes) -> bool:
@@ -152,7 +154,7 @@ def _is_mp4(source: Path | str | bytes) -> bool:
 
 def _prune(
     container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet], wanted: np.ndarray
-) -> PrunedClip:
+) -> tuple[bytes, np.ndarray]:
     layout = _layout(container, stream, packets)
     frames = [number for number in layout.order if not packets[number].is_discard]
     kept = _select(layout.groups, {frames[index] for index in wanted.tolist()})
@@ -169,7 +171,7 @@ def _prune(
         with av.open(io.BytesIO(data)) as made:
             if _colours(made.streams.video[0]) != _colours(stream):
                 raise NotUnderstood("colours that MP4 cannot signal")
-    return PrunedClip(data, np.array([rank[frames[index]] for index in wanted.tolist()], dtype=np.int64))
+    return data, np.array([rank[frames[index]] for index in wanted.tolist()], dtype=np.int64)
 
 
 def _colours(stream: av.VideoStream) -> tuple[int, ...]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import av.error
 import numpy as np
 
+from fastemo.corpus.display import Display
+from fastemo.corpus.probe import video_stream
 from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import PrunedClip
 
@@ -25,7 +28,8 @@ class Source:
     Attributes:
         path, indices: The file and its T frame numbers, for messages.
         clip: The result of `prune` for these frames.
-        width, height: Size of the file's frames in pixels, from the manifest.
+        width, height, orientation, pixel_aspect: How the file's frames are displayed, from the manifest.
+        display: The same, with the size of the stored frames.
         positions: int32 [U], the distinct frames among the T, ascending.
         places: int64 [T], the index of each of the T in `positions`.
         matrix: FFmpeg's number for the matrix between RGB and the stream's YCbCr.
@@ -40,6 +44,9 @@ class Source:
     clip: PrunedClip = field(repr=False)
     width: int
     height: int
+    orientation: int = 1
+    pixel_aspect: float = 1.0
+    display: Display = field(init=False)
     positions: np.ndarray = field(init=False)
     places: np.ndarray = field(init=False)
     matrix: int = field(init=False)
@@ -50,11 +57,13 @@ class Source:
             width, height, pixel_format, matrix = _look_into(self.clip.data)
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, self.indices[0], getattr(error, "strerror", None) or str(error)) from error
-        if (width, height) != (self.width, self.height):
+        display = Display(width, height, self.orientation or 1, Fraction(self.pixel_aspect).limit_denominator(1 << 16))
+        if display.size != (self.width, self.height):
+            width, height = display.size
             reason = f"frames are {width}x{height}, but {self.width}x{self.height} in the manifest"
             raise DecodeError(self.path, self.indices[0], f"{reason}; the file changed after the scan")
         positions, places = np.unique(self.clip.positions, return_inverse=True)
-        found = {"matrix": matrix, "pixel_format": pixel_format, "places": places}
+        found = {"display": display, "matrix": matrix, "pixel_format": pixel_format, "places": places}
         for name, value in {**found, "positions": positions.astype(np.int32)}.items():
             object.__setattr__(self, name, value)
 
@@ -71,8 +80,8 @@ class Source:
 def _look_into(data: bytes) -> tuple[int, int, str, int]:
     """Width and height of a clip's frames in pixels, its pixel format, and the number of its matrix."""
     with av.open(io.BytesIO(data), options={"skip_frame": "all"}) as container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
+        stream = video_stream(container)
+        if stream is None or stream.codec_context is None:
             raise ValueError("the clip has no video that FFmpeg knows")
         context = stream.codec_context
         header = context.codec.canonical_name, bytes(context.extradata or b""), int(context.colorspace)
