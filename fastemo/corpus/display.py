@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 from av.sidedata.sidedata import Type
 
 # (rows become columns, then left and right are exchanged, then top and bottom) -> the orientation as Exif numbers it.
@@ -24,6 +24,8 @@ _EXIF = {
     (True, False, True): 8,
 }
 _STEPS = {number: steps for steps, number in _EXIF.items()}
+_EXIF_TAG = 274
+_BY_ANGLE = {-90: 6, 90: 8, 180: 3, -180: 3}  # degrees anticlockwise
 # Other ratios of a pixel's sides are mistakes.
 _MOST_STRETCHED = 10
 
@@ -56,14 +58,19 @@ class Display:
         aspect = Fraction(pixel_aspect or 1).limit_denominator(1 << 16)
         if not 1 <= aspect * _MOST_STRETCHED <= _MOST_STRETCHED**2:
             aspect = Fraction(1)
-        steps = (False, False, False)
-        for data in frame.side_data:
-            if data.type == Type.DISPLAYMATRIX:
-                # x' = a x + c y and y' = b x + d y. Source: FFmpeg's libavutil/display.h.
-                a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
-                is_turned = abs(b) + abs(c) > abs(a) + abs(d)
-                steps = (True, c < 0, b < 0) if is_turned else (False, a < 0, d < 0)
-        return cls(frame.width, frame.height, _EXIF[steps], aspect)
+        return cls(frame.width, frame.height, _orientation(frame), aspect)
+
+    @classmethod
+    def of_image(cls, frame: av.VideoFrame, path: Path) -> Display:
+        """The same for an image file, which says it by Exif."""
+        from PIL import Image
+
+        try:
+            with Image.open(path) as image:
+                orientation = image.getexif().get(_EXIF_TAG)
+        except Exception:  # FFmpeg reads images that Pillow does not; damaged Exif is none
+            orientation = None
+        return cls(frame.width, frame.height, orientation if orientation in _STEPS else 1)
 
     @property
     def is_turned(self) -> bool:
@@ -94,10 +101,22 @@ class Display:
         """Frames [..., h, w, channels] as stored -> as displayed, in the stored pixels' shape; arrays or tensors."""
         turned, mirrored, flipped = _STEPS[self.orientation]
         frames = frames.swapaxes(-3, -2) if turned else frames
-        axes = (-2,) * mirrored + (-3,) * flipped
-        if not axes:
-            return frames
-        return np.flip(frames, axes) if isinstance(frames, np.ndarray) else frames.flip(axes)
+        if hasattr(frames, "flip"):  # a tensor
+            return frames.flip((-2,) * mirrored + (-3,) * flipped)
+        return frames[..., :: -1 if flipped else 1, :: -1 if mirrored else 1, :]
+
+
+def _orientation(frame: av.VideoFrame) -> int:
+    try:
+        matrices = [bytes(data) for data in frame.side_data if data.type == Type.DISPLAYMATRIX]
+    except ValueError:  # side data that PyAV has no name for, of spatial video for example: it gives the angle only
+        return _BY_ANGLE.get(round(frame.rotation / 90) * 90, 1)
+    if not matrices:
+        return 1
+    # x' = a x + c y and y' = b x + d y. Source: FFmpeg's libavutil/display.h.
+    a, b, _, c, d = struct.unpack_from("=5i", matrices[0])
+    is_turned = abs(b) + abs(c) > abs(a) + abs(d)
+    return _EXIF[(True, c < 0, b < 0) if is_turned else (False, a < 0, d < 0)]
 
 
 def _even(number: Fraction) -> int:

@@ -17,8 +17,8 @@ from fastemo.corpus.config import Verify
 from fastemo.corpus.display import Display
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .webm .avi .divx .flv .f4v .mpg .mpeg .m2v .vob .ts .mts .m2ts .wmv .asf .ogv .ogm "
-    ".mxf .dv .gif .y4m".split()
+    {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".flv", ".f4v", ".mpg", ".mpeg"}
+    | {".m2v", ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".ogv", ".ogm", ".mxf", ".dv", ".gif", ".y4m"}
 )
 IMAGE_NAME = re.compile(r"frame(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE | re.ASCII)
 
@@ -38,8 +38,6 @@ _TOP_LEVEL_BOXES = frozenset(b"ftyp styp moov moof mdat mfra sidx free skip wide
 _EBML_HEADER, _EBML_SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 
 
-# Sample entries of ISO/IEC 23001-7 and of iTunes.
-_ENCRYPTED = frozenset({"encv", "drmi"})
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer functions
 
 
@@ -69,9 +67,9 @@ class Probe:
     height: int
     codec: str
     duration_seconds: float
-    orientation: int
-    pixel_aspect: float
-    hdr: str
+    orientation: int = 1
+    pixel_aspect: float = 1.0
+    hdr: str = ""
 
 
 def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
@@ -87,7 +85,7 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     try:
         with _open(path) as container:
             stream = _checked_stream(container)
-            num_frames, starts_whole = _count_frames(container, stream)
+            num_frames, is_whole = _count_frames(container, stream)
             fps = max(0.0, float(stream.average_rate or stream.guessed_rate or 0))
             codec = stream.codec_context.name
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
@@ -98,12 +96,12 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
         raise BadFile(f"truncated: {cut}")
     if num_frames == 0:
         raise BadFile("no frame decodes: the video stream has no packets")
-    # Frames before the first keyframe may or may not decode.
-    in_full = verify == "full" or not starts_whole
+    # Frames before the first keyframe, and after gaps, may or may not decode.
+    in_full = verify == "full" or not is_whole
     decoded, shown = _decode(path, None if in_full else 1, strict=verify == "full")
     if not decoded:
         raise BadFile("no frame decodes")
-    if starts_whole and in_full and decoded != num_frames:
+    if is_whole and in_full and decoded != num_frames:
         raise BadFile(f"only {decoded} of {num_frames} stored frames decode")
     num_frames = decoded if in_full else num_frames
     return Probe(
@@ -136,7 +134,7 @@ def probe_images(folder: Path, *, verify: Verify = "quick") -> Probe:
             with av.open(str(path.absolute()), options=IMAGES_ONLY) as container:
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1
-                displays.append(Display.of(next(container.decode(video=0)), None))
+                displays.append(Display.of_image(next(container.decode(video=0)), path))
         except (av.error.FFmpegError, StopIteration, IndexError) as error:
             raise BadFile(f"image {path.name} does not decode") from error
         (width, height), (first_width, first_height) = displays[-1].size, displays[0].size
@@ -165,22 +163,23 @@ def _checked_stream(container: av.container.InputContainer) -> av.VideoStream:
         raise BadFile("no video stream, only a cover picture")
     if stream.codec_context is None:  # for a codec that FFmpeg does not know
         raise BadFile("no frame decodes: the video's codec is unknown")
-    if stream.codec_context.codec_tag in _ENCRYPTED:
-        raise BadFile("it is encrypted")
     return stream
 
 
 def _count_frames(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, bool]:
-    """The frames that no edit list discards, and whether the stream begins with a keyframe."""
-    num_frames, starts_whole = 0, None
+    """The frames that no edit list discards, and whether all of them should decode."""
+    num_frames, is_whole = 0, None
+    is_broadcast = container.format.name == "mpegts"  # recordings begin anywhere, and reception has gaps
     for packet in container.demux(stream):
         if packet.size == 0:  # the flush packet at the end
             continue
-        if packet.is_corrupt:
+        if packet.is_corrupt and not is_broadcast:
             raise BadFile("truncated: the file ends inside a frame")
-        starts_whole = packet.is_keyframe if starts_whole is None else starts_whole
+        if any(data.data_type == "encryption_info" for data in packet.iter_sidedata()):
+            raise BadFile("it is encrypted")
+        is_whole = (packet.is_keyframe if is_whole is None else is_whole) and not packet.is_corrupt
         num_frames += not packet.is_discard
-    return num_frames, bool(starts_whole)
+    return num_frames, bool(is_whole)
 
 
 def _open(path: Path) -> av.container.InputContainer:

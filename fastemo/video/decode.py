@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +25,8 @@ Library = Literal["pyav", "decord"]
 # 2: upright, and cropped in the displayed shape.
 DECODE_VERSION = 2
 
+# "[12:34:56] /source/video_reader.cc:285: [BytesIO] "
+_DECORD_PLACE = re.compile(r"^\[\S+\] \S+:\d+: (\[BytesIO\] )?")
 # Triangle filter widened to the scale (like Pillow's antialiased bilinear), chroma upsampled to full resolution
 # before the colour matrix, and identical bytes on every processor.
 _SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
@@ -85,12 +88,12 @@ def decode_clip(
     unique: dict[int, np.ndarray] = {}
     to_rgb: _ToRGB | None = None
     try:
-        for index, (frame, aspect) in zip(dict.fromkeys(wanted), frames, strict=False):
+        for index, (frame, display) in zip(dict.fromkeys(wanted), frames, strict=False):
             if spec is None:
-                unique[index] = Display.of(frame, aspect).upright(frame.to_ndarray(format="rgb24"))
+                unique[index] = display.upright(frame.to_ndarray(format="rgb24"))
                 continue
-            if to_rgb is None or not to_rgb.fits(frame):
-                to_rgb = _ToRGB(frame, Display.of(frame, aspect), spec)
+            if to_rgb is None or not to_rgb.fits(frame, display):
+                to_rgb = _ToRGB(frame, display, spec)
             unique[index] = to_rgb(frame)
     except (av.error.FFmpegError, ValueError) as error:
         raise DecodeError(path, wanted[0], str(error)) from error
@@ -104,7 +107,7 @@ class _ToRGB:
     """One antialiased resize from the decoder's own planes to packed RGB, cropped first and turned upright last."""
 
     def __init__(self, frame: av.VideoFrame, display: Display, spec: FrameSpec) -> None:
-        self._geometry, self._display = self._describe(frame), display
+        self._geometry, self._display = self._describe(frame, display), display
         graph = Graph()
         graph.threads = 1
         last = graph.add_buffer(
@@ -130,11 +133,11 @@ class _ToRGB:
         self._graph = graph
 
     @staticmethod
-    def _describe(frame: av.VideoFrame) -> tuple[object, ...]:
-        return frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
+    def _describe(frame: av.VideoFrame, display: Display) -> tuple[object, ...]:
+        return display, frame.format.name, frame.colorspace, frame.color_range
 
-    def fits(self, frame: av.VideoFrame) -> bool:
-        return self._geometry == self._describe(frame)
+    def fits(self, frame: av.VideoFrame, display: Display) -> bool:
+        return self._geometry == self._describe(frame, display)
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         frame.pts = None
@@ -157,7 +160,7 @@ def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray) -> PrunedClip:
         raise DecodeError(path, wanted[0] if error.frame is None else error.frame, error.reason) from error
 
 
-def _pyav(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+def _pyav(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Display]]:
     clip = pruned_clip(path, wanted)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
@@ -169,7 +172,7 @@ def _pyav(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Fracti
             for frame in container.decode(stream):
                 if count == positions[missing[0]]:
                     del missing[0]
-                    yield frame, clip.pixel_aspect or pixel_aspect(stream)
+                    yield frame, Display.of(frame, clip.pixel_aspect or pixel_aspect(stream))
                     if not missing:
                         return
                 count += 1
@@ -184,7 +187,7 @@ def unpadded(frame: np.ndarray) -> np.ndarray:
     return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
-def _decord(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+def _decord(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Display]]:
     decord = _load_decord()
     clip = pruned_clip(path, wanted)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
@@ -198,19 +201,23 @@ def _decord(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Frac
             frame = unpadded(reader.next().asnumpy())
             count = position + 1
             del missing[0]
-            yield av.VideoFrame.from_ndarray(frame, format="rgb24"), None
-    except (decord._ffi.base.DECORDError, RuntimeError, IndexError, StopIteration) as error:
+            yield av.VideoFrame.from_ndarray(frame, format="rgb24"), Display(*frame.shape[1::-1])
+    except MemoryError:
+        raise
+    except Exception as error:  # decord's own, and what its wrapper makes of them
         reason = (str(error).strip().splitlines() or ["the file ends before it"])[0]
-        raise DecodeError(path, missing[0], f"{reason} (by decord; --video.backend pyav reads more files)") from error
+        reason = f"decord: {_DECORD_PLACE.sub('', reason)} (--video.backend pyav reads more files)"
+        raise DecodeError(path, missing[0], reason) from error
 
 
-def _images(folder: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, None]]:
+def _images(folder: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Display]]:
     files = image_files(folder)
     for index in dict.fromkeys(wanted):
         if index >= len(files):
             raise DecodeError(folder, index, f"the folder holds {len(files)} images")
         try:
             with av.open(str(files[index].absolute()), options=IMAGES_ONLY) as container:
-                yield next(container.decode(video=0)), None
+                frame = next(container.decode(video=0))
+                yield frame, Display.of_image(frame, files[index])
         except (av.error.FFmpegError, StopIteration, IndexError) as error:
             raise DecodeError(folder, index, f"image {files[index].name}: {error}") from error

@@ -8,20 +8,27 @@ import os
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from helpers import psnr, smooth_frame, write_image, write_video
+from helpers import psnr, smooth_frame, write_image, write_sound, write_video
 
 from fastemo.corpus.manifest import scan
+from fastemo.errors import DecodeError
+from fastemo.video import decode
+from fastemo.video.bitstream import pruning
 from fastemo.video.config import FrameSpec, VideoConfig
+from fastemo.video.decode import decode_clip
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import frame_indices
 
 WIDTH, HEIGHT, NUM_FRAMES = 160, 96, 12
 LEAST_DB = 38
+SPEC = FrameSpec(num_frames=5, size=64)
 BACKENDS = ("pyav", "decord", "dali")
 DOCUMENT = Path(__file__).parents[2] / "docs/decoding.md"
 # Exif's number of the orientation -> the display matrix [a b c d]: x' = a x + c y, y' = b x + d y.
@@ -206,7 +213,7 @@ def scanned(files):
     return manifest, {kind: by_key[f"happy/{path.name}"] for kind, path in found.items()}
 
 
-def reference(path: Path, clip, spec: FrameSpec) -> np.ndarray:
+def reference(path: Path, clip, spec: FrameSpec, wrong: str = "") -> np.ndarray:
     """uint8 [N, 3, h, w]: all frames of a file as ffmpeg shows them, then cropped and resized."""
     size = clip.width, clip.height
     left, top, width, height = spec.box(*size)
@@ -214,6 +221,7 @@ def reference(path: Path, clip, spec: FrameSpec) -> np.ndarray:
     steps = [] if clip.pixel_aspect == 1 else [f"scale={size[0]}:{size[1]}:flags=bicubic+accurate_rnd"]
     steps.append(f"crop={width}:{height}:{left}:{top}:exact=1")
     steps.append(f"scale={out_width}:{out_height}:flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp")
+    steps[-1] += f":{wrong}" if wrong else ""
     output = ["-fps_mode", "passthrough", "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"]
     data = ffmpeg("-i", path, "-vf", ",".join(steps), *output)
     return np.frombuffer(data, np.uint8).reshape(-1, out_height, out_width, 3).transpose(0, 3, 1, 2)
@@ -234,17 +242,178 @@ def loaded(manifest, backend: str, spec: FrameSpec) -> tuple[dict[str, np.ndarra
     return frames, why
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_frames_are_ffmpegs(scanned, backend):
+@pytest.fixture(scope="module")
+def outcomes(scanned):
+    """Backend -> the frames of every file, and why another backend decoded it."""
+    manifest, _ = scanned
+    return {backend: loaded(manifest, backend, SPEC) for backend in BACKENDS}
+
+
+@pytest.fixture(scope="module")
+def truth(scanned):
+    """Kind -> all frames, by ffmpeg."""
     manifest, clips = scanned
-    spec = FrameSpec(num_frames=5, size=64)
-    frames, _ = loaded(manifest, backend, spec)
-    bad = {}
-    for kind, clip in clips.items():
-        truth = reference(manifest.root / clip.key, clip, spec)
-        assert len(truth) == clip.num_frames, kind
-        wanted = frame_indices(clip.num_frames, spec.num_frames)
-        least = min(psnr(frame, truth[index]) for frame, index in zip(frames[clip.key], wanted, strict=True))
-        if least < LEAST_DB:
-            bad[kind] = round(least, 1)
-    assert bad == {}
+    return {kind: reference(manifest.root / clip.key, clip, SPEC) for kind, clip in clips.items()}
+
+
+def least_psnr(frames: np.ndarray, truth: np.ndarray) -> float:
+    wanted = frame_indices(len(truth), len(frames))
+    return min(psnr(frame, truth[index]) for frame, index in zip(frames, wanted, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frames_are_ffmpegs(scanned, outcomes, truth, backend):
+    frames, _ = outcomes[backend]
+    for kind, clip in scanned[1].items():
+        assert len(truth[kind]) == clip.num_frames, kind
+        assert least_psnr(frames[clip.key], truth[kind]) >= LEAST_DB, kind
+
+
+def test_the_measure_sees_a_wrong_frame_turn_matrix_and_range(scanned, truth):
+    frames = truth["square pixels"]
+    assert max(psnr(one, other) for one, other in pairwise(frames)) < LEAST_DB
+    for kind, clip in scanned[1].items():
+        if clip.orientation > 1:
+            assert psnr(truth[kind], truth["square pixels"]) < LEAST_DB - 10, kind
+    clip = scanned[1]["BT.709, limited"]
+    path = scanned[0].root / clip.key
+    for wrong in ("in_color_matrix=bt601", "in_range=full"):
+        assert psnr(reference(path, clip, SPEC, wrong), truth["BT.709, limited"]) < LEAST_DB, wrong
+
+
+@pytest.mark.parametrize("crop", ["full", "squash", "head"])
+def test_other_crops_are_of_the_displayed_picture(scanned, crop):
+    manifest, clips = scanned
+    chosen = [clip for clip in clips.values() if clip.orientation > 1 or clip.pixel_aspect != 1]
+    assert len(chosen) == 7 * 3 + 8
+    for clip in chosen:
+        spec = FrameSpec(num_frames=2, crop=crop, size=64)
+        expected = reference(manifest.root / clip.key, clip, spec)
+        for backend in ("pyav", "dali") if clip.codec == "vp9" else ("pyav",):
+            frames, why = loaded(replace(manifest, clips=(clip,)), backend, spec)
+            assert frames[clip.key].shape[1:] == expected.shape[1:]
+            assert least_psnr(frames[clip.key], expected) >= LEAST_DB, (clip.key, backend)
+            if backend == "dali" and crop == "full" and clip.orientation == 6:
+                assert "lying on its side" in why[clip.key]
+
+
+def test_the_manifest_says_how_a_picture_is_stored(scanned, tmp_path):
+    _, clips = scanned
+    for orientation, name in TURNS.items():
+        for container in ("MP4", "MOV", "MKV"):
+            clip = clips[f"{name}, {container}"]
+            size = (HEIGHT, WIDTH) if orientation > 4 else (WIDTH, HEIGHT)
+            assert (clip.orientation, clip.width, clip.height) == (orientation, *size)
+    sizes = {kind: (clip.width, clip.height) for kind, clip in clips.items() if clip.pixel_aspect != 1}
+    assert sizes == {
+        "pixels 2:1": (320, 96),
+        "pixels 1:2": (80, 96),
+        "pixels 4:3": (213, 96),
+        "pixels 16:15, DV of 720x576": (768, 576),
+        "VP9, pixels 4:3": (213, 96),
+        "90°, pixels 2:1": (96, 320),
+    }
+    assert {kind: clip.hdr for kind, clip in clips.items() if clip.hdr} == {
+        "BT.2020, 10 bits, PQ": "PQ",
+        "BT.2020, 10 bits, HLG": "HLG",
+    }
+
+
+def test_only_files_that_nobody_can_show_are_rejected(files, tmp_path):
+    _, found = files
+    plain, folder = found["square pixels"], tmp_path / "happy"
+    folder.mkdir()
+    write_sound(folder / "sound.mp4")
+    ffmpeg(
+        *("-i", plain, "-c", "copy", "-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "0" * 32),
+        *("-encryption_kid", "1" * 32, folder / "encrypted.mp4"),
+    )
+    (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    parts = []
+    for size in ("160:96", "96:64"):
+        parts.append(ffmpeg("-i", plain, "-vf", f"scale={size}", *H264, "-f", "mpegts", "pipe:1"))
+    (folder / "sizes.ts").write_bytes(b"".join(parts))
+    manifest = scan(tmp_path, labels="folder")
+    assert not manifest.clips
+    reasons = {Path(clip.key).name: clip.reason for clip in manifest.rejected}
+    assert reasons.pop("sizes.ts").startswith("frame 12 is 96x64, earlier ones 160x96")
+    assert reasons == {
+        "sound.mp4": "no video stream",
+        "encrypted.mp4": "it is encrypted",
+        "noise.mp4": "unreadable: Invalid data found when processing input",
+    }
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_exif_says(tmp_path, orientation):
+    folder = tmp_path / "train/happy/clip"
+    folder.mkdir(parents=True)
+    upright = vivid_frame(3, 96, 64)
+    # `np.rot90` turns anticlockwise: the opposite of what orientation 6 asks the viewer for. Mirrored first.
+    quarters = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 1, 7: 3, 8: 3}[orientation]
+    stored = np.rot90(upright[:, ::-1] if orientation in (2, 4, 5, 7) else upright, quarters)
+    for number in (1, 2):
+        path = write_image(folder / f"frame000{number}.jpg", np.ascontiguousarray(stored))
+        tiff = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
+        exif = b"Exif\0\0" + tiff
+        data = path.read_bytes()
+        path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+    (clip,) = scan(tmp_path).clips
+    assert (clip.orientation, clip.width, clip.height) == (orientation, 96, 64)
+    frames = decode_clip(folder, [0, 1], None)
+    assert psnr(frames[1], upright.transpose(2, 0, 1)) > 30
+
+
+def decords_exceptions() -> list[type[Exception]]:
+    import decord
+
+    kinds = [kind for kind in vars(decord._ffi.base).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return [*kinds, RuntimeError, IndexError, StopIteration, ValueError, TypeError, OSError]
+
+
+@pytest.mark.parametrize("place", ["__init__", "next"])
+@pytest.mark.parametrize("kind", decords_exceptions(), ids=lambda kind: kind.__name__)
+def test_whatever_decord_raises_is_a_decode_error_and_pyavs_work(files, monkeypatch, kind, place):
+    import decord
+
+    def fail(*arguments, **options):
+        raise kind("[12:34:56] /source/video_reader.cc:285: [BytesIO] it is broken")
+
+    root, found = files
+    monkeypatch.setattr(decord.VideoReader, place, fail)
+    monkeypatch.setattr(decord.VideoReader, "__del__", lambda self: None)
+    with pytest.raises(DecodeError, match="frame 3 does not decode: decord: it is broken"):
+        decode_clip(found["square pixels"], [3, 4], SPEC, backend="decord")
+    manifest = scan(found["square pixels"].parent, labels="folder")
+    manifest = replace(manifest, clips=(*manifest.clips, *manifest.unlabelled)[:1])
+    clips = [replace(clip, emotion="happy") for clip in manifest.clips]
+    frames, why = loaded(replace(manifest, clips=tuple(clips)), "decord", SPEC)
+    assert why == {clips[0].key: "decord: it is broken (--video.backend pyav reads more files)"}
+    assert np.array_equal(
+        frames[clips[0].key], loaded(replace(manifest, clips=tuple(clips)), "pyav", SPEC)[0][clips[0].key]
+    )
+
+
+def avs_exceptions() -> list[type[Exception]]:
+    return [
+        kind for kind in vars(av.error).values() if isinstance(kind, type) and issubclass(kind, av.error.FFmpegError)
+    ]
+
+
+@pytest.mark.parametrize("kind", avs_exceptions(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("place", ["prune", "open", "reformat"])
+def test_whatever_pyav_raises_is_a_decode_error(files, monkeypatch, kind, place):
+    def fail(*arguments, **options):
+        raise kind(1, "it is broken")
+
+    _, found = files
+    if place == "prune":
+        monkeypatch.setattr(pruning, "_prune", fail)
+    elif place == "open":
+        clip = pruning.prune(found["square pixels"], [3, 4])
+        monkeypatch.setattr(decode, "prune", lambda *_: clip)
+        monkeypatch.setattr(decode.av, "open", fail)
+    else:
+        monkeypatch.setattr(decode._ToRGB, "__call__", fail)
+    with pytest.raises(DecodeError, match=r"frame 3 does not decode: .*it is broken"):
+        decode_clip(found["square pixels"], [3, 4], SPEC)
