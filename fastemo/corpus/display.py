@@ -108,7 +108,8 @@ class Display:
 
 def _orientation(frame: av.VideoFrame) -> int:
     try:
-        matrices = [bytes(data) for data in frame.side_data if data.type == Type.DISPLAYMATRIX]
+        side_data: Any = frame.side_data
+        matrices = [bytes(data) for data in side_data if data.type == Type.DISPLAYMATRIX]
     except ValueError:  # side data that PyAV has no name for, of spatial video for example: it gives the angle only
         return _BY_ANGLE.get(round(frame.rotation / 90) * 90, 1)
     if not matrices:

@@ -17,7 +17,7 @@ from fastemo.corpus import ravdess
 from fastemo.corpus.clip import Clip, Status, label_clip, reject_duplicates
 from fastemo.corpus.config import LABELS, Labels, Verify
 from fastemo.corpus.isolation import Examiner, Limits, Unsettled
-from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES, BadFile, Probe, image_files
+from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES, BadFile, Probe, image_files, probe_images, probe_video
 from fastemo.machine import available_processors, write_text
 
 _AUDIO_SUFFIXES = frozenset({".wav"})
@@ -63,7 +63,7 @@ class Manifest:
         """The same clips below `root`, on this host: files of the size that was scanned count as the scanned ones.
 
         Copies of a corpus differ in modification times. A missing file, or one of another size, keeps its row and is
-        reported when it is decoded.
+        reported when it is decoded. Rows of a version that did not record how pictures are stored get that now.
         """
 
         def here(clip: Clip) -> Clip:
@@ -71,7 +71,10 @@ class Manifest:
                 size_bytes, mtime_ns = fingerprint(root / clip.key)
             except (OSError, ValueError):
                 return clip
-            return replace(clip, mtime_ns=mtime_ns) if size_bytes == clip.size_bytes else clip
+            if size_bytes != clip.size_bytes:
+                return clip
+            clip = replace(clip, mtime_ns=mtime_ns)
+            return clip if clip.orientation else _with_display(clip, root / clip.key)
 
         return replace(self, root=root, clips=tuple(here(clip) for clip in self.clips))
 
@@ -244,6 +247,14 @@ def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip], 
         return replace(clip, **{field.name: getattr(probe, field.name) for field in fields(Probe)})
     except OSError as error:
         return Clip(key=key, status="rejected", reason=f"unreadable: {error.strerror}")
+
+
+def _with_display(clip: Clip, path: Path) -> Clip:
+    try:
+        probe = (probe_images if path.is_dir() else probe_video)(path)
+    except BadFile:
+        return clip  # reported when it is decoded
+    return replace(clip, **{name: getattr(probe, name) for name in ("width", "height", *_SINCE_0_2)})
 
 
 def _kept(row: Clip) -> dict[str, Any]:

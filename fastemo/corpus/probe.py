@@ -38,6 +38,8 @@ _TOP_LEVEL_BOXES = frozenset(b"ftyp styp moov moof mdat mfra sidx free skip wide
 _EBML_HEADER, _EBML_SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 
 
+# Recordings of these begin anywhere and have gaps, and may hold the two fields of a frame in a packet each.
+_BROADCAST = frozenset({"mpegts", "mpeg"})
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer functions
 
 
@@ -87,7 +89,7 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
             stream = _checked_stream(container)
             num_frames, is_whole = _count_frames(container, stream)
             fps = max(0.0, float(stream.average_rate or stream.guessed_rate or 0))
-            codec = stream.codec_context.name
+            codec, is_broadcast = stream.codec_context.name, container.format.name in _BROADCAST
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         cut = _cut_off(path, size)
         raise BadFile(f"truncated: {cut}" if cut else f"unreadable: {_reason(error)}") from error
@@ -101,9 +103,9 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     decoded, shown = _decode(path, None if in_full else 1, strict=verify == "full")
     if not decoded:
         raise BadFile("no frame decodes")
-    if is_whole and in_full and decoded != num_frames:
+    if is_whole and in_full and decoded != num_frames and not is_broadcast:
         raise BadFile(f"only {decoded} of {num_frames} stored frames decode")
-    num_frames = decoded if in_full else num_frames
+    num_frames = decoded if in_full or decoded > 1 else num_frames
     return Probe(
         num_frames=num_frames, fps=fps, codec=codec, duration_seconds=num_frames / fps if fps else 0.0, **shown
     )
@@ -169,11 +171,10 @@ def _checked_stream(container: av.container.InputContainer) -> av.VideoStream:
 def _count_frames(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, bool]:
     """The frames that no edit list discards, and whether all of them should decode."""
     num_frames, is_whole = 0, None
-    is_broadcast = container.format.name == "mpegts"  # recordings begin anywhere, and reception has gaps
     for packet in container.demux(stream):
         if packet.size == 0:  # the flush packet at the end
             continue
-        if packet.is_corrupt and not is_broadcast:
+        if packet.is_corrupt and container.format.name not in _BROADCAST:
             raise BadFile("truncated: the file ends inside a frame")
         if any(data.data_type == "encryption_info" for data in packet.iter_sidedata()):
             raise BadFile("it is encrypted")
@@ -187,7 +188,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, dict[str, Any]]:
-    """The number of frames that decode, up to `limit`, and the properties of the picture.
+    """The number of frames that decode, up to `limit` unless packets may be fields, and the properties of the picture.
 
     If `strict`, damage that the decoder would conceal is an error.
     """
@@ -206,7 +207,7 @@ def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, dict[s
                     width, height = display.size
                     raise BadFile(f"frame {count} is {now.size[0]}x{now.size[1]}, earlier ones {width}x{height}")
                 count, display, shown = count + 1, now, _properties(now, frame)
-                if count == limit:
+                if count == limit and not (frame.interlaced_frame and container.format.name in _BROADCAST):
                     break
     except av.error.FFmpegError as error:
         where = f"frame {count} does not decode" if count else "no frame decodes"

@@ -82,8 +82,7 @@ class Decoder:
     """Decodes clips, by their row in a list, with the chosen backend; what that one cannot decode, PyAV does.
 
     Attributes:
-        left_to_pyav: Reason -> keys of clips that the backend should decode, judging by codec and container, but did
-            not.
+        left_to_pyav: Reason -> keys of the clips that PyAV decoded instead.
     """
 
     def __init__(
@@ -116,10 +115,10 @@ class Decoder:
         clip = self.clips[row]
         if not self._uses_dali or row in self._rows_for_pyav:
             return False
-        if not decodes(clip.codec, Path(clip.key).suffix, self.device):
-            return False
         reason = None
-        if clip.orientation <= 1 and clip.pixel_aspect == 1:
+        if not decodes(clip.codec, suffix := Path(clip.key).suffix, self.device):
+            reason = clip.codec + f" in {suffix} files" * bool(suffix)
+        elif clip.orientation <= 1 and clip.pixel_aspect == 1:
             reason = refused_size(clip.width, clip.height, self.device)
         return not self._is_refused(row, reason)
 
@@ -183,11 +182,8 @@ class Decoder:
         source = Source(path, indices, pruned, clip.width, clip.height, clip.orientation, clip.pixel_aspect)
         reason = refused_size(source.display.width, source.display.height, self.device) or source.refused_format
         if source.display.is_turned and self.frame_size[0] != self.frame_size[1]:
-            reason = "it is stored lying on its side, and crop full keeps its shape"
-        if is_timed and not self._is_refused(row, reason):
-            return source
-        self._rows_for_pyav.add(row)
-        return None
+            reason = "stored lying on its side, and crop full keeps its shape"
+        return None if self._is_refused(row, reason if is_timed else "a stream that pruning leaves whole") else source
 
     def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
         """uint8 [B, T, 3, h, w] on the device, by DALI; and the errors, by position in `sources`."""

@@ -117,7 +117,7 @@ class ClipLoader:
 
     @property
     def left_to_pyav(self) -> dict[str, int]:
-        """Reason why PyAV decoded clips that the backend should have -> number of clips."""
+        """Reason why PyAV decoded clips instead of the backend -> number of clips."""
         return {reason: len(keys) for reason, keys in self._decoder.left_to_pyav.items()}
 
     def steps(self, epoch: int) -> list[RankStep]:

@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 from helpers import psnr, smooth_frame, write_image, write_sound, write_video
+from PIL import Image, ImageOps
 
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
@@ -28,6 +29,7 @@ from fastemo.video.sampling import frame_indices
 
 WIDTH, HEIGHT, NUM_FRAMES = 160, 96, 12
 LEAST_DB = 38
+PYAV_READS_MORE = " (--video.backend pyav reads more files)"
 SPEC = FrameSpec(num_frames=5, size=64)
 BACKENDS = ("pyav", "decord", "dali")
 DOCUMENT = Path(__file__).parents[2] / "docs/decoding.md"
@@ -44,6 +46,7 @@ MATRICES = {
 }
 TURNS = {2: "mirrored", 3: "180°", 4: "180°, mirrored", 5: "90°, mirrored", 6: "90°", 7: "270°, mirrored", 8: "270°"}
 H264 = ["-c:v", "libx264", "-preset", "ultrafast", "-qp", "6", "-pix_fmt", "yuv420p"]
+VP9 = ["-c:v", "libvpx-vp9", "-crf", "4", "-b:v", "0", "-cpu-used", "8", "-pix_fmt", "yuv420p"]
 MPEG2 = ["-c:v", "mpeg2video", "-q:v", "1", "-pix_fmt", "yuv420p"]
 
 
@@ -57,8 +60,9 @@ def coloured(matrix: str, full: bool, *more: str) -> list[str]:
 
 def hdr(transfer: str) -> list[str]:
     colours = f"colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc:log-level=0:qp=6"
-    return ["-vf", "scale=out_color_matrix=bt2020", "-c:v", "libx265", "-preset", "ultrafast"] + [
-        *["-x265-params", colours, "-pix_fmt", "yuv420p10le", "-colorspace", "bt2020nc"]
+    return [
+        *["-vf", "scale=out_color_matrix=bt2020", "-c:v", "libx265", "-preset", "ultrafast", "-x265-params", colours],
+        *["-pix_fmt", "yuv420p10le", "-colorspace", "bt2020nc"],
     ]
 
 
@@ -81,22 +85,11 @@ MADE = {
     "4:2:2": (".mp4", coloured("bt709", False, "-pix_fmt", "yuv422p")),
     "4:2:2, 10 bits": (".mov", coloured("bt709", False, "-pix_fmt", "yuv422p10le")),
     "4:4:4": (".mp4", coloured("bt709", False, "-pix_fmt", "yuv444p")),
-    "VP9, 4:4:4": (".webm", ["-c:v", "libvpx-vp9", "-crf", "4", "-b:v", "0", "-pix_fmt", "yuv444p", "-cpu-used", "8"]),
-    "VP9, BT.709": (
-        ".webm",
-        ["-vf", "scale=out_color_matrix=bt709", "-c:v", "libvpx-vp9", "-crf", "4", "-b:v", "0", "-pix_fmt", "yuv420p"]
-        + ["-colorspace", "bt709", "-cpu-used", "8"],
-    ),
-    "VP9, full range": (
-        ".webm",
-        ["-vf", "scale=out_range=full", "-c:v", "libvpx-vp9", "-crf", "4", "-b:v", "0", "-pix_fmt", "yuv420p"]
-        + ["-color_range", "pc", "-cpu-used", "8"],
-    ),
-    "VP9, pixels 4:3": (
-        ".webm",
-        ["-vf", "setsar=4/3", "-c:v", "libvpx-vp9", "-crf", "4", "-b:v", "0", "-pix_fmt", "yuv420p", "-cpu-used", "8"],
-    ),
-    "alpha, VP9": (".webm", ["-c:v", "libvpx-vp9", "-crf", "4", "-b:v", "0", "-pix_fmt", "yuva420p", "-cpu-used", "8"]),
+    "VP9, 4:4:4": (".webm", [*VP9[:-1], "yuv444p"]),
+    "VP9, BT.709": (".webm", ["-vf", "scale=out_color_matrix=bt709", *VP9, "-colorspace", "bt709"]),
+    "VP9, full range": (".webm", ["-vf", "scale=out_range=full", *VP9, "-color_range", "pc"]),
+    "VP9, pixels 4:3": (".webm", ["-vf", "setsar=4/3", *VP9]),
+    "alpha, VP9": (".webm", [*VP9[:-1], "yuva420p"]),
     "alpha, ProRes 4444": (".mov", ["-c:v", "prores_ks", "-profile:v", "4", "-pix_fmt", "yuva444p10le"]),
     "alpha, PNG": (".mov", ["-c:v", "png", "-pix_fmt", "rgba"]),
     "Motion JPEG": (".mov", ["-c:v", "mjpeg", "-q:v", "1", "-pix_fmt", "yuvj420p"]),
@@ -193,10 +186,9 @@ def files(tmp_path_factory):
         *("-i", picture, "-i", plain, "-map", 0, "-map", 1, "-c", "copy", "-disposition:v:0", "attached_pic"),
         found["cover picture"],
     )
-    for codec, vpx in (("VP8", "libvpx"), ("VP9", "libvpx-vp9")):
-        path = found[f"WebM without duration, {codec}"] = folder / f"live-{vpx}.webm"
-        options = ["-c:v", vpx, "-crf", 4, "-b:v", "4M", "-cpu-used", 8, "-pix_fmt", "yuv420p", "-live", 1]
-        path.write_bytes(ffmpeg("-i", source, *options, "-f", "webm", "pipe:1"))
+    for codec, options in (("VP8", ["-c:v", "libvpx", "-crf", 4, "-b:v", "4M", "-pix_fmt", "yuv420p"]), ("VP9", VP9)):
+        path = found[f"WebM without duration, {codec}"] = folder / f"live-{codec}.webm"
+        path.write_bytes(ffmpeg("-i", source, *options, "-live", 1, "-f", "webm", "pipe:1"))
     return root, found
 
 
@@ -234,11 +226,7 @@ def loaded(manifest, backend: str, spec: FrameSpec) -> tuple[dict[str, np.ndarra
     with ClipLoader(manifest.clips, manifest.root, manifest.class_names, config, batch_size=8) as loader:
         for batch in loader.epoch():
             frames.update(zip(batch.keys, batch.frames.numpy(), strict=True))
-        decoder = loader._decoder
-        why = {
-            clip.key: "" for row, clip in enumerate(manifest.clips) if backend == "dali" and not decoder.by_dali(row)
-        }
-        why.update({key: reason for reason, keys in decoder.left_to_pyav.items() for key in keys})
+        why = {key: reason for reason, keys in loader._decoder.left_to_pyav.items() for key in keys}
     return frames, why
 
 
@@ -279,6 +267,33 @@ def test_the_measure_sees_a_wrong_frame_turn_matrix_and_range(scanned, truth):
     path = scanned[0].root / clip.key
     for wrong in ("in_color_matrix=bt601", "in_range=full"):
         assert psnr(reference(path, clip, SPEC, wrong), truth["BT.709, limited"]) < LEAST_DB, wrong
+
+
+def table(clips, outcomes) -> str:
+    """One row a kind; turned files whose outcomes are the same share one."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for kind, clip in clips.items():
+        reasons = [outcomes[backend][1].get(clip.key) for backend in ("decord", "dali")]
+        cells = ["yes" if reason is None else f"by PyAV: {reason.removesuffix(PYAV_READS_MORE)}" for reason in reasons]
+        turn, container = kind.rsplit(", ", 1) if ", " in kind else (kind, "")
+        if turn in TURNS.values() and container in ("MP4", "MOV", "MKV"):
+            rows.setdefault(("MP4, MOV, MKV", *cells), []).append(turn)
+        else:
+            rows[(f"{clip.codec}, {Path(clip.key).suffix}", *cells, kind)] = [kind]
+    lines = [f"| {'; '.join(dict.fromkeys(kinds))} | {' | '.join(row[:3])} |" for row, kinds in rows.items()]
+    return "\n".join(["| kind | file | decord | DALI on a CPU |", "| --- | --- | --- | --- |", *lines])
+
+
+def test_the_table_of_the_documentation_is_this_one(scanned, outcomes):
+    begin, end = "<!-- files: begin -->\n\n", "\n\n<!-- files: end -->"
+    text = DOCUMENT.read_text("utf-8")
+    before, rest = text.split(begin)
+    written, after = rest.split(end)
+    made = table(scanned[1], outcomes)
+    if os.environ.get("FASTEMO_WRITE_DOCS"):
+        DOCUMENT.write_text(f"{before}{begin}{made}{end}{after}", "utf-8")
+    else:
+        assert written == made
 
 
 @pytest.mark.parametrize("crop", ["full", "squash", "head"])
@@ -348,20 +363,17 @@ def test_only_files_that_nobody_can_show_are_rejected(files, tmp_path):
 def test_images_are_turned_as_their_exif_says(tmp_path, orientation):
     folder = tmp_path / "train/happy/clip"
     folder.mkdir(parents=True)
-    upright = vivid_frame(3, 96, 64)
-    # `np.rot90` turns anticlockwise: the opposite of what orientation 6 asks the viewer for. Mirrored first.
-    quarters = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 1, 7: 3, 8: 3}[orientation]
-    stored = np.rot90(upright[:, ::-1] if orientation in (2, 4, 5, 7) else upright, quarters)
     for number in (1, 2):
-        path = write_image(folder / f"frame000{number}.jpg", np.ascontiguousarray(stored))
+        path = write_image(folder / f"frame000{number}.jpg", vivid_frame(number, 96, 64))
         tiff = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
         exif = b"Exif\0\0" + tiff
         data = path.read_bytes()
         path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
     (clip,) = scan(tmp_path).clips
-    assert (clip.orientation, clip.width, clip.height) == (orientation, 96, 64)
-    frames = decode_clip(folder, [0, 1], None)
-    assert psnr(frames[1], upright.transpose(2, 0, 1)) > 30
+    with Image.open(path) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
+    assert (clip.orientation, clip.height, clip.width) == (orientation, *upright.shape[1:])
+    assert psnr(decode_clip(folder, [0, 1], None)[1], upright) > LEAST_DB
 
 
 def decords_exceptions() -> list[type[Exception]]:
@@ -379,7 +391,7 @@ def test_whatever_decord_raises_is_a_decode_error_and_pyavs_work(files, monkeypa
     def fail(*arguments, **options):
         raise kind("[12:34:56] /source/video_reader.cc:285: [BytesIO] it is broken")
 
-    root, found = files
+    _, found = files
     monkeypatch.setattr(decord.VideoReader, place, fail)
     monkeypatch.setattr(decord.VideoReader, "__del__", lambda self: None)
     with pytest.raises(DecodeError, match="frame 3 does not decode: decord: it is broken"):

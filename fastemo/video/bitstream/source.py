@@ -73,7 +73,7 @@ class Source:
         kind = av.VideoFormat(self.pixel_format)
         is_420 = len(kind.components) == 3 and not kind.is_rgb and kind.chroma_width(2) == kind.chroma_height(2) == 1
         if not is_420 or any(component.bits != 8 for component in kind.components):
-            return f"its pixel format is {self.pixel_format}, not 8 bits and 4:2:0"
+            return f"pixel format {self.pixel_format}, not 8 bits and 4:2:0"
         return None
 
 
