@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from fastemo.models import fusion
 from fastemo.report.page import write_page
 from fastemo.video import store as store_module
 from fastemo.video.config import FrameSpec, StoreConfig
+from fastemo.video.decode import decoder_name
 
 DATA = Path(__file__).parent / "data" / "0.1.0"
 QUIET = Console(show=False)
@@ -47,11 +49,20 @@ def test_the_files_are_small() -> None:
     assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 300_000
 
 
-def test_a_manifest_saves_examining_the_files_again(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Examiner, "probe", lambda *_, **__: pytest.fail("examined again"))
+def test_a_manifest_is_read_but_does_not_save_examining_the_files_again(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say how pictures are stored."""
+    before = read_manifest(old / "manifest.csv", Path("corpus"))
+    assert {clip.orientation for clip in before.clips} == {0}
     found = scan("corpus", known=old / "manifest.csv")
     assert len(found.clips) == 24
-    assert found.rows == read_manifest(old / "manifest.csv", Path("corpus")).rows
+    assert (
+        found.clips == tuple(replace(clip, orientation=1) for clip in before.clips) == before.rebased(found.root).clips
+    )
+    found.write_csv(old / "again.csv")
+    monkeypatch.setattr(Examiner, "probe", lambda *_, **__: pytest.fail("examined again"))
+    assert scan("corpus", known=old / "again.csv").rows == found.rows == read_manifest(old / "again.csv", old).rows
 
 
 @empty_figures()
@@ -84,6 +95,8 @@ def test_a_store_is_read(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "fingerprint", fingerprint)
     (folder,) = (old / "store").iterdir()
     header = json.loads((folder / "header.json").read_text())
+    assert header["decoder"].startswith("decode 1,"), "a version that did not turn frames"
+    assert decoder_name("pyav").startswith("decode 2,"), "another store"
     rows = np.fromfile(folder / "frames.bin", np.uint8).reshape(-1, 2, 3, 20, 20)
     config, spec = StoreConfig(root=old / "store"), FrameSpec(**header["spec"])
     with store_module.ClipStore(config, root, [*clips.values()], spec, (20, 20), header["decoder"]) as store:

@@ -101,8 +101,11 @@ class Display:
         """Frames [..., h, w, channels] as stored -> as displayed, in the stored pixels' shape; arrays or tensors."""
         turned, mirrored, flipped = _STEPS[self.orientation]
         frames = frames.swapaxes(-3, -2) if turned else frames
+        axes = (-2,) * mirrored + (-3,) * flipped
+        if not axes:
+            return frames
         if hasattr(frames, "flip"):  # a tensor
-            return frames.flip((-2,) * mirrored + (-3,) * flipped)
+            return frames.flip(axes)
         return frames[..., :: -1 if flipped else 1, :: -1 if mirrored else 1, :]
 
 

@@ -86,9 +86,11 @@ def decode_clip(
     read = _images if path.is_dir() else _decord if backend == "decord" else _pyav
     frames = read(path, wanted)
     unique: dict[int, np.ndarray] = {}
+    sizes: set[tuple[int, int]] = set()
     to_rgb: _ToRGB | None = None
     try:
         for index, (frame, display) in zip(dict.fromkeys(wanted), frames, strict=False):
+            sizes.add(display.size)
             if spec is None:
                 unique[index] = display.upright(frame.to_ndarray(format="rgb24"))
                 continue
@@ -97,9 +99,8 @@ def decode_clip(
             unique[index] = to_rgb(frame)
     except (av.error.FFmpegError, ValueError) as error:
         raise DecodeError(path, wanted[0], str(error)) from error
-    shapes = {frame.shape for frame in unique.values()}
-    if len(shapes) > 1:
-        raise DecodeError(path, wanted[0], f"frames of several sizes in one clip: {sorted(shapes)}")
+    if len(sizes) > 1:
+        raise DecodeError(path, wanted[0], f"frames of several sizes in one clip: {sorted(sizes)}")
     return np.stack([unique[index] for index in wanted]).transpose(0, 3, 1, 2)
 
 
