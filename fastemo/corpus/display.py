@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 
 # (rows become columns, then left and right are exchanged, then top and bottom) -> the orientation as Exif numbers it.
 # Source: CIPA DC-008, tag 274.
@@ -111,7 +111,8 @@ class Display:
 
 def _orientation(frame: av.VideoFrame) -> int:
     try:
-        side_data: Any = frame.side_data
+        # Not `frame.side_data`, which the frame would keep, and which keeps the frame: only the collector frees them.
+        side_data: Any = SideDataContainer(frame)
         matrices = [bytes(data) for data in side_data if data.type == Type.DISPLAYMATRIX]
     except ValueError:  # side data that PyAV has no name for, of spatial video for example: it gives the angle only
         return _BY_ANGLE.get(round(frame.rotation / 90) * 90, 1)
