@@ -11,6 +11,7 @@ LABELS: tuple[Labels, ...] = get_args(Labels)
 Protocol = Literal["report", "speech", "speech+song", "kfold5", "loso", "cremad", "folders"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Verify = Literal["quick", "full"]
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 OnError = Literal["stop", "drop"]
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import av
 import av.error
 
-from fastemo.corpus.config import Verify
+from fastemo.corpus.config import PICTURE_SUFFIXES, Verify
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".flv"})
 IMAGE_NAME = re.compile(r"frame(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE | re.ASCII)
@@ -97,8 +97,15 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     )
 
 
+def holds_images(path: Path) -> bool:
+    """Whether a clip is a folder of images or a single picture."""
+    return path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES
+
+
 def image_files(folder: Path) -> list[Path]:
-    """The frames of a folder of images (`frame0001.jpg` ...), in the order of their numbers."""
+    """The frames of a folder of images (`frame0001.jpg` ...), in the order of their numbers; or a single picture."""
+    if not folder.is_dir():
+        return [folder]
     numbered = [
         (int(match[1]), path)
         for path in folder.iterdir()

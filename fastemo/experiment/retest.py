@@ -21,6 +21,7 @@ from fastemo.corpus.protocol import Splits, first_file_per_take, split_clips
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
 from fastemo.experiment.results import results_line
+from fastemo.experiment.resume import with_classes_of
 from fastemo.experiment.run import make_loader
 from fastemo.machine import write_text
 from fastemo.models.build import build_model
@@ -65,6 +66,7 @@ def evaluate_run(
     home = root if root is not None else corpus_root(config.corpus, console)
     own = read_manifest(run_dir / "manifest.csv", home)
     splits = split_clips(own if is_other else own.rebased(home), config.corpus.protocol, fold=config.corpus.fold)
+    splits = with_classes_of(weights, splits)
     if is_other:
         chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
         if max_rejected is not None:
@@ -107,7 +109,7 @@ def _write(
 ) -> None:
     write_text(out / f"{result['split']}.json", json.dumps(result, indent=2) + "\n")
     write_predictions(out / "predictions.csv", predictions, clips, names)
-    console.say(f"{result['split']}: {results_line(result, len(names))}")
+    console.say(f"{result['split']}: {results_line(result)}")
     console.say(f"written to {out}")
 
 
