@@ -225,7 +225,7 @@ class Examiner:
         self._workers = Workers(_EXAMINE, limits)
 
     def probe(self, path: Path, *, verify: Verify, size_bytes: int) -> Probe:
-        """`probe_video` of a file, or `probe_images` of a folder.
+        """`probe_video` of a file, or `probe_images` of a folder or picture.
 
         Raises:
             BadFile: The file cannot be used.

@@ -160,9 +160,9 @@ def scan(
 ) -> Manifest:
     """Find every video below `root`, at any depth, and probe each once, in separate processes.
 
-    Folders of images named `frame0001.jpg` and so on (Roy (2025)'s layout) count as clips too. Without any of both,
-    every picture is a clip of one frame. A file that crashes its process, takes too long or needs too much memory is
-    rejected like any other that does not decode.
+    Folders of images named `frame0001.jpg` and so on (Roy (2025)'s layout) count as clips too; where there is neither
+    a video nor such a folder, every picture is a clip of one frame. All other files are counted by kind. A file that
+    crashes its process, takes too long or needs too much memory is rejected like any other that does not decode.
 
     Args:
         root: The corpus.
@@ -186,18 +186,7 @@ def scan(
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not '{value}'")
     reusable = _reusable_rows(known, root, verify)
-    rows: list[Clip] = []
-
-    def closed(error: OSError) -> None:
-        if Path(error.filename) == root:
-            raise ValueError(f"corpus root {root} cannot be read: {error.strerror}") from error
-        path = Path(error.filename).relative_to(root)
-        if any(map(_is_hidden, path.parts)):
-            return
-        key = path.as_posix()
-        rows.append(Clip(key=key, status="rejected", reason=f"unreadable folder: {error.strerror}"))
-
-    paths, passed_over = _find(root, closed)
+    paths, passed_over, rows = _find(root)
     for path in paths:
         _check_key(path.relative_to(root).as_posix())
     with Examiner(limits or Limits()) as examiner, ThreadPoolExecutor(threads or available_processors()) as pool:
@@ -215,11 +204,21 @@ def scan(
     return Manifest.of(root, rows, passed_over)
 
 
-def _find(root: Path, on_error: Callable[[OSError], None]) -> tuple[list[Path], Counter[str]]:
-    """What to examine, sorted, and the number of all other files by kind.
+def _find(root: Path) -> tuple[list[Path], Counter[str], list[Clip]]:
+    """What to examine, sorted, the number of all other files by kind, and the folders that cannot be listed.
 
     To examine are video files, folders of images, or else pictures, and RAVDESS's audio-only files.
     """
+    closed: list[Clip] = []
+
+    def on_error(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise ValueError(f"corpus root {root} cannot be read: {error.strerror}") from error
+        path = Path(error.filename).relative_to(root)
+        if not any(map(_is_hidden, path.parts)):
+            reason = f"unreadable folder: {error.strerror}"
+            closed.append(Clip(key=path.as_posix(), status="rejected", reason=reason))
+
     clips: list[Path] = []
     sounds: list[Path] = []
     pictures: list[Path] = []
@@ -247,13 +246,13 @@ def _find(root: Path, on_error: Callable[[OSError], None]) -> tuple[list[Path], 
             elif suffix in PICTURE_SUFFIXES:
                 pictures.append(path)
             elif name != _SYNTHESIS_RECORD:
-                passed_over[suffix or "no suffix"] += 1
+                passed_over[suffix if suffix and suffix.isprintable() else "no suffix"] += 1
         if has_frames:
             clips.append(Path(folder))
     if not clips:
-        return sorted(pictures + sounds), passed_over
+        return sorted(pictures + sounds), passed_over, closed
     passed_over.update(path.suffix.lower() for path in pictures)
-    return sorted(clips + sounds), passed_over
+    return sorted(clips + sounds), passed_over, closed
 
 
 def _is_hidden(name: str) -> bool:

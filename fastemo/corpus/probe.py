@@ -115,7 +115,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def probe_images(folder: Path, *, verify: Verify = "quick") -> Probe:
-    """Probe a folder of images as a clip: decode the first image (`quick`) or all of them (`full`).
+    """Probe a folder of images, or a picture, as a clip: decode the first image (`quick`) or all of them (`full`).
 
     Raises:
         BadFile: An image is empty or does not decode, or its size differs from the first one's.

@@ -65,18 +65,18 @@ def evaluate_run(
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     home = root if root is not None else corpus_root(config.corpus, console)
     own = read_manifest(run_dir / "manifest.csv", home)
-    splits = split_clips(own if is_other else own.rebased(home), config.corpus.protocol, fold=config.corpus.fold)
-    splits = with_classes_of(weights, splits)
+    own = own if is_other else own.rebased(home)
+    splits = with_classes_of(weights, split_clips(own, config.corpus.protocol, fold=config.corpus.fold))
     if is_other:
         chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
         if max_rejected is not None:
             chosen = replace(chosen, max_rejected=max_rejected)
         clips, names, head = _shared_clips(chosen, config, splits, console)
-        split, out = "all", out or run_dir / "evaluation" / f"all-{home.resolve().name}"
+        split, where = "all", f"all-{home.resolve().name}"
     else:
-        split = split or "test"
+        split = where = split or "test"
         clips, names, head = splits[split], splits.class_names, {}
-        out = out or run_dir / "evaluation" / split
+    out = out or run_dir / "evaluation" / where
     with Trainer(config.train, seed=config.seed) as trainer:
         # The checkpoint holds every weight: nothing is downloaded.
         model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))

@@ -82,7 +82,7 @@ class TestPassedOver:
         assert scan(tmp_path).rejected == ()
 
     def test_other_files_by_kind(self, put):
-        root = touch(put(f"{HAPPY}.mp4"), "a.zip", "b/c.ZIP", "README", "a.b/x.txt", "synthetic.json", "x.wav", "p.png")
+        root = touch(put(f"{HAPPY}.mp4"), "a.zip", "b/c.ZIP", "a.x\ny", "a.b/x.txt", "synthetic.json", "x.wav", "p.png")
         assert scan(root).passed_over == {".zip": 2, "no suffix": 1, ".txt": 1, ".wav": 1, ".png": 1}
 
     def test_the_summary(self):

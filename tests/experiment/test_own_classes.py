@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import TINY_RUN, empty_figures, write_video
+from helpers import TINY_RUN, command, empty_figures, write_image, write_video
 from safetensors.torch import load_file
 
 from fastemo.config import read_config
@@ -22,6 +24,7 @@ from fastemo.experiment.run import run
 from fastemo.report.folders import read_folders
 from fastemo.report.page import write_page
 
+FASTEMO = Path(sys.executable).parent / "fastemo"
 FOLDERS = ("Happy", "sad", "ANGRY")
 
 
@@ -61,6 +64,28 @@ def test_chance_is_a_third_everywhere(trained, tmp_path, capsys):
     assert found.chance == result["chance"]
     write_page([trained], tmp_path / "page.html", Console(show=False))
     assert "chance is 33.3 %" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_pictures_in_folders_train(tmp_path):
+    """Generated pictures laid out as FER2013 is, by the real command."""
+    for split in ("train", "val", "test"):
+        for number, name in enumerate(("happy", "sad", "surprise")):
+            (tmp_path / "root" / split / name).mkdir(parents=True)
+            pixels = np.full((48, 48, 3), 40 * number, np.uint8)
+            write_image(tmp_path / "root" / split / name / "im0.png", pixels)
+    options = ["--corpus.root", tmp_path / "root", "--model.pretrained", "false", "--name", "fer"]
+    done = command(FASTEMO, "train", *TINY_RUN, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "9 clips, 0 unlabelled, 0 rejected" in done.stdout
+    assert "chance 33.3%" in done.stdout
+
+
+def test_a_run_needs_its_archives_unpacked(tmp_path):
+    (tmp_path / "Video_Speech_Actor_01.zip").write_bytes(b"PK")
+    done = command(FASTEMO, "train", *TINY_RUN, "--corpus.root", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "its .zip files are archives: unpack them" in done.stderr
 
 
 @pytest.fixture
