@@ -95,8 +95,8 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
 
     Args:
         manifest: The corpus.
-        protocol: `None` means `speech` if a clip has a RAVDESS name, `cremad` if all have labels from CREMA-D
-            names, and `folders` otherwise.
+        protocol: `None` means `speech` if a clip has its label from a RAVDESS name, `cremad` if all have theirs from
+            CREMA-D names, and `folders` otherwise.
         fold: Which fold of `kfold5` (0-4) or `loso` (0 to actors - 1) to test on.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastemo.config import RunConfig, read_config
 from fastemo.console import Console
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, class_name
 from fastemo.corpus.config import CorpusConfig, Labels
 from fastemo.corpus.manifest import read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
@@ -68,9 +68,8 @@ def evaluate_run(
     own = own if is_other else own.rebased(home)
     splits = with_classes_of(weights, split_clips(own, config.corpus.protocol, fold=config.corpus.fold))
     if is_other:
-        chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
-        if max_rejected is not None:
-            chosen = replace(chosen, max_rejected=max_rejected)
+        most = config.corpus.max_rejected if max_rejected is None else max_rejected
+        chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels, max_rejected=most)
         clips, names, head = _shared_clips(chosen, config, splits, console)
         split, where = "all", f"all-{home.resolve().name}"
     else:
@@ -137,20 +136,22 @@ def _shared_clips(
 ) -> tuple[tuple[Clip, ...], tuple[str, ...], dict[str, Any]]:
     """The clips of another corpus that a run's model can be tested on, their classes, and notes about them."""
     manifest = prepare_corpus(chosen, console)
+    own = {class_name(name): name for name in splits.class_names}  # version 0.1.0 spelled classes as the folders
+    found = [replace(clip, emotion=own.get(clip.emotion, clip.emotion)) for clip in manifest.clips]
     trained_on = {(clip.key, clip.size_bytes) for clip in splits.train}
-    if seen := [clip.key for clip in manifest.clips if (clip.key, clip.size_bytes) in trained_on]:
+    if seen := [clip.key for clip in found if (clip.key, clip.size_bytes) in trained_on]:
         raise ValueError(
             f"{len(seen)} clips of {chosen.root} were trained on, such as {seen[0]}: it is the run's own corpus; add "
             f"--split test, to test on unseen clips only"
         )
-    known, there = {clip.emotion for clip in splits.train}, {clip.emotion for clip in manifest.clips}
+    known, there = {clip.emotion for clip in splits.train}, {clip.emotion for clip in found}
     names = tuple(name for name in splits.class_names if name in known & there)
     if len(names) < 2:
         raise ValueError(
             f"{chosen.root} has the classes {', '.join(sorted(there))}, the run was trained on "
             f"{', '.join(sorted(known))}: a test needs at least two shared classes"
         )
-    files = first_file_per_take(manifest.clips)
+    files = first_file_per_take(found)
     clips = tuple(clip for clip in files if clip.emotion in names)
     left_out = Counter(clip.emotion for clip in files if clip.emotion not in names)
     head: dict[str, Any] = {

@@ -130,3 +130,15 @@ def test_a_resumed_run_keeps_its_own_labels(trained, three_classes, tmp_path):
     run(*resolve(["--resume", str(folder), "--train.epochs", "2"]))
     kept = read_manifest(folder / "manifest.csv", three_classes).clips
     assert {(clip.emotion, clip.intensity) for clip in kept} == {("Happy", 2), ("Sad", 2), ("Angry", 2)}
+
+
+@empty_figures()
+def test_an_old_spelling_of_a_class_is_found_in_another_corpus(trained, three_classes, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "runs" / "spelled")
+    own = read_manifest(folder / "manifest.csv", three_classes)
+    rows = [replace(clip, emotion=clip.emotion.title()) for clip in own.clips]
+    Manifest.of(three_classes, rows).write_csv(folder / "manifest.csv")
+    for name in ("happy", "sad", "bored"):
+        write_video(tmp_path / "other" / name / "a.mp4", 4)
+    result = evaluate_run(folder, Console(show=False), root=tmp_path / "other")
+    assert (result["classes"], result["left_out"], result["chance"]) == (["Happy", "Sad"], {"bored": 1}, 0.5)
