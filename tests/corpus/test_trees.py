@@ -220,6 +220,15 @@ class TestPictures:
         assert [len(splits[name]) for name in ("train", "val", "test")] == [4, 4, 4]
         assert scan(tmp_path, labels="folder", verify="full").class_names == ("happy", "sad")
 
+    def test_train_and_test_alone_need_val(self, tmp_path):
+        for split in ("train", "test"):
+            picture(tmp_path / split / "happy/im0.png")
+        with pytest.raises(
+            ValueError, match=r"no labelled clips for val in .*ROOT/\{train,val,test\}/<emotion>/"
+        ) as raised:
+            split_clips(scan(tmp_path, labels="folder"))
+        assert "--corpus.labels" not in str(raised.value)
+
     @pytest.mark.parametrize("suffix", sorted(PICTURE_SUFFIXES))
     def test_every_kind_decodes(self, tmp_path, suffix):
         for grey in (True, False):
