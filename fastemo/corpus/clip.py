@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from fastemo.corpus import cremad, ravdess
-from fastemo.corpus.config import Labels
+from fastemo.corpus.config import PICTURE_SUFFIXES, Labels
 
-Status = Literal["clip", "unlabelled", "rejected", "audio-only"]
+Status = Literal["clip", "unlabelled", "rejected", "audio-only", "duplicate"]
 SPLITS = ("train", "val", "test")
+IDENTICAL_TO = "identical to "  # a duplicate's reason, before the other's key
 
 # RAVDESS's own papers and Roy (2025) use both forms for these folders; other names stay as they are.
 _EMOTION_ALIASES = {"surprise": "surprised", "fear": "fearful", "anger": "angry", "sadness": "sad"}
@@ -28,7 +29,8 @@ class Clip:
         status: How the file is used; if it is not `clip`, `reason` says why.
         emotion: Class name; empty where unknown.
         actor, modality, channel, intensity, statement, repetition: RAVDESS's numbers; 0 where unknown. CREMA-D's names
-            give actor, intensity and statement, see `cremad.Recording`.
+            give actor, intensity and statement, see `cremad.Recording`. With labels from folders, RAVDESS's names give
+            actor and modality alone.
         split: `train`, `val` or `test` where the corpus's own folders say so; empty otherwise.
         num_frames: Frames that decode.
         width, height, orientation, pixel_aspect, hdr: See `Probe`; an orientation of 0 is not known.
@@ -65,55 +67,73 @@ class Clip:
         """The same for both files of one performance: the RAVDESS name without its modality, else the key."""
         return ravdess.parse_stem(Path(self.key).stem).take if self.modality else self.key
 
+    @property
+    def is_cremad(self) -> bool:
+        """Whether the label comes from a CREMA-D name; labelled by folder, such a file has no actor."""
+        return self.actor in cremad.ACTORS and cremad.is_named(Path(self.key).stem)
+
+
+def class_name(folder: str) -> str:
+    """The class that a folder stands for: case and blanks around the name do not count."""
+    name = folder.strip().lower()
+    return _EMOTION_ALIASES.get(name, name)
+
 
 def label_clip(clip: Clip, labels: Labels) -> Clip:
     """Fill in what the path gives: the fields of the name, class and split."""
     if clip.status in ("rejected", "audio-only"):
         return clip
     *folders, name = clip.key.split("/")
-    split = next((folder for folder in folders if folder in SPLITS), "")
-    clip = replace(clip, split=split)
-    stem = name if clip.codec == "images" else Path(name).stem
-    if labels == "cremad":
-        try:
-            return replace(clip, **vars(cremad.parse_stem(stem)))
-        except ValueError as error:
-            return replace(clip, status="unlabelled", reason=str(error))
+    clip = replace(clip, split=next((folder for folder in folders if folder in SPLITS), ""))
+    is_picture = clip.codec == "images"
+    is_folder = is_picture and Path(name).suffix.lower() not in PICTURE_SUFFIXES
+    stem = name if is_folder else Path(name).stem
+    folder = class_name(folders[-1]) if folders else ""
+    folder = "" if folder in SPLITS else folder
+    emotion, reason = "", ""
     try:
+        if labels == "cremad":
+            return replace(clip, **vars(cremad.parse_stem(stem)))
         performance = ravdess.parse_stem(stem)
     except ValueError as error:
         reason = str(error)
-        actor = _ACTOR_IN_NAME.match(stem)
+        actor = _ACTOR_IN_NAME.match(stem) if labels != "cremad" else None
         clip = replace(clip, actor=int(actor[1]) if actor else 0)
-        emotion = ""
     else:
-        reason = ""
-        emotion = performance.emotion_name
-        names = ("actor", "modality", "channel", "intensity", "statement", "repetition")
+        names = ["actor", "modality"]
+        if labels == "ravdess":
+            emotion = performance.emotion_name
+            names += ["channel", "intensity", "statement", "repetition"]
         clip = replace(clip, **{field: getattr(performance, field) for field in names})
-    folder = folders[-1] if folders else ""
-    known = _EMOTION_ALIASES.get(folder.lower(), folder.lower())
-    folder = known if known in ravdess.EMOTIONS else folder
     if labels == "folder":
-        emotion = "" if folder in SPLITS else folder
-        reason = "not in a folder named after its class (--corpus.labels folder)"
-    elif not emotion and clip.codec == "images" and folder in ravdess.EMOTIONS:
+        emotion, reason = folder, "not in a folder named after its class"
+    elif not emotion and labels == "ravdess" and is_picture and folder in ravdess.EMOTIONS:
         emotion = folder
+    elif not emotion and labels == "ravdess" and is_picture and folder:
+        reason = f"'{folders[-1]}' is not one of RAVDESS's classes: --corpus.labels folder takes any"
+    elif folder in ravdess.EMOTIONS:
+        reason += f"; --corpus.labels folder takes the class from the folder '{folders[-1]}'"
     if not emotion:
         return replace(clip, status="unlabelled", reason=reason)
     return replace(clip, emotion=emotion)
 
 
-def reject_duplicates(rows: Sequence[Clip], labels: Labels) -> list[Clip]:
-    """Reject all but the first file, by key, of each RAVDESS take and modality and of each CREMA-D take."""
-    first: dict[tuple[str, int], str] = {}
-    kept = []
+def settle_duplicates(rows: Sequence[Clip], labels: Labels, identical: Callable[[Clip, Clip], bool]) -> list[Clip]:
+    """Keep the first file, by key, of each RAVDESS take and modality and of each CREMA-D take.
+
+    The others are duplicates if they have the same class, split and, by `identical`, content, else rejected.
+    """
+    first: dict[tuple[str, int], Clip] = {}
+    settled = []
     for row in sorted(rows, key=lambda row: row.key):
         if row.status == "clip" and (row.modality or labels == "cremad"):
             take = Path(row.key).stem if labels == "cremad" else row.take
-            owner = first.setdefault((take, row.modality), row.key)
-            if owner != row.key:
+            owner = first.setdefault((take, row.modality), row)
+            if owner is not row:
                 what = "take and modality" if row.modality else "take"
-                row = replace(row, status="rejected", reason=f"duplicate {what}: same as {owner}")
-        kept.append(row)
-    return kept
+                if (row.emotion, row.split) == (owner.emotion, owner.split) and identical(row, owner):
+                    row = replace(row, status="duplicate", reason=IDENTICAL_TO + owner.key)
+                else:
+                    row = replace(row, status="rejected", reason=f"duplicate {what}: not identical to {owner.key}")
+        settled.append(row)
+    return settled

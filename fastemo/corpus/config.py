@@ -11,6 +11,7 @@ LABELS: tuple[Labels, ...] = get_args(Labels)
 Protocol = Literal["report", "speech", "speech+song", "kfold5", "loso", "cremad", "folders"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Verify = Literal["quick", "full"]
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 OnError = Literal["stop", "drop"]
 
 
@@ -89,7 +90,7 @@ class CorpusConfig:
         root: Folder of the corpus; `None`: the built-in corpus, generated on first use.
         labels: Source of the class: `ravdess` or `cremad` file names, or the `folder` that a file is in.
         protocol: How actors are split into train, val and test, see `fastemo.corpus.protocol`; `None`: `speech` where
-            files have RAVDESS names, `cremad` with labels of that name, `folders` otherwise.
+            RAVDESS's file names give labels, `cremad` where CREMA-D's do, `folders` otherwise.
         fold: The fold that `kfold5` or `loso` tests on.
         verify: How far a scan decodes each file: its first frame (`quick`) or all (`full`).
         max_rejected: Files that may be rejected before training refuses to start.

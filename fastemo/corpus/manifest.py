@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from fastemo.corpus import ravdess
-from fastemo.corpus.clip import Clip, Status, label_clip, reject_duplicates
-from fastemo.corpus.config import LABELS, Labels, Verify
+from fastemo.corpus.clip import IDENTICAL_TO, Clip, Status, label_clip, settle_duplicates
+from fastemo.corpus.config import LABELS, PICTURE_SUFFIXES, Labels, Verify
 from fastemo.corpus.isolation import Examiner, Limits, Unsettled
-from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES, BadFile, Probe, image_files, probe_images, probe_video
+from fastemo.corpus.probe import (
+    IMAGE_NAME,
+    VIDEO_SUFFIXES,
+    BadFile,
+    Probe,
+    holds_images,
+    image_files,
+    probe_images,
+    probe_video,
+)
 from fastemo.machine import available_processors, write_text
 
+HIDDEN = "hidden or system"
 _AUDIO_SUFFIXES = frozenset({".wav"})
 _SINCE_0_2 = frozenset({"orientation", "pixel_aspect", "hdr"})
+# Besides names that begin with a dot; in lower case.
+_SYSTEM_NAMES = frozenset(
+    {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "@eadir"}
+)
+_SYNTHESIS_RECORD = "synthetic.json"  # written by the built-in corpus
+_NOTHING = Clip(key="")
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
 
@@ -34,6 +53,8 @@ class Manifest:
         unlabelled: Readable, but their names give no class: never trained on.
         rejected: Unusable; `reason` says why.
         audio_only: RAVDESS's audio-only files (modality 03): skipped.
+        duplicates: Identical copies of the clips of a take, which are used once.
+        passed_over: Number of the other files by kind: suffix in lower case, `no suffix` or `HIDDEN`; not in the CSV.
     """
 
     root: Path
@@ -41,23 +62,32 @@ class Manifest:
     unlabelled: tuple[Clip, ...] = ()
     rejected: tuple[Clip, ...] = ()
     audio_only: tuple[Clip, ...] = ()
+    duplicates: tuple[Clip, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, root: Path, rows: Sequence[Clip]) -> Manifest:
+    def of(cls, root: Path, rows: Sequence[Clip], passed_over: Mapping[str, int] | None = None) -> Manifest:
         def having(status: Status) -> tuple[Clip, ...]:
             return tuple(sorted((row for row in rows if row.status == status), key=lambda row: row.key))
 
-        return cls(root, having("clip"), having("unlabelled"), having("rejected"), having("audio-only"))
+        used, unlabelled, rejected, audio_only, duplicates = map(having, get_args(Status))
+        return cls(root, used, unlabelled, rejected, audio_only, duplicates, passed_over or {})
 
     @property
     def rows(self) -> tuple[Clip, ...]:
-        return self.clips + self.unlabelled + self.rejected + self.audio_only
+        return self.clips + self.unlabelled + self.rejected + self.audio_only + self.duplicates
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """RAVDESS's eight in RAVDESS's order if every label is one of them, else the labels sorted."""
+        """RAVDESS's eight if RAVDESS's or CREMA-D's file names give labels, else those that occur.
+
+        In RAVDESS's order if all are RAVDESS's, else sorted.
+        """
         names = {clip.emotion for clip in self.clips}
-        return ravdess.EMOTIONS if names <= set(ravdess.EMOTIONS) else tuple(sorted(names))
+        if not names <= set(ravdess.EMOTIONS):
+            return tuple(sorted(names))
+        is_named = any(clip.channel or clip.is_cremad for clip in self.clips)
+        return ravdess.EMOTIONS if is_named else tuple(name for name in ravdess.EMOTIONS if name in names)
 
     def rebased(self, root: Path) -> Manifest:
         """The same clips below `root`, on this host: files of the size that was scanned count as the scanned ones.
@@ -146,8 +176,9 @@ def scan(
 ) -> Manifest:
     """Find every video below `root`, at any depth, and probe each once, in separate processes.
 
-    Folders of images named `frame0001.jpg` and so on (Roy (2025)'s layout) count as clips too. A file that crashes its
-    process, takes too long or needs too much memory is rejected like any other that does not decode.
+    Folders of images named `frame0001.jpg` and so on (Roy (2025)'s layout) count as clips too; where there is neither
+    a video nor such a folder, every picture is a clip of one frame. All other files are counted by kind. A file that
+    crashes its process, takes too long or needs too much memory is rejected like any other that does not decode.
 
     Args:
         root: The corpus.
@@ -171,15 +202,7 @@ def scan(
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, not '{value}'")
     reusable = _reusable_rows(known, root, verify)
-    rows: list[Clip] = []
-
-    def closed(error: OSError) -> None:
-        if Path(error.filename) == root:
-            raise ValueError(f"corpus root {root} cannot be read: {error.strerror}") from error
-        key = Path(error.filename).relative_to(root).as_posix()
-        rows.append(Clip(key=key, status="rejected", reason=f"unreadable folder: {error.strerror}"))
-
-    paths = sorted(_find(root, closed))
+    paths, passed_over, rows = _find(root)
     for path in paths:
         _check_key(path.relative_to(root).as_posix())
     with Examiner(limits or Limits()) as examiner, ThreadPoolExecutor(threads or available_processors()) as pool:
@@ -193,11 +216,29 @@ def scan(
             pool.shutdown(wait=False, cancel_futures=True)
             examiner.close()
             raise
-    return Manifest.of(root, reject_duplicates(rows, labels))
+    rows = settle_duplicates(rows, labels, partial(_identical, root, reusable))
+    return Manifest.of(root, rows, passed_over)
 
 
-def _find(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
-    """Video files, RAVDESS's audio-only files, and folders of images."""
+def _find(root: Path) -> tuple[list[Path], Counter[str], list[Clip]]:
+    """What to examine, sorted, the number of all other files by kind, and the folders that cannot be listed.
+
+    To examine are video files, folders of images, or else pictures, and RAVDESS's audio-only files.
+    """
+    closed: list[Clip] = []
+
+    def on_error(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise ValueError(f"corpus root {root} cannot be read: {error.strerror}") from error
+        path = Path(error.filename).relative_to(root)
+        if not any(map(_is_hidden, path.parts)):
+            reason = f"unreadable folder: {error.strerror}"
+            closed.append(Clip(key=path.as_posix(), status="rejected", reason=reason))
+
+    clips: list[Path] = []
+    sounds: list[Path] = []
+    pictures: list[Path] = []
+    passed_over: Counter[str] = Counter()
     ancestors: dict[str, frozenset[str]] = {}
     for folder, subfolders, names in os.walk(root, onerror=on_error, followlinks=True):
         # A link to a parent folder would be followed forever.
@@ -205,12 +246,53 @@ def _find(root: Path, on_error: Callable[[OSError], None]) -> Iterator[Path]:
         seen = ancestors.get(folder, frozenset()) | {real}
         subfolders[:] = [name for name in subfolders if os.path.realpath(os.path.join(folder, name)) not in seen]
         ancestors.update((os.path.join(folder, name), seen) for name in subfolders)
+        is_below = Path(folder) != root
+        is_hidden = any(map(_is_hidden, Path(folder).relative_to(root).parts))
+        has_frames = False
         for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in VIDEO_SUFFIXES or (suffix.lower() in _AUDIO_SUFFIXES and stem[:3] == "03-"):
-                yield Path(folder, name)
-        if any(IMAGE_NAME.fullmatch(name) for name in names):
-            yield Path(folder)
+            path, suffix = Path(folder, name), os.path.splitext(name)[1].lower()
+            if is_hidden or _is_hidden(name):
+                passed_over[HIDDEN] += 1
+            elif suffix in VIDEO_SUFFIXES:
+                clips.append(path)
+            elif suffix in _AUDIO_SUFFIXES and name.startswith("03-"):
+                sounds.append(path)
+            elif is_below and IMAGE_NAME.fullmatch(name):
+                has_frames = True
+            elif suffix in PICTURE_SUFFIXES:
+                pictures.append(path)
+            elif name != _SYNTHESIS_RECORD:
+                passed_over[suffix if suffix and suffix.isprintable() else "no suffix"] += 1
+        if has_frames:
+            clips.append(Path(folder))
+    if not clips:
+        return sorted(pictures + sounds), passed_over, closed
+    passed_over.update(path.suffix.lower() for path in pictures)
+    return sorted(clips + sounds), passed_over, closed
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _identical(root: Path, reusable: Mapping[str, Clip], row: Clip, owner: Clip) -> bool:
+    """Whether two clips have the same bytes; unchanged since an earlier scan that found so, they are not read again."""
+    if row.size_bytes != owner.size_bytes:
+        return False
+    before = [reusable.get(it.key, _NOTHING) for it in (row, owner)]
+    is_unchanged = all(
+        (one.size_bytes, one.mtime_ns) == (it.size_bytes, it.mtime_ns)
+        for one, it in zip(before, (row, owner), strict=True)
+    )
+    if is_unchanged and before[0].reason == IDENTICAL_TO + owner.key:
+        return True
+    try:
+        files, others = _files_of(root / row.key), _files_of(root / owner.key)
+        return len(files) == len(others) and all(
+            filecmp.cmp(one, other, shallow=False) for one, other in zip(files, others, strict=True)
+        )
+    except OSError:
+        return False
 
 
 def _reusable_rows(known: Path | None, root: Path, verify: Verify) -> dict[str, Clip]:
@@ -251,7 +333,7 @@ def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip], 
 
 def _with_display(clip: Clip, path: Path) -> Clip:
     try:
-        probe = (probe_images if path.is_dir() else probe_video)(path)
+        probe = (probe_images if holds_images(path) else probe_video)(path)
     except BadFile:
         return clip  # reported when it is decoded
     return replace(clip, **{name: getattr(probe, name) for name in ("width", "height", *_SINCE_0_2)})
@@ -271,9 +353,12 @@ def fingerprint(path: Path) -> tuple[int, int]:
         OSError: The file is missing or unreadable.
         ValueError: A folder without images.
     """
-    files = image_files(path) if path.is_dir() else [path]
-    stats = [file.stat() for file in files]
+    stats = [file.stat() for file in _files_of(path)]
     return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+
+
+def _files_of(path: Path) -> list[Path]:
+    return image_files(path) if path.is_dir() else [path]
 
 
 def ravdess_says_audio_only(stem: str) -> bool:

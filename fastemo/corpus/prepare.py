@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from fastemo.console import Console
-from fastemo.corpus import cremad
-from fastemo.corpus.config import CorpusConfig
-from fastemo.corpus.manifest import Manifest, scan
+from fastemo.corpus import cremad, ravdess
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.config import CorpusConfig, Labels
+from fastemo.corpus.manifest import HIDDEN, Manifest, scan
 from fastemo.corpus.synthetic.synthesis import GENERATOR_VERSION, synthesize
 from fastemo.machine import available_processors, cache_folder, locked
+
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+_MOST_KINDS = 6
 
 
 def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
@@ -33,17 +40,45 @@ def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
             f"remove them, or continue without them: --corpus.max_rejected {len(manifest.rejected)}"
         )
     if not manifest.clips:
-        found = any(cremad.is_named(Path(clip.key).stem) for clip in manifest.unlabelled)
-        raise ValueError(
-            f"{root} has no labelled clips: "
-            + (
-                "its files have CREMA-D names: use --corpus.labels cremad, "
-                if found
-                else "name files as RAVDESS does, "
-            )
-            + "or use --corpus.labels folder to take the class from a file's folder"
-        )
+        raise ValueError(f"{root} has no labelled clips: {_advice(manifest, config.labels)}")
+    if manifest.unlabelled:
+        console.say(_unlabelled(manifest.unlabelled))
     return manifest
+
+
+def _advice(manifest: Manifest, labels: Labels) -> str:
+    """Why a corpus has no labelled clips, and what to do; it never names an option that was given."""
+    others, unlabelled = manifest.passed_over, manifest.unlabelled
+    videos = [Path(clip.key).stem for clip in unlabelled if clip.codec != "images"]
+    if not manifest.rows and set(others) <= {HIDDEN}:
+        return "it is empty"
+    if not videos and _ARCHIVES & set(others):
+        return f"its {', '.join(sorted(_ARCHIVES & set(others)))} files are archives: unpack them"
+    if not unlabelled and (manifest.audio_only or ".wav" in others):
+        return "it has sound without video; RAVDESS's videos are in Video_Speech_Actor_*.zip and Video_Song_Actor_*.zip"
+    if not unlabelled and manifest.rejected:
+        return f"its files were rejected, such as {manifest.rejected[0].key}: {manifest.rejected[0].reason}"
+    if not unlabelled:
+        return "it has neither videos nor pictures"
+    if labels != "cremad" and any(map(cremad.is_named, videos)):
+        return "its files have CREMA-D names: use --corpus.labels cremad"
+    if labels != "ravdess" and any(map(ravdess.is_named, videos)):
+        return "its files have RAVDESS names: use --corpus.labels ravdess"
+    if labels == "folder":
+        return "put the files of each class into a folder of its name"
+    return "put the files of each class into a folder of its name and use --corpus.labels folder"
+
+
+def _unlabelled(clips: Sequence[Clip]) -> str:
+    """One line: the most frequent reason, with its number and an example."""
+
+    def kind(clip: Clip) -> str:
+        """The reason without a file's name at its start."""
+        return re.sub(r"^'.*' is", "it is", clip.reason, flags=re.DOTALL)
+
+    reason, count = Counter(map(kind, clips)).most_common(1)[0]
+    example = next(clip for clip in clips if kind(clip) == reason)
+    return f"unlabelled: {count} of {len(clips)}, such as {example.key}: {example.reason}"
 
 
 def corpus_root(config: CorpusConfig, console: Console) -> Path:
@@ -96,9 +131,22 @@ def scan_cached(root: Path, config: CorpusConfig, console: Console) -> Manifest:
 
 
 def describe(manifest: Manifest) -> str:
-    """One line: the number of files of a scan, by status."""
+    """One line: the number of files of a scan, by status, and of those passed over, by kind."""
     parts = [f"{len(manifest.clips)} clips", f"{len(manifest.unlabelled)} unlabelled"]
     parts.append(f"{len(manifest.rejected)} rejected")
     if manifest.audio_only:
         parts.append(f"{len(manifest.audio_only)} audio-only skipped")
+    if copies := manifest.duplicates:
+        parts.append(f"{len(copies)} identical copies passed over (such as {copies[0].key}, {copies[0].reason})")
+    kinds = sorted(manifest.passed_over.items(), key=lambda kind: (-kind[1], kind[0]))
+    if kinds:
+        rest = sum(count for _, count in kinds[_MOST_KINDS:])
+        told = [f"{count} {kind}" for kind, count in kinds[:_MOST_KINDS]]
+        parts.append(f"passed over: {', '.join(told)}{f' and {rest} of other kinds' if rest else ''}")
+    stored = {
+        "turned or mirrored to be upright": sum(clip.orientation > 1 for clip in manifest.clips),
+        "with pixels that are not square": sum(clip.pixel_aspect != 1 for clip in manifest.clips),
+        "HDR, without tone mapping": sum(bool(clip.hdr) for clip in manifest.clips),
+    }
+    parts += [f"{count} clips {how}" for how, count in stored.items() if count]
     return f"{manifest.root}: {', '.join(parts)}"

@@ -13,7 +13,7 @@ import av
 import av.error
 from av.stream import Disposition
 
-from fastemo.corpus.config import Verify
+from fastemo.corpus.config import PICTURE_SUFFIXES, Verify
 from fastemo.corpus.display import Display
 
 VIDEO_SUFFIXES = frozenset(
@@ -111,8 +111,15 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     )
 
 
+def holds_images(path: Path) -> bool:
+    """Whether a clip is a folder of images or a single picture."""
+    return path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES
+
+
 def image_files(folder: Path) -> list[Path]:
-    """The frames of a folder of images (`frame0001.jpg` ...), in the order of their numbers."""
+    """The frames of a folder of images (`frame0001.jpg` ...), in the order of their numbers; or a single picture."""
+    if not folder.is_dir():
+        return [folder]
     numbered = [
         (int(match[1]), path)
         for path in folder.iterdir()
@@ -122,7 +129,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def probe_images(folder: Path, *, verify: Verify = "quick") -> Probe:
-    """Probe a folder of images as a clip: decode the first image (`quick`) or all of them (`full`).
+    """Probe a folder of images, or a picture, as a clip: decode the first image (`quick`) or all of them (`full`).
 
     Raises:
         BadFile: An image is empty or does not decode, or its size differs from the first one's.

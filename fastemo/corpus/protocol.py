@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastemo.corpus import cremad
 from fastemo.corpus.clip import SPLITS, Clip
@@ -33,7 +32,7 @@ class Splits:
 
     Attributes:
         class_names: Class i's name at position i.
-        notes: Remarks for the log: twins left out, actors missing from a split.
+        notes: Remarks for the log: twins left out, actors missing from a split, classes missing from the test.
     """
 
     protocol: Protocol
@@ -96,8 +95,8 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
 
     Args:
         manifest: The corpus.
-        protocol: `None` means `speech` if a clip has a RAVDESS name, `cremad` if all have labels from CREMA-D
-            names, and `folders` otherwise.
+        protocol: `None` means `speech` if a clip has its label from a RAVDESS name, `cremad` if all have theirs from
+            CREMA-D names, and `folders` otherwise.
         fold: Which fold of `kfold5` (0-4) or `loso` (0 to actors - 1) to test on.
 
     Raises:
@@ -106,7 +105,7 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
     """
     if protocol is None:
         named = not manifest.clips or any(clip.channel for clip in manifest.clips if not clip.split)
-        protocol = "speech" if named else "cremad" if all(map(_is_cremad, manifest.clips)) else "folders"
+        protocol = "speech" if named else "cremad" if all(clip.is_cremad for clip in manifest.clips) else "folders"
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not '{protocol}'")
     folds = num_folds(manifest, protocol)
@@ -114,8 +113,8 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
         raise ValueError(f"fold must be 0 to {max(folds, 1) - 1} with protocol {protocol}, not {fold}")
     if protocol == "folders":
         return _by_folder(manifest)
-    wanted = _split_actors(manifest, protocol, fold)
     clips, notes = _clips_of(manifest, protocol)
+    wanted = _split_actors(manifest, protocol, fold)
     chosen = {name: tuple(clip for clip in clips if clip.actor in wanted[name]) for name in SPLITS}
     for name in SPLITS:
         missing = sorted(set(wanted[name]) - _actors(chosen[name]))
@@ -132,16 +131,28 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
             for name in SPLITS
             if (num_takes := len({clip.take for clip in chosen[name]})) < len(chosen[name])
         ]
-    return Splits(protocol=protocol, class_names=manifest.class_names, notes=tuple(notes), **chosen)
+    return _splits(manifest, protocol, notes, chosen)
+
+
+def _splits(manifest: Manifest, protocol: Protocol, notes: list[str], chosen: dict[str, tuple[Clip, ...]]) -> Splits:
+    names, tested = manifest.class_names, {clip.emotion for clip in chosen["test"]}
+    if untested := [name for name in names if name not in tested]:
+        notes.append(f"test has no clips of {', '.join(untested)}: chance and UAR are those of {len(tested)} classes")
+    return Splits(protocol=protocol, class_names=names, notes=tuple(notes), **chosen)
 
 
 def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[str]]:
     """The clips that a protocol uses, and notes on those it leaves out."""
     if protocol == "cremad":
-        clips = [clip for clip in manifest.clips if _is_cremad(clip)]
+        clips = [clip for clip in manifest.clips if clip.is_cremad]
         left_out = len(manifest.clips) - len(clips)
         return clips, [f"{left_out} clips without a label from a CREMA-D name left out"] if left_out else []
     clips = [clip for clip in manifest.clips if clip.channel]
+    if manifest.clips and not clips:
+        raise ValueError(
+            f"protocol {protocol} goes by RAVDESS's file names, from which no clip in {manifest.root} has its label: "
+            f"choose --corpus.protocol folders"
+        )
     notes = []
     if len(clips) < len(manifest.clips):
         notes.append(f"{len(manifest.clips) - len(clips)} clips without a RAVDESS name left out")
@@ -194,9 +205,9 @@ def _by_folder(manifest: Manifest) -> Splits:
         if not chosen[name]:
             raise ValueError(
                 f"protocol folders found no labelled clips for {name} in {manifest.root}: lay out the corpus as "
-                f"ROOT/{{train,val,test}}/<emotion>/, with different people in each, and use --corpus.labels folder"
+                f"ROOT/{{train,val,test}}/<emotion>/, with different people in each"
             )
-    return Splits(protocol="folders", class_names=manifest.class_names, notes=tuple(notes), **chosen)
+    return _splits(manifest, "folders", notes, chosen)
 
 
 def _split_by_hash(clips: Sequence[Clip]) -> dict[str, str]:
@@ -217,11 +228,6 @@ def _split_by_hash(clips: Sequence[Clip]) -> dict[str, str]:
 
 def _person(clip: Clip, by_actor: bool) -> str:
     return str(clip.actor) if by_actor else clip.take
-
-
-def _is_cremad(clip: Clip) -> bool:
-    """Whether a clip's label comes from a CREMA-D name; labelled by folder, it has no actor."""
-    return clip.actor in cremad.ACTORS and cremad.is_named(Path(clip.key).stem)
 
 
 def first_file_per_take(clips: Iterable[Clip]) -> list[Clip]:

@@ -26,6 +26,7 @@ class Metrics:
         per_class: Recall by class name, in the order of the labels; None for a class without a clip.
         confusion: int64 [K, K], rows true labels, columns predicted labels.
         num_clips: N.
+        chance: Accuracy of guessing among the classes present in the labels: 1 / their number.
     """
 
     accuracy: float
@@ -34,6 +35,7 @@ class Metrics:
     per_class: dict[str, float | None]
     confusion: NDArray[np.int64]
     num_clips: int
+    chance: float
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain numbers, dicts and lists."""
@@ -97,4 +99,5 @@ def compute_metrics(labels: ArrayLike, predictions: ArrayLike, class_names: Sequ
         },
         confusion=counts,
         num_clips=int(counts.sum()),
+        chance=1 / int(counts.any(axis=1).sum()),
     )

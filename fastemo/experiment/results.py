@@ -68,10 +68,10 @@ def write_report(
     return result
 
 
-def results_line(result: dict[str, Any], num_classes: int) -> str:
+def results_line(result: dict[str, Any]) -> str:
     low, high = result["intervals"]["accuracy"]
     return (
         f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), UAR {result['uar']:.1%}, "
         f"macro-F1 {result['macro_f1']:.3f} on {result['num_clips']} clips of {result['num_takes']} takes; "
-        f"chance {1 / num_classes:.1%}"
+        f"chance {result['chance']:.1%}"
     )

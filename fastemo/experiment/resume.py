@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastemo.config import RunConfig, config_leaves, read_config
 from fastemo.console import Console
+from fastemo.corpus.clip import class_name
 from fastemo.corpus.manifest import Manifest
+from fastemo.corpus.protocol import Splits
+from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ _MAY_CHANGE = re.compile(
     r"train\.(checkpoint_minutes|keep|epochs|early_stop_patience|batch_size|accumulate_steps)"
 )
 # Fields of a clip that another file of the same name would change; copying a corpus only changes times.
+_LABEL_FIELDS = ("emotion", "actor", "modality", "channel", "intensity", "statement", "repetition", "split")
 _CLIP_FIELDS = ("emotion", "num_frames", "width", "height", "codec", "size_bytes")
 
 
@@ -86,8 +90,10 @@ def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:
         raise ValueError(f"run {run_dir} cannot be resumed with another configuration: {listed}. Start a new run")
 
 
-def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:
-    """Refuse to resume a run with other clips than it was started with.
+def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> Manifest:
+    """Refuse to resume a run with other clips than it was started with; return these with the run's own labels.
+
+    A version may label the same path otherwise than the one before, which must not move a clip to another split.
 
     Raises:
         ValueError: They differ; the message names some of them.
@@ -97,7 +103,12 @@ def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:
     troubles += [f"{key} is new" for key in now if key not in before]
     for key in sorted(before.keys() & now.keys()):
         one, other = before[key], now[key]
+        if class_name(one.emotion) == class_name(other.emotion):
+            other = now[key] = replace(other, **{name: getattr(one, name) for name in _LABEL_FIELDS})
         changed = [name for name in _CLIP_FIELDS if getattr(one, name) != getattr(other, name)]
+        # Version 0.1.0 did not record it, and trained on pictures as they are stored.
+        changed += ["orientation"] if max(1, other.orientation) != max(1, one.orientation) else []
+        changed += ["pixel_aspect"] if other.pixel_aspect != one.pixel_aspect else []
         if changed:
             values = ", ".join(f"{name} {getattr(one, name)} -> {getattr(other, name)}" for name in changed)
             troubles.append(f"{key} changed ({values})")
@@ -107,6 +118,17 @@ def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> None:
             f"run {run_dir} was started with another corpus: {'; '.join(troubles[:_MOST_NAMES])}{more}. Put the clips "
             f"back as they were, or start a new run"
         )
+    return replace(found, clips=tuple(now.values()))
+
+
+def with_classes_of(weights: Mapping[str, Any], splits: Splits) -> Splits:
+    """The splits with the classes of a checkpoint's outputs.
+
+    Version 0.1.0 gave every model RAVDESS's eight if the corpus's classes are among them.
+    """
+    last = max((name for name in weights if re.fullmatch(r"classifier\.(\d+\.)?bias", name)), default=None)
+    is_fixed = last is not None and len(weights[last]) == len(EMOTIONS) and set(splits.class_names) <= set(EMOTIONS)
+    return replace(splits, class_names=EMOTIONS) if is_fixed else splits
 
 
 def recover(run_dir: Path, console: Console) -> Checkpoint | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastemo.config import RunConfig, read_config
 from fastemo.console import Console
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, class_name
 from fastemo.corpus.config import CorpusConfig, Labels
 from fastemo.corpus.manifest import read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
@@ -21,7 +21,8 @@ from fastemo.corpus.protocol import Splits, first_file_per_take, split_clips
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
 from fastemo.experiment.results import results_line
-from fastemo.experiment.run import make_loader
+from fastemo.experiment.resume import with_classes_of
+from fastemo.experiment.run import make_loader, say_left_to_pyav
 from fastemo.machine import write_text
 from fastemo.models.build import build_model
 from fastemo.training import checkpoint
@@ -64,17 +65,21 @@ def evaluate_run(
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     home = root if root is not None else corpus_root(config.corpus, console)
     own = read_manifest(run_dir / "manifest.csv", home)
-    splits = split_clips(own if is_other else own.rebased(home), config.corpus.protocol, fold=config.corpus.fold)
+    is_old = not any(clip.orientation for clip in own.clips)
+    own = own if is_other else own.rebased(home)
+    splits = with_classes_of(weights, split_clips(own, config.corpus.protocol, fold=config.corpus.fold))
     if is_other:
-        chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
-        if max_rejected is not None:
-            chosen = replace(chosen, max_rejected=max_rejected)
+        most = config.corpus.max_rejected if max_rejected is None else max_rejected
+        chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels, max_rejected=most)
         clips, names, head = _shared_clips(chosen, config, splits, console)
-        split, out = "all", out or run_dir / "evaluation" / f"all-{home.resolve().name}"
+        split, where = "all", f"all-{home.resolve().name}"
     else:
-        split = split or "test"
+        split = where = split or "test"
         clips, names, head = splits[split], splits.class_names, {}
-        out = out or run_dir / "evaluation" / split
+        changed = sum(clip.orientation > 1 or clip.pixel_aspect != 1 for clip in clips) if is_old else 0
+        if changed:
+            console.say(f"note: {changed} clips are upright and in shape now; version 0.1.0 trained on them as stored")
+    out = out or run_dir / "evaluation" / where
     with Trainer(config.train, seed=config.seed) as trainer:
         # The checkpoint holds every weight: nothing is downloaded.
         model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))
@@ -82,6 +87,7 @@ def evaluate_run(
         trainer.load_weights(weights)
         with make_loader(config, home, clips, splits.class_names, trainer, console) as loader:
             predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
+            say_left_to_pyav([loader], console)
         predictions = restricted(predictions, splits.class_names, names)
         write_examples(config, out, home, clips, predictions, names, trainer.bare_model, splits.class_names)
     probes = {order: restricted(found, splits.class_names, names) for order, found in probes.items()}
@@ -107,7 +113,7 @@ def _write(
 ) -> None:
     write_text(out / f"{result['split']}.json", json.dumps(result, indent=2) + "\n")
     write_predictions(out / "predictions.csv", predictions, clips, names)
-    console.say(f"{result['split']}: {results_line(result, len(names))}")
+    console.say(f"{result['split']}: {results_line(result)}")
     console.say(f"written to {out}")
 
 
@@ -135,20 +141,22 @@ def _shared_clips(
 ) -> tuple[tuple[Clip, ...], tuple[str, ...], dict[str, Any]]:
     """The clips of another corpus that a run's model can be tested on, their classes, and notes about them."""
     manifest = prepare_corpus(chosen, console)
+    own = {class_name(name): name for name in splits.class_names}  # version 0.1.0 spelled classes as the folders
+    found = [replace(clip, emotion=own.get(clip.emotion, clip.emotion)) for clip in manifest.clips]
     trained_on = {(clip.key, clip.size_bytes) for clip in splits.train}
-    if seen := [clip.key for clip in manifest.clips if (clip.key, clip.size_bytes) in trained_on]:
+    if seen := [clip.key for clip in found if (clip.key, clip.size_bytes) in trained_on]:
         raise ValueError(
             f"{len(seen)} clips of {chosen.root} were trained on, such as {seen[0]}: it is the run's own corpus; add "
             f"--split test, to test on unseen clips only"
         )
-    known, there = {clip.emotion for clip in splits.train}, {clip.emotion for clip in manifest.clips}
+    known, there = {clip.emotion for clip in splits.train}, {clip.emotion for clip in found}
     names = tuple(name for name in splits.class_names if name in known & there)
     if len(names) < 2:
         raise ValueError(
             f"{chosen.root} has the classes {', '.join(sorted(there))}, the run was trained on "
             f"{', '.join(sorted(known))}: a test needs at least two shared classes"
         )
-    files = first_file_per_take(manifest.clips)
+    files = first_file_per_take(found)
     clips = tuple(clip for clip in files if clip.emotion in names)
     left_out = Counter(clip.emotion for clip in files if clip.emotion not in names)
     head: dict[str, Any] = {

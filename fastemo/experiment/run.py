@@ -23,7 +23,7 @@ from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.errors import Stopped
 from fastemo.experiment.results import results_line, write_report
-from fastemo.experiment.resume import check_same_corpus, recover
+from fastemo.experiment.resume import check_same_corpus, recover, with_classes_of
 from fastemo.machine import only_one, write_text
 from fastemo.models.build import build_model, check_backbone
 from fastemo.training import checkpoint, faults
@@ -127,14 +127,19 @@ def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack
         max_dropped=config.corpus.max_dropped if config.corpus.on_error == "drop" else None,
     )
     _test(config, trainer, run_dir, root, splits, loaders["test"], console)
-    refused: Counter[str] = Counter()
-    for loader in loaders.values():
-        refused.update(loader.left_to_pyav)
-    for reason, clips in refused.items():
-        console.say(f"PyAV decoded {clips} clips instead of DALI: {reason}")
+    say_left_to_pyav([*loaders.values()], console)
     if count := len(trainer.progress.dropped):
         console.say(f"{count} clips did not decode and were left out, see {run_dir / 'dropped.csv'}")
     console.say(f"run folder: {run_dir}")
+
+
+def say_left_to_pyav(loaders: Sequence[ClipLoader], console: Console) -> None:
+    """Log how many clips PyAV decoded instead of the backend, by reason."""
+    left: Counter[str] = Counter()
+    for loader in loaders:
+        left.update(loader.left_to_pyav)
+    for reason, count in left.items():
+        console.say(f"PyAV decoded {count} clips instead of {loaders[0].backend}: {reason}")
 
 
 def _test(
@@ -157,7 +162,7 @@ def _test(
         result = write_report(
             config, run_dir, root, splits, trainer.history, predictions, probes, model, epoch=info["epoch"]
         )
-        console.say(f"test: {results_line(result, len(splits.class_names))}")
+        console.say(f"test: {results_line(result)}")
 
 
 def _prepare(
@@ -168,6 +173,8 @@ def _prepare(
     if trainer.rank != trainer.local_rank:  # another host, whose files may be copies
         manifest = manifest.rebased(manifest.root)
     splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
+    if found.checkpoint:
+        splits = with_classes_of(found.checkpoint.model, splits)
     if trainer.is_main:
         _show_splits(splits, found.folder, console)
     trainer.seed_everything(epoch=0)
@@ -205,7 +212,7 @@ def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Ma
     write_config(replace(config, resume=None), run_dir / "config.yaml")
     manifest = prepare_corpus(config.corpus, console)
     if found.checkpoint is not None:
-        check_same_corpus(read_manifest(run_dir / "manifest.csv", manifest.root), manifest, run_dir)
+        manifest = check_same_corpus(read_manifest(run_dir / "manifest.csv", manifest.root), manifest, run_dir)
         console.say(f"resuming after epoch {found.checkpoint.info['epoch']}, clip {found.checkpoint.info['clips']}")
     manifest.write_csv(run_dir / "manifest.csv")
     return manifest

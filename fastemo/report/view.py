@@ -49,7 +49,8 @@ class Run:
 
     @property
     def chance(self) -> float:
-        return 1 / len(self.result.per_class)
+        """1 / the number of classes that have clips; worked out here, as version 0.1.0's files lack it."""
+        return 1 / max(1, sum(recall is not None for recall in self.result.per_class.values()))
 
     @property
     def model(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from av.filter import Graph
 
 from fastemo.corpus.display import Display
-from fastemo.corpus.probe import CONTAINERS_ONLY, IMAGES_ONLY, image_files, pixel_aspect, video_stream
+from fastemo.corpus.probe import CONTAINERS_ONLY, IMAGES_ONLY, holds_images, image_files, pixel_aspect, video_stream
 from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, PrunedClip, prune
 from fastemo.video.config import FrameSpec
@@ -66,7 +66,7 @@ def decode_clip(
     Index k means the k-th frame of a full sequential decode of the file, counted in presentation order.
 
     Args:
-        path: A video, or a folder of images (which every backend reads the same way).
+        path: A video, or a folder of images or a picture (which every backend reads the same way).
         indices: T ascending frame numbers; repeats are allowed.
         spec: Crop and size; `None` returns upright frames with the file's own pixels, square or not.
         backend: The decoding library. decord turns frames, but does not mirror them, and takes pixels
@@ -83,7 +83,7 @@ def decode_clip(
     assert wanted, "a sample has at least one frame"
     assert sorted(wanted) == wanted, "frame indices must ascend"
     assert wanted[0] >= 0, "frame indices must not be negative"
-    read = _images if path.is_dir() else _decord if backend == "decord" else _pyav
+    read = _images if holds_images(path) else _decord if backend == "decord" else _pyav
     frames = read(path, wanted)
     unique: dict[int, np.ndarray] = {}
     sizes: set[tuple[int, int]] = set()

@@ -106,7 +106,7 @@ def test_one_take_in_two_files_counts_once(tmp_path):
     write_takes(tmp_path / "b", [1001], suffix="mkv")
     manifest = scan(tmp_path, labels="cremad")
     assert [clip.key for clip in manifest.clips] == ["a/1001_DFA_ANG_XX.mp4", "a/1001_DFA_SAD_XX.mp4"]
-    assert manifest.rejected[0].reason == "duplicate take: same as a/1001_DFA_ANG_XX.mp4"
+    assert manifest.rejected[0].reason == "duplicate take: not identical to a/1001_DFA_ANG_XX.mp4"
 
 
 def test_files_of_other_names_are_left_unlabelled(tmp_path):

@@ -18,7 +18,7 @@ from fastemo.evaluation.evaluate import Predictions, summarise
 from fastemo.evaluation.metrics import compute_metrics
 
 KEYS = {
-    *("accuracy", "uar", "macro_f1", "per_class", "confusion", "num_clips", "num_takes", "loss"),
+    *("accuracy", "uar", "macro_f1", "per_class", "confusion", "num_clips", "num_takes", "loss", "chance"),
     *("intervals", "one_file_a_take", "calibration", "groups", "gaps"),
 }
 
