@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,8 +75,8 @@ class Clip:
 
 
 def class_name(folder: str) -> str:
-    """The class that a folder stands for: case and blanks around the name do not count."""
-    name = folder.strip().lower()
+    """The class that a folder stands for: case, blanks around the name and the form of its accents do not count."""
+    name = unicodedata.normalize("NFC", folder.strip().lower())
     return _EMOTION_ALIASES.get(name, name)
 
 

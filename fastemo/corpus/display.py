@@ -112,7 +112,7 @@ class Display:
 def _orientation(frame: av.VideoFrame) -> int:
     try:
         # Not `frame.side_data`, which the frame would keep, and which keeps the frame: only the collector frees them.
-        side_data: Any = SideDataContainer(frame)
+        side_data = SideDataContainer(frame)  # type: ignore[call-arg]
         matrices = [bytes(data) for data in side_data if data.type == Type.DISPLAYMATRIX]
     except ValueError:  # side data that PyAV has no name for, of spatial video for example: it gives the angle only
         return _BY_ANGLE.get(round(frame.rotation / 90) * 90, 1)

@@ -13,7 +13,8 @@ from fastemo.console import Console
 from fastemo.corpus import cremad, ravdess
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import CorpusConfig, Labels
-from fastemo.corpus.manifest import HIDDEN, Manifest, scan
+from fastemo.corpus.finding import HIDDEN
+from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.synthetic.synthesis import GENERATOR_VERSION, synthesize
 from fastemo.machine import available_processors, cache_folder, locked
 

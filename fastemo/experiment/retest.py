@@ -69,8 +69,8 @@ def evaluate_run(
     own = own if is_other else own.rebased(home)
     splits = with_classes_of(weights, split_clips(own, config.corpus.protocol, fold=config.corpus.fold))
     if is_other:
-        most = config.corpus.max_rejected if max_rejected is None else max_rejected
-        chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels, max_rejected=most)
+        chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
+        chosen = chosen if max_rejected is None else replace(chosen, max_rejected=max_rejected)
         clips, names, head = _shared_clips(chosen, config, splits, console)
         split, where = "all", f"all-{home.resolve().name}"
     else:
