@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="scan a corpus and list its clips")
     index.add_argument("folder", type=Path)
-    index.add_argument("--labels", choices=("ravdess", "cremad", "folder"), default="ravdess")
+    index.add_argument(
+        "--labels", "--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"), default="ravdess"
+    )
     index.add_argument("--verify", choices=("quick", "full"), default="quick", help="decode one frame or all")
     index.add_argument("--out", type=Path, help="write the manifest to this file (CSV)")
     index.set_defaults(command=_index)
@@ -107,7 +109,9 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     kinds = figures.add_subparsers(required=True, metavar="WHAT")
     of_corpus = kinds.add_parser("corpus", help="example frames, class distribution, clips by actor, crop")
     of_corpus.add_argument("folder", type=Path)
-    of_corpus.add_argument("--labels", choices=("ravdess", "cremad", "folder"), default="ravdess")
+    of_corpus.add_argument(
+        "--labels", "--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"), default="ravdess"
+    )
     of_corpus.add_argument("--protocol", help="protocol whose splits are counted, such as report (default: by labels)")
     of_corpus.add_argument("--crop", choices=("center", "full", "squash", "head"), default="center")
     of_corpus.add_argument("--max_rejected", type=int, default=0, help="number of files that may be rejected")
@@ -133,7 +137,7 @@ def _synthesize(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> None:
     from fastemo.console import Console
     from fastemo.corpus.config import CorpusConfig
-    from fastemo.corpus.prepare import describe, scan_cached
+    from fastemo.corpus.prepare import advice, describe, scan_cached
 
     console = Console()
     config = CorpusConfig(root=options.folder, labels=options.labels, verify=options.verify)
@@ -145,6 +149,8 @@ def _index(options: argparse.Namespace) -> None:
         held = f"{clip.num_frames} frames {clip.width}x{clip.height} {clip.codec}  " if clip.num_frames else ""
         console.say(f"{clip.key}  {held}{what}")
     console.say(describe(manifest))
+    if not manifest.clips:
+        console.say(f"no labelled clips: {advice(manifest, options.labels)}")
     if options.out:
         manifest.write_csv(options.out)
         console.say(f"written: {options.out}")

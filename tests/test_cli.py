@@ -49,11 +49,19 @@ class TestIndex:
             f"{tmp_path}: 1 clips, 1 unlabelled, 1 rejected, 1 audio-only skipped",
         ]
 
+    def test_a_folder_of_archives_is_explained(self, tmp_path: Path) -> None:
+        (tmp_path / "Video_Speech_Actor_01.zip").touch()
+        done = fastemo("index", tmp_path)
+        assert done.stdout.splitlines() == [
+            f"{tmp_path}: 0 clips, 0 unlabelled, 0 rejected, passed over: 1 .zip",
+            "no labelled clips: its .zip files are archives: unpack them",
+        ]
+
     def test_out_is_a_manifest(self, tmp_path: Path) -> None:
         root = tmp_path / "root"
         write_video(root / "amused/a.mp4", 5)
         out = tmp_path / "new folder/manifest.csv"
-        done = fastemo("index", root, "--labels", "folder", "--out", out)
+        done = fastemo("index", root, "--corpus.labels", "folder", "--out", out)
         assert done.returncode == 0
         assert done.stdout.splitlines()[-1] == f"written: {out}"
         assert read_manifest(out, root) == scan(root, labels="folder")

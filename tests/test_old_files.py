@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import empty_figures
+from helpers import empty_figures, write_video
 
 from fastemo.config import read_config, write_config
 from fastemo.console import Console
 from fastemo.corpus.isolation import Examiner
 from fastemo.corpus.manifest import read_manifest, scan
-from fastemo.experiment.resume import resolve
+from fastemo.experiment.resume import check_same_corpus, resolve
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
 from fastemo.experiment.study.grid import read_study
@@ -63,6 +64,22 @@ def test_a_manifest_is_read_but_does_not_save_examining_the_files_again(
     found.write_csv(old / "again.csv")
     monkeypatch.setattr(Examiner, "probe", lambda *_, **__: pytest.fail("examined again"))
     assert scan("corpus", known=old / "again.csv").rows == found.rows == read_manifest(old / "again.csv", old).rows
+
+
+def test_clips_whose_pixels_changed_since_are_told_apart(tmp_path: Path) -> None:
+    """Version 0.1.0 took pictures as they are stored: a run of it is not resumed on upright ones."""
+    path = write_video(tmp_path / "plain.mp4", 5)
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">5i", data, data.index(b"tkhd") + 44, -1 << 16, 0, 0, 0, -1 << 16)  # turned by 180 degrees
+    path.write_bytes(data)
+    now = scan(tmp_path, labels="folder")
+    (clip,) = (replace(clip, emotion="happy", status="clip") for clip in now.unlabelled)
+    now = replace(now, clips=(clip,), unlabelled=())
+    before = replace(now, clips=(replace(clip, orientation=0, mtime_ns=0),))
+    assert clip.orientation == 3
+    assert before.rebased(tmp_path).clips == now.clips
+    with pytest.raises(ValueError, match=r"plain\.mp4 changed \(orientation 0 -> 3\)"):
+        check_same_corpus(before, now, tmp_path)
 
 
 @empty_figures()

@@ -41,13 +41,13 @@ def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
             f"remove them, or continue without them: --corpus.max_rejected {len(manifest.rejected)}"
         )
     if not manifest.clips:
-        raise ValueError(f"{root} has no labelled clips: {_advice(manifest, config.labels)}")
+        raise ValueError(f"{root} has no labelled clips: {advice(manifest, config.labels)}")
     if manifest.unlabelled:
         console.say(_unlabelled(manifest.unlabelled))
     return manifest
 
 
-def _advice(manifest: Manifest, labels: Labels) -> str:
+def advice(manifest: Manifest, labels: Labels) -> str:
     """Why a corpus has no labelled clips, and what to do; it never names an option that was given."""
     others, unlabelled = manifest.passed_over, manifest.unlabelled
     videos = [Path(clip.key).stem for clip in unlabelled if clip.codec != "images"]

@@ -19,6 +19,7 @@ from helpers import psnr, smooth_frame, write_image, write_sound, write_video
 from PIL import Image, ImageOps
 
 from fastemo.corpus.manifest import scan
+from fastemo.corpus.prepare import describe
 from fastemo.errors import DecodeError
 from fastemo.video import decode
 from fastemo.video.bitstream import pruning
@@ -312,8 +313,8 @@ def test_other_crops_are_of_the_displayed_picture(scanned, crop):
                 assert "lying on its side" in why[clip.key]
 
 
-def test_the_manifest_says_how_a_picture_is_stored(scanned, tmp_path):
-    _, clips = scanned
+def test_the_manifest_says_how_a_picture_is_stored(scanned):
+    manifest, clips = scanned
     for orientation, name in TURNS.items():
         for container in ("MP4", "MOV", "MKV"):
             clip = clips[f"{name}, {container}"]
@@ -328,6 +329,13 @@ def test_the_manifest_says_how_a_picture_is_stored(scanned, tmp_path):
         "VP9, pixels 4:3": (213, 96),
         "90°, pixels 2:1": (96, 320),
     }
+    summary = describe(manifest)
+    for part in (
+        "24 clips turned or mirrored to be upright",
+        "6 clips with pixels",
+        "2 clips HDR, without tone mapping",
+    ):
+        assert part in summary
     assert {kind: clip.hdr for kind, clip in clips.items() if clip.hdr} == {
         "BT.2020, 10 bits, PQ": "PQ",
         "BT.2020, 10 bits, HLG": "HLG",
@@ -369,11 +377,16 @@ def test_images_are_turned_as_their_exif_says(tmp_path, orientation):
         exif = b"Exif\0\0" + tiff
         data = path.read_bytes()
         path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
-    (clip,) = scan(tmp_path).clips
+    manifest = scan(tmp_path)
+    (clip,) = manifest.clips
     with Image.open(path) as image:
         upright = np.asarray(ImageOps.exif_transpose(image)).transpose(2, 0, 1)
     assert (clip.orientation, clip.height, clip.width) == (orientation, *upright.shape[1:])
     assert psnr(decode_clip(folder, [0, 1], None)[1], upright) > LEAST_DB
+    given = {backend: loaded(manifest, backend, FrameSpec(num_frames=2, crop="full", size=32)) for backend in BACKENDS}
+    for backend, (frames, why) in given.items():
+        assert np.array_equal(frames[clip.key], given["pyav"][0][clip.key])
+        assert why == ({clip.key: "images"} if backend == "dali" else {})
 
 
 def decords_exceptions() -> list[type[Exception]]:
