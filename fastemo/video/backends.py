@@ -120,9 +120,9 @@ class Decoder:
             reason = clip.codec + f" in {suffix} files" * bool(suffix)
         elif clip.orientation <= 1 and clip.pixel_aspect == 1:
             reason = refused_size(clip.width, clip.height, self.device)
-        return not self._is_refused(row, reason)
+        return not self._leave_to_pyav(row, reason)
 
-    def _is_refused(self, row: int, reason: str | None) -> bool:
+    def _leave_to_pyav(self, row: int, reason: str | None) -> bool:
         """Leave a clip to PyAV from now on, if there is a reason."""
         if reason is None:
             return False
@@ -140,9 +140,10 @@ class Decoder:
         clip, path = self.clips[row], self._root / self.clips[row].key
         indices = frame_indices(clip.num_frames, self.spec.num_frames)
         with _as_scanned(clip, path, int(indices[0])):
-            frames = self._by_decord(row, path, indices)
+            frames, reason = self._by_decord(row, path, indices)
             if frames is None:
                 frames = decode_clip(path, indices, self.spec)
+                self._leave_to_pyav(row, reason)
         width, height = self.frame_size
         if frames.shape[2:] != (height, width):
             raise DecodeError(
@@ -153,19 +154,17 @@ class Decoder:
             )
         return frames
 
-    def _by_decord(self, row: int, path: Path, indices: np.ndarray) -> np.ndarray | None:
-        """The frames, if decord is the backend and decodes them."""
+    def _by_decord(self, row: int, path: Path, indices: np.ndarray) -> tuple[np.ndarray | None, str | None]:
+        """The frames, if decord is the backend and decodes them, or why it does not."""
         clip = self.clips[row]
         if self._library != "decord" or row in self._rows_for_pyav or clip.codec == "images":
-            return None
+            return None, None
         if clip.orientation in (2, 4, 5, 7) or clip.pixel_aspect != 1:
-            self._is_refused(row, "decord neither mirrors frames nor knows the shape of their pixels")
-            return None
+            return None, "decord neither mirrors frames nor knows the shape of their pixels"
         try:
-            return decode_clip(path, indices, self.spec, backend="decord")
+            return decode_clip(path, indices, self.spec, backend="decord"), None
         except DecodeError as error:
-            self._is_refused(row, error.reason)
-            return None
+            return None, error.reason
 
     def prune(self, row: int) -> Source | None:
         """The part of a clip that DALI needs; `None` if PyAV decodes it instead.
@@ -183,7 +182,9 @@ class Decoder:
         reason = refused_size(source.display.width, source.display.height, self.device) or source.refused_format
         if source.display.is_turned and self.frame_size[0] != self.frame_size[1]:
             reason = "stored lying on its side, and crop full keeps its shape"
-        return None if self._is_refused(row, reason if is_timed else "a stream that pruning leaves whole") else source
+        return (
+            None if self._leave_to_pyav(row, reason if is_timed else "a stream that pruning leaves whole") else source
+        )
 
     def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
         """uint8 [B, T, 3, h, w] on the device, by DALI; and the errors, by position in `sources`."""

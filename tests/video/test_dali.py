@@ -486,7 +486,7 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
 
     def by_dali(self, row):
         reason = "size" if self.clips[row].key == by_size.name and self._uses_dali else None
-        return not self._is_refused(row, reason) and real(self, row)
+        return not self._leave_to_pyav(row, reason) and real(self, row)
 
     monkeypatch.setattr("fastemo.video.backends.pruned_clip", pruned_clip)
     monkeypatch.setattr(Source, "refused_format", property(lambda self: "format" if self.path == by_format else None))
