@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import empty_figures, write_video
+from helpers import empty_figures, turn, write_video
 
 from fastemo.config import read_config, write_config
 from fastemo.console import Console
@@ -68,10 +67,7 @@ def test_a_manifest_is_read_but_does_not_save_examining_the_files_again(
 
 def test_clips_whose_pixels_changed_since_are_told_apart(tmp_path: Path) -> None:
     """Version 0.1.0 took pictures as they are stored: a run of it is not resumed on upright ones."""
-    path = write_video(tmp_path / "plain.mp4", 5)
-    data = bytearray(path.read_bytes())
-    struct.pack_into(">5i", data, data.index(b"tkhd") + 44, -1 << 16, 0, 0, 0, -1 << 16)  # turned by 180 degrees
-    path.write_bytes(data)
+    turn(write_video(tmp_path / "plain.mp4", 5), tmp_path / "plain.mp4", 3)
     now = scan(tmp_path, labels="folder")
     (clip,) = (replace(clip, emotion="happy", status="clip") for clip in now.unlabelled)
     now = replace(now, clips=(clip,), unlabelled=())

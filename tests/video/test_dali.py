@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from doubles import RecordingTransfer
-from helpers import REPOSITORY, command, psnr, smooth_frame, write_video
+from helpers import REPOSITORY, command, psnr, smooth_frame, turn, write_video
 from mutations import box
 
 from fastemo.corpus.manifest import scan
@@ -514,13 +514,18 @@ def test_a_loaders_frames_are_pyavs_whatever_the_file(tmp_path, device):
     write_vpx(tmp_path / "vp9.mp4", 24, (1280, 720))
     write_video(tmp_path / "mjpeg.mkv", 24, 320, 192, codec="mjpeg", draw=smooth_frame)
     tagged_video(tmp_path / "ten_bits.mp4", "libx264", 1, 1, "yuv420p10le", profile="high10")
+    plain = write_video(tmp_path / "plain.mp4", 24, 320, 192, draw=smooth_frame)
+    wide = write_video(tmp_path / "wide.mp4", 24, 320, 192, options={"x264-params": "sar=4/3"}, draw=smooth_frame)
+    for orientation in (2, 6):
+        turn(plain, tmp_path / f"turned{orientation}.mp4", orientation)
+    turn(wide, tmp_path / "turned-wide.mp4", 8)
     manifest = scan(tmp_path)
     clips = [replace(clip, status="clip", emotion="calm") for clip in manifest.unlabelled]
-    assert len(clips) == 13
+    assert len(clips) == 18
     for crop, num_frames in (("center", 1), ("squash", 5), ("center", 30)):
         config = VideoConfig(num_frames=num_frames, size=64, crop=crop)
         loaders = [
-            ClipLoader(clips, manifest.root, ["calm"], replace(config, backend=it), batch_size=13, device=device)
+            ClipLoader(clips, manifest.root, ["calm"], replace(config, backend=it), batch_size=18, device=device)
             for it in ("dali", "pyav")
         ]
         with loaders[0] as dalis, loaders[1] as pyavs:

@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers import psnr, smooth_frame, write_image, write_sound, write_video
+from helpers import psnr, smooth_frame, turn, write_image, write_sound, write_video
 from PIL import Image, ImageOps
 
 from fastemo.corpus.manifest import scan
@@ -34,17 +34,6 @@ PYAV_READS_MORE = " (--video.backend pyav reads more files)"
 SPEC = FrameSpec(num_frames=5, size=64)
 BACKENDS = ("pyav", "decord", "dali")
 DOCUMENT = Path(__file__).parents[2] / "docs/decoding.md"
-# Exif's number of the orientation -> the display matrix [a b c d]: x' = a x + c y, y' = b x + d y.
-MATRICES = {
-    1: (1, 0, 0, 1),
-    2: (-1, 0, 0, 1),
-    3: (-1, 0, 0, -1),
-    4: (1, 0, 0, -1),
-    5: (0, 1, 1, 0),
-    6: (0, 1, -1, 0),
-    7: (0, -1, -1, 0),
-    8: (0, -1, 1, 0),
-}
 TURNS = {2: "mirrored", 3: "180°", 4: "180°, mirrored", 5: "90°, mirrored", 6: "90°", 7: "270°, mirrored", 8: "270°"}
 H264 = ["-c:v", "libx264", "-preset", "ultrafast", "-qp", "6", "-pix_fmt", "yuv420p"]
 VP9 = ["-c:v", "libvpx-vp9", "-crf", "4", "-b:v", "0", "-cpu-used", "8", "-pix_fmt", "yuv420p"]
@@ -132,16 +121,6 @@ def vivid_frame(number: int, width: int, height: int) -> np.ndarray:
     return (1.5 * (smooth_frame(number, width, height).astype(int) - 127) + 127).clip(0, 255).astype(np.uint8)
 
 
-def turn(source: Path, path: Path, orientation: int) -> Path:
-    """A copy of an MP4 or MOV with the display matrix of an orientation."""
-    data = bytearray(source.read_bytes())
-    a, b, c, d = (number << 16 for number in MATRICES[orientation])
-    # Source: ISO/IEC 14496-12, 8.3.2: the matrix is 40 bytes behind the track header's version.
-    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-    return path
-
-
 def remuxed(source: Path, path: Path) -> Path:
     with av.open(str(source)) as container, av.open(str(path), "w") as output:
         stream = output.add_stream_from_template(container.streams.video[0], opaque=True)
@@ -175,8 +154,10 @@ def files(tmp_path_factory):
         found[f"{name}, MOV"] = turn(remuxed(plain, mp4.with_suffix(".mov")), mp4.with_suffix(".mov"), orientation)
         found[f"{name}, MKV"] = remuxed(mp4, mp4.with_suffix(".mkv"))
     found["90°, pixels 2:1"] = turn(found["pixels 2:1"], folder / "turned-wide.mp4", 6)
-    found["90°, VP9"] = ffmpeg_turned(found["VP9, BT.709"], folder / "turned-vp9.mp4", 6)
-    found["180°, mirrored, VP9"] = ffmpeg_turned(found["VP9, BT.709"], folder / "mirrored-vp9.mp4", 4)
+    found["90°, VP9"] = turn(remuxed(found["VP9, BT.709"], folder / "turned-vp9.mp4"), folder / "turned-vp9.mp4", 6)
+    found["180°, mirrored, VP9"] = turn(
+        remuxed(found["VP9, BT.709"], folder / "mirrored-vp9.mp4"), folder / "mirrored-vp9.mp4", 4
+    )
     small = folder.parent.parent / "small.mkv"
     ffmpeg("-i", source, "-vf", "negate,scale=80:48", *H264, small)
     found["several videos"] = folder / "several.mkv"
@@ -191,10 +172,6 @@ def files(tmp_path_factory):
         path = found[f"WebM without duration, {codec}"] = folder / f"live-{codec}.webm"
         path.write_bytes(ffmpeg("-i", source, *options, "-live", 1, "-f", "webm", "pipe:1"))
     return root, found
-
-
-def ffmpeg_turned(source: Path, path: Path, orientation: int) -> Path:
-    return turn(remuxed(source, path), path, orientation)
 
 
 @pytest.fixture(scope="module")
