@@ -207,8 +207,7 @@ def _decord(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Disp
         raise
     except Exception as error:  # decord's own, and what its wrapper makes of them
         reason = (str(error).strip().splitlines() or ["the file ends before it"])[0]
-        reason = f"decord: {_DECORD_PLACE.sub('', reason)} (--video.backend pyav reads more files)"
-        raise DecodeError(path, missing[0], reason) from error
+        raise DecodeError(path, missing[0], f"decord: {_DECORD_PLACE.sub('', reason)}") from error
 
 
 def _images(folder: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Display]]:

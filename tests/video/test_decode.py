@@ -35,7 +35,7 @@ def decode_by_decord(path, clip, indices, spec):
     try:
         return decode_clip(path, indices, spec, backend="decord")
     except DecodeError as error:
-        if IS_DECORD2 and clip.codec == "hevc" and "--video.backend pyav reads more files" in str(error):
+        if IS_DECORD2 and clip.codec == "hevc" and "does not decode: decord: " in str(error):
             return None
         raise
 
