@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fastemo.config import read_config, write_config
 from fastemo.console import Console
 from fastemo.corpus.isolation import Examiner
 from fastemo.corpus.manifest import read_manifest, scan
+from fastemo.experiment import retest
 from fastemo.experiment.resume import check_same_corpus, resolve
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
@@ -74,6 +76,10 @@ def test_clips_whose_pixels_changed_since_are_told_apart(tmp_path: Path) -> None
     before = replace(now, clips=(replace(clip, orientation=0, mtime_ns=0),))
     assert clip.orientation == 3
     assert before.rebased(tmp_path).clips == now.clips
+    console = Mock()
+    assert retest._rebased(before, tmp_path, console) == now == retest._rebased(now, tmp_path, console)
+    (said,) = console.say.call_args_list
+    assert "1 clips are upright and in shape now" in said.args[0]
     with pytest.raises(ValueError, match=r"plain\.mp4 changed \(orientation 0 -> 3\)"):
         check_same_corpus(before, now, tmp_path)
 

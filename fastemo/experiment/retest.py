@@ -15,7 +15,7 @@ from fastemo.config import RunConfig, read_config
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip, class_name
 from fastemo.corpus.config import CorpusConfig, Labels
-from fastemo.corpus.manifest import read_manifest
+from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
 from fastemo.corpus.protocol import Splits, first_file_per_take, split_clips
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
@@ -45,13 +45,12 @@ def evaluate_run(
     the corpus at `root`. With `root` alone, on another corpus: on all its labelled clips of shared classes, one file
     per take. Clips of other classes are left out and counted, and the model chooses only among the shared classes.
 
-    Writes `SPLIT.json` (`all.json` for another corpus) and `predictions.csv` to `out`, by default to
-    `RUN/evaluation/SPLIT` (`all-FOLDER`); results of an earlier evaluation there are replaced.
+    Writes `SPLIT.json` (`all.json` for another corpus) and `predictions.csv` to `out`, by default
+    `RUN/evaluation/SPLIT` (`all-FOLDER`), and replaces earlier results there.
 
     Args:
         split: `train`, `val` or `test`; `None` is `test` without `root`.
-        labels: As in `CorpusConfig`, for another corpus; `None`: as in the run.
-        max_rejected: Likewise.
+        labels, max_rejected: As in `CorpusConfig`, for another corpus; `None`: as in the run.
 
     Raises:
         ValueError: `run_dir` is not a run folder, its checkpoint is damaged, or the other corpus is not usable: it
@@ -65,8 +64,7 @@ def evaluate_run(
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     home = root if root is not None else corpus_root(config.corpus, console)
     own = read_manifest(run_dir / "manifest.csv", home)
-    is_old = not any(clip.orientation for clip in own.clips)
-    own = own if is_other else own.rebased(home)
+    own = own if is_other else _rebased(own, home, console)
     splits = with_classes_of(weights, split_clips(own, config.corpus.protocol, fold=config.corpus.fold))
     if is_other:
         chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
@@ -76,9 +74,6 @@ def evaluate_run(
     else:
         split = where = split or "test"
         clips, names, head = splits[split], splits.class_names, {}
-        changed = sum(clip.orientation > 1 or clip.pixel_aspect != 1 for clip in clips) if is_old else 0
-        if changed:
-            console.say(f"note: {changed} clips are upright and in shape now; version 0.1.0 trained on them as stored")
     out = out or run_dir / "evaluation" / where
     with Trainer(config.train, seed=config.seed) as trainer:
         # The checkpoint holds every weight: nothing is downloaded.
@@ -94,6 +89,16 @@ def evaluate_run(
     result = {"split": split, "epoch": info["epoch"], **head, **summarise(predictions, clips, names, probes)}
     _write(result, predictions, clips, names, out, console)
     return result
+
+
+def _rebased(own: Manifest, home: Path, console: Console) -> Manifest:
+    """A run's own clips below `home`; reports those whose pixels changed since a version that took them as stored."""
+    found = own.rebased(home)
+    old = {clip.key for clip in own.clips if clip.orientation == 0}
+    changed = [it for it in found.clips if it.key in old and (it.orientation > 1 or it.pixel_aspect != 1)]
+    if changed:
+        console.say(f"note: {len(changed)} clips are upright and in shape now; the run was trained on them as stored")
+    return found
 
 
 def _config_of(run_dir: Path) -> RunConfig:
