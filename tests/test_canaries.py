@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from helpers import REPOSITORY, TRAIN, command, frame_number, write_image, write_video
+from helpers import REPOSITORY, TRAIN, command, frame_number, turn, write_image, write_video
 
 from fastemo.corpus.probe import CONTAINERS_ONLY, probe_video
 from fastemo.video.bitstream.pruning import UNPROBED
@@ -125,3 +125,9 @@ def test_ravdess_headers_count_one_frame_too_many(clips_folder):
     reader = decord.VideoReader(str(path), num_threads=1)
     assert len(reader) == header
     assert np.array_equal(reader[header - 1].asnumpy(), reader[header - 2].asnumpy())
+
+
+def test_pyav_gives_a_frames_display_matrix_by_its_type(tmp_path):
+    """Not public: the container of a frame's side data, which PyAV 19 iterates by type and others by value."""
+    plain = write_video(tmp_path / "plain.mp4", 2)
+    assert [probe_video(turn(plain, tmp_path / "turned.mp4", it)).orientation for it in range(1, 9)] == [*range(1, 9)]

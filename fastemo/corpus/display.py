@@ -113,13 +113,13 @@ def _orientation(frame: av.VideoFrame) -> int:
     try:
         # Not `frame.side_data`, which the frame would keep, and which keeps the frame: only the collector frees them.
         side_data = SideDataContainer(frame)  # type: ignore[call-arg]
-        matrices = [bytes(data) for data in side_data if data.type == Type.DISPLAYMATRIX]
+        matrix = side_data.get(Type.DISPLAYMATRIX)
     except ValueError:  # side data that PyAV has no name for, of spatial video for example: it gives the angle only
         return _BY_ANGLE.get(round(frame.rotation / 90) * 90, 1)
-    if not matrices:
+    if matrix is None:
         return 1
     # x' = a x + c y and y' = b x + d y. Source: FFmpeg's libavutil/display.h.
-    a, b, _, c, d = struct.unpack_from("=5i", matrices[0])
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
     is_turned = abs(b) + abs(c) > abs(a) + abs(d)
     return _EXIF[(True, c < 0, b < 0) if is_turned else (False, a < 0, d < 0)]
 
