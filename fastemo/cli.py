@@ -60,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
     index = commands.add_parser("index", help="scan a corpus and list its clips")
     index.add_argument("folder", type=Path)
-    index.add_argument(
-        "--labels", "--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"), default="ravdess"
-    )
+    _add_labels(index)
     index.add_argument("--verify", choices=("quick", "full"), default="quick", help="decode one frame or all")
     index.add_argument("--out", type=Path, help="write the manifest to this file (CSV)")
     index.set_defaults(command=_index)
@@ -81,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_evaluate)
     _add_comparing(commands)
     return parser
+
+
+def _add_labels(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--labels", "--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"), default="ravdess"
+    )
 
 
 def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -109,9 +113,7 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     kinds = figures.add_subparsers(required=True, metavar="WHAT")
     of_corpus = kinds.add_parser("corpus", help="example frames, class distribution, clips by actor, crop")
     of_corpus.add_argument("folder", type=Path)
-    of_corpus.add_argument(
-        "--labels", "--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"), default="ravdess"
-    )
+    _add_labels(of_corpus)
     of_corpus.add_argument("--protocol", help="protocol whose splits are counted, such as report (default: by labels)")
     of_corpus.add_argument("--crop", choices=("center", "full", "squash", "head"), default="center")
     of_corpus.add_argument("--max_rejected", type=int, default=0, help="number of files that may be rejected")

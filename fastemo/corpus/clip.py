@@ -69,9 +69,23 @@ class Clip:
         return ravdess.parse_stem(Path(self.key).stem).take if self.modality else self.key
 
     @property
+    def is_shown_as_stored(self) -> bool:
+        """Whether a player neither turns, mirrors nor stretches the frames, as far as is known."""
+        return self.orientation <= 1 and self.pixel_aspect == 1
+
+    @property
     def is_cremad(self) -> bool:
         """Whether the label comes from a CREMA-D name; labelled by folder, such a file has no actor."""
-        return self.actor in cremad.ACTORS and cremad.is_named(Path(self.key).stem)
+        return self.actor in cremad.ACTORS and is_named(Path(self.key).stem, cremad.parse_stem)
+
+
+def is_named(stem: str, parse: Callable[[str], object]) -> bool:
+    """Whether `parse` reads a file name without its extension."""
+    try:
+        parse(stem)
+    except ValueError:
+        return False
+    return True
 
 
 def class_name(folder: str) -> str:

@@ -68,15 +68,6 @@ def parse_stem(stem: str) -> Recording:
     )
 
 
-def is_named(stem: str) -> bool:
-    """Whether a file name without its extension is a CREMA-D name."""
-    try:
-        parse_stem(stem)
-    except ValueError:
-        return False
-    return True
-
-
 def split_actors() -> dict[str, Sequence[int]]:
     """Split the 91 actors into 64 for train, 9 for val and 18 for test, by the BLAKE2b digests of their numbers.
 

@@ -55,10 +55,7 @@ class Display:
             frame: As decoded.
             pixel_aspect: Of its stream; none or outside 1:10 to 10:1: pixels are square.
         """
-        aspect = Fraction(pixel_aspect or 1).limit_denominator(1 << 16)
-        if not 1 <= aspect * _MOST_STRETCHED <= _MOST_STRETCHED**2:
-            aspect = Fraction(1)
-        return cls(frame.width, frame.height, _orientation(frame), aspect)
+        return cls(frame.width, frame.height, _orientation(frame), as_ratio(pixel_aspect))
 
     @classmethod
     def of_image(cls, frame: av.VideoFrame, path: Path) -> Display:
@@ -107,6 +104,12 @@ class Display:
         if hasattr(frames, "flip"):  # a tensor
             return frames.flip(axes)
         return frames[..., :: -1 if flipped else 1, :: -1 if mirrored else 1, :]
+
+
+def as_ratio(pixel_aspect: Fraction | float | None) -> Fraction:
+    """A pixel's width by its height, exactly; none or outside 1:10 to 10:1: 1."""
+    ratio = Fraction(pixel_aspect or 1).limit_denominator(1 << 16)
+    return ratio if 1 <= ratio * _MOST_STRETCHED <= _MOST_STRETCHED**2 else Fraction(1)
 
 
 def _orientation(frame: av.VideoFrame) -> int:

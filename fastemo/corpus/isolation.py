@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from fastemo.corpus.config import Verify
-from fastemo.corpus.probe import BadFile, Probe, holds_images, probe_images, probe_video
+from fastemo.corpus.probe import BadFile, Probe, probe_clip
 from fastemo.errors import UserError
 from fastemo.machine import readable_bytes
 
@@ -225,7 +225,7 @@ class Examiner:
         self._workers = Workers(_EXAMINE, limits)
 
     def probe(self, path: Path, *, verify: Verify, size_bytes: int) -> Probe:
-        """`probe_video` of a file, or `probe_images` of a folder or picture.
+        """`probe_clip` in one of the processes.
 
         Raises:
             BadFile: The file cannot be used.
@@ -257,9 +257,8 @@ class Examiner:
 def examine(request: dict[str, Any]) -> dict[str, Any]:
     """The task of an `Examiner`'s processes."""
     path = Path(os.fsdecode(request["path"].encode("latin-1")))
-    probe = probe_images if holds_images(path) else probe_video
     try:
-        return {"probe": asdict(probe(path, verify=request["verify"]))}
+        return {"probe": asdict(probe_clip(path, verify=request["verify"]))}
     except BadFile as error:
         if isinstance(error.__cause__, MemoryError):
             raise error.__cause__ from None

@@ -20,14 +20,7 @@ from fastemo.corpus.clip import IDENTICAL_TO, Clip, Status, label_clip, settle_d
 from fastemo.corpus.config import LABELS, Labels, Verify
 from fastemo.corpus.finding import find_files
 from fastemo.corpus.isolation import Examiner, Limits, Unsettled
-from fastemo.corpus.probe import (
-    BadFile,
-    Probe,
-    holds_images,
-    image_files,
-    probe_images,
-    probe_video,
-)
+from fastemo.corpus.probe import BadFile, Probe, image_files, probe_clip
 from fastemo.machine import available_processors, write_text
 
 _SINCE_0_2 = frozenset({"orientation", "pixel_aspect", "hdr"})
@@ -223,7 +216,7 @@ def _identical(root: Path, reusable: Mapping[str, Clip], row: Clip, owner: Clip)
     if is_unchanged and before[0].reason == IDENTICAL_TO + owner.key:
         return True
     try:
-        files, others = _files_of(root / row.key), _files_of(root / owner.key)
+        files, others = image_files(root / row.key), image_files(root / owner.key)
         return len(files) == len(others) and all(
             filecmp.cmp(one, other, shallow=False) for one, other in zip(files, others, strict=True)
         )
@@ -269,7 +262,7 @@ def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip], 
 
 def _with_display(clip: Clip, path: Path) -> Clip:
     try:
-        probe = (probe_images if holds_images(path) else probe_video)(path)
+        probe = probe_clip(path)
     except BadFile:
         return clip  # reported when it is decoded
     return replace(clip, **{name: getattr(probe, name) for name in ("width", "height", *_SINCE_0_2)})
@@ -289,12 +282,8 @@ def fingerprint(path: Path) -> tuple[int, int]:
         OSError: The file is missing or unreadable.
         ValueError: A folder without images.
     """
-    stats = [file.stat() for file in _files_of(path)]
+    stats = [file.stat() for file in image_files(path)]
     return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
-
-
-def _files_of(path: Path) -> list[Path]:
-    return image_files(path) if path.is_dir() else [path]
 
 
 def ravdess_says_audio_only(stem: str) -> bool:

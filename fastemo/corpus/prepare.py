@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastemo.console import Console
 from fastemo.corpus import cremad, ravdess
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, is_named
 from fastemo.corpus.config import CorpusConfig, Labels
 from fastemo.corpus.finding import HIDDEN
 from fastemo.corpus.manifest import Manifest, scan
@@ -61,9 +61,9 @@ def advice(manifest: Manifest, labels: Labels) -> str:
         return f"its files were rejected, such as {manifest.rejected[0].key}: {manifest.rejected[0].reason}"
     if not unlabelled:
         return "it has neither videos nor pictures"
-    if labels != "cremad" and any(map(cremad.is_named, videos)):
+    if labels != "cremad" and any(is_named(stem, cremad.parse_stem) for stem in videos):
         return "its files have CREMA-D names: use --corpus.labels cremad"
-    if labels != "ravdess" and any(map(ravdess.is_named, videos)):
+    if labels != "ravdess" and any(is_named(stem, ravdess.parse_stem) for stem in videos):
         return "its files have RAVDESS names: use --corpus.labels ravdess"
     if labels == "folder":
         return "put the files of each class into a folder of its name"

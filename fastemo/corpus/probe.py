@@ -74,6 +74,15 @@ class Probe:
     hdr: str = ""
 
 
+def probe_clip(path: Path, *, verify: Verify = "quick") -> Probe:
+    """`probe_video` of a file, or `probe_images` of a folder or picture.
+
+    Raises:
+        BadFile: As these two.
+    """
+    return (probe_images if holds_images(path) else probe_video)(path, verify=verify)
+
+
 def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     """Demux a file once and decode its first frame (`quick`) or every frame (`full`).
 
@@ -199,7 +208,7 @@ def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, dict[s
 
     If `strict`, damage that the decoder would conceal is an error.
     """
-    count, display, shown = 0, None, {}
+    count, display, last = 0, None, None
     try:
         with _open(path) as container:
             stream = _checked_stream(container)
@@ -213,13 +222,13 @@ def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, dict[s
                 if display is not None and display.size != now.size:
                     width, height = display.size
                     raise BadFile(f"frame {count} is {now.size[0]}x{now.size[1]}, earlier ones {width}x{height}")
-                count, display, shown = count + 1, now, _properties(now, frame)
+                count, display, last = count + 1, now, frame
                 if count == limit and not (frame.interlaced_frame and container.format.name in _BROADCAST):
                     break
     except av.error.FFmpegError as error:
         where = f"frame {count} does not decode" if count else "no frame decodes"
         raise BadFile(f"{where}: {_reason(error)}") from error
-    return count, shown
+    return count, _properties(display, last) if display else {}
 
 
 def pixel_aspect(stream: av.VideoStream) -> Fraction | None:

@@ -94,15 +94,6 @@ def parse_stem(stem: str) -> Performance:
     return Performance(**dict(zip(_FIELD_COUNTS, map(int, stem.split("-")), strict=True)))
 
 
-def is_named(stem: str) -> bool:
-    """Whether a file name without its extension is a RAVDESS name."""
-    try:
-        parse_stem(stem)
-    except ValueError:
-        return False
-    return True
-
-
 def speech_performances(actor: int, *, modality: int = 2) -> list[Performance]:
     """The 60 speech takes of an actor: neutral 4, every other emotion 8."""
     return [

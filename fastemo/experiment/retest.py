@@ -95,7 +95,7 @@ def _rebased(own: Manifest, home: Path, console: Console) -> Manifest:
     """A run's own clips below `home`; reports those whose pixels changed since a version that took them as stored."""
     found = own.rebased(home)
     old = {clip.key for clip in own.clips if clip.orientation == 0}
-    changed = [it for it in found.clips if it.key in old and (it.orientation > 1 or it.pixel_aspect != 1)]
+    changed = [it for it in found.clips if it.key in old and not it.is_shown_as_stored]
     if changed:
         console.say(f"note: {len(changed)} clips are upright and in shape now; the run was trained on them as stored")
     return found

@@ -118,7 +118,7 @@ class Decoder:
         reason = None
         if not decodes(clip.codec, suffix := Path(clip.key).suffix, self.device):
             reason = clip.codec + f" in {suffix} files" * bool(suffix)
-        elif clip.orientation <= 1 and clip.pixel_aspect == 1:
+        elif clip.is_shown_as_stored:
             reason = refused_size(clip.width, clip.height, self.device)
         return not self._leave_to_pyav(row, reason)
 
@@ -179,12 +179,13 @@ class Decoder:
         # DALI relies on timestamps, which are bad in files that pruning left whole; VP8 is merely unknown to pruning.
         is_timed = not pruned.is_whole or clip.codec == "vp8"
         source = Source(path, indices, pruned, clip.width, clip.height, clip.orientation, clip.pixel_aspect)
-        reason = refused_size(source.display.width, source.display.height, self.device) or source.refused_format
-        if source.display.is_turned and self.frame_size[0] != self.frame_size[1]:
+        if not is_timed:
+            reason: str | None = "a stream that pruning leaves whole"
+        elif source.display.is_turned and self.frame_size[0] != self.frame_size[1]:
             reason = "stored lying on its side, and crop full keeps its shape"
-        return (
-            None if self._leave_to_pyav(row, reason if is_timed else "a stream that pruning leaves whole") else source
-        )
+        else:
+            reason = refused_size(source.display.width, source.display.height, self.device) or source.refused_format
+        return None if self._leave_to_pyav(row, reason) else source
 
     def decode_on_device(self, sources: Sequence[Source]) -> tuple[torch.Tensor, dict[int, DecodeError]]:
         """uint8 [B, T, 3, h, w] on the device, by DALI; and the errors, by position in `sources`."""

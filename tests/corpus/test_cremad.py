@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastemo.corpus import cremad
+from fastemo.corpus.clip import is_named
 from fastemo.corpus.manifest import read_manifest, scan
 from fastemo.corpus.protocol import split_clips
 from fastemo.corpus.ravdess import EMOTIONS
@@ -36,7 +37,7 @@ def test_a_name_says_what_it_is_made_of(actor, sentence, emotion, level):
     assert found.emotion == cremad.EMOTIONS[emotion]
     assert found.emotion in EMOTIONS
     assert found.intensity == {"MD": 1, "HI": 2}.get(level, 0)
-    assert cremad.is_named(f"{actor}_{sentence}_{emotion}_{level}")
+    assert is_named(f"{actor}_{sentence}_{emotion}_{level}", cremad.parse_stem)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +58,12 @@ def test_a_name_says_what_it_is_made_of(actor, sentence, emotion, level):
 def test_other_names_are_refused_with_the_part_that_is_wrong(stem, part):
     with pytest.raises(ValueError, match=part):
         cremad.parse_stem(stem)
-    assert not cremad.is_named(stem)
+    assert not is_named(stem, cremad.parse_stem)
 
 
 @given(st.text() | st.from_regex(r"1[0-9]{3}_[A-Z]{3}_[A-Z]{3}_[A-Z]{2}", fullmatch=True))
 def test_any_text_is_one_of_the_names_or_none(stem):
-    assert cremad.is_named(stem) == (stem in ALL_NAMES)
+    assert is_named(stem, cremad.parse_stem) == (stem in ALL_NAMES)
 
 
 def test_the_split_is_fixed_and_no_actor_is_in_two():

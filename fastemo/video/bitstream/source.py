@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import av.error
 import numpy as np
 
-from fastemo.corpus.display import Display
+from fastemo.corpus.display import Display, as_ratio
 from fastemo.corpus.probe import video_stream
 from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import PrunedClip
@@ -57,7 +56,7 @@ class Source:
             width, height, pixel_format, matrix = _look_into(self.clip.data)
         except (av.error.FFmpegError, ValueError) as error:
             raise DecodeError(self.path, self.indices[0], getattr(error, "strerror", None) or str(error)) from error
-        display = Display(width, height, self.orientation or 1, Fraction(self.pixel_aspect).limit_denominator(1 << 16))
+        display = Display(width, height, self.orientation or 1, as_ratio(self.pixel_aspect))
         if display.size != (self.width, self.height):
             width, height = display.size
             reason = f"frames are {width}x{height}, but {self.width}x{self.height} in the manifest"
