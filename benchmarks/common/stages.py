@@ -64,8 +64,8 @@ def decode_all(file: Path | bytes) -> None:
 def decode_stages(manifest: Manifest, config: VideoConfig) -> Iterator[dict[str, Stage]]:
     """The stages of a clip before it becomes part of a batch; one clip per thread, one thread per processor."""
     clips = manifest.clips
-    paths = [manifest.root / clip.key for clip in clips]
-    wanted = [frame_indices(clip.num_frames, config.num_frames) for clip in clips]
+    paths = [clip.file(manifest.root) for clip in clips]
+    wanted = [frame_indices(clip.num_frames, config.num_frames, clip.first_frame) for clip in clips]
 
     with ThreadPoolExecutor(available_processors()) as pool:
         pruned = [clip.data for clip in pool.map(prune, paths, wanted)]
@@ -259,7 +259,9 @@ def memory(manifest: Manifest, config: VideoConfig, decodes: int, batch_size: in
     """Memory over many decodes, one clip per processor; and over as many by the loader, which adds its batches."""
 
     def decode(clip: Clip) -> None:
-        decode_clip(manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames), config.spec)
+        decode_clip(
+            clip.file(manifest.root), frame_indices(clip.num_frames, config.num_frames, clip.first_frame), config.spec
+        )
 
     def decode_clips() -> int:
         with ThreadPoolExecutor(available_processors()) as pool:

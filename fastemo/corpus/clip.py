@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,8 @@ from typing import Literal
 from fastemo.corpus import cremad, ravdess
 from fastemo.corpus.config import PICTURE_SUFFIXES, Labels
 
+# The folder to which keys are relative; of several corpora, each one's folder by its name.
+Root = Path | Mapping[str, Path]
 Status = Literal["clip", "unlabelled", "rejected", "audio-only", "duplicate"]
 SPLITS = ("train", "val", "test")
 IDENTICAL_TO = "identical to "  # a duplicate's reason, before the other's key
@@ -23,17 +25,23 @@ _ACTOR_IN_NAME = re.compile(r"actor[_-]?(\d{1,9})(?!\d)", re.IGNORECASE | re.ASC
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One file of a corpus, or one folder of images: its label and its properties.
+    """One file of a corpus, one segment of a file, or one folder of images: its label and its properties.
 
     Attributes:
-        key: Path relative to the corpus root, with forward slashes. Identifies the clip everywhere.
+        key: Path relative to the corpus root, with forward slashes; of several corpora the corpus's name before it, of
+            a segment `#start-end` after it. Identifies the clip everywhere.
         status: How the file is used; if it is not `clip`, `reason` says why.
         emotion: Class name; empty where unknown.
         actor, modality, channel, intensity, statement, repetition: RAVDESS's numbers; 0 where unknown. CREMA-D's names
             give actor, intensity and statement, see `cremad.Recording`. With labels from folders, RAVDESS's names give
             actor and modality alone.
-        split: `train`, `val` or `test` where the corpus's own folders say so; empty otherwise.
-        num_frames: Frames that decode.
+        split: `train`, `val` or `test` where the corpus's own folders or a label table say so; empty otherwise.
+        subject: The person, as a label table or `corpus.subjects` gives it; empty: as `actor` says.
+        corpus: Name of the corpus, if there are several.
+        columns: A label table's further columns, as a JSON object of texts; empty for none.
+        segment: `start-end` in seconds of the file's time, for a segment; `end` is empty for the file's end.
+        first_frame: Number of a segment's first frame in the file.
+        num_frames: Frames that decode; of a segment, those in it.
         width, height, orientation, pixel_aspect, hdr: See `Probe`; an orientation of 0 is not known.
         size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
         verified: How far it was decoded, `quick` or `full`; empty if the probe did not finish.
@@ -50,6 +58,11 @@ class Clip:
     statement: int = 0
     repetition: int = 0
     split: str = ""
+    subject: str = ""
+    corpus: str = ""
+    columns: str = ""
+    segment: str = ""
+    first_frame: int = 0
     num_frames: int = 0
     fps: float = 0.0
     width: int = 0
@@ -66,7 +79,26 @@ class Clip:
     @property
     def take(self) -> str:
         """The same for both files of one performance: the RAVDESS name without its modality, else the key."""
-        return ravdess.parse_stem(Path(self.key).stem).take if self.modality else self.key
+        if not self.modality:
+            return self.key
+        take = ravdess.parse_stem(Path(self.path).stem).take
+        return f"{take}#{self.segment}" if self.segment else take
+
+    @property
+    def path(self) -> str:
+        """The file's path: the key without a corpus's name or a segment."""
+        path = self.key.removesuffix(f"#{self.segment}") if self.segment else self.key
+        return path.removeprefix(f"{self.corpus}/") if self.corpus else path
+
+    def file(self, root: Root) -> Path:
+        """The file, or folder of images, below the corpus root."""
+        return (root if isinstance(root, Path) else root[self.corpus]) / self.path
+
+    @property
+    def person(self) -> str:
+        """Who is shown, the same text for the same person only; empty where unknown."""
+        name = self.subject or str(self.actor or "")
+        return f"{self.corpus}/{name}" if self.corpus and name else name
 
     @property
     def is_shown_as_stored(self) -> bool:
@@ -76,7 +108,7 @@ class Clip:
     @property
     def is_cremad(self) -> bool:
         """Whether the label comes from a CREMA-D name; labelled by folder, such a file has no actor."""
-        return self.actor in cremad.ACTORS and is_named(Path(self.key).stem, cremad.parse_stem)
+        return self.actor in cremad.ACTORS and is_named(Path(self.path).stem, cremad.parse_stem)
 
 
 def is_named(stem: str, parse: Callable[[str], object]) -> bool:
@@ -98,7 +130,7 @@ def label_clip(clip: Clip, labels: Labels) -> Clip:
     """Fill in what the path gives: the fields of the name, class and split."""
     if clip.status in ("rejected", "audio-only"):
         return clip
-    *folders, name = clip.key.split("/")
+    *folders, name = clip.path.split("/")
     clip = replace(clip, split=next((folder for folder in folders if folder in SPLITS), ""))
     is_picture = clip.codec == "images"
     is_folder = is_picture and Path(name).suffix.lower() not in PICTURE_SUFFIXES
@@ -142,7 +174,7 @@ def settle_duplicates(rows: Sequence[Clip], labels: Labels, identical: Callable[
     settled = []
     for row in sorted(rows, key=lambda row: row.key):
         if row.status == "clip" and (row.modality or labels == "cremad"):
-            take = Path(row.key).stem if labels == "cremad" else row.take
+            take = Path(row.path).stem if labels == "cremad" else row.take
             owner = first.setdefault((take, row.modality), row)
             if owner is not row:
                 what = "take and modality" if row.modality else "take"

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from fastemo.corpus import ravdess
-from fastemo.corpus.clip import IDENTICAL_TO, Clip, Status, label_clip, settle_duplicates
+from fastemo.corpus.clip import IDENTICAL_TO, Clip, Root, Status, label_clip, settle_duplicates
 from fastemo.corpus.config import LABELS, Labels, Verify
 from fastemo.corpus.finding import find_files
 from fastemo.corpus.isolation import Examiner, Limits, Unsettled
 from fastemo.corpus.probe import BadFile, Probe, image_files, probe_clip
 from fastemo.machine import available_processors, write_text
 
-_SINCE_0_2 = frozenset({"orientation", "pixel_aspect", "hdr"})
+_DISPLAY = frozenset({"orientation", "pixel_aspect", "hdr"})
+_SINCE_0_2 = _DISPLAY | {"subject", "corpus", "columns", "segment", "first_frame"}
 _NOTHING = Clip(key="")
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
@@ -41,7 +42,7 @@ class Manifest:
         passed_over: Number of the other files by kind: suffix in lower case, `no suffix` or `HIDDEN`; not in the CSV.
     """
 
-    root: Path
+    root: Root
     clips: tuple[Clip, ...]
     unlabelled: tuple[Clip, ...] = ()
     rejected: tuple[Clip, ...] = ()
@@ -50,7 +51,7 @@ class Manifest:
     passed_over: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, root: Path, rows: Sequence[Clip], passed_over: Mapping[str, int] | None = None) -> Manifest:
+    def of(cls, root: Root, rows: Sequence[Clip], passed_over: Mapping[str, int] | None = None) -> Manifest:
         def having(status: Status) -> tuple[Clip, ...]:
             return tuple(sorted((row for row in rows if row.status == status), key=lambda row: row.key))
 
@@ -60,6 +61,11 @@ class Manifest:
     @property
     def rows(self) -> tuple[Clip, ...]:
         return self.clips + self.unlabelled + self.rejected + self.audio_only + self.duplicates
+
+    @property
+    def where(self) -> str:
+        """The corpus root, or all of them, for messages."""
+        return str(self.root) if isinstance(self.root, Path) else ", ".join(map(str, self.root.values()))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -73,7 +79,7 @@ class Manifest:
         is_named = any(clip.channel or clip.is_cremad for clip in self.clips)
         return ravdess.EMOTIONS if is_named else tuple(name for name in ravdess.EMOTIONS if name in names)
 
-    def rebased(self, root: Path) -> Manifest:
+    def rebased(self, root: Root) -> Manifest:
         """The same clips below `root`, on this host: files of the size that was scanned count as the scanned ones.
 
         Copies of a corpus differ in modification times. A missing file, or one of another size, keeps its row and is
@@ -82,13 +88,13 @@ class Manifest:
 
         def here(clip: Clip) -> Clip:
             try:
-                size_bytes, mtime_ns = fingerprint(root / clip.key)
+                size_bytes, mtime_ns = fingerprint(clip.file(root))
             except (OSError, ValueError):
                 return clip
             if size_bytes != clip.size_bytes:
                 return clip
             clip = replace(clip, mtime_ns=mtime_ns)
-            return clip if clip.orientation else _with_display(clip, root / clip.key)
+            return clip if clip.orientation else _with_display(clip, clip.file(root))
 
         return replace(self, root=root, clips=tuple(here(clip) for clip in self.clips))
 
@@ -102,7 +108,7 @@ class Manifest:
         write_text(path, text.getvalue())
 
 
-def read_manifest(path: Path, root: Path) -> Manifest:
+def read_manifest(path: Path, root: Root) -> Manifest:
     """Read what `Manifest.write_csv` wrote.
 
     Raises:
@@ -114,7 +120,7 @@ def read_manifest(path: Path, root: Path) -> Manifest:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         try:
-            # Versions before 0.2 did not write how the picture is stored: its orientation is then 0.
+            # Versions before 0.2 wrote fewer columns; how the picture is stored is then unknown: orientation 0.
             found = {*(reader.fieldnames or ())}
             types = {name: kind for name, kind in types.items() if name in found or name not in _SINCE_0_2}
             if found != set(types):
@@ -216,7 +222,7 @@ def _identical(root: Path, reusable: Mapping[str, Clip], row: Clip, owner: Clip)
     if is_unchanged and before[0].reason == IDENTICAL_TO + owner.key:
         return True
     try:
-        files, others = image_files(root / row.key), image_files(root / owner.key)
+        files, others = image_files(row.file(root)), image_files(owner.file(root))
         return len(files) == len(others) and all(
             filecmp.cmp(one, other, shallow=False) for one, other in zip(files, others, strict=True)
         )
@@ -265,7 +271,7 @@ def _with_display(clip: Clip, path: Path) -> Clip:
         probe = probe_clip(path)
     except BadFile:
         return clip  # reported when it is decoded
-    return replace(clip, **{name: getattr(probe, name) for name in ("width", "height", *_SINCE_0_2)})
+    return replace(clip, **{name: getattr(probe, name) for name in ("width", "height", *_DISPLAY)})
 
 
 def _kept(row: Clip) -> dict[str, Any]:

@@ -150,4 +150,4 @@ def describe(manifest: Manifest) -> str:
         "HDR, without tone mapping": sum(bool(clip.hdr) for clip in manifest.clips),
     }
     parts += [f"{count} clips {how}" for how, count in stored.items() if count]
-    return f"{manifest.root}: {', '.join(parts)}"
+    return f"{manifest.where}: {', '.join(parts)}"

@@ -120,7 +120,7 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
         missing = sorted(set(wanted[name]) - _actors(chosen[name]))
         if not chosen[name]:
             raise ValueError(
-                f"protocol {protocol} needs actors {_listed(wanted[name])} for {name}, but {manifest.root} has no "
+                f"protocol {protocol} needs actors {_listed(wanted[name])} for {name}, but {manifest.where} has no "
                 f"clips of them: add them, or choose another --corpus.protocol ({', '.join(PROTOCOLS)})"
             )
         if missing:
@@ -150,7 +150,7 @@ def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[
     clips = [clip for clip in manifest.clips if clip.channel]
     if manifest.clips and not clips:
         raise ValueError(
-            f"protocol {protocol} goes by RAVDESS's file names, from which no clip in {manifest.root} has its label: "
+            f"protocol {protocol} goes by RAVDESS's file names, from which no clip in {manifest.where} has its label: "
             f"choose --corpus.protocol folders"
         )
     notes = []
@@ -178,7 +178,7 @@ def _split_actors(manifest: Manifest, protocol: Protocol, fold: int) -> dict[str
             groups = [[actor] for actor in everyone]
             if len(groups) < len(SPLITS):
                 raise ValueError(
-                    f"protocol loso needs speech of at least {len(SPLITS)} actors, but {manifest.root} has "
+                    f"protocol loso needs speech of at least {len(SPLITS)} actors, but {manifest.where} has "
                     f"{f'only actors {_listed(everyone)}' if everyone else 'none'}"
                 )
         test, val = groups[fold], groups[(fold + 1) % len(groups)]
@@ -204,7 +204,7 @@ def _by_folder(manifest: Manifest) -> Splits:
     for name in SPLITS:
         if not chosen[name]:
             raise ValueError(
-                f"protocol folders found no labelled clips for {name} in {manifest.root}: lay out the corpus as "
+                f"protocol folders found no labelled clips for {name} in {manifest.where}: lay out the corpus as "
                 f"ROOT/{{train,val,test}}/<emotion>/, with different people in each"
             )
     return _splits(manifest, "folders", notes, chosen)

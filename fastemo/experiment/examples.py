@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fastemo.config import RunConfig
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, Root
 from fastemo.errors import DecodeError
 from fastemo.evaluation.evaluate import Predictions
 from fastemo.evaluation.gradcam import gradcam
@@ -39,7 +39,7 @@ def most_confident(predictions: Predictions, *, wrong: bool, most: int) -> list[
 def write_examples(
     config: RunConfig,
     out: Path,
-    root: Path,
+    root: Root,
     clips: Sequence[Clip],
     predictions: Predictions,
     class_names: Sequence[str],
@@ -87,11 +87,11 @@ def write_examples(
     write_text(out / "examples.json", json.dumps({"examples": told}, indent=1) + "\n")
 
 
-def _strips(config: RunConfig, root: Path, clip: Clip, model: nn.Module, predicted: int) -> dict[str, Any]:
+def _strips(config: RunConfig, root: Root, clip: Clip, model: nn.Module, predicted: int) -> dict[str, Any]:
     """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, and their indices in the clip."""
     spec = config.video.spec
-    indices = frame_indices(clip.num_frames, spec.num_frames)
-    decoded = torch.from_numpy(decode_clip(root / clip.key, indices, spec))[None]
+    indices = frame_indices(clip.num_frames, spec.num_frames, clip.first_frame)
+    decoded = torch.from_numpy(decode_clip(clip.file(root), indices, spec))[None]
     device = next(model.parameters()).device
     heat = gradcam(model, center_crop(decoded.to(device), config.augment), torch.tensor([predicted]))
     shown = frame_indices(spec.num_frames, STRIP_FRAMES)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fastemo.config import RunConfig
+from fastemo.corpus.clip import Root
 from fastemo.corpus.protocol import Splits
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
@@ -23,7 +24,7 @@ from fastemo.report.view import Run
 def write_report(
     config: RunConfig,
     run_dir: Path,
-    root: Path,
+    root: Root,
     splits: Splits,
     history: Sequence[dict[str, object]],
     predictions: Predictions,

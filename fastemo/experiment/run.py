@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastemo.config import RunConfig, write_config
 from fastemo.console import Console
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
@@ -146,7 +146,7 @@ def _test(
     config: RunConfig,
     trainer: Trainer,
     run_dir: Path,
-    root: Path,
+    root: Root,
     splits: Splits,
     loader: ClipLoader,
     console: Console,
@@ -167,7 +167,7 @@ def _test(
 
 def _prepare(
     config: RunConfig, trainer: Trainer, found: RunFolder, console: Console
-) -> tuple[Path, Splits, dict[str, ClipLoader]]:
+) -> tuple[Root, Splits, dict[str, ClipLoader]]:
     """Prepare corpus, splits, loaders, and the model on its device."""
     manifest = trainer.on_main(lambda: _prepare_folder(config, found, console))
     if trainer.rank != trainer.local_rank:  # another host, whose files may be copies
@@ -220,7 +220,7 @@ def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Ma
 
 def make_loader(
     config: RunConfig,
-    root: Path,
+    root: Root,
     clips: Sequence[Clip],
     class_names: Sequence[str],
     trainer: Trainer,

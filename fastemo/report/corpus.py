@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastemo.config import RunConfig, read_config
-from fastemo.corpus.clip import SPLITS, Clip
+from fastemo.corpus.clip import SPLITS, Clip, Root
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.machine import cache_folder
@@ -71,7 +71,7 @@ def crop_picture(manifest: Manifest, spec: FrameSpec) -> Figure:
         DecodeError: The clip does not decode; the message names it.
     """
     if not manifest.clips:
-        raise ValueError(f"{manifest.root} holds no clips to show the crop on")
+        raise ValueError(f"{manifest.where} holds no clips to show the crop on")
     clip = _examples(manifest.clips)[0]
     whole, seen = _middle_frame(manifest.root, clip, None), _middle_frame(manifest.root, clip, spec)
     height, width = whole.shape[:2]
@@ -154,14 +154,14 @@ def _examples(clips: Sequence[Clip]) -> list[Clip]:
     """The clips to show, spread over the actors; of each actor the strongest expression, then the first clip."""
     by_actor: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
-        by_actor[str(clip.actor or clip.key)].append(clip)
+        by_actor[clip.person or clip.key].append(clip)
     actors = sorted(by_actor, key=lambda name: (len(name), name))
     places = np.linspace(0, len(actors) - 1, min(_EXAMPLES, len(actors))).round().astype(int)
     return [min(by_actor[actors[place]], key=lambda clip: (-clip.intensity, clip.key)) for place in places]
 
 
-def _middle_frame(root: Path, clip: Clip, spec: FrameSpec | None) -> np.ndarray:
+def _middle_frame(root: Root, clip: Clip, spec: FrameSpec | None) -> np.ndarray:
     """uint8 [h, w, 3], RGB."""
     one = None if spec is None else replace(spec, num_frames=1)
-    (frame,) = decode_clip(root / clip.key, frame_indices(clip.num_frames, 1), one)
+    (frame,) = decode_clip(clip.file(root), frame_indices(clip.num_frames, 1, clip.first_frame), one)
     return frame.transpose(1, 2, 0)

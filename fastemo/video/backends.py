@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.manifest import fingerprint
 from fastemo.errors import DecodeError
 from fastemo.video import dali
@@ -88,7 +88,7 @@ class Decoder:
     def __init__(
         self,
         clips: Sequence[Clip],
-        root: Path,
+        root: Root,
         spec: FrameSpec,
         frame_size: tuple[int, int],
         backend: Literal["dali", "pyav", "decord"],
@@ -116,7 +116,7 @@ class Decoder:
         if not self._uses_dali or row in self._rows_for_pyav:
             return False
         reason = None
-        if not decodes(clip.codec, suffix := Path(clip.key).suffix, self.device):
+        if not decodes(clip.codec, suffix := Path(clip.path).suffix, self.device):
             reason = clip.codec + f" in {suffix} files" * bool(suffix)
         elif clip.is_shown_as_stored:
             reason = refused_size(clip.width, clip.height, self.device)
@@ -137,8 +137,8 @@ class Decoder:
         Raises:
             DecodeError: The file cannot be read, does not decode, or is not the one that was scanned.
         """
-        clip, path = self.clips[row], self._root / self.clips[row].key
-        indices = frame_indices(clip.num_frames, self.spec.num_frames)
+        clip, path = self.clips[row], self.clips[row].file(self._root)
+        indices = frame_indices(clip.num_frames, self.spec.num_frames, clip.first_frame)
         with _as_scanned(clip, path, int(indices[0])):
             frames, reason = self._by_decord(row, path, indices)
             if frames is None:
@@ -172,8 +172,8 @@ class Decoder:
         Raises:
             DecodeError: The file cannot be read, or is not the one that was scanned.
         """
-        clip, path = self.clips[row], self._root / self.clips[row].key
-        indices = tuple(frame_indices(clip.num_frames, self.spec.num_frames).tolist())
+        clip, path = self.clips[row], self.clips[row].file(self._root)
+        indices = tuple(frame_indices(clip.num_frames, self.spec.num_frames, clip.first_frame).tolist())
         with _as_scanned(clip, path, indices[0]):
             pruned = pruned_clip(path, indices)
         # DALI relies on timestamps, which are bad in files that pruning left whole; VP8 is merely unknown to pruning.

@@ -6,14 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import Literal
 
 import numpy as np
 import torch
 
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, Root
 from fastemo.machine import available_processors, give_back_memory, lower_thread_priority
 from fastemo.video.assembly import Assembly
 from fastemo.video.backends import Decoder, choose_backend
@@ -69,7 +68,7 @@ class ClipLoader:
     def __init__(
         self,
         clips: Sequence[Clip],
-        root: Path,
+        root: Root,
         class_names: Sequence[str],
         config: VideoConfig,
         *,

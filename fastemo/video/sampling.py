@@ -9,18 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def frame_indices(num_frames: int, num_samples: int) -> np.ndarray:
-    """The frame numbers of a sample: `i_k = floor(k (N - 1) / (T - 1))`, k = 0 .. T-1.
+def frame_indices(num_frames: int, num_samples: int, first: int = 0) -> np.ndarray:
+    """The frame numbers of a sample: `i_k = first + floor(k (N - 1) / (T - 1))`, k = 0 .. T-1.
 
-    One sample takes the middle frame, `floor((N - 1) / 2)`. A clip with fewer frames than samples
+    One sample takes the middle frame, `first + floor((N - 1) / 2)`. A clip with fewer frames than samples
     repeats frames by the same formula. Source: Roy (2025), algorithm 1.
 
     Args:
         num_frames: N, the frames of the clip that decode.
         num_samples: T, the frames wanted.
+        first: The clip's first frame in its file; 0 unless it is a segment.
 
     Returns:
-        int64 [T], ascending, each in 0 .. N-1.
+        int64 [T], ascending, each in first .. first + N - 1.
 
     Raises:
         ValueError: N or T is below 1.
@@ -30,8 +31,8 @@ def frame_indices(num_frames: int, num_samples: int) -> np.ndarray:
     if num_samples < 1:
         raise ValueError(f"num_frames must be at least 1, not {num_samples}")
     if num_samples == 1:
-        return np.array([(num_frames - 1) // 2], dtype=np.int64)
-    return np.arange(num_samples, dtype=np.int64) * (num_frames - 1) // (num_samples - 1)
+        return np.array([first + (num_frames - 1) // 2], dtype=np.int64)
+    return first + np.arange(num_samples, dtype=np.int64) * (num_frames - 1) // (num_samples - 1)
 
 
 def keyed_seed(seed: int, epoch: int, key: str) -> int:

@@ -20,7 +20,7 @@ from types import TracebackType
 
 import numpy as np
 
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.manifest import fingerprint
 from fastemo.errors import UserError
 from fastemo.machine import cache_folder, locked, open_plain, read_at, readable_bytes, write_at, write_text
@@ -59,7 +59,7 @@ class ClipStore:
 
     Args:
         config: Its `root` and `max_gib`.
-        corpus_root: The folder to which the clips' keys are relative.
+        corpus_root: The folder to which the clips' keys are relative; of several corpora, each one's by its name.
         clips: The clips to store; the folder may hold others too.
         spec: How the frames were sampled.
         frame_size: Width and height of the stored frames, w and h, in pixels.
@@ -77,26 +77,27 @@ class ClipStore:
     def __init__(
         self,
         config: StoreConfig,
-        corpus_root: Path,
+        corpus_root: Root,
         clips: Sequence[Clip],
         spec: FrameSpec,
         frame_size: tuple[int, int],
         decoder: str,
     ) -> None:
         width, height = frame_size
-        corpus_root = corpus_root.resolve()
+        roots = {"": corpus_root} if isinstance(corpus_root, Path) else corpus_root
+        self._corpus_root = {name: folder.resolve() for name, folder in roots.items()}
         self._identity = {
             "version": STORE_VERSION,
-            "corpus": str(corpus_root),
+            "corpus": "\n".join(f"{name}{folder}" for name, folder in self._corpus_root.items()),
             "spec": asdict(spec),
             "frame_size": [width, height],
             "decoder": decoder,
         }
         self._sha256 = hashlib.sha256(json.dumps(self._identity).encode())
-        self._corpus_root = corpus_root
         self._root = (config.root or cache_folder() / "store").expanduser().absolute()
         self._limit = None if config.max_gib is None else int(config.max_gib * _GIB)
-        name = re.sub(r"[^A-Za-z0-9_-]+", "_", corpus_root.name)[:32] or "corpus"
+        name = "-".join(folder.name for folder in self._corpus_root.values())
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:32] or "corpus"
         self.folder = self._root / f"{name}-{self._sha256.hexdigest()[:16]}"
         self._shape = (spec.num_frames, 3, height, width)
         self._row_bytes = math.prod(self._shape)
@@ -271,7 +272,7 @@ class ClipStore:
 
     def _is_unchanged(self, clip: Clip) -> bool:
         try:
-            return fingerprint(self._corpus_root / clip.key) == (clip.size_bytes, clip.mtime_ns)
+            return fingerprint(clip.file(self._corpus_root)) == (clip.size_bytes, clip.mtime_ns)
         except (OSError, ValueError):
             return False
 

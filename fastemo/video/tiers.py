@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from threading import Lock
 from typing import Literal
 from weakref import WeakSet
@@ -11,7 +10,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 
-from fastemo.corpus.clip import Clip
+from fastemo.corpus.clip import Clip, Root
 from fastemo.machine import available_memory, readable_bytes
 from fastemo.video.config import FrameSpec, StoreConfig
 from fastemo.video.store import ClipStore, StoreUnavailable
@@ -76,7 +75,7 @@ class CachedClips:
     def __init__(
         self,
         config: StoreConfig,
-        corpus_root: Path,
+        corpus_root: Root,
         clips: Sequence[Clip],
         spec: FrameSpec,
         frame_size: tuple[int, int],

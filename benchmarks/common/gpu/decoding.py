@@ -87,7 +87,7 @@ def nvdec(bench: Bench) -> dict[str, Any]:
         for batch in (2,) if bench.rehearse else (8, 64):
             for backend in ("pyav",) if unavailable else ("pyav", "dali"):
                 measure(size, f"loader cold, {backend}, batch {batch}", partial(_cold, bench, manifest, backend, batch))
-        paths = [manifest.root / clip.key for clip in manifest.clips]
+        paths = [clip.file(manifest.root) for clip in manifest.clips]
         wanted = frame_indices(manifest.clips[0].num_frames, bench.video.num_frames)
         decode = partial(decode_clip, indices=wanted, spec=bench.video.spec)
         measure(size, "pyav, all processors", partial(_mapped, decode, paths, available_processors()))
@@ -117,7 +117,7 @@ def _mapped(work: Callable[[Path], object], paths: list[Path], threads: int) -> 
 @contextmanager
 def _dali_alone(bench: Bench, manifest: Manifest, kind: str, batch: int, threads: int) -> Iterator[Callable[[], int]]:
     clip, config = manifest.clips[0], bench.video
-    path, wanted = manifest.root / clip.key, frame_indices(clip.num_frames, config.num_frames)
+    path, wanted = clip.file(manifest.root), frame_indices(clip.num_frames, config.num_frames, clip.first_frame)
     file = prune(path, wanted) if kind == "pruned" else PrunedClip(path.read_bytes(), wanted)
     sources = [Source(path, tuple(wanted.tolist()), file, clip.width, clip.height)] * batch
     options: dict[str, Any] = {"frame_size": config.spec.out_size(clip.width, clip.height), "num_threads": threads}
