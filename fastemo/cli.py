@@ -12,6 +12,9 @@ from fastemo import __version__
 from fastemo.errors import one_line_errors
 from fastemo.machine import check_platform, commit
 
+_LABELS = "ravdess or cremad (file names), folder, or a label table (.csv, .tsv)"
+_SUBJECTS = "regular expression that finds the person in a path"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; `fastemo COMMAND --help` lists its options."""
@@ -74,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--corpus.root", dest="root", type=Path, help="another corpus, tested on the classes that both have"
     )
-    evaluate.add_argument("--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"))
+    evaluate.add_argument("--corpus.labels", dest="labels", help=_LABELS)
+    evaluate.add_argument("--corpus.subjects", dest="subjects", metavar="REGEX", help=_SUBJECTS)
     evaluate.add_argument("--corpus.max_rejected", dest="max_rejected", type=int)
     evaluate.set_defaults(command=_evaluate)
     _add_comparing(commands)
@@ -82,9 +86,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_labels(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--labels", "--corpus.labels", dest="labels", choices=("ravdess", "cremad", "folder"), default="ravdess"
-    )
+    command.add_argument("--labels", "--corpus.labels", dest="labels", default="ravdess", help=_LABELS)
+    command.add_argument("--subjects", "--corpus.subjects", dest="subjects", metavar="REGEX", help=_SUBJECTS)
 
 
 def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -142,12 +145,11 @@ def _index(options: argparse.Namespace) -> None:
     from fastemo.corpus.prepare import advice, describe, scan_cached
 
     console = Console()
-    config = CorpusConfig(root=options.folder, labels=options.labels, verify=options.verify)
+    config = CorpusConfig(root=options.folder, labels=options.labels, subjects=options.subjects, verify=options.verify)
     manifest = scan_cached(options.folder, config, console)
     for clip in manifest.rows:
-        what = {"clip": f"{clip.emotion}, actor {clip.actor}" if clip.actor else clip.emotion}.get(
-            clip.status, f"{clip.status}: {clip.reason}"
-        )
+        who = f"subject {clip.subject}" if clip.subject else f"actor {clip.actor}" if clip.actor else ""
+        what = {"clip": ", ".join(filter(None, (clip.emotion, who)))}.get(clip.status, f"{clip.status}: {clip.reason}")
         held = f"{clip.num_frames} frames {clip.width}x{clip.height} {clip.codec}  " if clip.num_frames else ""
         console.say(f"{clip.key}  {held}{what}")
     console.say(describe(manifest))
@@ -169,6 +171,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         out=options.out,
         root=options.root,
         labels=options.labels,
+        subjects=options.subjects,
         max_rejected=options.max_rejected,
     )
 
@@ -205,7 +208,9 @@ def _corpus_figures(options: argparse.Namespace) -> None:
     from fastemo.video.config import FrameSpec
 
     console = Console()
-    config = CorpusConfig(root=options.folder, labels=options.labels, max_rejected=options.max_rejected)
+    config = CorpusConfig(
+        root=options.folder, labels=options.labels, subjects=options.subjects, max_rejected=options.max_rejected
+    )
     manifest = prepare_corpus(config, console)
     splits = split_clips(manifest, options.protocol)
     for note in splits.notes:

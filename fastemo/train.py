@@ -27,7 +27,7 @@ Run:
 
 Corpus:
   --corpus.root DIR             folder of videos (default: the built-in corpus of generated faces)
-  --corpus.labels KIND          ravdess or cremad (file names), or folder (default: {config.corpus.labels})
+  --corpus.labels KIND          ravdess, cremad, folder, or a label table (default: {config.corpus.labels})
   --corpus.protocol NAME        report, speech, speech+song, kfold5, loso, cremad, folders (default: by labels)
   --corpus.fold N               test fold of kfold5 or loso (default: {config.corpus.fold})
 

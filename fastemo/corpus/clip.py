@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from fastemo.corpus import cremad, ravdess
-from fastemo.corpus.config import PICTURE_SUFFIXES, Labels
+from fastemo.corpus.config import PICTURE_SUFFIXES, SPLITS
+from fastemo.corpus.table import TableRow
 
 # The folder to which keys are relative; of several corpora, each one's folder by its name.
 Root = Path | Mapping[str, Path]
 Status = Literal["clip", "unlabelled", "rejected", "audio-only", "duplicate"]
-SPLITS = ("train", "val", "test")
 IDENTICAL_TO = "identical to "  # a duplicate's reason, before the other's key
+LINE_AT_END = r" \(line \d+ of the label table\)$"
 
 # RAVDESS's own papers and Roy (2025) use both forms for these folders; other names stay as they are.
 _EMOTION_ALIASES = {"surprise": "surprised", "fear": "fearful", "anger": "angry", "sadness": "sad"}
@@ -40,7 +41,8 @@ class Clip:
         corpus: Name of the corpus, if there are several.
         columns: A label table's further columns, as a JSON object of texts; empty for none.
         segment: `start-end` in seconds of the file's time, for a segment; `end` is empty for the file's end.
-        first_frame: Number of a segment's first frame in the file.
+        first_frame, first_pts: A segment's first frame in the file: its number, and its timestamp in the video's time
+            base.
         num_frames: Frames that decode; of a segment, those in it.
         width, height, orientation, pixel_aspect, hdr: See `Probe`; an orientation of 0 is not known.
         size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
@@ -63,6 +65,7 @@ class Clip:
     columns: str = ""
     segment: str = ""
     first_frame: int = 0
+    first_pts: int = 0
     num_frames: int = 0
     fps: float = 0.0
     width: int = 0
@@ -93,6 +96,11 @@ class Clip:
     def file(self, root: Root) -> Path:
         """The file, or folder of images, below the corpus root."""
         return (root if isinstance(root, Path) else root[self.corpus]) / self.path
+
+    @property
+    def anchor(self) -> tuple[int, int] | None:
+        """A segment's first frame in its file, number and timestamp; `None` for a whole file."""
+        return (self.first_frame, self.first_pts) if self.segment else None
 
     @property
     def person(self) -> str:
@@ -126,10 +134,24 @@ def class_name(folder: str) -> str:
     return _EMOTION_ALIASES.get(name, name)
 
 
-def label_clip(clip: Clip, labels: Labels) -> Clip:
-    """Fill in what the path gives: the fields of the name, class and split."""
+def label_clip(clip: Clip, labels: str, row: TableRow | None = None, subjects: str | None = None) -> Clip:
+    """Fill in what the path, or a label table's row, gives: the fields of the name, class, person and split."""
     if clip.status in ("rejected", "audio-only"):
-        return clip
+        return replace(clip, reason=f"{clip.reason} (line {row.line} of the label table)") if row else clip
+    if subjects and (found := re.search(subjects, clip.path)):
+        clip = replace(clip, subject=found[1 if found.re.groups else 0] or "")
+    labelled = _label_by_path(clip, labels, row)
+    if row is None:
+        return labelled
+    return replace(
+        labelled,
+        split=row.split or labelled.split,
+        subject=row.subject or labelled.subject,
+        columns=row.columns,
+    )
+
+
+def _label_by_path(clip: Clip, labels: str, row: TableRow | None) -> Clip:
     *folders, name = clip.path.split("/")
     clip = replace(clip, split=next((folder for folder in folders if folder in SPLITS), ""))
     is_picture = clip.codec == "images"
@@ -152,7 +174,9 @@ def label_clip(clip: Clip, labels: Labels) -> Clip:
             emotion = performance.emotion_name
             names += ["channel", "intensity", "statement", "repetition"]
         clip = replace(clip, **{field: getattr(performance, field) for field in names})
-    if labels == "folder":
+    if row:
+        emotion, reason = class_name(row.label), f"no label in line {row.line} of the label table"
+    elif labels == "folder":
         emotion, reason = folder, "not in a folder named after its class"
     elif not emotion and labels == "ravdess" and is_picture and folder in ravdess.EMOTIONS:
         emotion = folder
@@ -165,7 +189,7 @@ def label_clip(clip: Clip, labels: Labels) -> Clip:
     return replace(clip, emotion=emotion)
 
 
-def settle_duplicates(rows: Sequence[Clip], labels: Labels, identical: Callable[[Clip, Clip], bool]) -> list[Clip]:
+def settle_duplicates(rows: Sequence[Clip], labels: str, identical: Callable[[Clip, Clip], bool]) -> list[Clip]:
     """Keep the first file, by key, of each RAVDESS take and modality and of each CREMA-D take.
 
     The others are duplicates if they have the same class, split and, by `identical`, content, else rejected.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-Labels = Literal["ravdess", "cremad", "folder"]
-LABELS: tuple[Labels, ...] = get_args(Labels)
+LABELS = ("ravdess", "cremad", "folder")
+SPLITS = ("train", "val", "test")
 Protocol = Literal["report", "speech", "speech+song", "kfold5", "loso", "cremad", "folders"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Verify = Literal["quick", "full"]
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 OnError = Literal["stop", "drop"]
 
 
@@ -82,13 +84,23 @@ class SyntheticConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed are even numbers (4:2:0 video)")
 
 
+def check_labels(name: str, labels: str) -> None:
+    """Raises `ValueError` unless `labels`, the value of the option `name`, is among `LABELS` or a table's path."""
+    if labels not in LABELS and Path(labels).suffix.lower() not in TABLE_SUFFIXES:
+        tables = ", ".join(sorted(TABLE_SUFFIXES))
+        raise ValueError(f"{name} must be one of {', '.join(LABELS)}, or a table ({tables}), not '{labels}'")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """Which clips are used for training and testing.
 
     Attributes:
         root: Folder of the corpus; `None`: the built-in corpus, generated on first use.
-        labels: Source of the class: `ravdess` or `cremad` file names, or the `folder` that a file is in.
+        labels: Source of the class: `ravdess` or `cremad` file names, the `folder` that a file is in, or the path of a
+            label table, see `fastemo.corpus.table`.
+        subjects: Regular expression that finds the person in a path relative to the root: its first group, or all that
+            it matches. A label table's column `subject` is used before it.
         protocol: How actors are split into train, val and test, see `fastemo.corpus.protocol`; `None`: `speech` where
             RAVDESS's file names give labels, `cremad` where CREMA-D's do, `folders` otherwise.
         fold: The fold that `kfold5` or `loso` tests on.
@@ -101,7 +113,8 @@ class CorpusConfig:
     """
 
     root: Path | None = None
-    labels: Labels = "ravdess"
+    labels: str = "ravdess"
+    subjects: str | None = None
     protocol: Protocol | None = None
     fold: int = 0
     verify: Verify = "quick"
@@ -111,8 +124,13 @@ class CorpusConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        if self.labels not in LABELS:
-            raise ValueError(f"corpus.labels must be one of {', '.join(LABELS)}, not '{self.labels}'")
+        check_labels("corpus.labels", self.labels)
+        if self.root is None and self.labels not in LABELS:
+            raise ValueError("corpus.labels is a table, so that corpus.root must name the folder of its files")
+        try:
+            re.compile(self.subjects or "")
+        except re.error as error:
+            raise ValueError(f"corpus.subjects is not a regular expression: {error}") from error
         if self.verify not in ("quick", "full"):
             raise ValueError(f"corpus.verify must be quick or full, not '{self.verify}'")
         if self.protocol is not None and self.protocol not in PROTOCOLS:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ except ImportError:  # Windows
 # Starting normally takes 0.1 s.
 START_SECONDS = 120.0
 _END_SECONDS = 5.0
-_MAX_REPLY_BYTES = 1 << 20
+_MAX_REPLY_BYTES = 1 << 24
 _EXAMINE = "fastemo.corpus.isolation:examine"
 # Isolated (-I), or a file in the working folder with a module's name would run. The parent's own sys.path finds the
 # packages.
@@ -224,7 +224,9 @@ class Examiner:
     def __init__(self, limits: Limits) -> None:
         self._workers = Workers(_EXAMINE, limits)
 
-    def probe(self, path: Path, *, verify: Verify, size_bytes: int) -> Probe:
+    def probe(
+        self, path: Path, *, verify: Verify, size_bytes: int, segments: Sequence[tuple[float, float]] = ()
+    ) -> Probe:
         """`probe_clip` in one of the processes.
 
         Raises:
@@ -235,7 +237,7 @@ class Examiner:
         """
         # Bytes as characters: file names need not be text.
         name = os.fsencode(path.absolute()).decode("latin-1")
-        reply = self._workers.ask({"path": name, "verify": verify}, size_bytes=size_bytes)
+        reply = self._workers.ask({"path": name, "verify": verify, "segments": segments}, size_bytes=size_bytes)
         if "unreadable" in reply:
             raise OSError(*reply["unreadable"])
         if "bad" in reply:
@@ -258,7 +260,7 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
     """The task of an `Examiner`'s processes."""
     path = Path(os.fsdecode(request["path"].encode("latin-1")))
     try:
-        return {"probe": asdict(probe_clip(path, verify=request["verify"]))}
+        return {"probe": asdict(probe_clip(path, verify=request["verify"], segments=request["segments"]))}
     except BadFile as error:
         if isinstance(error.__cause__, MemoryError):
             raise error.__cause__ from None

@@ -8,24 +8,29 @@ import io
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, get_args
 
 from fastemo.corpus import ravdess
-from fastemo.corpus.clip import IDENTICAL_TO, Clip, Root, Status, label_clip, settle_duplicates
-from fastemo.corpus.config import LABELS, Labels, Verify
+from fastemo.corpus.clip import IDENTICAL_TO, LINE_AT_END, Clip, Root, Status, label_clip, settle_duplicates
+from fastemo.corpus.config import LABELS, Verify, check_labels
 from fastemo.corpus.finding import find_files
 from fastemo.corpus.isolation import Examiner, Limits, Unsettled
 from fastemo.corpus.probe import BadFile, Probe, image_files, probe_clip
+from fastemo.corpus.table import TableRow, by_file, read_table, segment_seconds
 from fastemo.machine import available_processors, write_text
 
 _DISPLAY = frozenset({"orientation", "pixel_aspect", "hdr"})
-_SINCE_0_2 = _DISPLAY | {"subject", "corpus", "columns", "segment", "first_frame"}
+_SINCE_0_2 = _DISPLAY | {"subject", "corpus", "columns", "segment", "first_frame", "first_pts"}
+_PROBED = [field.name for field in fields(Probe) if field.name != "ranges"]
 _NOTHING = Clip(key="")
+_MOST_PAST_END = 1.0  # seconds: times are rounded when they are written down
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
 
@@ -147,7 +152,7 @@ def _check_key(key: str) -> None:
 def _check_numbers(values: dict[str, Any]) -> None:
     """Raises `ValueError` for numbers that no scan writes."""
     for name, value in values.items():
-        if name == "mtime_ns" or isinstance(value, str):  # times before 1970 are valid
+        if name in ("mtime_ns", "first_pts") or isinstance(value, str):  # times before 1970 are valid
             continue
         largest = sys.float_info.max if isinstance(value, float) else 2 ** (63 if name == "size_bytes" else 31) - 1
         if not 0 <= value <= largest:  # false for NaN too
@@ -157,7 +162,8 @@ def _check_numbers(values: dict[str, Any]) -> None:
 def scan(
     root: Path | str,
     *,
-    labels: Labels = "ravdess",
+    labels: str = "ravdess",
+    subjects: str | None = None,
     verify: Verify = "quick",
     threads: int | None = None,
     known: Path | None = None,
@@ -172,7 +178,9 @@ def scan(
 
     Args:
         root: The corpus.
-        labels: Source of the class: `ravdess` or `cremad` file names, or the name of the file's `folder`.
+        labels: Source of the class: `ravdess` or `cremad` file names, the name of the file's `folder`, or the path of a
+            label table: only its files are examined then.
+        subjects: Regular expression that finds the person in a path: its first group, or all that it matches.
         verify: `quick` decodes the first frame of each file, `full` all of them.
         threads: Files probed at once; by default one per processor.
         known: A manifest of an earlier scan: rows whose size and modification time still match are reused.
@@ -181,33 +189,63 @@ def scan(
         on_progress: Called with (files done, files in all).
 
     Raises:
-        ValueError: `root` is not a folder or cannot be listed, an option is not one of those allowed, or a file's name
-            would point outside the corpus on another operating system.
+        ValueError: `root` is not a folder or cannot be listed, an option is not one of those allowed, a file's name
+            would point outside the corpus on another operating system, or the label table is faulty.
         WorkerError: The processes that examine files cannot be started.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"corpus root {root} is not a folder")
-    for name, value, allowed in (("labels", labels, LABELS), ("verify", verify, ("quick", "full"))):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, not '{value}'")
+    check_labels("labels", labels)
+    if verify not in ("quick", "full"):
+        raise ValueError(f"verify must be quick or full, not '{verify}'")
     reusable = _reusable_rows(known, root, verify)
     paths, passed_over, rows = find_files(root)
-    for path in paths:
-        _check_key(path.relative_to(root).as_posix())
+    keys = {path: path.relative_to(root).as_posix() for path in paths}
+    wanted: dict[str, list[TableRow]] = {}
+    if labels not in LABELS:
+        others = keys
+        keys, wanted, missing = _files_of(read_table(Path(labels), root), keys, root)
+        absent = (Clip(key=row.key, segment=row.segment, status="rejected", reason="no such file") for row in missing)
+        rows += map(label_clip, absent, repeat(labels), missing)
+        if unnamed := len(others.keys() - keys.keys()):
+            passed_over[f"not in {Path(labels).name}"] = unnamed
+    for key in keys.values():
+        _check_key(key)
     with Examiner(limits or Limits()) as examiner, ThreadPoolExecutor(threads or available_processors()) as pool:
-        jobs = [pool.submit(_examine, path, root, verify, reusable, examiner) for path in paths]
+        jobs = [
+            pool.submit(_examine, path, key, wanted.get(key, ()), verify, reusable, examiner)
+            for path, key in keys.items()
+        ]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
-                rows.append(label_clip(job.result(), labels))
+                rows += [label_clip(clip, labels, row, subjects) for clip, row in job.result()]
                 if on_progress:
-                    on_progress(done, len(paths))
+                    on_progress(done, len(jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             examiner.close()
             raise
     rows = settle_duplicates(rows, labels, partial(_identical, root, reusable))
     return Manifest.of(root, rows, passed_over)
+
+
+def _files_of(
+    table: Sequence[TableRow], found: Mapping[Path, str], root: Path
+) -> tuple[dict[Path, str], dict[str, list[TableRow]], list[TableRow]]:
+    """The files that a label table names and their keys, the rows of each key, and the rows whose file is missing."""
+    known = {key: path for path, key in found.items()}
+    spelled = {unicodedata.normalize("NFC", key): key for key in known}
+    files, rows, missing = {}, {}, []
+    for name, same in by_file(table).items():
+        # Systems differ in how they store accents.
+        key = name if name in known else spelled.get(unicodedata.normalize("NFC", name), name)
+        path = known.get(key) or root / key
+        if path.exists():
+            files[path], rows[key] = key, [replace(row, path=key) for row in same]
+        else:
+            missing += same
+    return files, rows, missing
 
 
 def _identical(root: Path, reusable: Mapping[str, Clip], row: Clip, owner: Clip) -> bool:
@@ -242,28 +280,66 @@ def _reusable_rows(known: Path | None, root: Path, verify: Verify) -> dict[str, 
     return {row.key: row for row in rows if row.verified == "full" or row.verified == verify}
 
 
-def _examine(path: Path, root: Path, verify: Verify, reusable: dict[str, Clip], examiner: Examiner) -> Clip:
-    """Probe one path, or reuse an earlier scan's row: everything but the label."""
-    key = path.relative_to(root).as_posix()
+def _examine(
+    path: Path,
+    key: str,
+    wanted: Sequence[TableRow],
+    verify: Verify,
+    reusable: Mapping[str, Clip],
+    examiner: Examiner,
+) -> list[tuple[Clip, TableRow | None]]:
+    """Probe one path, or reuse an earlier scan's rows: for each row of a label table, else once, all but the label."""
+    rows: Sequence[TableRow | None] = wanted or (None,)
+    clips = [Clip(key=row.key, segment=row.segment) if row else Clip(key=key) for row in rows]
+
+    def rejected(clips: Sequence[Clip], reason: str, **settled: Any) -> list[tuple[Clip, TableRow | None]]:
+        return [
+            (replace(clip, status="rejected", reason=reason, **settled), row)
+            for clip, row in zip(clips, rows, strict=True)
+        ]
+
     if ravdess_says_audio_only(path.stem):
-        return Clip(key=key, status="audio-only", reason="RAVDESS audio-only (modality 03)")
+        reason = "RAVDESS audio-only (modality 03)"
+        return [(replace(clip, status="audio-only", reason=reason), row) for clip, row in zip(clips, rows, strict=True)]
     try:
         size_bytes, mtime_ns = fingerprint(path)
-        row = reusable.get(key)
-        if row and (row.size_bytes, row.mtime_ns) == (size_bytes, mtime_ns):
-            if row.status == "rejected" and row.num_frames == 0:
-                return Clip(key=key, status="rejected", reason=row.reason, **_kept(row))
-            return Clip(key=key, **_kept(row))
-        clip = Clip(key=key, size_bytes=size_bytes, mtime_ns=mtime_ns, verified=verify)
+        earlier = [reusable.get(clip.key, _NOTHING) for clip in clips]
+        if all((row.size_bytes, row.mtime_ns) == (size_bytes, mtime_ns) for row in earlier):
+            return [(_reused(clip, known), row) for clip, known, row in zip(clips, earlier, rows, strict=True)]
+        clips = [replace(clip, size_bytes=size_bytes, mtime_ns=mtime_ns, verified=verify) for clip in clips]
+        segments = [segment_seconds(clip.segment) for clip in clips if clip.segment]
         try:
-            probe = examiner.probe(path, verify=verify, size_bytes=size_bytes)
+            probe = examiner.probe(path, verify=verify, size_bytes=size_bytes, segments=segments)
         except Unsettled as error:
-            return replace(clip, status="rejected", reason=str(error), verified="")
+            return rejected(clips, str(error), verified="")
         except BadFile as error:
-            return replace(clip, status="rejected", reason=str(error))
-        return replace(clip, **{field.name: getattr(probe, field.name) for field in fields(Probe)})
+            return rejected(clips, str(error))
+        ranges = iter(probe.ranges)
+        probed = [replace(clip, **{name: getattr(probe, name) for name in _PROBED}) for clip in clips]
+        probed = [_segment(clip, *next(ranges)) if clip.segment else clip for clip in probed]
+        return list(zip(probed, rows, strict=True))
     except OSError as error:
-        return Clip(key=key, status="rejected", reason=f"unreadable: {error.strerror}")
+        return rejected(clips, f"unreadable: {error.strerror}")
+
+
+def _segment(clip: Clip, first: int, stop: int, first_pts: int) -> Clip:
+    """A segment, given its file's properties and its own range as `Probe.ranges` gives it."""
+    _, end = segment_seconds(clip.segment)
+    length = f"the video is {clip.duration_seconds:.1f} s long"
+    if first == stop or end - clip.duration_seconds > _MOST_PAST_END:
+        reason = f"its segment holds no frame: {length}" if first == stop else f"its segment ends later: {length}"
+        return replace(clip, status="rejected", reason=reason, num_frames=0)
+    seconds = (stop - first) / clip.fps if clip.fps else 0.0
+    return replace(clip, first_frame=first, first_pts=first_pts, num_frames=stop - first, duration_seconds=seconds)
+
+
+def _reused(clip: Clip, row: Clip) -> Clip:
+    """A clip with what an earlier scan found."""
+    names = [*_PROBED, "first_frame", "first_pts", "size_bytes", "mtime_ns", "verified"]
+    clip = replace(clip, **{name: getattr(row, name) for name in names})
+    if row.status == "rejected" and row.num_frames == 0:
+        return replace(clip, status="rejected", reason=re.sub(LINE_AT_END, "", row.reason))
+    return clip
 
 
 def _with_display(clip: Clip, path: Path) -> Clip:
@@ -272,11 +348,6 @@ def _with_display(clip: Clip, path: Path) -> Clip:
     except BadFile:
         return clip  # reported when it is decoded
     return replace(clip, **{name: getattr(probe, name) for name in ("width", "height", *_DISPLAY)})
-
-
-def _kept(row: Clip) -> dict[str, Any]:
-    names = [*(field.name for field in fields(Probe)), "size_bytes", "mtime_ns", "verified"]
-    return {name: getattr(row, name) for name in names}
 
 
 def fingerprint(path: Path) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastemo.console import Console
 from fastemo.corpus import cremad, ravdess
 from fastemo.corpus.clip import Clip, is_named
-from fastemo.corpus.config import CorpusConfig, Labels
+from fastemo.corpus.config import LABELS, CorpusConfig
 from fastemo.corpus.finding import HIDDEN
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.synthetic.synthesis import GENERATOR_VERSION, synthesize
@@ -47,7 +47,7 @@ def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
     return manifest
 
 
-def advice(manifest: Manifest, labels: Labels) -> str:
+def advice(manifest: Manifest, labels: str) -> str:
     """Why a corpus has no labelled clips, and what to do; it never names an option that was given."""
     others, unlabelled = manifest.passed_over, manifest.unlabelled
     videos = [Path(clip.key).stem for clip in unlabelled if clip.codec != "images"]
@@ -113,12 +113,15 @@ def corpus_root(config: CorpusConfig, console: Console) -> Path:
 
 def scan_cached(root: Path, config: CorpusConfig, console: Console) -> Manifest:
     """Scan a corpus, reusing the last scan of the same folder for unchanged files."""
-    digest = hashlib.blake2b(str(root.resolve()).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    table = "" if config.labels in LABELS else f"\0{Path(config.labels).resolve()}"
+    scanned = f"{root.resolve()}{table}".encode("utf-8", "surrogateescape")
+    digest = hashlib.blake2b(scanned, digest_size=8).hexdigest()
     known = cache_folder() / "manifests" / f"{digest}.csv"
     with console.track("scanning", "files") as advance:
         manifest = scan(
             root,
             labels=config.labels,
+            subjects=config.subjects,
             verify=config.verify,
             threads=available_processors(),
             known=known,

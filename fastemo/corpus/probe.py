@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import av.error
@@ -40,6 +42,7 @@ _EBML_HEADER, _EBML_SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067
 
 # Recordings of these begin anywhere and have gaps, and may hold the two fields of a frame in a packet each.
 _BROADCAST = frozenset({"mpegts", "mpeg"})
+_SAME = 1e-6  # seconds
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer functions
 
 
@@ -61,6 +64,8 @@ class Probe:
         orientation: How the picture is stored, 1 to 8 as Exif numbers it; 1 is upright.
         pixel_aspect: Width of a stored pixel, as a multiple of its height.
         hdr: `PQ` or `HLG` for these transfer functions, else empty.
+        ranges: For each segment asked for, its first frame, the one after its last, and the first one's timestamp in
+            the stream's time base (0 if it has no frame or no timestamp).
     """
 
     num_frames: int
@@ -72,19 +77,28 @@ class Probe:
     orientation: int = 1
     pixel_aspect: float = 1.0
     hdr: str = ""
+    ranges: list[tuple[int, int, int]] = field(default_factory=list)
 
 
-def probe_clip(path: Path, *, verify: Verify = "quick") -> Probe:
+def probe_clip(path: Path, *, verify: Verify = "quick", segments: Sequence[tuple[float, float]] = ()) -> Probe:
     """`probe_video` of a file, or `probe_images` of a folder or picture.
 
     Raises:
-        BadFile: As these two.
+        BadFile: As these two, or segments of images.
     """
-    return (probe_images if holds_images(path) else probe_video)(path, verify=verify)
+    if not holds_images(path):
+        return probe_video(path, verify=verify, segments=segments)
+    if segments:
+        raise BadFile("pictures have no times, so that they have no segments")
+    return probe_images(path, verify=verify)
 
 
-def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
+def probe_video(path: Path, *, verify: Verify = "quick", segments: Sequence[tuple[float, float]] = ()) -> Probe:
     """Demux a file once and decode its first frame (`quick`) or every frame (`full`).
+
+    Args:
+        segments: Start and end in seconds, as a player counts them. A segment's frames are those whose time t fulfils
+            start <= t < end, to the microsecond.
 
     Raises:
         BadFile: The file is empty, unreadable or truncated, has no video stream, does not decode, or (only with `full`)
@@ -96,7 +110,9 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
     try:
         with _open(path) as container:
             stream = _checked_stream(container)
-            num_frames, is_whole = _count_frames(container, stream)
+            timestamps, is_whole = _timestamps(container, stream)
+            num_frames = len(timestamps)
+            clock = _Clock(stream.time_base or Fraction(0), (container.start_time or 0) / av.time_base)
             fps = max(0.0, float(stream.average_rate or stream.guessed_rate or 0))
             codec, is_broadcast = stream.codec_context.name, container.format.name in _BROADCAST
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
@@ -109,15 +125,43 @@ def probe_video(path: Path, *, verify: Verify = "quick") -> Probe:
         raise BadFile("no frame decodes: the video stream has no packets")
     # Frames before the first keyframe, and after gaps, may or may not decode.
     in_full = verify == "full" or not is_whole
-    decoded, shown = _decode(path, None if in_full else 1, strict=verify == "full")
-    if not decoded:
+    found, shown = _decode(path, None if in_full else 1, strict=verify == "full")
+    if not (decoded := len(found)):
         raise BadFile("no frame decodes")
     if is_whole and in_full and decoded != num_frames and not is_broadcast:
         raise BadFile(f"only {decoded} of {num_frames} stored frames decode")
-    num_frames = decoded if in_full or decoded > 1 else num_frames
+    if in_full or decoded > 1:
+        num_frames, timestamps = decoded, found
     return Probe(
-        num_frames=num_frames, fps=fps, codec=codec, duration_seconds=num_frames / fps if fps else 0.0, **shown
+        num_frames=num_frames,
+        fps=fps,
+        codec=codec,
+        duration_seconds=num_frames / fps if fps else 0.0,
+        ranges=_ranges(timestamps, clock, fps, segments) if segments else [],
+        **shown,
     )
+
+
+class _Clock(NamedTuple):
+    """How a stream's timestamps give the time that a player shows: the unit, and the file's start, in seconds."""
+
+    time_base: Fraction
+    start: float
+
+
+def _ranges(
+    timestamps: Sequence[int | None], clock: _Clock, fps: float, segments: Sequence[tuple[float, float]]
+) -> list[tuple[int, int, int]]:
+    """`Probe.ranges`; frames without timestamps follow each other evenly."""
+    known = sorted(pts for pts in timestamps if pts is not None)
+    if len(known) == len(timestamps) and clock.time_base:
+        times = [float(pts * clock.time_base) - clock.start for pts in known]
+    elif fps:
+        known, times = [0] * len(timestamps), [number / fps for number in range(len(timestamps))]
+    else:
+        raise BadFile("its frames have no times, so that it has no segments")
+    ranges = [(bisect_left(times, start - _SAME), bisect_left(times, end - _SAME)) for start, end in segments]
+    return [(first, stop, known[first] if first < stop else 0) for first, stop in ranges]
 
 
 def holds_images(path: Path) -> bool:
@@ -184,9 +228,9 @@ def _checked_stream(container: av.container.InputContainer) -> av.VideoStream:
     return stream
 
 
-def _count_frames(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, bool]:
-    """The frames that no edit list discards, and whether all of them should decode."""
-    num_frames, is_whole = 0, None
+def _timestamps(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[list[int | None], bool]:
+    """The timestamps of the frames that no edit list discards, and whether all of them should decode."""
+    timestamps, is_whole = [], None
     for packet in container.demux(stream):
         if packet.size == 0:  # the flush packet at the end
             continue
@@ -195,20 +239,23 @@ def _count_frames(container: av.container.InputContainer, stream: av.VideoStream
         if any(data.data_type == "encryption_info" for data in packet.iter_sidedata()):
             raise BadFile("it is encrypted")
         is_whole = (packet.is_keyframe if is_whole is None else is_whole) and not packet.is_corrupt
-        num_frames += not packet.is_discard
-    return num_frames, bool(is_whole)
+        if not packet.is_discard:
+            timestamps.append(packet.pts)
+    return timestamps, bool(is_whole)
 
 
 def _open(path: Path) -> av.container.InputContainer:
     return av.open(str(path.absolute()), options=CONTAINERS_ONLY)
 
 
-def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, dict[str, Any]]:
-    """The number of frames that decode, up to `limit` unless packets may be fields, and the properties of the picture.
+def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[list[int | None], dict[str, Any]]:
+    """The timestamps of the frames that decode, and the properties of the picture.
 
-    If `strict`, damage that the decoder would conceal is an error.
+    Ends after `limit` frames, unless packets may be fields. If `strict`, damage that the decoder would conceal is an
+    error.
     """
-    count, display, last = 0, None, None
+    timestamps: list[int | None] = []
+    display, last = None, None
     try:
         with _open(path) as container:
             stream = _checked_stream(container)
@@ -217,18 +264,21 @@ def _decode(path: Path, limit: int | None, *, strict: bool) -> tuple[int, dict[s
                 stream.codec_context.options = {"err_detect": "explode"}
             for frame in container.decode(stream):
                 if strict and frame.is_corrupt:
-                    raise BadFile(f"frame {count} is damaged")
+                    raise BadFile(f"frame {len(timestamps)} is damaged")
                 now = Display.of(frame, pixel_aspect(stream))
                 if display is not None and display.size != now.size:
                     width, height = display.size
-                    raise BadFile(f"frame {count} is {now.size[0]}x{now.size[1]}, earlier ones {width}x{height}")
-                count, display, last = count + 1, now, frame
-                if count == limit and not (frame.interlaced_frame and container.format.name in _BROADCAST):
+                    raise BadFile(
+                        f"frame {len(timestamps)} is {now.size[0]}x{now.size[1]}, earlier ones {width}x{height}"
+                    )
+                display, last = now, frame
+                timestamps.append(frame.pts)
+                if len(timestamps) == limit and not (frame.interlaced_frame and container.format.name in _BROADCAST):
                     break
     except av.error.FFmpegError as error:
-        where = f"frame {count} does not decode" if count else "no frame decodes"
+        where = f"frame {len(timestamps)} does not decode" if timestamps else "no frame decodes"
         raise BadFile(f"{where}: {_reason(error)}") from error
-    return count, _properties(display, last) if display else {}
+    return timestamps, _properties(display, last) if display else {}
 
 
 def pixel_aspect(stream: av.VideoStream) -> Fraction | None:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastemo.corpus import cremad
-from fastemo.corpus.clip import SPLITS, Clip
-from fastemo.corpus.config import PROTOCOLS, Protocol
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.config import PROTOCOLS, SPLITS, Protocol
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.ravdess import NUM_ACTORS
 

@@ -91,7 +91,7 @@ def _strips(config: RunConfig, root: Root, clip: Clip, model: nn.Module, predict
     """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, and their indices in the clip."""
     spec = config.video.spec
     indices = frame_indices(clip.num_frames, spec.num_frames, clip.first_frame)
-    decoded = torch.from_numpy(decode_clip(clip.file(root), indices, spec))[None]
+    decoded = torch.from_numpy(decode_clip(clip.file(root), indices, spec, anchor=clip.anchor))[None]
     device = next(model.parameters()).device
     heat = gradcam(model, center_crop(decoded.to(device), config.augment), torch.tensor([predicted]))
     shown = frame_indices(spec.num_frames, STRIP_FRAMES)

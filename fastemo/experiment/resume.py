@@ -28,7 +28,18 @@ _MAY_CHANGE = re.compile(
     r"train\.(checkpoint_minutes|keep|epochs|early_stop_patience|batch_size|accumulate_steps)"
 )
 # Fields of a clip that another file of the same name would change; copying a corpus only changes times.
-_LABEL_FIELDS = ("emotion", "actor", "modality", "channel", "intensity", "statement", "repetition", "split")
+_LABEL_FIELDS = (
+    "emotion",
+    "actor",
+    "modality",
+    "channel",
+    "intensity",
+    "statement",
+    "repetition",
+    "split",
+    "subject",
+    "columns",
+)
 _CLIP_FIELDS = ("emotion", "num_frames", "width", "height", "codec", "size_bytes")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from fastemo.config import RunConfig, read_config
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip, class_name
-from fastemo.corpus.config import CorpusConfig, Labels
+from fastemo.corpus.config import LABELS, CorpusConfig
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
 from fastemo.corpus.protocol import Splits, first_file_per_take, split_clips
@@ -36,7 +36,8 @@ def evaluate_run(
     split: str | None = None,
     out: Path | None = None,
     root: Path | None = None,
-    labels: Labels | None = None,
+    labels: str | None = None,
+    subjects: str | None = None,
     max_rejected: int | None = None,
 ) -> dict[str, Any]:
     """Test the best checkpoint of a run in one process.
@@ -50,7 +51,7 @@ def evaluate_run(
 
     Args:
         split: `train`, `val` or `test`; `None` is `test` without `root`.
-        labels, max_rejected: As in `CorpusConfig`, for another corpus; `None`: as in the run.
+        labels, subjects, max_rejected: As in `CorpusConfig`, for another corpus; `None`: as in the run.
 
     Raises:
         ValueError: `run_dir` is not a run folder, its checkpoint is damaged, or the other corpus is not usable: it
@@ -59,15 +60,19 @@ def evaluate_run(
     """
     config = _config_of(run_dir)
     is_other = root is not None and split is None
-    if not is_other and (labels is not None or max_rejected is not None):
-        raise ValueError("labels and max_rejected need another corpus: give its --corpus.root, and no --split")
+    if not is_other and (labels, subjects, max_rejected) != (None, None, None):
+        raise ValueError(
+            "labels, subjects and max_rejected need another corpus: give its --corpus.root without --split"
+        )
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     home = root if root is not None else corpus_root(config.corpus, console)
     own = read_manifest(run_dir / "manifest.csv", home)
     own = own if is_other else _rebased(own, home, console)
     splits = with_classes_of(weights, split_clips(own, config.corpus.protocol, fold=config.corpus.fold))
     if is_other:
-        chosen = replace(config.corpus, root=root, labels=labels or config.corpus.labels)
+        # The run's own table and expression are about the run's own files.
+        own_labels = config.corpus.labels if config.corpus.labels in LABELS else "folder"
+        chosen = replace(config.corpus, root=root, labels=labels or own_labels, subjects=subjects)
         chosen = chosen if max_rejected is None else replace(chosen, max_rejected=max_rejected)
         clips, names, head = _shared_clips(chosen, config, splits, console)
         split, where = "all", f"all-{home.resolve().name}"

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastemo.config import RunConfig, read_config
-from fastemo.corpus.clip import SPLITS, Clip, Root
+from fastemo.corpus.clip import Clip, Root
+from fastemo.corpus.config import SPLITS
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.machine import cache_folder
@@ -163,5 +164,7 @@ def _examples(clips: Sequence[Clip]) -> list[Clip]:
 def _middle_frame(root: Root, clip: Clip, spec: FrameSpec | None) -> np.ndarray:
     """uint8 [h, w, 3], RGB."""
     one = None if spec is None else replace(spec, num_frames=1)
-    (frame,) = decode_clip(clip.file(root), frame_indices(clip.num_frames, 1, clip.first_frame), one)
+    (frame,) = decode_clip(
+        clip.file(root), frame_indices(clip.num_frames, 1, clip.first_frame), one, anchor=clip.anchor
+    )
     return frame.transpose(1, 2, 0)

@@ -142,7 +142,7 @@ class Decoder:
         with _as_scanned(clip, path, int(indices[0])):
             frames, reason = self._by_decord(row, path, indices)
             if frames is None:
-                frames = decode_clip(path, indices, self.spec)
+                frames = decode_clip(path, indices, self.spec, anchor=clip.anchor)
                 self._leave_to_pyav(row, reason)
         width, height = self.frame_size
         if frames.shape[2:] != (height, width):
@@ -162,7 +162,7 @@ class Decoder:
         if clip.orientation in (2, 4, 5, 7) or clip.pixel_aspect != 1:
             return None, "decord neither mirrors frames nor knows the shape of their pixels"
         try:
-            return decode_clip(path, indices, self.spec, backend="decord"), None
+            return decode_clip(path, indices, self.spec, backend="decord", anchor=clip.anchor), None
         except DecodeError as error:
             return None, error.reason
 
@@ -175,7 +175,7 @@ class Decoder:
         clip, path = self.clips[row], self.clips[row].file(self._root)
         indices = tuple(frame_indices(clip.num_frames, self.spec.num_frames, clip.first_frame).tolist())
         with _as_scanned(clip, path, indices[0]):
-            pruned = pruned_clip(path, indices)
+            pruned = pruned_clip(path, indices, clip.anchor)
         # DALI relies on timestamps, which are bad in files that pruning left whole; VP8 is merely unknown to pruning.
         is_timed = not pruned.is_whole or clip.codec == "vp8"
         source = Source(path, indices, pruned, clip.width, clip.height, clip.orientation, clip.pixel_aspect)

@@ -60,6 +60,7 @@ def decode_clip(
     spec: FrameSpec | None,
     *,
     backend: Library = "pyav",
+    anchor: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Decode the wanted frames of a clip on the calling thread, and of the others only those that they refer to.
 
@@ -71,6 +72,7 @@ def decode_clip(
         spec: Crop and size; `None` returns upright frames with the file's own pixels, square or not.
         backend: The decoding library. decord turns frames, but does not mirror them, and takes pixels
             for square.
+        anchor: As for `prune`.
 
     Returns:
         uint8 [T, 3, h, w], RGB, the way up that a player shows them.
@@ -83,8 +85,10 @@ def decode_clip(
     assert wanted, "a sample has at least one frame"
     assert sorted(wanted) == wanted, "frame indices must ascend"
     assert wanted[0] >= 0, "frame indices must not be negative"
-    read = _images if holds_images(path) else _decord if backend == "decord" else _pyav
-    frames = read(path, wanted)
+    if holds_images(path):
+        frames = _images(path, wanted)
+    else:
+        frames = (_decord if backend == "decord" else _pyav)(path, wanted, anchor)
     unique: dict[int, np.ndarray] = {}
     sizes: set[tuple[int, int]] = set()
     to_rgb: _ToRGB | None = None
@@ -149,20 +153,20 @@ class _ToRGB:
         return upright
 
 
-def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray) -> PrunedClip:
-    """The part of a file that is needed to decode the wanted frames.
+def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray, anchor: tuple[int, int] | None = None) -> PrunedClip:
+    """The part of a file that is needed to decode the wanted frames; `anchor` as for `prune`.
 
     Raises:
         DecodeError: The file cannot be read, or a wanted frame lies outside it.
     """
     try:
-        return prune(path, wanted)
+        return prune(path, wanted, anchor=anchor)
     except BitstreamError as error:
         raise DecodeError(path, wanted[0] if error.frame is None else error.frame, error.reason) from error
 
 
-def _pyav(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Display]]:
-    clip = pruned_clip(path, wanted)
+def _pyav(path: Path, wanted: list[int], anchor: tuple[int, int] | None) -> Iterator[tuple[av.VideoFrame, Display]]:
+    clip = pruned_clip(path, wanted, anchor)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
     try:
@@ -188,9 +192,9 @@ def unpadded(frame: np.ndarray) -> np.ndarray:
     return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
-def _decord(path: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Display]]:
+def _decord(path: Path, wanted: list[int], anchor: tuple[int, int] | None) -> Iterator[tuple[av.VideoFrame, Display]]:
     decord = _load_decord()
-    clip = pruned_clip(path, wanted)
+    clip = pruned_clip(path, wanted, anchor)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
     try:

@@ -16,8 +16,8 @@ from helpers import ravdess_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastemo.corpus.clip import SPLITS, Clip
-from fastemo.corpus.config import PROTOCOLS, Protocol
+from fastemo.corpus.clip import Clip
+from fastemo.corpus.config import PROTOCOLS, SPLITS, Protocol
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.protocol import Splits, num_folds, split_clips
 from fastemo.corpus.ravdess import EMOTIONS, Performance, speech_performances

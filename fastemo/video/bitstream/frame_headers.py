@@ -6,6 +6,10 @@ caller then keeps the stream as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import av
+
 START_CODE = b"\0\0\1"
 
 
@@ -105,3 +109,27 @@ def check_av1(data: memoryview, is_keyframe: bool) -> None:
         offset += size
     if num_shown != 1:
         raise NotUnderstood(f"a packet that shows {num_shown} frames")
+
+
+def check_packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    packets: Sequence[av.Packet],
+    payloads: Sequence[memoryview],
+) -> None:
+    """Check every packet of a codec that needs it.
+
+    Raises:
+        NotUnderstood: Something that pruning cannot handle.
+    """
+    codec = stream.codec_context.codec.canonical_name
+    if codec in ("av1", "vp9"):
+        check = check_av1 if codec == "av1" else check_vp9
+        for packet, payload in zip(packets, payloads, strict=True):
+            check(payload, packet.is_keyframe)
+    if codec == "mpeg4":
+        # The decoder works around bugs of DivX and Xvid by the AVI's FourCC, which an MP4 does not carry.
+        if container.format.name == "avi" or stream.codec_context.codec_tag not in ("mp4v", "\0\0\0\0"):
+            raise NotUnderstood("MPEG-4 part 2 with a FourCC other than MP4's")
+        for payload in payloads:
+            check_mpeg4(payload)

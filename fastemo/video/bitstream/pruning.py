@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastemo.corpus.probe import CONTAINERS_ONLY, video_stream
 from fastemo.errors import UserError
 from fastemo.video.bitstream import frame_headers, nal
 from fastemo.video.bitstream.frame_headers import NotUnderstood
+from fastemo.video.bitstream.window import seek_packets
 
 # Codecs whose output order is packet order.
 _UNORDERED = frozenset({"av1", "mjpeg", "vp9"})
@@ -100,7 +102,9 @@ class _Layout:
     notes: bytes
 
 
-def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> PrunedClip:
+def prune(
+    source: Path | str | bytes, indices: Sequence[int] | np.ndarray, *, anchor: tuple[int, int] | None = None
+) -> PrunedClip:
     """Keep only the packets needed to decode the wanted frames.
 
     H.264: from every IDR picture that begins a group with a wanted frame, the reference pictures up to the last
@@ -113,6 +117,8 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
     Args:
         source: A video file's path or its bytes.
         indices: int [T], frame numbers as a full sequential decode counts them; any order, repeats allowed.
+        anchor: Number of a frame, not after the wanted ones, and its timestamp in the stream's time base: of a file
+            with an index, only what lies near is read. The result is the same.
 
     Raises:
         BitstreamError: The file cannot be read, has no video, or a wanted frame lies outside it.
@@ -127,6 +133,14 @@ def prune(source: Path | str | bytes, indices: Sequence[int] | np.ndarray) -> Pr
             stream = video_stream(container)
             if stream is None:
                 raise BitstreamError(name, "the file has no video stream")
+            if anchor is not None:
+                with suppress(NotUnderstood):
+                    near = seek_packets(container, stream, anchor, int(wanted.max()))
+                    if near is not None:
+                        opening, packets, before = near
+                        data, positions = _prune(container, stream, packets, wanted - before, opening)
+                        return PrunedClip(data, positions, pixel_aspect=stream.sample_aspect_ratio)
+                return prune(source, indices)
             packets = [packet for packet in container.demux(stream) if packet.size]
             num_frames = sum(not packet.is_discard for packet in packets)
             outside = wanted[(wanted < 0) | (wanted >= num_frames)]
@@ -153,19 +167,29 @@ def _is_mp4(source: Path | str | bytes) -> bool:
 
 
 def _prune(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet], wanted: np.ndarray
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    packets: list[av.Packet],
+    wanted: np.ndarray,
+    opening: av.Packet | None = None,
 ) -> tuple[bytes, np.ndarray]:
-    layout = _layout(container, stream, packets)
+    """The pruned file and the wanted frames' positions; `opening` is the file's first packet if not the first here."""
+    layout = _layout(container, stream, packets, opening or packets[0])
+    if opening is not None and not layout.groups[0].resets:
+        raise NotUnderstood("a group of pictures that depends on those before it")
     frames = [number for number in layout.order if not packets[number].is_discard]
     kept = _select(layout.groups, {frames[index] for index in wanted.tolist()})
     kept_set = set(kept)
     rank = {number: place for place, number in enumerate(number for number in layout.order if number in kept_set)}
+    if wanted.min() < 0 or wanted.max() >= len(frames):
+        raise NotUnderstood("frames outside these packets")
     if not layout.is_order_coded:
         # Discarded frames are output now. Edit lists place those before the first frame correctly, but not others.
         late = layout.order[layout.order.index(frames[0]) :]
         if any(packets[number].is_discard for number in kept_set.intersection(late)):
             raise NotUnderstood("discarded frames among those to keep")
-    data = _remux(stream, packets, kept, rank, layout.notes)
+    has_notes = kept[0] == 0 and opening is None
+    data = _remux(stream, packets, kept, rank, b"" if has_notes else layout.notes)
     if "mp4" not in container.format.name and _colours(stream) != _NO_COLOURS:
         # Matroska can signal colours that MP4 cannot, such as full range alone.
         with av.open(io.BytesIO(data)) as made:
@@ -179,7 +203,9 @@ def _colours(stream: av.VideoStream) -> tuple[int, ...]:
     return context.color_range, context.colorspace, context.color_primaries, context.color_trc
 
 
-def _layout(container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet]) -> _Layout:
+def _layout(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet], opening: av.Packet
+) -> _Layout:
     if stream.codec_context is None:  # for a codec that FFmpeg does not know
         raise NotUnderstood("an unknown codec")
     codec = stream.codec_context.codec.canonical_name
@@ -194,7 +220,7 @@ def _layout(container: av.container.InputContainer, stream: av.VideoStream, pack
         leading = {number for number in numbers if pictures[number].skipped_leading}
         droppable = {number for number in numbers if not pictures[number].is_reference}
     elif codec in ("av1", "mjpeg", "mpeg2video", "mpeg4", "vp9"):
-        _check_packets(container, stream, packets, payloads)
+        frame_headers.check_packets(container, stream, packets, payloads)
         starts = [number for number in numbers if packets[number].is_keyframe]
         resets, leading, droppable = set(starts), _leading(starts, order), set()
     else:
@@ -211,7 +237,9 @@ def _layout(container: av.container.InputContainer, stream: av.VideoStream, pack
     if any(group.leading for group in groups if group.packets.start == 0 or (codec == "hevc" and group.resets)):
         raise NotUnderstood("pictures that refer to data missing from the stream")
     if codec == "h264":
-        return _Layout(groups, _coded_order(packets, pictures, order), True, nal.encoder_notes(frame, payloads[0]))
+        return _Layout(
+            groups, _coded_order(packets, pictures, order), True, nal.encoder_notes(frame, memoryview(opening))
+        )
     if codec in _UNORDERED and order != list(numbers):
         raise NotUnderstood("timestamps that contradict the order of packets")
     return _Layout(groups, order, codec in _UNORDERED, b"")
@@ -264,25 +292,6 @@ def _leading(starts: list[int], order: list[int]) -> set[int]:
     return leading
 
 
-def _check_packets(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    packets: list[av.Packet],
-    payloads: list[memoryview],
-) -> None:
-    codec = stream.codec_context.codec.canonical_name
-    if codec in ("av1", "vp9"):
-        check = frame_headers.check_av1 if codec == "av1" else frame_headers.check_vp9
-        for packet, payload in zip(packets, payloads, strict=True):
-            check(payload, packet.is_keyframe)
-    if codec == "mpeg4":
-        # The decoder works around bugs of DivX and Xvid by the AVI's FourCC, which an MP4 does not carry.
-        if container.format.name == "avi" or stream.codec_context.codec_tag not in ("mp4v", "\0\0\0\0"):
-            raise NotUnderstood("MPEG-4 part 2 with a FourCC other than MP4's")
-        for payload in payloads:
-            frame_headers.check_mpeg4(payload)
-
-
 def _select(groups: list[_Group], needed: set[int]) -> list[int]:
     """The packets to keep, in decoding order.
 
@@ -324,7 +333,7 @@ def _remux(
             stream.time_base = time_base
             for place, number in enumerate(kept):
                 packet = packets[number]
-                begins_with = notes if place == 0 and number != 0 else b""
+                begins_with = notes if place == 0 else b""
                 if begins_with or packet.is_discard:  # a normal frame here, but the flag cannot be cleared
                     packet = av.Packet(begins_with + bytes(packet))
                 packet.is_keyframe = place == 0
