@@ -75,9 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--out", type=Path, help="folder for the results (default: RUN/evaluation/SPLIT)")
     evaluate.add_argument(
-        "--corpus.root", dest="root", type=Path, help="another corpus, tested on the classes that both have"
+        "--corpus.root",
+        dest="root",
+        type=Path,
+        nargs="+",
+        help="another corpus, tested on the classes that both have",
     )
-    evaluate.add_argument("--corpus.labels", dest="labels", help=_LABELS)
+    evaluate.add_argument("--corpus.labels", dest="labels", nargs="+", help=_LABELS)
     evaluate.add_argument("--corpus.subjects", dest="subjects", metavar="REGEX", help=_SUBJECTS)
     evaluate.add_argument("--corpus.max_rejected", dest="max_rejected", type=int)
     evaluate.set_defaults(command=_evaluate)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,10 +23,9 @@ from fastemo.machine import write_text
 from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
 from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
+from fastemo.yaml_files import MOST_BYTES, check_digits, file_root, parse
 
-# A larger or deeper file is not a configuration: parsing it would only cost memory, or overflow the stack.
-_MOST_BYTES, _DEEPEST, _MOST_DIGITS = 2**16, 16, 100
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SEVERAL = ("--corpus.root", "--corpus.labels")
 _LONGEST_MESSAGE = 1000
 _LONGEST_NAME = 200  # file systems allow 255 bytes, and some file names are derived from it
 # Characters that a quoted string may hold in JSON but not in YAML.
@@ -114,15 +114,29 @@ def read_config(arguments: Sequence[str], *, prog: str | None = None) -> RunConf
         ValueError: An unknown key, a wrong type or a value that is not allowed, in one line.
     """
     made = parser(prog)
+    arguments = with_lists(arguments)
     try:
         for before, argument in zip(["", *arguments], arguments, strict=False):
             _check_option(before, argument)
-        parsed = made.parse_args(list(arguments))
+        parsed = made.parse_args(arguments)
         _check_shape(RunConfig, parsed)
         chosen = made.instantiate(parsed)
     except (jsonargparse.ArgumentError, ValueError) as error:
         raise ValueError(_one_line(error)) from error
     return RunConfig(**{field.name: chosen[field.name] for field in fields(RunConfig)})
+
+
+def with_lists(arguments: Sequence[str]) -> list[str]:
+    """The arguments with several values after an option of `_SEVERAL`, as in `--corpus.root A B`, as one YAML list."""
+    found: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        found.append(waiting.pop(0))
+        if found[-1] in _SEVERAL:
+            values = [*takewhile(lambda value: not value.startswith("--"), waiting)]
+            del waiting[: len(values)]
+            found += [json.dumps(values)] if len(values) > 1 else values
+    return found
 
 
 def write_config(config: RunConfig, path: Path) -> None:
@@ -141,37 +155,12 @@ def config_leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", held
 
 
-def load_yaml(path: Path) -> Any:
-    """The content of a YAML file other than a configuration: dicts, lists, text, numbers, booleans and None.
-
-    Raises:
-        ValueError: It is not a file, too large, not YAML, or holds a tag, an alias or a duplicate key.
-    """
-    root = _file_root(path)
-    return None if root is None else _loaded(root, str(path))
-
-
-def _loaded(node: yaml.Node, where: str) -> Any:
-    if isinstance(node, yaml.SequenceNode):
-        return [_loaded(item, where) for item in node.value]
-    if isinstance(node, yaml.MappingNode):
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            name = str(key.value)
-            if name in found:
-                raise ValueError(f"{where} sets {name} twice; remove one of them")
-            found[name] = _loaded(value, where)
-        return found
-    _check_digits(node, where)
-    value = yaml.SafeLoader("").construct_object(node)
-    # Dates stay text.
-    return value if isinstance(value, (bool, int, float, type(None))) else str(node.value)
-
-
 def _plain(value: Any) -> Any:
     """Dataclasses as dicts and paths as text, for YAML."""
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -199,7 +188,7 @@ def _check_shape(kind: type, values: jsonargparse.Namespace, prefix: str = "") -
             raise ValueError(f"{prefix}{name} must not be null")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{prefix}{name} must be a finite number, not {value}")
-        elif isinstance(value, (str, Path)) and re.search("[\0\ud800-\udfff]", str(value)):
+        elif re.search("[\0\ud800-\udfff]", "".join(map(str, value if isinstance(value, list) else [value]))):
             # Neither a file name nor config.yaml can hold it.
             raise ValueError(f"{prefix}{name} must be text in UTF-8 without NUL, not {str(value)!a}")
 
@@ -207,10 +196,10 @@ def _check_shape(kind: type, values: jsonargparse.Namespace, prefix: str = "") -
 def _check_option(before: str, argument: str) -> None:
     """Reject a command-line value that is too large, or nested too deeply, to be read as YAML."""
     name, is_given, value = argument.partition("=") if argument.startswith("--") else (before, "=", argument)
-    if len(argument) > _MOST_BYTES:
-        raise ValueError(f"{name[:99]} is longer than {_MOST_BYTES} characters, the limit for a value")
+    if len(argument) > MOST_BYTES:
+        raise ValueError(f"{name[:99]} is longer than {MOST_BYTES} characters, the limit for a value")
     try:
-        node = _parse(value, name)
+        node = parse(value, name)
     except (yaml.YAMLError, UnicodeEncodeError):
         node = None  # plain text
     if is_given:
@@ -221,29 +210,7 @@ def _check_option(before: str, argument: str) -> None:
 
 def _check_file(path: Path) -> None:
     """Reject a configuration that is not a file of keys and values, before jsonargparse reads it."""
-    _check_keys(_file_root(path), "", str(path))
-
-
-def _file_root(path: Path) -> yaml.Node | None:
-    """The node tree of a YAML file.
-
-    Raises:
-        ValueError: It is not a file, too large or not YAML, or `_parse` rejects it.
-    """
-    if not path.exists():
-        raise ValueError(f"the configuration file {path} does not exist")
-    if not path.is_file():
-        raise ValueError(f"the configuration {path} is not a file")
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"{path} is larger than {_MOST_BYTES // 1024} KiB, the limit for a configuration")
-    try:
-        return _parse(content.decode("utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    _check_keys(file_root(path), "", str(path))
 
 
 def _check_keys(root: yaml.Node | None, prefix: str, where: str) -> None:
@@ -274,12 +241,7 @@ def _check_value(node: yaml.Node | None, text: str, key: str) -> None:
     if _known_keys().get(key) and not isinstance(node, yaml.CollectionNode):
         raise ValueError(f"{key} must be a group of keys, not {text or 'null'}")
     if node is not None:
-        _check_digits(node, key)
-
-
-def _check_digits(node: yaml.Node, where: str) -> None:
-    if node.tag == "tag:yaml.org,2002:int" and len(str(node.value)) > _MOST_DIGITS:
-        raise ValueError(f"{where} is a number of more than {_MOST_DIGITS} digits")
+        check_digits(node, key)
 
 
 @cache
@@ -294,27 +256,6 @@ def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
         if is_dataclass(hint):
             assert isinstance(hint, type)
             yield from _keys(hint, f"{prefix}{name}.")
-
-
-def _parse(text: str, what: str) -> yaml.Node | None:
-    """The node tree of a YAML text, which must not contain aliases, tags or deep nesting.
-
-    Raises:
-        ValueError: It contains one of these.
-        yaml.YAMLError: It is not YAML.
-    """
-    depth, has_alias = 0, False
-    for event in yaml.parse(text, Loader=_YAML):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ValueError(f"{what} is nested deeper than {_DEEPEST} levels, the limit for a configuration")
-        has_alias |= isinstance(event, yaml.AliasEvent)
-        if tag := getattr(event, "tag", None):
-            raise ValueError(f"{what} contains the YAML tag {tag}; write the value without it")
-    root = yaml.compose(text, Loader=_YAML)
-    if has_alias:
-        raise ValueError(f"{what} contains a YAML alias (*name); write the value itself")
-    return root
 
 
 def _one_line(error: Exception) -> str:

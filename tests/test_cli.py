@@ -122,7 +122,7 @@ class TestSynthesize:
 
 
 class TestMistakes:
-    @pytest.mark.parametrize("arguments", [(), ("guess",), ("index",), ("index", "x", "--labels", "names")])
+    @pytest.mark.parametrize("arguments", [(), ("guess",), ("index",), ("index", "x", "--verify", "names")])
     def test_a_command_line_that_makes_no_sense(self, arguments: tuple[str, ...]) -> None:
         done = fastemo(*arguments)
         assert done.returncode == 2

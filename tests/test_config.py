@@ -124,7 +124,7 @@ class TestRefusing:
             ("train.epochs", "True", "int"),
             ("model.pretrained", "3", "bool"),
             ("train.early_stop_patience", "never", "int or null"),
-            ("corpus.labels", "names", "'ravdess', 'cremad', 'folder'"),
+            ("corpus.verify", "names", "'quick', 'full'"),
             (
                 "corpus.protocol",
                 "mine",
@@ -229,7 +229,11 @@ def each(kind: type, prefix: str = "", **wrong: object) -> list[tuple[type, dict
         *each(AugmentConfig, crop_size=0, flip=1.5, rotation_degrees=-1.0, rotation_corners="grey"),
         *each(StoreConfig, tier="ram", max_gib=0.0),
         *each(StoreConfig, max_gib=float("nan")),
-        (CorpusConfig, {"labels": "names"}, "^corpus.labels must be one of ravdess, cremad, folder, not 'names'"),
+        (
+            CorpusConfig,
+            {"labels": "names"},
+            "^corpus.labels must be ravdess, cremad, folder or a label table .*, not 'names'",
+        ),
         (CorpusConfig, {"verify": "slow"}, "^corpus.verify must be quick or full, not 'slow'"),
         (CorpusConfig, {"protocol": "random"}, "^corpus.protocol must be one of report, speech, speech.song"),
         (CorpusConfig, {"fold": -1}, "^corpus.fold must be at least 0, not -1"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -88,7 +88,7 @@ def check_labels(name: str, labels: str) -> None:
     """Raises `ValueError` unless `labels`, the value of the option `name`, is among `LABELS` or a table's path."""
     if labels not in LABELS and Path(labels).suffix.lower() not in TABLE_SUFFIXES:
         tables = ", ".join(sorted(TABLE_SUFFIXES))
-        raise ValueError(f"{name} must be one of {', '.join(LABELS)}, or a table ({tables}), not '{labels}'")
+        raise ValueError(f"{name} must be {', '.join(LABELS)} or a label table ({tables}), not '{labels}'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +96,12 @@ class CorpusConfig:
     """Which clips are used for training and testing.
 
     Attributes:
-        root: Folder of the corpus; `None`: the built-in corpus, generated on first use.
+        root: Folder of the corpus, or several, whose clips are used together; `None`: the built-in corpus, generated on
+            first use.
         labels: Source of the class: `ravdess` or `cremad` file names, the `folder` that a file is in, or the path of a
-            label table, see `fastemo.corpus.table`.
+            label table, see `fastemo.corpus.table`. Of several corpora each one's, or one for all.
+        classes: YAML file that renames classes, `found: new` or `found: null` to leave a class out; of several corpora
+            under the name of each one's folder.
         subjects: Regular expression that finds the person in a path relative to the root: its first group, or all that
             it matches. A label table's column `subject` is used before it.
         protocol: How actors are split into train, val and test, see `fastemo.corpus.protocol`; `None`: `speech` where
@@ -112,8 +115,9 @@ class CorpusConfig:
         synthetic: The built-in corpus.
     """
 
-    root: Path | None = None
-    labels: str = "ravdess"
+    root: list[Path] | Path | None = None
+    labels: list[str] | str = "ravdess"
+    classes: Path | None = None
     subjects: str | None = None
     protocol: Protocol | None = None
     fold: int = 0
@@ -124,9 +128,17 @@ class CorpusConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        check_labels("corpus.labels", self.labels)
-        if self.root is None and self.labels not in LABELS:
-            raise ValueError("corpus.labels is a table, so that corpus.root must name the folder of its files")
+        for labels in self.labels if isinstance(self.labels, list) else [self.labels]:
+            check_labels("corpus.labels", labels)
+            if self.root is None and labels not in LABELS:
+                raise ValueError("corpus.labels is a table, so that corpus.root must name the folder of its files")
+        for name in ("root", "labels"):
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) == 1:
+                object.__setattr__(self, name, value[0])
+        num_roots = len(self.root) if isinstance(self.root, list) else 1
+        if not num_roots or (isinstance(self.labels, list) and len(self.labels) != num_roots):
+            raise ValueError("corpus.root must name folders, and corpus.labels one kind for all or one for each")
         try:
             re.compile(self.subjects or "")
         except re.error as error:
@@ -142,3 +154,23 @@ class CorpusConfig:
         for name in ("max_rejected", "max_dropped"):
             if getattr(self, name) < 0:
                 raise ValueError(f"corpus.{name} must be at least 0, not {getattr(self, name)}")
+
+    @property
+    def parts(self) -> dict[str, CorpusConfig]:
+        """The configuration of each corpus, by its folder's name; of the only one, by an empty name."""
+        if not isinstance(self.root, list):
+            return {"": self}
+        labels = self.labels if isinstance(self.labels, list) else [self.labels] * len(self.root)
+        found: dict[str, CorpusConfig] = {}
+        for number, (root, own) in enumerate(zip(self.root, labels, strict=True), start=1):
+            name = root.absolute().name or "corpus"
+            name = name if name not in found else f"{name}-{number}"
+            found[name] = replace(self, root=root, labels=own)
+        return found
+
+    @property
+    def title(self) -> str:
+        """The corpus, or all of them, for people."""
+        if self.root is None:
+            return "built-in (generated faces)"
+        return ", ".join(str(part.root) for part in self.parts.values())

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields, replace
@@ -62,6 +63,15 @@ class Manifest:
 
         used, unlabelled, rejected, audio_only, duplicates = map(having, get_args(Status))
         return cls(root, used, unlabelled, rejected, audio_only, duplicates, passed_over or {})
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Manifest]) -> Manifest:
+        """Several corpora as one, each under its name; the only one, under an empty name, as it is."""
+        if "" in parts:
+            return parts[""]
+        rows = [replace(row, key=f"{name}/{row.key}", corpus=name) for name, part in parts.items() for row in part.rows]
+        roots = {name: Path(part.where) for name, part in parts.items()}
+        return cls.of(roots, rows, sum((Counter(part.passed_over) for part in parts.values()), Counter()))
 
     @property
     def rows(self) -> tuple[Clip, ...]:

@@ -7,44 +7,86 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from fastemo.console import Console
 from fastemo.corpus import cremad, ravdess
-from fastemo.corpus.clip import Clip, is_named
+from fastemo.corpus.clip import Clip, Root, class_name, is_named
 from fastemo.corpus.config import LABELS, CorpusConfig
 from fastemo.corpus.finding import HIDDEN
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.synthetic.synthesis import GENERATOR_VERSION, synthesize
 from fastemo.machine import available_processors, cache_folder, locked
+from fastemo.yaml_files import load_yaml
 
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 _MOST_KINDS = 6
 
 
 def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
-    """Generate the built-in corpus if none is given, scan, and refuse a corpus with too many bad files.
+    """Generate the built-in corpus if none is given, scan all, and refuse one with too many bad files.
 
     The scan is cached, so that an unchanged file is probed once.
 
     Raises:
-        ValueError: The root is not a folder, has no clip, or more than `max_rejected` bad files.
+        ValueError: A root is not a folder or has no clip, more than `max_rejected` files are bad, or the label table or
+            the map of classes is faulty.
     """
-    root = corpus_root(config, console)
-    manifest = scan_cached(root, config, console)
-    console.say(describe(manifest))
+    root, found = corpus_root(config, console), {}
+    for name, part in config.parts.items():
+        found[name] = scan_cached(root if isinstance(root, Path) else root[name], part, console)
+        console.say(describe(found[name]))
+    manifest = Manifest.joined(found)
     if len(manifest.rejected) > config.max_rejected:
         for clip in manifest.rejected:
             console.say(f"  rejected {clip.key}: {clip.reason}")
         raise ValueError(
-            f"{len(manifest.rejected)} files in {root} were rejected, {config.max_rejected} are allowed: repair or "
-            f"remove them, or continue without them: --corpus.max_rejected {len(manifest.rejected)}"
+            f"{len(manifest.rejected)} files in {manifest.where} were rejected, {config.max_rejected} are allowed: "
+            f"repair or remove them, or continue without them: --corpus.max_rejected {len(manifest.rejected)}"
         )
-    if not manifest.clips:
-        raise ValueError(f"{root} has no labelled clips: {advice(manifest, config.labels)}")
-    if manifest.unlabelled:
-        console.say(_unlabelled(manifest.unlabelled))
-    return manifest
+    for name, part in config.parts.items():
+        if not found[name].clips:
+            raise ValueError(f"{found[name].where} has no labelled clips: {advice(found[name], str(part.labels))}")
+        if found[name].unlabelled:
+            console.say(_unlabelled(found[name].unlabelled))
+    return manifest if config.classes is None else _with_classes(manifest, config.classes, console)
+
+
+def _with_classes(manifest: Manifest, path: Path, console: Console) -> Manifest:
+    """The manifest with its classes renamed or left out by a YAML file, see `CorpusConfig.classes`.
+
+    Raises:
+        ValueError: The file is not such a map, or names a corpus or a class that does not occur.
+    """
+    content = load_yaml(path)
+    content = content if isinstance(content, dict) else {"": None}
+    is_by_corpus = all(isinstance(value, dict) for value in content.values())
+    there = {(clip.corpus, clip.emotion) for clip in manifest.clips}
+    corpora = sorted({corpus for corpus, _ in there})
+    new: dict[tuple[str, str], str | None] = {}
+    for corpus, renamed in content.items() if is_by_corpus else [(corpus, content) for corpus in corpora]:
+        if corpus not in corpora:
+            raise ValueError(f"{path} names the corpus '{corpus}', must be one of {', '.join(corpora) or 'none'}")
+        for name, value in renamed.items():
+            if not name.strip() or not (value is None or (isinstance(value, str) and value.strip())):
+                line = f"{name}: {value}"
+                raise ValueError(f"{path} must hold lines such as 'anger: angry' or 'contempt: null', not '{line}'")
+            new[corpus, class_name(name)] = value and class_name(value)
+    if unknown := sorted({name for _, name in new} - {name for _, name in there}):
+        names = ", ".join(sorted({name for _, name in there}))
+        raise ValueError(f"{path} names the class '{unknown[0]}', which no clip has; there are {names}")
+
+    def renamed_clip(clip: Clip) -> Clip:
+        name = new.get((clip.corpus, clip.emotion), clip.emotion) if clip.status == "clip" else clip.emotion
+        if name is None:
+            return replace(clip, status="unlabelled", reason=f"class {clip.emotion} is left out by {path.name}")
+        return replace(clip, emotion=name)
+
+    found = Manifest.of(manifest.root, [renamed_clip(clip) for clip in manifest.rows], manifest.passed_over)
+    if left_out := len(manifest.clips) - len(found.clips):
+        console.say(f"{left_out} clips are left out by {path}")
+    return found
 
 
 def advice(manifest: Manifest, labels: str) -> str:
@@ -82,8 +124,8 @@ def _unlabelled(clips: Sequence[Clip]) -> str:
     return f"unlabelled: {count} of {len(clips)}, such as {example.key}: {example.reason}"
 
 
-def corpus_root(config: CorpusConfig, console: Console) -> Path:
-    """The corpus's folder; the built-in corpus is generated first if it is missing.
+def corpus_root(config: CorpusConfig, console: Console) -> Root:
+    """The corpus's folder, or several; the built-in corpus is generated first if it is missing.
 
     If several processes want the same one at once, the first generates it and the others wait and use it.
 
@@ -91,7 +133,7 @@ def corpus_root(config: CorpusConfig, console: Console) -> Path:
         ValueError: The built-in corpus cannot be written, or its folder holds something else.
     """
     if config.root is not None:
-        return config.root
+        return named_root(config)
     # A changed default gives a new corpus beside the old one, never a mixture.
     digest = hashlib.blake2b(f"{GENERATOR_VERSION} {config.synthetic}".encode(), digest_size=6).hexdigest()
     root = cache_folder() / "synthetic" / digest
@@ -111,16 +153,23 @@ def corpus_root(config: CorpusConfig, console: Console) -> Path:
     return root
 
 
+def named_root(config: CorpusConfig) -> Root:
+    """The folder, or several by name, that a configuration gives; an empty path for the built-in corpus."""
+    roots = {name: Path(str(part.root or "")) for name, part in config.parts.items()}
+    return roots.get("", roots)
+
+
 def scan_cached(root: Path, config: CorpusConfig, console: Console) -> Manifest:
     """Scan a corpus, reusing the last scan of the same folder for unchanged files."""
-    table = "" if config.labels in LABELS else f"\0{Path(config.labels).resolve()}"
+    labels = str(config.labels)
+    table = "" if labels in LABELS else f"\0{Path(labels).resolve()}"
     scanned = f"{root.resolve()}{table}".encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(scanned, digest_size=8).hexdigest()
     known = cache_folder() / "manifests" / f"{digest}.csv"
     with console.track("scanning", "files") as advance:
         manifest = scan(
             root,
-            labels=config.labels,
+            labels=labels,
             subjects=config.subjects,
             verify=config.verify,
             threads=available_processors(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from fastemo.evaluation.metrics import confusion, scores
 from fastemo.evaluation.uncertainty import group_members, group_sums
 
 STATEMENTS = ("kids", "dogs")  # "Kids are talking by the door", "Dogs are sitting by the door"
+MOST_VALUES = 50
 _NUM_SHUFFLES = 2000
 _SHUFFLED_AT_ONCE = 2**20
 
@@ -31,13 +34,34 @@ def _named(number: int, names: Sequence[str]) -> str:
 
 
 # Field -> its value for a clip, as text; empty where unknown.
-FIELDS: dict[str, Callable[[Clip], str]] = {
+Fields = dict[str, Callable[[Clip], str]]
+FIELDS: Fields = {
+    "corpus": lambda clip: clip.corpus,
+    "subject": lambda clip: clip.subject,
     "actor": lambda clip: str(clip.actor or ""),
     "gender": _gender,
     "intensity": lambda clip: _named(clip.intensity, INTENSITIES),
     "statement": lambda clip: _named(clip.statement, STATEMENTS if clip.modality else ()),
     "channel": lambda clip: _named(clip.channel, CHANNELS),
 }
+
+
+def fields_of(clips: Sequence[Clip]) -> Fields:
+    """`FIELDS` and a label table's further columns, which precede fields of the same name.
+
+    A column of more than `MOST_VALUES` values, such as remarks, is left out.
+    """
+    values: dict[str, set[str]] = defaultdict(set)
+    of_clip = {clip.columns: json.loads(clip.columns or "{}") for clip in clips}
+    for columns in of_clip.values():
+        for name, value in columns.items():
+            values[name].add(value)
+    chosen = [name for name, found in values.items() if len(found) <= MOST_VALUES]
+
+    def column(name: str) -> Callable[[Clip], str]:
+        return lambda clip: str(of_clip[clip.columns].get(name, ""))
+
+    return {**FIELDS, **{name: column(name) for name in sorted(chosen)}}
 
 
 def group_metrics(
@@ -53,11 +77,12 @@ def group_metrics(
         clips: The N clips.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for field, value_of in FIELDS.items():
+    for field, value_of in fields_of(clips).items():
         values = np.array([value_of(clip) for clip in clips])
         found[field] = {}
         # By the clip's own number where there is one, so that actor 9 comes before actor 10.
-        for _, value in sorted({(getattr(clip, field, 0), value) for clip, value in zip(clips, values, strict=True)}):
+        numbers = [getattr(clip, field, 0) if field in FIELDS else 0 for clip in clips]
+        for _, value in sorted(set(zip(numbers, values.tolist(), strict=True))):
             if not value:
                 continue
             mine = values == value
@@ -84,7 +109,7 @@ def gaps(
     Returns:
         For each field: `by`, `best`, `worst`, `best_accuracy`, `worst_accuracy`, `gap`, `p`.
     """
-    found = []
+    found, fields = [], fields_of(clips)
     for field, of_field in groups.items():
         if len(of_field) < 2:
             continue
@@ -98,7 +123,7 @@ def gaps(
                 "best_accuracy": accuracies[best],
                 "worst_accuracy": accuracies[worst],
                 "gap": accuracies[best] - accuracies[worst],
-                "p": _chance_of_gap(correct, clips, FIELDS[field]),
+                "p": _chance_of_gap(correct, clips, fields[field]),
             }
         )
     return sorted(found, key=lambda row: -row["gap"])

@@ -41,7 +41,7 @@ def write_report(
     names = splits.class_names
     result = {
         "model": config.model.name,
-        "corpus": "built-in (generated faces)" if config.corpus.root is None else str(config.corpus.root),
+        "corpus": config.corpus.title,
         "protocol": splits.protocol,
         "fold": config.corpus.fold,
         "seed": config.seed,

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastemo.config import RunConfig, read_config
 from fastemo.console import Console
-from fastemo.corpus.clip import Clip, class_name
+from fastemo.corpus.clip import Clip, Root, class_name
 from fastemo.corpus.config import LABELS, CorpusConfig
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
@@ -35,8 +35,8 @@ def evaluate_run(
     *,
     split: str | None = None,
     out: Path | None = None,
-    root: Path | None = None,
-    labels: str | None = None,
+    root: list[Path] | Path | None = None,
+    labels: list[str] | str | None = None,
     subjects: str | None = None,
     max_rejected: int | None = None,
 ) -> dict[str, Any]:
@@ -65,17 +65,19 @@ def evaluate_run(
             "labels, subjects and max_rejected need another corpus: give its --corpus.root without --split"
         )
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
-    home = root if root is not None else corpus_root(config.corpus, console)
+    there = config.corpus if root is None or is_other else replace(config.corpus, root=root)
+    home = corpus_root(there, console)
     own = read_manifest(run_dir / "manifest.csv", home)
     own = own if is_other else _rebased(own, home, console)
     splits = with_classes_of(weights, split_clips(own, config.corpus.protocol, fold=config.corpus.fold))
     if is_other:
         # The run's own table and expression are about the run's own files.
-        own_labels = config.corpus.labels if config.corpus.labels in LABELS else "folder"
+        own_labels = config.corpus.labels if config.corpus.labels in (*LABELS,) else "folder"
         chosen = replace(config.corpus, root=root, labels=labels or own_labels, subjects=subjects)
         chosen = chosen if max_rejected is None else replace(chosen, max_rejected=max_rejected)
         clips, names, head = _shared_clips(chosen, config, splits, console)
-        split, where = "all", f"all-{home.resolve().name}"
+        home, split = corpus_root(chosen, console), "all"
+        where = "-".join(["all", *(Path(str(part.root)).resolve().name for part in chosen.parts.values())])
     else:
         split = where = split or "test"
         clips, names, head = splits[split], splits.class_names, {}
@@ -96,7 +98,7 @@ def evaluate_run(
     return result
 
 
-def _rebased(own: Manifest, home: Path, console: Console) -> Manifest:
+def _rebased(own: Manifest, home: Root, console: Console) -> Manifest:
     """A run's own clips below `home`; reports those whose pixels changed since a version that took them as stored."""
     found = own.rebased(home)
     old = {clip.key for clip in own.clips if clip.orientation == 0}
@@ -153,30 +155,30 @@ def _shared_clips(
     manifest = prepare_corpus(chosen, console)
     own = {class_name(name): name for name in splits.class_names}  # version 0.1.0 spelled classes as the folders
     found = [replace(clip, emotion=own.get(clip.emotion, clip.emotion)) for clip in manifest.clips]
-    trained_on = {(clip.key, clip.size_bytes) for clip in splits.train}
-    if seen := [clip.key for clip in found if (clip.key, clip.size_bytes) in trained_on]:
+    trained_on = {(clip.path, clip.size_bytes) for clip in splits.train}
+    if seen := [clip.key for clip in found if (clip.path, clip.size_bytes) in trained_on]:
         raise ValueError(
-            f"{len(seen)} clips of {chosen.root} were trained on, such as {seen[0]}: it is the run's own corpus; add "
+            f"{len(seen)} clips of {chosen.title} were trained on, such as {seen[0]}: it is the run's own corpus; add "
             f"--split test, to test on unseen clips only"
         )
     known, there = {clip.emotion for clip in splits.train}, {clip.emotion for clip in found}
     names = tuple(name for name in splits.class_names if name in known & there)
     if len(names) < 2:
         raise ValueError(
-            f"{chosen.root} has the classes {', '.join(sorted(there))}, the run was trained on "
+            f"{chosen.title} has the classes {', '.join(sorted(there))}, the run was trained on "
             f"{', '.join(sorted(known))}: a test needs at least two shared classes"
         )
     files = first_file_per_take(found)
     clips = tuple(clip for clip in files if clip.emotion in names)
     left_out = Counter(clip.emotion for clip in files if clip.emotion not in names)
     head: dict[str, Any] = {
-        "corpus": str(chosen.root),
-        "trained_on": "built-in (generated faces)" if config.corpus.root is None else str(config.corpus.root),
+        "corpus": chosen.title,
+        "trained_on": config.corpus.title,
         "classes": list(names),
         "left_out": dict(sorted(left_out.items())),
     }
     for emotion, count in head["left_out"].items():
         console.say(f"note: {count} clips of {emotion} left out: not a class of both corpora")
     if unheard := sorted(known - set(names)):
-        console.say(f"note: the model cannot choose {', '.join(unheard)}: not in {chosen.root}")
+        console.say(f"note: the model cannot choose {', '.join(unheard)}: not in {chosen.title}")
     return clips, names, head

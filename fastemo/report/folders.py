@@ -10,12 +10,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fastemo.config import config_leaves, load_yaml
+from fastemo.config import config_leaves
 from fastemo.evaluation.compare import compare
 from fastemo.evaluation.tables import read_predictions
 from fastemo.report import schema
 from fastemo.report.published import report_accuracy
 from fastemo.report.view import AUGMENTED, FRAMES, MODEL, Part, Row, Run, differing_keys, setting_words
+from fastemo.yaml_files import load_yaml
 
 _LOGGED_COMMAND = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) command: (.{1,4000})")
 _EVALUATED = ("test", "val", "train", "all")

@@ -439,8 +439,12 @@ class TestScan:
             scan(tmp_path / "file")
 
     def test_options_that_do_not_exist(self, tmp_path):
-        for name, value, allowed in (("labels", "names", "ravdess, cremad, folder"), ("verify", "slow", "quick, full")):
-            with pytest.raises(ValueError, match=rf"^{name} must be one of {allowed}, not '{value}'$"):
+        tables = r"a label table \(\.csv, \.tsv, \.txt\)"
+        for name, value, allowed in (
+            ("labels", "names", f"ravdess, cremad, folder or {tables}"),
+            ("verify", "slow", "quick or full"),
+        ):
+            with pytest.raises(ValueError, match=rf"^{name} must be {allowed}, not '{value}'$"):
                 scan(tmp_path, **{name: value})
 
 

@@ -36,7 +36,7 @@ def test_groups_share_out_the_clips(rows):
     clips = [CLIPS[row] for row, _ in rows]
     labels, predicted = labels_of(clips), np.array([guess for _, guess in rows])
     found = group_metrics(labels, predicted, clips, 8)
-    assert list(found) == list(FIELDS) == ["actor", "gender", "intensity", "statement", "channel"]
+    assert list(found) == list(FIELDS) == ["corpus", "subject", "actor", "gender", "intensity", "statement", "channel"]
     for field, of_field in found.items():
         known = [clip for clip in clips if FIELDS[field](clip)]
         assert sum(row["num_clips"] for row in of_field.values()) == len(known)

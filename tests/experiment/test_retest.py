@@ -118,7 +118,7 @@ def test_what_cannot_be_compared_is_refused(trained, tmp_path, cremad_corpus):
     for options, message in (
         ({"root": one, "labels": "cremad"}, r"has the classes angry, the run was trained on .* two shared classes"),
         ({"root": cremad_corpus}, r"--corpus\.labels cremad"),
-        ({"split": "test", "labels": "cremad"}, "no --split"),
+        ({"split": "test", "labels": "cremad"}, "without --split"),
         ({"root": tmp_path / "absent"}, "is not a folder"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -15,6 +15,7 @@ parts:
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fastemo.config import RunConfig, config_leaves, load_yaml, read_config
+from fastemo.config import RunConfig, config_leaves, read_config, with_lists
+from fastemo.yaml_files import load_yaml
 
 Settings = dict[str, Any]
 
@@ -206,6 +208,8 @@ def _config(settings: Settings, where: str) -> RunConfig:
 
 
 def _json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -213,13 +217,13 @@ def _argument(value: Any) -> str:
     """A value as on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return json.dumps(_json(value)) if isinstance(value, list) else str(value)
 
 
 def _overrides(arguments: Sequence[str]) -> Settings:
     """`--key value` and `--key=value` as settings."""
     found: Settings = {}
-    waiting = list(arguments)
+    waiting = with_lists(arguments)
     while waiting:
         name, has_value, value = waiting.pop(0).partition("=")
         if not name.startswith("--") or len(name) < 3:

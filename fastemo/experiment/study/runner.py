@@ -224,7 +224,7 @@ class _Runner:
         cells = [self._entry(cell) for cell in self._study.cells]
         found = {
             **self._head,
-            "corpus": "built-in (generated faces)" if corpus.root is None else str(corpus.root),
+            "corpus": corpus.title,
             "protocol": next((it["result"]["protocol"] for it in cells if it["result"]), corpus.protocol),
             "minutes": round(sum(cell["minutes"] for cell in cells), 3),
             "cells": cells,
