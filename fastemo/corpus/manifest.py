@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import filecmp
 import io
+import math
 import os
 import re
 import sys
@@ -336,7 +337,7 @@ def _segment(clip: Clip, first: int, stop: int, first_pts: int) -> Clip:
     """A segment, given its file's properties and its own range as `Probe.ranges` gives it."""
     _, end = segment_seconds(clip.segment)
     length = f"the video is {clip.duration_seconds:.1f} s long"
-    if first == stop or end - clip.duration_seconds > _MOST_PAST_END:
+    if first == stop or _MOST_PAST_END < end - clip.duration_seconds < math.inf:
         reason = f"its segment holds no frame: {length}" if first == stop else f"its segment ends later: {length}"
         return replace(clip, status="rejected", reason=reason, num_frames=0)
     seconds = (stop - first) / clip.fps if clip.fps else 0.0

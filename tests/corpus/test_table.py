@@ -118,10 +118,8 @@ class TestReading:
             ("two.mp4", "no label in line 5 of the label table")
         ]
         (rejected,) = found.rejected
-        assert (
-            rejected.reason
-            == "unreadable: it is damaged or not a video file, whatever its name (line 3 of the label table)"
-        )
+        assert rejected.reason.startswith("unreadable: ")
+        assert rejected.reason.endswith(" (line 3 of the label table)")
         assert [clip.key for clip in found.audio_only] == ["03-01-01-01-01-01-01.wav"]
         assert found.passed_over == {".md": 1, "not in table.csv": 1}
         assert "1 not in table.csv" in describe(found)

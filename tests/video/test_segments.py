@@ -100,15 +100,16 @@ def test_the_loader_gives_a_segment_like_any_other_clip(tmp_path, backend, tier)
     manifest = scan(tmp_path / "long", labels=str(labels))
     config = VideoConfig(num_frames=3, size=48, backend=backend)
     store = StoreConfig(tier=tier, root=tmp_path / "store")
-    expected = {"a.mp4#0.4-0.8": [10, 14, 19], "a.mp4#2-2.8": [50, 59, 69], "a.mp4": [0, 49, 99]}
+    expected = {"a.mp4": [0, 49, 99], "a.mp4#0.4-0.8": [10, 14, 19], "a.mp4#2-2.8": [50, 59, 69]}
     for _ in range(2):
         told = manifest.clips, manifest.root, manifest.class_names, config
         with ClipLoader(*told, batch_size=3, store=store) as loader:
             (batch,) = list(loader.epoch())
             assert batch.keys == list(expected)
             for key, frames in zip(batch.keys, batch.frames.numpy(), strict=True):
-                direct = decode_clip(tmp_path / "long" / "a.mp4", expected[key], FrameSpec(num_frames=3, size=48))
-                assert (frames == direct).all(), key
+                spec = FrameSpec(num_frames=3, size=48)
+                direct = decode_clip(tmp_path / "long" / "a.mp4", expected[key], spec, backend=backend)
+                assert np.array_equal(frames, direct), key
 
 
 def test_a_run_on_segments_of_two_long_recordings(tmp_path):
