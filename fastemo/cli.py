@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         synthesize.add_argument(f"--{name}", type=float, default=1.0, help="difficulty, 0 to 2")
     synthesize.set_defaults(command=_synthesize)
 
+    _add_download(commands)
+
     index = commands.add_parser("index", help="scan a corpus and list its clips")
     index.add_argument("folder", type=Path)
     _add_labels(index)
@@ -92,6 +94,27 @@ def _parser() -> argparse.ArgumentParser:
 def _add_labels(command: argparse.ArgumentParser) -> None:
     command.add_argument("--labels", "--corpus.labels", dest="labels", default="ravdess", help=_LABELS)
     command.add_argument("--subjects", "--corpus.subjects", dest="subjects", metavar="REGEX", help=_SUBJECTS)
+
+
+def _add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    download = commands.add_parser("download", help="download a public corpus")
+    corpora = download.add_subparsers(required=True, metavar="CORPUS")
+    ravdess = corpora.add_parser(
+        "ravdess",
+        help="RAVDESS from Zenodo",
+        description="Download, verify and unpack RAVDESS (CC BY-NC-SA 4.0). The same command resumes after a stop.",
+    )
+    ravdess.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of the corpus")
+    ravdess.add_argument("--actors", default="1-24", metavar="LIST", help="such as 1-4 or 1,3,7-9 (default: all)")
+    ravdess.add_argument("--song", action="store_true", help="song too")
+    ravdess.add_argument("--no-speech", action="store_true", help="no speech")
+    modality = ravdess.add_mutually_exclusive_group()
+    modality.add_argument("--audio-video", action="store_true", help="unpack the audio-video copy of each take only")
+    modality.add_argument("--video-only", action="store_true", help="unpack the video-only copy only (default: both)")
+    ravdess.add_argument("--keep", action="store_true", help="keep the archives (default: remove each once unpacked)")
+    ravdess.add_argument("--dry-run", action="store_true", help="list the archives, their sizes and the disk space")
+    ravdess.add_argument("--yes", action="store_true", help="accept the licence and start without asking")
+    ravdess.set_defaults(command=_download_ravdess)
 
 
 def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -141,6 +164,20 @@ def _synthesize(options: argparse.Namespace) -> None:
     with console.track("drawing", "files") as advance:
         synthesize(options.folder, config, on_progress=advance)
     console.say(f"{options.folder}: {config.actors} actors, {config.actors * config.clips_per_actor} takes")
+
+
+def _download_ravdess(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.corpus.download.ravdess import Wanted, download_ravdess
+
+    modalities = {"audio-video": not options.video_only, "video-only": not options.audio_video}
+    wanted = Wanted(
+        actors=options.actors,
+        channels=("speech",) * (not options.no_speech) + ("song",) * options.song,
+        modalities=tuple(name for name, is_wanted in modalities.items() if is_wanted),
+        keep=options.keep,
+    )
+    download_ravdess(options.root, wanted, Console(), yes=options.yes, dry_run=options.dry_run)
 
 
 def _index(options: argparse.Namespace) -> None:

@@ -160,13 +160,26 @@ def test_version_and_help() -> None:
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("words", ["", "train", "synthesize", "index", "evaluate", "study", "page", "figures corpus"])
+@pytest.mark.parametrize(
+    "words", ["", "train", "synthesize", "index", "evaluate", "study", "page", "figures corpus", "download ravdess"]
+)
 def test_help_loads_nothing_heavy(words: str) -> None:
     done = command(sys.executable, "-X", "importtime", "-m", "fastemo.cli", *words.split(), "--help")
     assert done.stdout.startswith("usage: ")
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "fastemo" in loaded
-    assert not loaded & {"torch", "torchvision", "timm", "av", "cv2", "accelerate", "matplotlib", "numpy", "sklearn"}
+    assert not loaded & {
+        "torch",
+        "torchvision",
+        "timm",
+        "av",
+        "cv2",
+        "accelerate",
+        "matplotlib",
+        "numpy",
+        "sklearn",
+        "httpx2",
+    }
 
 
 def test_help_of_train_is_short_and_help_all_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:

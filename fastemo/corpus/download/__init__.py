@@ -1,0 +1,1 @@
+"""`fastemo download ravdess`: Zenodo's record -> verified archives -> clips in a folder."""
