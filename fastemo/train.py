@@ -23,8 +23,7 @@ Run:
   --name NAME                   name of the run folder (default: model and time)
   --runs_dir DIR                folder of the run folders (default: {config.runs_dir})
   --seed N                      seed of weights, clip order and augmentation (default: {config.seed})
-  --resume RUN                  continue a run, or with more --train.epochs a finished one: its folder, its name, or
-                                auto (default: a new run)
+  --resume RUN                  continue a run, if finished with more --train.epochs: folder, name, auto (default: new)
 
 Corpus:
   --corpus.root DIR             folder of videos (default: the built-in corpus of generated faces)
