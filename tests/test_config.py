@@ -254,9 +254,6 @@ def each(kind: type, prefix: str = "", **wrong: object) -> list[tuple[type, dict
         (ModelConfig, {"rnn_hidden": 0}, "at least 1"),
         (ModelConfig, {"dropout": 1.0}, "below 1"),
         (ModelConfig, {"dropout": -0.1}, "at least 0"),
-        (ModelConfig, {"weights": "weights.bin"}, "safetensors, .pt, .pth"),
-        (ModelConfig, {"weights": "weights.pt", "pretrained": False}, "one or the other"),
-        (ModelConfig, {"weights": "weights.pt", "name": "early_cnn"}, "no pretrained weights"),
     ],
 )
 def test_each_part_refuses_a_wrong_value_by_its_key(kind: type, options: dict[str, object], message: str) -> None:

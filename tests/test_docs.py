@@ -76,7 +76,7 @@ def test_the_other_commands_run_in_order(checkout, few_clips, record, tmp_path):
             shell(line, checkout)
     assert (checkout / "manifest.csv").is_file()
     assert len(list((checkout / "out").rglob("*.mp4"))) == 96
-    assert len(list((checkout / "runs").glob("*/test.json"))) == 5
+    assert len(list((checkout / "runs").glob("*/test.json"))) == 6
     assert (checkout / "runs" / "ravdess" / "evaluation" / "val" / "val.json").is_file()
     assert (checkout / "runs" / "ravdess" / "evaluation" / "all-CREMA-D" / "all.json").is_file()
     cells = json.loads((checkout / "studies" / "quick" / "study.json").read_text())["cells"]

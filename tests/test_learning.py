@@ -1,10 +1,13 @@
 """Models learn, and an order-blind one only guesses between classes that differ in order alone."""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, write_image
+from helpers import REPOSITORY, command, write_image
 
 from fastemo.config import read_config
 from fastemo.corpus.config import Difficulty, SyntheticConfig
@@ -20,13 +23,13 @@ RECIPE = [
 ]
 
 
-def takes(root, splits):
+def takes(root, splits, seed=0):
     """The built-in corpus's takes by one face in one light: what is left to learn is the expression.
 
     Images, for the coding of a video reveals the order: frames near a keyframe are better.
     """
     easy = Difficulty(identity=0, motion=0, light=0)
-    config = SyntheticConfig(clips_per_actor=16, width=64, height=64, num_frames=4, difficulty=easy)
+    config = SyntheticConfig(clips_per_actor=16, width=64, height=64, num_frames=4, seed=seed, difficulty=easy)
     for take in corpus_performances(config):
         for split in [name for name, actors in splits.items() if take.actor in actors]:
             folder = root / split / take.emotion_name / f"actor{take.actor:02d}_{take.stem}"
@@ -54,3 +57,30 @@ def test_late_fusion_learns_yet_only_guesses_within_the_paired_classes(tmp_path)
     right, swapped, _ = order_counts(np.array(result["confusion"]), list(result["per_class"]), PAIRS)
     assert right + swapped >= 75  # of 88: it knows the pairs from the rest ...
     assert 0.3 < right / (right + swapped) < 0.7  # ... and nothing within them: 75 guesses leave these bounds 1 in 2000
+
+
+@pytest.mark.slow
+def test_a_run_on_another_corpus_is_a_better_start_than_chance(tmp_path):
+    """By the real commands: a corpus, then one of other people and class names for one epoch."""
+    takes(tmp_path / "a", {"train": range(1, 13), "val": [13], "test": [14]})
+    takes(tmp_path / "b", {"train": range(1, 5), "val": [5], "test": range(6, 12)}, seed=1)
+    for folder in (tmp_path / "b").glob("*/*"):
+        shutil.rmtree(folder) if folder.name == "calm" else folder.rename(folder.with_name(f"class_{folder.name}"))
+    fastemo = (Path(sys.executable).parent / "fastemo", "train", *RECIPE, "--train.schedule", "constant")
+
+    def accuracy(name, *options):
+        done = command(*fastemo, "--name", name, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / "runs" / name / "test.json").read_text())["accuracy"], done.stdout
+
+    learned, _ = accuracy("a", "--corpus.root", "a", "--train.epochs", "6")
+    new = ["--corpus.root", "b", "--corpus.labels", "folder", "--train.epochs", "1"]
+    scratch, _ = accuracy("scratch", *new)
+    tuned, output = accuracy("tuned", *new, "--model.weights", "runs/a")
+    print(learned, scratch, tuned)
+    assert "120 of 122 tensors from runs/a; classifier new: 8 classes for 7\n" in output
+    assert tuned > scratch + 0.2
+    shutil.rmtree(tmp_path / "runs" / "a")
+    assert 'weights: "runs/a"\n' in (tmp_path / "runs" / "tuned" / "config.yaml").read_text()
+    done = command(fastemo[0], "evaluate", "runs/tuned", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

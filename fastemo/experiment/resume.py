@@ -14,6 +14,7 @@ from fastemo.corpus.clip import class_name
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.protocol import Splits
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.training.config import TrainConfig
 from fastemo.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -98,7 +99,40 @@ def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:
         changed.append("train.epochs")  # the schedule depends on it
     if changed:
         listed = "; ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
-        raise ValueError(f"run {run_dir} cannot be resumed with another configuration: {listed}. Start a new run")
+        why = " (the onecycle schedule spans all epochs)" if "train.epochs" in changed else ""
+        raise ValueError(
+            f"run {run_dir} cannot be resumed with another configuration: {listed}{why}. Start a new run; with "
+            f"--model.weights {run_dir} it starts from the weights of this one"
+        )
+
+
+def epochs_to_extend(config: RunConfig, run_dir: Path) -> int | None:
+    """The epochs that a finished run was trained, if the configuration asks for more; `None`: for its own number.
+
+    Raises:
+        ValueError: It asks for another number, but for no more than were trained.
+    """
+    if config.train.epochs == read_config(["--config", str(run_dir / "config.yaml")]).train.epochs:
+        return None
+    trained = len((run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    if config.train.epochs <= trained:
+        raise ValueError(
+            f"run {run_dir} is finished after {trained} epochs: to train it further, set train.epochs to more than "
+            f"{trained}, not {config.train.epochs}"
+        )
+    return trained
+
+
+def restart_patience(chosen: Checkpoint, config: TrainConfig, console: Console) -> None:
+    """Count the epochs without a better validation accuracy anew if early stopping ended the run at a checkpoint."""
+    progress = Progress.restored(chosen.state["progress"])
+    if progress.stopped_early(config):
+        progress.epochs_without_gain = 0
+        chosen.state["progress"] = progress.as_dict()
+        console.say(
+            f"early stopping had ended the run after epoch {chosen.info['epoch']}: epochs without a better validation "
+            f"accuracy are counted anew"
+        )
 
 
 def check_same_corpus(own: Manifest, found: Manifest, run_dir: Path) -> Manifest:

@@ -23,9 +23,11 @@ from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_clips
 from fastemo.errors import Stopped
 from fastemo.experiment.results import results_line, write_report
-from fastemo.experiment.resume import check_same_corpus, recover, with_classes_of
+from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of
 from fastemo.machine import only_one, write_text
 from fastemo.models.build import build_model, check_backbone
+from fastemo.models.weights import weights_file
+from fastemo.report.schema import Result, read_json
 from fastemo.training import checkpoint, faults
 from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.stopping import StopSignals
@@ -37,7 +39,7 @@ def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | N
     """Train, test and write the results; return the run folder.
 
     Args:
-        run_dir: The interrupted run to resume.
+        run_dir: The run to resume: an interrupted one, or a finished one if `config` has more epochs.
         signals: Checked if they are installed.
 
     Raises:
@@ -85,25 +87,42 @@ class RunFolder:
 
     Attributes:
         is_new: Whether it was created now.
-        is_finished: Whether the test is done.
+        is_finished: Whether the test is done, and no further epochs are asked for.
         checkpoint: The checkpoint to resume from.
+        former: Of a finished run that is trained further: the new name of its `test.json`.
     """
 
     folder: Path
     is_new: bool
     is_finished: bool = False
     checkpoint: Checkpoint | None = None
+    former: Path | None = None
 
 
 def _open(config: RunConfig, run_dir: Path | None, stack: ExitStack, console: Console) -> RunFolder:
-    """Create a run folder, or open an interrupted run's, and lock it until the stack exits."""
+    """Create a run folder, or open that of a run to resume, and lock it until the stack exits."""
     folder = run_dir or _make_run_dir(config)
     stack.enter_context(only_one(folder, f"run folder {folder}"))
     if run_dir is None:
         return RunFolder(folder, is_new=True)
-    if (folder / "test.json").is_file():
+    is_tested = (folder / "test.json").is_file()
+    trained = epochs_to_extend(config, folder) if is_tested else None
+    if is_tested and trained is None:
         return RunFolder(folder, is_new=False, is_finished=True)
-    return RunFolder(folder, is_new=False, checkpoint=recover(folder, console))
+    found = recover(folder, console)
+    if is_tested and found is None:
+        raise ValueError(f"{folder} has no checkpoint to train further from; start a new run")
+    # With the former results of this epoch the run was killed before its next checkpoint.
+    if found is not None and (is_tested or _former(folder, found.info["epoch"]).is_file()):
+        restart_patience(found, config.train, console)
+    return RunFolder(
+        folder, is_new=False, checkpoint=found, former=None if trained is None else _former(folder, trained)
+    )
+
+
+def _former(folder: Path, epoch: int) -> Path:
+    """The name of the test results of a run that was trained further after this epoch."""
+    return folder / f"test-epoch-{epoch}.json"
 
 
 def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack, console: Console) -> None:
@@ -180,7 +199,8 @@ def _prepare(
     trainer.seed_everything(epoch=0)
     # A checkpoint holds every weight: nothing is downloaded.
     model_config = replace(config.model, pretrained=False, weights=None) if found.checkpoint else config.model
-    model = build_model(model_config, len(splits.class_names))
+    same_classes = trainer.on_main(lambda: _has_classes(model_config.weights, splits.class_names))
+    model = build_model(model_config, len(splits.class_names), same_classes=same_classes, say=console.say)
     loaders = {
         name: make_loader(
             config, manifest.root, splits[name], splits.class_names, trainer, console, is_train=name == "train"
@@ -204,18 +224,47 @@ def _prepare(
 
 
 def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Manifest:
-    """Scan the corpus and write configuration and manifest; on resuming, compare the clips first."""
+    """Scan the corpus and write configuration and manifest; on resuming, compare the clips first.
+
+    The results of a finished run that is trained further get another name, which makes it an unfinished run.
+    """
     run_dir = found.folder
     console.log_to(run_dir / "log.txt")
     console.log(f"command: {shlex.join(sys.argv)}")
     check_backbone(config.model)
-    write_config(replace(config, resume=None), run_dir / "config.yaml")
+    if found.former is None:
+        write_config(replace(config, resume=None), run_dir / "config.yaml")
+    if found.checkpoint is None and config.model.weights is not None:
+        _check_start(config.model.weights)
     manifest = prepare_corpus(config.corpus, console)
     if found.checkpoint is not None:
         manifest = check_same_corpus(read_manifest(run_dir / "manifest.csv", manifest.root), manifest, run_dir)
         console.say(f"resuming after epoch {found.checkpoint.info['epoch']}, clip {found.checkpoint.info['clips']}")
+    if found.former is not None:
+        # In this order: if the process is killed between the two, the same command still trains the run further.
+        (run_dir / "test.json").replace(found.former)
+        write_config(replace(config, resume=None), run_dir / "config.yaml")
+        console.say(f"training further to epoch {config.train.epochs}; the results so far are in {found.former.name}")
     manifest.write_csv(run_dir / "manifest.csv")
     return manifest
+
+
+def _check_start(weights: Path) -> None:
+    """Raises:
+    FileNotFoundError, ValueError: `model.weights` is absent, or in a checkpoint that is damaged.
+    """
+    folder = weights_file(weights).parent
+    if weights.is_dir() or (folder / checkpoint.CHECKSUMS_FILE).is_file():
+        try:
+            checkpoint.verify(folder)
+        except checkpoint.CheckpointError as error:
+            raise ValueError(f"model.weights: {error}; name another checkpoint of the run") from error
+
+
+def _has_classes(weights: Path | None, class_names: Sequence[str]) -> bool:
+    """Whether `model.weights` is a run folder of these classes; a file, or a run without a test, has none by name."""
+    tested = weights / "test.json" if weights is not None else None
+    return tested is not None and tested.is_file() and [*read_json(tested, Result).per_class] == [*class_names]
 
 
 def make_loader(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import timm
 from torch import nn
 
 from fastemo.models.config import ModelConfig
 from fastemo.models.fusion import EarlyCNN, EarlyResNet18, LateFusion
 from fastemo.models.temporal import CNNRNN, R3D18
-from fastemo.models.weights import r3d18_backbone, timm_backbone
+from fastemo.models.weights import load_weights, r3d18_backbone, timm_backbone
 
 
 def check_backbone(config: ModelConfig) -> None:
@@ -22,8 +24,14 @@ def check_backbone(config: ModelConfig) -> None:
         )
 
 
-def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
+def build_model(
+    config: ModelConfig, num_classes: int, *, same_classes: bool = False, say: Callable[[str], None] = lambda _: None
+) -> nn.Module:
     """Build the model that `config` names, in float32 on the CPU; random weights follow torch's global seed.
+
+    Args:
+        same_classes: The run that `config.weights` names has the same classes: its classifier is loaded.
+        say: Gets the message about what was loaded from `config.weights`.
 
     Raises:
         WeightsUnavailable: Pretrained weights are requested, but not cached and cannot be downloaded.
@@ -32,19 +40,26 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
             `config.weights` does not fit.
     """
     check_backbone(config)
+    model = _build(config, num_classes, pretrained=config.pretrained and config.weights is None)
+    if config.weights is not None:
+        inflate = config.name == "early_resnet18" and config.stem == "inflate"
+        say(load_weights(model, config.weights, same_classes=same_classes, inflate=inflate))
+    return model
+
+
+def _build(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Module:
     if config.name == "r3d18":
-        return R3D18(r3d18_backbone(pretrained=config.pretrained, weights=config.weights), num_classes)
+        return R3D18(r3d18_backbone(pretrained=pretrained), num_classes)
     if config.name == "early_cnn":
         return EarlyCNN(_num_frames(config), num_classes, dropout=config.dropout)
     if config.name == "early_resnet18":
         num_frames = _num_frames(config)
-        resnet18 = timm_backbone("resnet18", pretrained=config.pretrained, weights=config.weights)
+        resnet18 = timm_backbone("resnet18", pretrained=pretrained)
         return EarlyResNet18(resnet18, num_frames, num_classes, stem=config.stem)
+    joined_frames = _num_frames(config) if (config.name, config.fusion) == ("late_fusion", "concat") else None
+    backbone = timm_backbone(config.backbone, pretrained=pretrained)
     if config.name == "late_fusion":
-        joined_frames = _num_frames(config) if config.fusion == "concat" else None
-        backbone = timm_backbone(config.backbone, pretrained=config.pretrained, weights=config.weights)
         return LateFusion(backbone, num_classes, fusion=config.fusion, num_frames=joined_frames)
-    backbone = timm_backbone(config.backbone, pretrained=config.pretrained, weights=config.weights)
     return CNNRNN(backbone, num_classes, rnn=config.rnn, hidden=config.rnn_hidden, norm=config.rnn_norm)
 
 

@@ -11,8 +11,6 @@ Fusion = Literal["mean", "concat", "max"]
 Rnn = Literal["lstm", "gru"]
 Stem = Literal["random", "inflate"]
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -23,9 +21,10 @@ class ModelConfig:
         num_frames: T, frames per clip. The early models and `fusion: concat` are built for one T; a run
             uses `video.num_frames`.
         pretrained: Start from ImageNet (2D) or Kinetics-400 (3D) weights. `early_cnn` never does.
-        weights: Local file with those weights, instead of the hub: `.safetensors`, `.pt` or `.pth`, a state dict
-            with timm's key names (for `r3d18` torchvision's; for ResNet-18 both are the same). Its classifier is
-            dropped.
+        weights: Weights to start from instead, whatever `pretrained` says: a run folder (its best checkpoint), a
+            checkpoint's folder or `model.safetensors`, or a `.safetensors`, `.pt` or `.pth` file with a state dict of
+            timm's key names (for `r3d18` torchvision's; for ResNet-18 both are the same), whose classifier is dropped.
+            A run may be of another model with the same backbone; its classifier is loaded if its classes are the same.
         backbone: timm model of `late_fusion` and `cnn_lstm`, with or without a tag.
         fusion: How `late_fusion` joins the T frame features.
         rnn: Recurrent layer of `cnn_lstm`.
@@ -65,15 +64,3 @@ class ModelConfig:
             raise ValueError(f"model.rnn_hidden is {self.rnn_hidden}, must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}, must be at least 0 and below 1")
-        self._check_weights()
-
-    def _check_weights(self) -> None:
-        if self.weights is None:
-            return
-        if self.name == "early_cnn":
-            raise ValueError("model.weights is set, but early_cnn has no pretrained weights to load")
-        if not self.pretrained:
-            raise ValueError("model.weights is set and model.pretrained is false, must be one or the other")
-        if Path(self.weights).suffix not in WEIGHT_SUFFIXES:
-            allowed = ", ".join(WEIGHT_SUFFIXES)
-            raise ValueError(f"model.weights is '{self.weights}', its suffix must be one of {allowed}")

@@ -63,7 +63,7 @@ class EarlyResNet18(nn.Module):
         conv = nn.Conv2d(3 * num_frames, rgb.out_channels, kernel_size=7, stride=2, padding=3, bias=False)
         if stem == "inflate":
             with torch.no_grad():
-                conv.weight.copy_(rgb.weight.repeat(1, num_frames, 1, 1) / num_frames)
+                conv.weight.copy_(inflated(rgb.weight, num_frames))
         else:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         backbone.conv1 = conv
@@ -104,6 +104,11 @@ class LateFusion(nn.Module):
         else:
             fused = features_BTF.flatten(1)
         return self.classifier(fused)
+
+
+def inflated(kernel: Tensor, num_frames: int) -> Tensor:
+    """An RGB kernel [F, 3, h, w] repeated T times and divided by T: [F, 3T, h, w], which sees the mean frame."""
+    return kernel.repeat(1, num_frames, 1, 1) / num_frames
 
 
 def frame_features(backbone: nn.Module, frames_BTCHW: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from same_bits import SMALL, assert_same_bits, bits, trained
 
 from fastemo.errors import Stopped
 from fastemo.experiment.resume import resolve
+from fastemo.report.folders import read_folders
 from fastemo.training import trainer as trainer_module
 from fastemo.training.stopping import STOP
 
@@ -98,9 +99,77 @@ def test_another_configuration_is_refused_by_key(tiny_corpus, tmp_path, folder, 
 
 def test_a_schedule_over_all_epochs_keeps_its_length(tiny_corpus, tmp_path, folder, monkeypatch):
     stopped(options(tiny_corpus, tmp_path, "--train.schedule", "onecycle"), monkeypatch, 2)
-    with pytest.raises(ValueError, match=r"train\.epochs was 2 and is 3"):
-        resolve(["--resume", str(folder), "--train.epochs", "3"])
+    for _ in range(2):  # interrupted, then finished
+        with pytest.raises(ValueError, match=r"train\.epochs was 2 and is 3 \(the onecycle.* --model\.weights .*run "):
+            resolve(["--resume", str(folder), "--train.epochs", "3"])
+        trained(["--resume", str(folder)])
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def killed(arguments, monkeypatch, place):
+    """Train until something is called."""
+
+    def kill(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"fastemo.experiment.run.{place}", kill)
+        with pytest.raises(Killed):
+            trained(arguments)
+
+
+def test_a_finished_run_trained_further_equals_one_with_all_its_epochs(whole, tiny_corpus, tmp_path, monkeypatch):
+    folder = trained(options(tiny_corpus, tmp_path, "--train.epochs", "1"))
+    former, more = (folder / "test.json").read_bytes(), ["--resume", str(folder), "--train.epochs", "2"]
+    # Before its results get another name, just after that, after the configuration is written, in the first new epoch.
+    for place in ("prepare_corpus", "write_config", "split_clips", "Trainer._train_epoch"):
+        killed(more, monkeypatch, place)
+        assert [path.read_bytes() for path in folder.glob("test*.json")] == [former]
+    trained(more)
+    assert_same_bits(bits(whole), bits(folder))
+    assert (folder / "test-epoch-1.json").read_bytes() == former
+    assert resolve(["--resume", str(folder)])[0].train.epochs == 2
+    (found,) = read_folders([folder]).runs
+    assert len(found.history) == 2
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    trained(more)
     trained(["--resume", str(folder)])
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "it is finished again"
+
+
+def test_early_stopping_begins_anew_when_a_run_is_trained_further(few_clips, tmp_path, capsys, monkeypatch):
+    still = ["--train.lr", "1e-30", "--train.weight_decay", "0", "--train.freeze_batch_norm", "true"]
+    arguments = options(few_clips, tmp_path, *still, "--train.early_stop_patience", "2", "--train.epochs", "9")
+    folder = trained(arguments)
+    assert len(metrics_of(folder)) == 3, "no epoch is better than the first"
+    trained([*arguments, "--resume", "auto"])
+    assert len(metrics_of(folder)) == 3, "the same command asks for no more"
+    with pytest.raises(ValueError, match=r"finished after 3 epochs: .* set train.epochs to more than 3, not 2"):
+        trained(["--resume", str(folder), "--train.epochs", "2"])
+    more = ["--resume", str(folder), "--train.epochs", "10"]
+    for train in (lambda it: killed(it, monkeypatch, "Trainer._train_epoch"), trained):
+        capsys.readouterr()
+        train(more)
+        assert "early stopping had ended the run after epoch 3: epochs without a better" in capsys.readouterr().out
+    assert len(metrics_of(folder)) == 5
+    assert [path.name for path in sorted(folder.glob("test*"))] == ["test-epoch-3.json", "test.json"]
+
+
+def test_a_finished_run_with_another_corpus_or_without_checkpoints_stays_finished(few_clips, tmp_path):
+    corpus = shutil.copytree(few_clips, tmp_path / "corpus")
+    folder = trained(options(corpus, tmp_path, "--train.epochs", "1"))
+    before = {path: path.read_bytes() for path in folder.glob("[!l]*.*")}
+    clip = next(corpus.rglob("*.mp4"))
+    clip.rename(tmp_path / "away.mp4")
+    with pytest.raises(ValueError, match=f"another corpus: .*{clip.name} is missing"):
+        trained(["--resume", str(folder), "--train.epochs", "2"])
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ValueError, match="has no checkpoint to train further from; start a new run"):
+        trained(["--resume", str(folder), "--train.epochs", "2"])
+    assert {path: path.read_bytes() for path in folder.glob("[!l]*.*")} == before
 
 
 def test_another_corpus_is_refused_by_clip(tiny_corpus, tmp_path, folder, monkeypatch):

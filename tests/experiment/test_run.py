@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers import REPOSITORY, TRAIN, command, empty_figures, files_of, write_images
+from helpers import REPOSITORY, TINY_RUN, TRAIN, command, empty_figures, files_of, write_images
 from safetensors.torch import load_file
 
 from fastemo.config import read_config
@@ -18,6 +18,7 @@ from fastemo.console import Console
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.evaluation.compare import compare, read_predictions
 from fastemo.evaluation.metrics import compute_metrics
+from fastemo.experiment.resume import resolve
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
 
@@ -215,6 +216,33 @@ def test_a_users_own_folders_and_classes_train(tiny_corpus, tmp_path):
     result = json.loads((run_dir / "test.json").read_text())
     assert list(result["per_class"]) == ["amused", "bored"]
     assert "the same person may be in several splits" in (run_dir / "log.txt").read_text()
+
+
+@empty_figures()
+def test_a_run_starts_from_another_which_it_then_no_longer_needs(tiny_run, few_clips, tmp_path, capsys):
+    first = shutil.copytree(tiny_run, tmp_path / "first")
+    options = [*TINY_RUN, "--model.weights", str(first), "--runs_dir", str(tmp_path), "--name", "second"]
+    second = run(read_config([*options, "--corpus.root", str(few_clips)]))
+    assert f"32 of 32 tensors from {first}\n" in capsys.readouterr().out, "the classes are the same by name"
+    shutil.rmtree(first)
+    run(*resolve(["--resume", str(second), "--train.epochs", "2"]))
+    assert "tensors from" not in capsys.readouterr().out
+    assert read_config(["--config", str(second / "config.yaml")]).model.weights == first
+
+
+def test_a_damaged_checkpoint_is_no_start(tiny_run, tmp_path):
+    damaged = shutil.copytree(tiny_run, tmp_path / "damaged")
+    path = damaged / "checkpoints" / "best" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    for weights in (damaged, path):
+        # Refused before the corpus is scanned, which is absent.
+        options = [*TINY_RUN, "--corpus.root", str(tmp_path / "absent"), "--runs_dir", str(tmp_path / "runs")]
+        with pytest.raises(ValueError, match=r"^model\.weights: checkpoint .*best is damaged: model\.safetensors"):
+            run(read_config([*options, "--model.weights", str(weights)]))
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_an_unknown_backbone_is_refused_before_the_corpus_is_scanned(tmp_path: Path) -> None:

@@ -47,6 +47,26 @@ def backbone_of(**options: object) -> dict[str, Tensor]:
     return build_model(ModelConfig(num_frames=4, **options), 8).backbone.state_dict()
 
 
+def run_of(folder: Path, num_classes: int = 7, **options: object) -> tuple[Path, dict[str, Tensor]]:
+    """A run folder with the best weights of a model of its own, and these weights."""
+    torch.manual_seed(7)
+    model = build_model(ModelConfig(**{"num_frames": 4, "pretrained": False, **options}), num_classes)
+    state = {key: value + 0.25 if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    (folder / "checkpoints" / "best").mkdir(parents=True)
+    save(state, folder / "checkpoints" / "best" / "model.safetensors")
+    return folder, state
+
+
+def started(path: Path, num_classes: int = 8, **options: object) -> tuple[str, dict[str, Tensor]]:
+    """The line about the weights that a model starts from, without their path, and the model's weights."""
+    same, said = bool(options.pop("same_classes", False)), []
+    config = ModelConfig(**{"num_frames": 4, "weights": path, **options})
+    model = build_model(config, num_classes, same_classes=same, say=said.append)
+    (line,) = said
+    before, _, after = line.partition(f" from {path}")
+    return before + after, model.state_dict()
+
+
 def assert_loaded(loaded: dict[str, Tensor], state: dict[str, Tensor], *, but: tuple[str, ...] = ()) -> None:
     expected = {key for key in state if not key.startswith("fc.")}
     assert set(loaded) == expected
@@ -237,3 +257,133 @@ def test_a_host_that_never_answers_is_given_up(monkeypatch):
 def test_the_reports_tag_is_torchvisions_first_imagenet_weights():
     """timm's tag and torchvision's IMAGENET1K_V1 are one file."""
     assert timm.get_pretrained_cfg(weights.RESNET18).url.endswith("/resnet18-f37072fd.pth")
+
+
+OTHER_CLASSES = "classifier new: 7 classes for 8"
+SMALL = {"backbone": "resnet10t"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ({"name": "late_fusion"}, {"name": "late_fusion"}, f"120 of 122 tensors; {OTHER_CLASSES}"),
+        ({"name": "late_fusion"}, {"name": "cnn_lstm"}, f"120 of 126 tensors; rnn new; {OTHER_CLASSES}"),
+        ({"name": "cnn_lstm"}, {"name": "late_fusion"}, f"120 of 122 tensors; rnn left out; {OTHER_CLASSES}"),
+        ({"name": "cnn_lstm"}, {"name": "cnn_lstm"}, f"124 of 126 tensors; {OTHER_CLASSES}"),
+        (
+            {"name": "cnn_lstm", "rnn_norm": True, "rnn_hidden": 384},
+            {"name": "cnn_lstm", "rnn": "gru"},  # both have a weight of 4 * 384 = 3 * 512 rows
+            f"120 of 126 tensors; rnn new: of another shape; norm left out; {OTHER_CLASSES}",
+        ),
+        ({"name": "r3d18"}, {"name": "r3d18"}, f"120 of 122 tensors; {OTHER_CLASSES}"),
+        ({"name": "early_cnn"}, {"name": "early_cnn"}, f"28 of 32 tensors; {OTHER_CLASSES}"),
+        (
+            {"name": "early_cnn"},
+            {"name": "early_cnn", "num_frames": 2},
+            f"27 of 32 tensors; blocks.0.weight new: 64x12x3x3 for 64x6x3x3; {OTHER_CLASSES}",
+        ),
+        (
+            {"name": "early_resnet18"},
+            {"name": "early_resnet18", "num_frames": 6},
+            f"119 of 122 tensors; backbone.conv1.weight new: 64x12x7x7 for 64x18x7x7; {OTHER_CLASSES}",
+        ),
+        (
+            {"name": "late_fusion"},
+            {"name": "early_resnet18"},
+            f"119 of 122 tensors; backbone.conv1.weight new: 64x3x7x7 for 64x12x7x7; {OTHER_CLASSES}",
+        ),
+    ],
+)
+def test_a_run_gives_what_fits_and_one_line_says_it(tmp_path, before, after, line):
+    folder, state = run_of(tmp_path / "run", **before)
+    said, loaded = started(folder, **after)
+    assert said == line
+    # A quarter was added to every weight of the run: no new one equals it.
+    equal = {key for key in loaded.keys() & state.keys() if torch.equal(loaded[key], state[key])}
+    counts = {key for key in loaded if key.endswith("num_batches_tracked")}
+    assert len(equal | counts) == int(line.split()[0])
+    new = {key.split(".")[0] for key in loaded.keys() - equal - counts}
+    assert new - {"backbone", "blocks"} == {part for part in ("rnn", "classifier") if f"{part} new" in line}
+
+
+def test_a_run_is_named_by_its_folder_a_checkpoint_or_its_file(tmp_path):
+    folder, state = run_of(tmp_path / "run.v2", name="late_fusion", **SMALL)
+    best = folder / "checkpoints" / "best"
+    for path in (folder, best, best / "model.safetensors"):
+        said, loaded = started(path, name="late_fusion", pretrained=False, **SMALL)
+        assert said.endswith(OTHER_CLASSES)
+        assert torch.equal(loaded["backbone.bn1.weight"], state["backbone.bn1.weight"])
+
+
+def test_a_classifier_needs_the_same_classes_and_the_same_features(tmp_path):
+    folder, state = run_of(tmp_path / "lstm", 8, name="cnn_lstm", **SMALL)
+    said, loaded = started(folder, name="cnn_lstm", same_classes=True, **SMALL)
+    assert said == f"{len(state)} of {len(state)} tensors"
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+    said, loaded = started(folder, name="cnn_lstm", **SMALL)
+    assert said.endswith("; classifier new: 8 classes for 8, of other or unknown names")
+    assert not torch.equal(loaded["classifier.weight"], state["classifier.weight"])
+    # A classifier of the LSTM's state has the shape of one of the backbone's features.
+    said, loaded = started(folder, name="late_fusion", same_classes=True, **SMALL)
+    assert said.endswith("; rnn left out; classifier new: for other features")
+    assert not torch.equal(loaded["classifier.weight"], state["classifier.weight"])
+
+
+def test_an_inflated_stem_begins_with_the_runs_kernel(tmp_path):
+    folder, state = run_of(tmp_path / "run", name="late_fusion")
+    said, loaded = started(folder, name="early_resnet18", stem="inflate")
+    assert said == f"120 of 122 tensors; {OTHER_CLASSES}"
+    expected = state["backbone.conv1.weight"].repeat(1, 4, 1, 1) / 4
+    torch.testing.assert_close(loaded["backbone.conv1.weight"], expected)
+
+
+def test_timms_file_gets_a_line_as_well(tmp_path):
+    path = save(random_resnet18(), tmp_path / "resnet18.pth")
+    assert started(path, name="cnn_lstm")[0] == "120 of 126 tensors; rnn new; classifier new"
+    said = started(path, name="early_resnet18")[0]
+    assert said == "119 of 122 tensors; backbone.conv1.weight new: 64x3x7x7 for 64x12x7x7; classifier new"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        # Both have layers of the same names, a few of them of the same shapes.
+        (
+            {"name": "r3d18"},
+            {"name": "cnn_lstm"},
+            "do not fit ResNet: 85 missing: conv1.weight, bn1.weight, bn1.bias, ",
+        ),
+        ({"name": "late_fusion", **SMALL}, {"name": "late_fusion"}, "do not fit ResNet: .* missing: conv1.weight"),
+        (
+            {"name": "late_fusion"},
+            {"name": "early_cnn"},
+            r"EarlyCNN: 24 missing: blocks\.0\.weight.* 102 unexpected: bn1",
+        ),
+        (
+            {"name": "early_cnn"},
+            {"name": "late_fusion"},
+            r"100 missing: conv1\.weight.* 28 unexpected: blocks\.0\.bias",
+        ),
+    ],
+)
+def test_a_run_of_another_backbone_is_refused_by_its_keys(tmp_path, before, after, message):
+    folder, _ = run_of(tmp_path / "run", **before)
+    with pytest.raises(ValueError, match=message) as caught:
+        started(folder, **after)
+    assert f"the weights in '{folder}' do not fit" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["early_resnet18", "late_fusion"])
+def test_timms_first_convolution_has_to_be_one_on_rgb(tmp_path, name):
+    state = random_resnet18() | {"conv1.weight": torch.zeros(5)}
+    with pytest.raises(ValueError, match=r"1 of another shape: conv1\.weight is 5 instead of 64x"):
+        started(save(state, tmp_path / "wrong.pt"), name=name)
+
+
+def test_what_is_no_file_of_weights_is_named(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="run' is neither a run with a checkpoint nor a checkpoint"):
+        started(tmp_path / "run")
+    (tmp_path / "weights.bin").touch()
+    with pytest.raises(ValueError, match=r"its suffix must be one of \.safetensors, \.pt, \.pth"):
+        started(tmp_path / "weights.bin")
