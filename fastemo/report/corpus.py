@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from fastemo.config import RunConfig, read_config
 from fastemo.corpus.clip import SPLITS, Clip, Root
 from fastemo.corpus.manifest import Manifest, read_manifest
-from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.corpus.protocol import Splits, num_folds, split_corpus
 from fastemo.machine import cache_folder
 from fastemo.report.drawing import shorten, strips, style, write_figure
 from fastemo.report.figures import save_figures
@@ -121,10 +121,10 @@ def corpora_of(runs: Sequence[Run], chosen_root: Path | None) -> Iterator[Corpus
 def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None) -> Corpus:
     corpus = config.corpus
     listed = read_manifest(folder / "manifest.csv", chosen_root or corpus.root or Path())
-    splits = split_clips(listed, corpus.protocol, fold=corpus.fold)
+    splits = split_corpus(listed, corpus)
     root = chosen_root or corpus.root or _built_in_root(listed)
     notes, pictures = list(splits.notes), {}
-    if corpus.fold or splits.protocol in ("kfold5", "loso"):
+    if num_folds(listed, splits.protocol, corpus.folds) > 1:
         notes.append(f"The splits shown are those of fold {corpus.fold}.")
     if root is None or not root.is_dir():
         notes.append("The corpus is not where the run found it: for pictures, give its folder with --corpus.root.")
