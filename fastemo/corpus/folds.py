@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from fastemo.corpus import cremad
 from fastemo.corpus.clip import Clip
+from fastemo.corpus.config import Protocol
 
 _Who = TypeVar("_Who", int, str)
 
@@ -25,10 +27,17 @@ _SPLIT_A = {
     "val": (11, 13, 18, 22),
     "test": (5, 10, 16, 19),
 }
-RAVDESS_SPLITS: Mapping[str, Mapping[str, Sequence[int]]] = {
+_RAVDESS_SPLITS: Mapping[str, Mapping[str, Sequence[int]]] = {
     **dict.fromkeys(("report", "speech", "speech+song"), _FIXED),
     "split_a": _SPLIT_A,
 }
+
+
+def split_actors(protocol: Protocol, fold: int, is_cremad: bool) -> Mapping[str, Sequence[int]]:
+    """The actors of each split, for a protocol that goes by their numbers."""
+    if protocol in RAVDESS_FOLDS:
+        return split_of_fold(cremad.FOLDS if is_cremad else RAVDESS_FOLDS[protocol], fold)
+    return cremad.split_actors() if is_cremad else _RAVDESS_SPLITS[protocol]
 
 
 def split_of_fold(groups: Sequence[Sequence[_Who]], fold: int) -> dict[str, Sequence[_Who]]:
@@ -82,3 +91,14 @@ def name_digest(name: str) -> bytes:
 def by_number(name: str) -> tuple[str, str]:
     """Sorts names by the numbers in them: `S9` before `S10`."""
     return re.sub(r"\d+", lambda number: number[0].zfill(20), name, flags=re.ASCII), name
+
+
+def as_ranges(actors: Iterable[int]) -> str:
+    """Actor numbers as ranges: `1-20, 22`."""
+    runs: list[list[int]] = []
+    for actor in sorted(actors):
+        if runs and actor == runs[-1][1] + 1:
+            runs[-1][1] = actor
+        else:
+            runs.append([actor, actor])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

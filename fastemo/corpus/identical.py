@@ -36,7 +36,7 @@ def with_identical(splits: Splits, root: Root) -> Splits:
 
     of_split, notes, number = {name: identities(name) for name in SPLITS}, list(splits.notes), 0
     for earlier, later in combinations(SPLITS, 2):
-        key_of = {identity: key for key, identity in of_split[earlier].items()}
+        key_of = {identity: key for key, identity in reversed(of_split[earlier].items())}
         same = [(key, key_of[identity]) for key, identity in of_split[later].items() if identity in key_of]
         if same:
             notes.append(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from fastemo.corpus import cremad
 from fastemo.corpus.clip import SPLITS, Clip
 from fastemo.corpus.config import PROTOCOLS, CorpusConfig, Protocol
-from fastemo.corpus.folds import RAVDESS_FOLDS, RAVDESS_SPLITS, balanced_folds, by_number, name_digest, split_of_fold
+from fastemo.corpus.folds import (
+    RAVDESS_FOLDS,
+    as_ranges,
+    balanced_folds,
+    by_number,
+    name_digest,
+    split_actors,
+    split_of_fold,
+)
 from fastemo.corpus.manifest import Manifest
 
 _PERSON_NEEDED = "give --corpus.subjects REGEX, or a label table with the column subject"
@@ -43,9 +50,10 @@ class Splits:
     def __post_init__(self) -> None:
         if self.subjects == "shared" and not self.allow_shared_subjects:
             people, takes = self._shared
-            example = f"person {people[0]}" if people else f"take {takes[0]}"
+            name, where = next(iter((people or takes).items()))
             raise ValueError(
-                f"{_in_several_splits(people, takes)}, such as {example}: move the clips of each into one split, or "
+                f"{_in_several_splits(people, takes)}, such as {'person' if people else 'take'} {name} in "
+                f"{' and '.join(where)}: move the clips of each into one split, or "
                 f"accept an accuracy that is not one for unseen subjects with --corpus.allow_shared_subjects true"
             )
 
@@ -66,12 +74,15 @@ class Splits:
         return {"subjects": self.subjects, "caveat": caveats.get(self.subjects)}
 
     @cached_property
-    def _shared(self) -> tuple[list[str], list[str]]:
-        """The people and the takes that are in several splits."""
+    def _shared(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The people and the takes that are in several splits, with the names of these."""
 
-        def shared(what: Callable[[Clip], str]) -> list[str]:
-            splits = Counter(value for name in SPLITS for value in {what(clip) for clip in self[name]} if value)
-            return sorted((value for value, number in splits.items() if number > 1), key=by_number)
+        def shared(what: Callable[[Clip], str]) -> dict[str, list[str]]:
+            found: dict[str, list[str]] = {}
+            for name in SPLITS:
+                for value in {what(clip) for clip in self[name]} - {""}:
+                    found.setdefault(value, []).append(name)
+            return {value: found[value] for value in sorted(found, key=by_number) if len(found[value]) > 1}
 
         return shared(lambda clip: clip.person), shared(lambda clip: clip.take)
 
@@ -201,17 +212,17 @@ def _by_actor(manifest: Manifest, protocol: Protocol, fold: int) -> tuple[dict[s
         protocol == "kfold5" and bool(manifest.clips) and all(clip.is_cremad for clip in manifest.clips)
     )
     clips, notes = _clips_of(manifest, protocol, is_cremad)
-    wanted = _split_actors(protocol, fold, is_cremad)
+    wanted = split_actors(protocol, fold, is_cremad)
     chosen = {name: tuple(clip for clip in clips if clip.actor in wanted[name]) for name in SPLITS}
     for name in SPLITS:
         missing = set(wanted[name]) - {clip.actor for clip in chosen[name]}
         if not chosen[name]:
             raise ValueError(
-                f"protocol {protocol} needs actors {_listed(wanted[name])} for {name}, but {manifest.where} has no "
+                f"protocol {protocol} needs actors {as_ranges(wanted[name])} for {name}, but {manifest.where} has no "
                 f"clips of them: add them, or choose another --corpus.protocol ({', '.join(PROTOCOLS)})"
             )
         if missing:
-            notes.append(f"{name} lacks actors {_listed(missing)}")
+            notes.append(f"{name} lacks actors {as_ranges(missing)}")
     if protocol == "report":
         notes += [
             f"{name}: {len(chosen[name])} clips of {num_takes} takes, most counted twice (with and without sound)"
@@ -248,12 +259,6 @@ def _narrowed(clips: Sequence[Clip], *, song: bool = False, twins: bool = False)
     if len(files) < len(speech):
         notes.append(f"{len(speech) - len(files)} files left out: the same take in another modality")
     return files, notes
-
-
-def _split_actors(protocol: Protocol, fold: int, is_cremad: bool) -> Mapping[str, Sequence[int]]:
-    if protocol in RAVDESS_FOLDS:
-        return split_of_fold(cremad.FOLDS if is_cremad else RAVDESS_FOLDS[protocol], fold)
-    return cremad.split_actors() if is_cremad else RAVDESS_SPLITS[protocol]
 
 
 def _by_person(
@@ -332,18 +337,7 @@ def first_file_per_take(clips: Iterable[Clip]) -> list[Clip]:
     return sorted(best.values(), key=lambda clip: clip.key)
 
 
-def _listed(actors: Iterable[int]) -> str:
-    """Actor numbers as ranges: `1-20, 22`."""
-    runs: list[list[int]] = []
-    for actor in sorted(actors):
-        if runs and actor == runs[-1][1] + 1:
-            runs[-1][1] = actor
-        else:
-            runs.append([actor, actor])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def _in_several_splits(people: Sequence[str], takes: Sequence[str]) -> str:
+def _in_several_splits(people: Collection[str], takes: Collection[str]) -> str:
     """`1 person and 12 takes are in several splits`."""
     counts = ((len(people), "person" if len(people) == 1 else "people"), (len(takes), f"take{'s' * (len(takes) != 1)}"))
     verb = "is" if len(people) + len(takes) == 1 else "are"
