@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -101,7 +101,6 @@ class Result(Record):
     split: Text | None = None
     seed: Count | None = None
     fold: Count | None = None
-    subjects: Literal["unseen", "shared", "unknown"] | None = None
     versions: dict[Text, Text] | None = None
     machine: Machine | None = None
     intervals: Intervals | None = None
