@@ -144,7 +144,9 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     of_corpus = kinds.add_parser("corpus", help="example frames, class distribution, clips by actor, crop")
     of_corpus.add_argument("folder", type=Path)
     _add_labels(of_corpus)
-    of_corpus.add_argument("--protocol", help="protocol whose splits are counted, such as report (default: by labels)")
+    of_corpus.add_argument(
+        "--protocol", help="protocol whose splits are counted, of folds the first, such as report (default: by labels)"
+    )
     of_corpus.add_argument("--crop", choices=("center", "full", "squash", "head"), default="center")
     of_corpus.add_argument("--max_rejected", type=int, default=0, help="number of files that may be rejected")
     of_corpus.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
@@ -253,7 +255,7 @@ def _corpus_figures(options: argparse.Namespace) -> None:
         root=options.folder, labels=options.labels, subjects=options.subjects, max_rejected=options.max_rejected
     )
     manifest = prepare_corpus(config, console)
-    splits = split_clips(manifest, options.protocol)
+    splits = split_clips(manifest, options.protocol, allow_shared_subjects=True)
     for note in splits.notes:
         console.say(f"note: {note}")
     for path in save_corpus_figures(manifest, splits, FrameSpec(crop=options.crop), options.out):

@@ -128,7 +128,8 @@ class TestRefusing:
             (
                 "corpus.protocol",
                 "mine",
-                "'report', 'speech', 'speech+song', 'kfold5', 'loso', 'cremad', 'folders' or null",
+                "'report', 'speech', 'speech+song', 'split_a', 'kfold5', 'kfold6', 'kfold', 'loso', 'cremad', "
+                "'folders' or null",
             ),
         ],
     )
@@ -236,6 +237,7 @@ def each(kind: type, prefix: str = "", **wrong: object) -> list[tuple[type, dict
         ),
         (CorpusConfig, {"verify": "slow"}, "^corpus.verify must be quick or full, not 'slow'"),
         (CorpusConfig, {"protocol": "random"}, "^corpus.protocol must be one of report, speech, speech.song"),
+        (CorpusConfig, {"folds": 2}, "^corpus.folds must be at least 3 .training, validation, test., not 2"),
         (CorpusConfig, {"fold": -1}, "^corpus.fold must be at least 0, not -1"),
         (CorpusConfig, {"max_rejected": -1}, "^corpus.max_rejected must be at least 0, not -1"),
         (SyntheticConfig, {"actors": 0}, "actors is 0, allowed are 1 to 24"),

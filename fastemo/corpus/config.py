@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 LABELS = ("ravdess", "cremad", "folder")
 SPLITS = ("train", "val", "test")
-Protocol = Literal["report", "speech", "speech+song", "kfold5", "loso", "cremad", "folders"]
+Protocol = Literal[
+    "report", "speech", "speech+song", "split_a", "kfold5", "kfold6", "kfold", "loso", "cremad", "folders"
+]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Verify = Literal["quick", "full"]
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -104,9 +106,12 @@ class CorpusConfig:
             under the name of each one's folder.
         subjects: Regular expression that finds the person in a path relative to the root: its first group, or all that
             it matches. A label table's column `subject` is used before it.
-        protocol: How actors are split into train, val and test, see `fastemo.corpus.protocol`; `None`: `speech` where
+        protocol: How people are split into train, val and test, see `fastemo.corpus.protocol`; `None`: `speech` where
             RAVDESS's file names give labels, `cremad` where CREMA-D's do, `folders` otherwise.
-        fold: The fold that `kfold5` or `loso` tests on.
+        fold: The fold that `kfold5`, `kfold6`, `kfold` or `loso` tests on, from 0.
+        folds: The number of folds of `kfold`, at least 3: it trains, validates and tests on different people.
+        allow_shared_subjects: Accept corpora with a person or a take in several splits; every result then says that its
+            accuracy is not one for unseen subjects.
         verify: How far a scan decodes each file: its first frame (`quick`) or all (`full`).
         max_rejected: Files that may be rejected before training refuses to start.
         on_error: What to do when a clip does not decode during training: stop the run (`stop`), or leave the clip out
@@ -121,6 +126,8 @@ class CorpusConfig:
     subjects: str | None = None
     protocol: Protocol | None = None
     fold: int = 0
+    folds: int = 5
+    allow_shared_subjects: bool = False
     verify: Verify = "quick"
     max_rejected: int = 0
     on_error: OnError = "stop"
@@ -149,6 +156,8 @@ class CorpusConfig:
             raise ValueError(f"corpus.protocol must be one of {', '.join(PROTOCOLS)}, not '{self.protocol}'")
         if self.fold < 0:
             raise ValueError(f"corpus.fold must be at least 0, not {self.fold}")
+        if self.folds < 3:
+            raise ValueError(f"corpus.folds must be at least 3 (training, validation, test), not {self.folds}")
         if self.on_error not in ("stop", "drop"):
             raise ValueError(f"corpus.on_error must be stop or drop, not '{self.on_error}'")
         for name in ("max_rejected", "max_dropped"):

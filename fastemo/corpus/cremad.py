@@ -24,6 +24,8 @@ EMOTIONS = {
 SENTENCES = ("IEO", "TIE", "IOM", "IWW", "TAI", "MTI", "IWL", "ITH", "DFA", "ITS", "TSI", "WSI")
 # Low, medium, high, unspecified. Medium and high are RAVDESS's normal and strong; the other two have no equivalent.
 INTENSITIES = {"LO": 0, "MD": 1, "HI": 2, "XX": 0}
+# Test actors of the five folds of published results (HiCMAE and others).
+FOLDS = (range(1001, 1019), range(1019, 1037), range(1037, 1055), range(1055, 1073), range(1073, 1092))
 # Shares of the actors.
 _VAL, _TEST = 0.1, 0.2
 

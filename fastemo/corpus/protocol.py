@@ -1,29 +1,28 @@
-"""A Manifest -> train, val and test, split by actor; both files of a take are always in the same split."""
+"""A Manifest -> train, val and test, split by person; both files of a take are always in the same split."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
-from fastemo.corpus import cremad
 from fastemo.corpus.clip import Clip
-from fastemo.corpus.config import PROTOCOLS, SPLITS, Protocol
-from fastemo.corpus.manifest import Manifest
-from fastemo.corpus.ravdess import NUM_ACTORS
-
-_FIXED_ACTORS = {"train": range(1, 21), "val": range(21, 23), "test": range(23, 25)}
-
-# The folds that published visual-only results on RAVDESS use. Source: Luna-Jimenez et al. (2021),
-# "A Proposal for Multimodal Emotion Recognition Using Aural Transformers and Action Units on RAVDESS".
-KFOLD5_TEST_ACTORS = (
-    (2, 5, 14, 15, 16),
-    (3, 6, 7, 13, 18),
-    (10, 11, 12, 19, 20),
-    (8, 17, 21, 23, 24),
-    (1, 4, 9, 22),
+from fastemo.corpus.config import PROTOCOLS, SPLITS, CorpusConfig, Protocol
+from fastemo.corpus.folds import (
+    RAVDESS_FOLDS,
+    as_ranges,
+    balanced_folds,
+    by_number,
+    name_digest,
+    split_actors,
+    split_of_fold,
 )
+from fastemo.corpus.manifest import Manifest
+
+_PERSON_NEEDED = "give --corpus.subjects REGEX, or a label table with the column subject"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +32,60 @@ class Splits:
     Attributes:
         class_names: Class i's name at position i.
         notes: Remarks for the log: twins left out, actors missing from a split, classes missing from the test.
+        allow_shared_subjects: Whether a person or a take may be in several splits.
+        identical_to_training: Test clips with the bytes of a training clip; `None`: not looked for.
+
+    Raises:
+        ValueError: A person or a take is in several splits; the message says how many are.
     """
 
-    protocol: Protocol
+    protocol: str
     class_names: tuple[str, ...]
     train: tuple[Clip, ...]
     val: tuple[Clip, ...]
     test: tuple[Clip, ...]
     notes: tuple[str, ...] = ()
+    allow_shared_subjects: bool = False
+    identical_to_training: int | None = None
 
     def __post_init__(self) -> None:
-        _assert_disjoint("actor", {name: {str(c.actor) for c in self[name] if c.actor} for name in SPLITS})
-        _assert_disjoint("take", {name: {c.take for c in self[name]} for name in SPLITS})
+        if self.subjects == "shared" and not self.allow_shared_subjects:
+            people, takes = self._shared
+            name, where = next(iter((people or takes).items()))
+            raise ValueError(
+                f"{_in_several_splits(people, takes)}, such as {'person' if people else 'take'} {name} in "
+                f"{' and '.join(where)}: move the clips of each into one split, or "
+                f"accept an accuracy that is not one for unseen subjects with --corpus.allow_shared_subjects true"
+            )
+
+    @property
+    def subjects(self) -> Literal["unseen", "shared", "unknown"]:
+        """Whether the people of a split are in no other one; `unknown` if a clip's person is."""
+        if any(self._shared):
+            return "shared"
+        return "unseen" if all(clip.person for name in SPLITS for clip in self[name]) else "unknown"
+
+    @property
+    def about_people(self) -> dict[str, str | None]:
+        """What a result says of the people tested: `subjects`, and a `caveat` unless they are unseen."""
+        caveats = {
+            "shared": f"not an accuracy for unseen subjects: {_in_several_splits(*self._shared)}",
+            "unknown": "whether people are unseen is unknown",
+        }
+        return {"subjects": self.subjects, "caveat": caveats.get(self.subjects)}
+
+    @cached_property
+    def _shared(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The people and the takes that are in several splits, with the names of these."""
+
+        def shared(what: Callable[[Clip], str]) -> dict[str, list[str]]:
+            found: dict[str, list[str]] = {}
+            for name in SPLITS:
+                for value in {what(clip) for clip in self[name]} - {""}:
+                    found.setdefault(value, []).append(name)
+            return {value: found[value] for value in sorted(found, key=by_number) if len(found[value]) > 1}
+
+        return shared(lambda clip: clip.person), shared(lambda clip: clip.take)
 
     def __getitem__(self, name: str) -> tuple[Clip, ...]:
         if name not in SPLITS:
@@ -53,7 +94,7 @@ class Splits:
         return clips
 
     def count_table(self) -> list[dict[str, str | int]]:
-        """One row per split: clips, takes, actors, and the clips of each class."""
+        """One row per split: clips, takes, actors (people), and the clips of each class."""
         table: list[dict[str, str | int]] = []
         for name in SPLITS:
             clips = self[name]
@@ -63,20 +104,39 @@ class Splits:
                     "split": name,
                     "clips": len(clips),
                     "takes": len({clip.take for clip in clips}),
-                    "actors": len({clip.actor for clip in clips if clip.actor}),
+                    "actors": len({clip.person for clip in clips if clip.person}),
                     **{class_name: counts[class_name] for class_name in self.class_names},
                 }
             )
         return table
 
 
-def num_folds(manifest: Manifest, protocol: Protocol) -> int:
-    if protocol == "kfold5":
-        return len(KFOLD5_TEST_ACTORS)
-    return len(_speakers(manifest)) if protocol == "loso" else 1
+def num_folds(manifest: Manifest, protocol: str, folds: int = 5) -> int:
+    """How many folds a protocol has: `folds` for `kfold`, the number of people for `loso`, 1 without folds."""
+    if protocol == "loso":
+        return len({clip.person for clip in manifest.clips if clip.person and clip.channel != 2})
+    return folds if protocol == "kfold" else len(RAVDESS_FOLDS.get(protocol, [()]))
 
 
-def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: int = 0) -> Splits:
+def split_corpus(manifest: Manifest, config: CorpusConfig) -> Splits:
+    """`split_clips` as the configuration of a run has it."""
+    return split_clips(
+        manifest,
+        config.protocol,
+        fold=config.fold,
+        folds=config.folds,
+        allow_shared_subjects=config.allow_shared_subjects,
+    )
+
+
+def split_clips(
+    manifest: Manifest,
+    protocol: Protocol | None = None,
+    *,
+    fold: int = 0,
+    folds: int = 5,
+    allow_shared_subjects: bool = False,
+) -> Splits:
     """Split a corpus's clips into train, val and test.
 
     | protocol | clips | actors |
@@ -84,66 +144,110 @@ def split_clips(manifest: Manifest, protocol: Protocol | None = None, *, fold: i
     | `report` | speech, both modalities | 1-20 / 21-22 / 23-24, as in Roy (2025) |
     | `speech` | speech, one file per take | the same |
     | `speech+song` | all, one file per take | the same |
-    | `kfold5` | speech, one file per take | test: the published fold; val: the next fold; train: the rest |
-    | `loso` | speech, one file per take | test: one actor; val: the next one; train: the rest |
+    | `split_a` | speech, one file per take | test: 5, 10, 16, 19; val: 11, 13, 18, 22; train: the rest |
+    | `kfold5`, `kfold6` | speech, one file per take | test: a published fold; val: the next fold; train: the rest |
+    | `kfold5` | CREMA-D, if all clips are | test: a fifth of the actors, consecutive; val: the next; train: the rest |
     | `cremad` | CREMA-D | 70, 10 and 20 % of its actors, always the same ones |
+    | `kfold` | all but song, one file per take | test: a fold of people; val: the next fold; train: the rest |
+    | `loso` | all but song, one file per take | test: one person; val: the next one; train: the rest |
     | `folders` | all | by the corpus's own train, val and test folders |
 
-    Without such folders, `folders` splits 70, 15 and 15 % by actor if file names give one (`actor01_...`), else by
-    clip.
-    "One file per take" means the video-only file where a take has both.
+    Without such folders, `folders` splits 70, 15 and 15 % by person, and clips of unknown people by clip.
+    "One file per take" means the video-only file where a take has both. `folds.balanced_folds` makes the folds of
+    `kfold`; people of `loso` are in the order of the numbers in their names. Several corpora are split one by one, but
+    `kfold` and `loso` take the people of all together.
 
     Args:
         manifest: The corpus.
         protocol: `None` means `speech` if a clip has its label from a RAVDESS name, `cremad` if all have theirs from
             CREMA-D names, and `folders` otherwise.
-        fold: Which fold of `kfold5` (0-4) or `loso` (0 to actors - 1) to test on.
+        fold: Which fold to test on: 0 to `num_folds` - 1.
+        folds: The number of folds of `kfold`.
+        allow_shared_subjects: Let a person or a take be in several splits; a note then says how many are.
 
     Raises:
-        ValueError: An unknown protocol or fold, or a split without clips; the message names the missing
-            actors.
+        ValueError: An unknown protocol or fold, a split without clips (the message names the missing actors), clips
+            without a person or too few people for `kfold` or `loso`, or a person or take in several splits.
     """
+    chosen, notes, protocols = dict[str, tuple[Clip, ...]](), list[str](), dict[str, None]()
+    for part in [manifest] if protocol in ("kfold", "loso") else _by_corpus(manifest):
+        own = _checked_protocol(part, protocol, fold, folds)
+        if own == "folders":
+            found, said = _by_folder(part)
+        elif own in ("kfold", "loso"):
+            found, said = _by_person(part, own, fold, folds)
+        else:
+            found, said = _by_actor(part, own, fold)
+        chosen = {name: chosen.get(name, ()) + found[name] for name in SPLITS}
+        notes += said if part is manifest else [f"{part.where}: {note}" for note in said]
+        protocols[own] = None
+    names, tested = manifest.class_names, {clip.emotion for clip in chosen["test"]}
+    if untested := [name for name in names if name not in tested]:
+        notes.append(f"test has no clips of {', '.join(untested)}: chance and UAR are those of {len(tested)} classes")
+    splits = Splits(
+        protocol=", ".join(protocols),
+        class_names=names,
+        train=chosen["train"],
+        val=chosen["val"],
+        test=chosen["test"],
+        allow_shared_subjects=allow_shared_subjects,
+    )
+    shared = [f"{splits.about_people['caveat']}"] if splits.subjects == "shared" else []
+    return replace(splits, notes=(*notes, *shared))
+
+
+def _by_corpus(manifest: Manifest) -> list[Manifest]:
+    """A manifest of each corpus."""
+    names = dict.fromkeys(clip.corpus for clip in manifest.clips)
+    if len(names) < 2 or isinstance(manifest.root, Path):
+        return [manifest]
+    return [
+        Manifest(manifest.root[name], tuple(clip for clip in manifest.clips if clip.corpus == name)) for name in names
+    ]
+
+
+def _checked_protocol(manifest: Manifest, protocol: Protocol | None, fold: int, folds: int) -> Protocol:
+    """The protocol that is meant; refuses one that does not exist, or does not have this fold."""
     if protocol is None:
         named = not manifest.clips or any(clip.channel for clip in manifest.clips if not clip.split)
         protocol = "speech" if named else "cremad" if all(clip.is_cremad for clip in manifest.clips) else "folders"
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not '{protocol}'")
-    folds = num_folds(manifest, protocol)
-    if not 0 <= fold < max(folds, 1):
-        raise ValueError(f"fold must be 0 to {max(folds, 1) - 1} with protocol {protocol}, not {fold}")
-    if protocol == "folders":
-        return _by_folder(manifest)
-    clips, notes = _clips_of(manifest, protocol)
-    wanted = _split_actors(manifest, protocol, fold)
+    last = max(num_folds(manifest, protocol, folds), 1) - 1
+    if not 0 <= fold <= last:
+        raise ValueError(f"fold must be 0 to {last} with protocol {protocol}, not {fold}")
+    return protocol
+
+
+def _by_actor(manifest: Manifest, protocol: Protocol, fold: int) -> tuple[dict[str, tuple[Clip, ...]], list[str]]:
+    """The splits of a protocol that goes by the actors' numbers, and notes."""
+    is_cremad = protocol == "cremad" or (
+        protocol == "kfold5" and bool(manifest.clips) and all(clip.is_cremad for clip in manifest.clips)
+    )
+    clips, notes = _clips_of(manifest, protocol, is_cremad)
+    wanted = split_actors(protocol, fold, is_cremad)
     chosen = {name: tuple(clip for clip in clips if clip.actor in wanted[name]) for name in SPLITS}
     for name in SPLITS:
-        missing = sorted(set(wanted[name]) - _actors(chosen[name]))
+        missing = set(wanted[name]) - {clip.actor for clip in chosen[name]}
         if not chosen[name]:
             raise ValueError(
-                f"protocol {protocol} needs actors {_listed(wanted[name])} for {name}, but {manifest.where} has no "
+                f"protocol {protocol} needs actors {as_ranges(wanted[name])} for {name}, but {manifest.where} has no "
                 f"clips of them: add them, or choose another --corpus.protocol ({', '.join(PROTOCOLS)})"
             )
         if missing:
-            notes.append(f"{name} lacks actors {_listed(missing)}")
+            notes.append(f"{name} lacks actors {as_ranges(missing)}")
     if protocol == "report":
         notes += [
             f"{name}: {len(chosen[name])} clips of {num_takes} takes, most counted twice (with and without sound)"
             for name in SPLITS
             if (num_takes := len({clip.take for clip in chosen[name]})) < len(chosen[name])
         ]
-    return _splits(manifest, protocol, notes, chosen)
+    return chosen, notes
 
 
-def _splits(manifest: Manifest, protocol: Protocol, notes: list[str], chosen: dict[str, tuple[Clip, ...]]) -> Splits:
-    names, tested = manifest.class_names, {clip.emotion for clip in chosen["test"]}
-    if untested := [name for name in names if name not in tested]:
-        notes.append(f"test has no clips of {', '.join(untested)}: chance and UAR are those of {len(tested)} classes")
-    return Splits(protocol=protocol, class_names=names, notes=tuple(notes), **chosen)
-
-
-def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[str]]:
+def _clips_of(manifest: Manifest, protocol: Protocol, is_cremad: bool) -> tuple[list[Clip], list[str]]:
     """The clips that a protocol uses, and notes on those it leaves out."""
-    if protocol == "cremad":
+    if is_cremad:
         clips = [clip for clip in manifest.clips if clip.is_cremad]
         left_out = len(manifest.clips) - len(clips)
         return clips, [f"{left_out} clips without a label from a CREMA-D name left out"] if left_out else []
@@ -151,42 +255,51 @@ def _clips_of(manifest: Manifest, protocol: Protocol) -> tuple[list[Clip], list[
     if manifest.clips and not clips:
         raise ValueError(
             f"protocol {protocol} goes by RAVDESS's file names, from which no clip in {manifest.where} has its label: "
-            f"choose --corpus.protocol folders"
+            f"choose --corpus.protocol folders, kfold or loso"
         )
     notes = []
     if len(clips) < len(manifest.clips):
         notes.append(f"{len(manifest.clips) - len(clips)} clips without a RAVDESS name left out")
-    if protocol != "speech+song":
-        num_files = len(clips)
-        clips = [clip for clip in clips if clip.channel == 1]
-        if num_files > len(clips):
-            notes.append(f"{num_files - len(clips)} song files left out")
-    if protocol != "report":
-        num_files = len(clips)
-        clips = first_file_per_take(clips)
-        if num_files > len(clips):
-            notes.append(f"{num_files - len(clips)} files left out: the same take in another modality")
-    return clips, notes
+    clips, others = _narrowed(clips, song=protocol == "speech+song", twins=protocol == "report")
+    return clips, notes + others
 
 
-def _split_actors(manifest: Manifest, protocol: Protocol, fold: int) -> dict[str, Sequence[int]]:
-    if protocol in ("kfold5", "loso"):
-        groups: Sequence[Sequence[int]] = KFOLD5_TEST_ACTORS
-        everyone: Sequence[int] = range(1, NUM_ACTORS + 1)
-        if protocol == "loso":
-            everyone = _speakers(manifest)
-            groups = [[actor] for actor in everyone]
-            if len(groups) < len(SPLITS):
-                raise ValueError(
-                    f"protocol loso needs speech of at least {len(SPLITS)} actors, but {manifest.where} has "
-                    f"{f'only actors {_listed(everyone)}' if everyone else 'none'}"
-                )
-        test, val = groups[fold], groups[(fold + 1) % len(groups)]
-        return {"train": [a for a in everyone if a not in (*test, *val)], "val": val, "test": test}
-    return cremad.split_actors() if protocol == "cremad" else dict(_FIXED_ACTORS)
+def _narrowed(clips: Sequence[Clip], *, song: bool = False, twins: bool = False) -> tuple[list[Clip], list[str]]:
+    """The clips without song and with one file per take, unless these are wanted; and notes."""
+    speech = [clip for clip in clips if song or clip.channel != 2]
+    notes = [f"{len(clips) - len(speech)} song files left out"] if len(speech) < len(clips) else []
+    files = speech if twins else first_file_per_take(speech)
+    if len(files) < len(speech):
+        notes.append(f"{len(speech) - len(files)} files left out: the same take in another modality")
+    return files, notes
 
 
-def _by_folder(manifest: Manifest) -> Splits:
+def _by_person(
+    manifest: Manifest, protocol: Protocol, fold: int, folds: int
+) -> tuple[dict[str, tuple[Clip, ...]], list[str]]:
+    """The splits of `kfold` and `loso`, and notes."""
+    clips, notes = _narrowed(manifest.clips)
+    if unknown := [clip.key for clip in clips if not clip.person]:
+        raise ValueError(
+            f"protocol {protocol} goes by person, but {len(unknown)} of {len(clips)} clips in {manifest.where} have "
+            f"none, such as {unknown[0]}: {_PERSON_NEEDED}"
+        )
+    people = sorted({clip.person for clip in clips}, key=by_number)
+    least = max(folds if protocol == "kfold" else 0, len(SPLITS))
+    if len(people) < least:
+        few = f" ({', '.join(people)})" if 0 < len(people) <= 10 else ""
+        add = "add people, or " + (_PERSON_NEEDED if len(people) < 3 else f"choose --corpus.folds {len(people)}")
+        raise ValueError(
+            f"protocol {protocol} needs clips of at least {least} people, but {manifest.where} has clips of "
+            f"{len(people)}{few}: {add}"
+        )
+    groups = balanced_folds(clips, folds) if protocol == "kfold" else [[person] for person in people]
+    split_of = {person: name for name, group in split_of_fold(groups, fold).items() for person in group}
+    return {name: tuple(clip for clip in clips if split_of[clip.person] == name) for name in SPLITS}, notes
+
+
+def _by_folder(manifest: Manifest) -> tuple[dict[str, tuple[Clip, ...]], list[str]]:
+    """The splits of `folders`, and notes."""
     notes = []
     if any(clip.split for clip in manifest.clips):
         split_of = {clip.key: clip.split for clip in manifest.clips}
@@ -195,10 +308,10 @@ def _by_folder(manifest: Manifest) -> Splits:
             notes.append(f"{outside} clips outside train, val and test left out")
     else:
         split_of = _split_by_hash(manifest.clips)
-        if not all(clip.actor for clip in manifest.clips):
+        if unknown := sum(not clip.person for clip in manifest.clips):
             notes.append(
-                "no train, val and test folders and no actors in the file names: split by clip, so the same person may "
-                "be in several splits and the accuracy on unseen people is unknown"
+                f"no train, val and test folders, and {unknown} clips without a person: these are split by clip, so "
+                f"the same person may be in several splits; {_PERSON_NEEDED}"
             )
     chosen = {name: tuple(clip for clip in manifest.clips if split_of[clip.key] == name) for name in SPLITS}
     for name in SPLITS:
@@ -207,27 +320,26 @@ def _by_folder(manifest: Manifest) -> Splits:
                 f"protocol folders found no labelled clips for {name} in {manifest.where}: lay out the corpus as "
                 f"ROOT/{{train,val,test}}/<emotion>/, with different people in each"
             )
-    return _splits(manifest, "folders", notes, chosen)
+    return chosen, notes
 
 
 def _split_by_hash(clips: Sequence[Clip]) -> dict[str, str]:
-    """70, 15 and 15 % of the actors, or of each class's clips where actors are unknown; always the same ones."""
-    by_actor = all(clip.actor for clip in clips)
+    """70, 15 and 15 % of the people, and of each class's clips of unknown people; always the same ones."""
+
+    def place(clip: Clip) -> tuple[str, str]:
+        if clip.segment and not clip.person:
+            return "/", f"{clip.corpus}/{clip.path}"  # one recording, most likely of one person
+        return ("", clip.person) if clip.person else (clip.emotion, clip.take)
+
     groups: dict[str, set[str]] = {}
-    for clip in clips:
-        groups.setdefault("" if by_actor else clip.emotion, set()).add(_person(clip, by_actor))
+    for group, name in map(place, clips):
+        groups.setdefault(group, set()).add(name)
     split_of: dict[tuple[str, str], str] = {}
-    for group, people in groups.items():
-        order = sorted(people, key=lambda name: hashlib.blake2b(name.encode("utf-8", "surrogateescape")).digest())
-        held = max(1, round(0.15 * len(order)))
-        for position, person in enumerate(order):
-            name = "test" if position < held else "val" if position < 2 * held else "train"
-            split_of[group, person] = name
-    return {c.key: split_of["" if by_actor else c.emotion, _person(c, by_actor)] for c in clips}
-
-
-def _person(clip: Clip, by_actor: bool) -> str:
-    return str(clip.actor) if by_actor else clip.take
+    for group, names in groups.items():
+        held = max(1, round(0.15 * len(names)))
+        for position, name in enumerate(sorted(names, key=name_digest)):
+            split_of[group, name] = "test" if position < held else "val" if position < 2 * held else "train"
+    return {clip.key: split_of[place(clip)] for clip in clips}
 
 
 def first_file_per_take(clips: Iterable[Clip]) -> list[Clip]:
@@ -240,27 +352,8 @@ def first_file_per_take(clips: Iterable[Clip]) -> list[Clip]:
     return sorted(best.values(), key=lambda clip: clip.key)
 
 
-def _speakers(manifest: Manifest) -> list[int]:
-    return sorted(_actors(clip for clip in manifest.clips if clip.channel == 1))
-
-
-def _actors(clips: Iterable[Clip]) -> set[int]:
-    return {clip.actor for clip in clips if clip.actor}
-
-
-def _listed(actors: Iterable[int]) -> str:
-    """Actor numbers as ranges: `1-20, 22`."""
-    runs: list[list[int]] = []
-    for actor in sorted(actors):
-        if runs and actor == runs[-1][1] + 1:
-            runs[-1][1] = actor
-        else:
-            runs.append([actor, actor])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def _assert_disjoint(what: str, members: dict[str, set[str]]) -> None:
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = set(members[one]) & set(members[other])
-        if shared:
-            raise ValueError(f"{what} {sorted(shared)[0]} is in both {one} and {other}: no {what} may be in two splits")
+def _in_several_splits(people: Collection[str], takes: Collection[str]) -> str:
+    """`1 person and 12 takes are in several splits`."""
+    counts = ((len(people), "person" if len(people) == 1 else "people"), (len(takes), f"take{'s' * (len(takes) != 1)}"))
+    verb = "is" if len(people) + len(takes) == 1 else "are"
+    return f"{' and '.join(f'{number} {what}' for number, what in counts if number)} {verb} in several splits"

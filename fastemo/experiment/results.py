@@ -44,6 +44,8 @@ def write_report(
         "corpus": config.corpus.title,
         "protocol": splits.protocol,
         "fold": config.corpus.fold,
+        **splits.about_people,
+        "identical_to_training": splits.identical_to_training,
         "seed": config.seed,
         "versions": versions(),
         "machine": describe_machine(),
@@ -74,5 +76,5 @@ def results_line(result: dict[str, Any]) -> str:
     return (
         f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), UAR {result['uar']:.1%}, "
         f"macro-F1 {result['macro_f1']:.3f} on {result['num_clips']} clips of {result['num_takes']} takes; "
-        f"chance {result['chance']:.1%}"
+        f"chance {result['chance']:.1%}" + (f"; {result['caveat']}" if result.get("caveat") else "")
     )

@@ -17,7 +17,7 @@ from fastemo.corpus.clip import Clip, Root, class_name
 from fastemo.corpus.config import LABELS, CorpusConfig
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
-from fastemo.corpus.protocol import Splits, first_file_per_take, split_clips
+from fastemo.corpus.protocol import Splits, first_file_per_take, split_corpus
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
 from fastemo.experiment.results import results_line
@@ -69,7 +69,7 @@ def evaluate_run(
     home = corpus_root(there, console)
     own = read_manifest(run_dir / "manifest.csv", home)
     own = own if is_other else _rebased(own, home, console)
-    splits = with_classes_of(weights, split_clips(own, config.corpus.protocol, fold=config.corpus.fold))
+    splits = with_classes_of(weights, split_corpus(own, config.corpus))
     if is_other:
         # The run's own table and expression are about the run's own files.
         own_labels = config.corpus.labels if config.corpus.labels in (*LABELS,) else "folder"
@@ -80,7 +80,7 @@ def evaluate_run(
         where = "-".join(["all", *(Path(str(part.root)).resolve().name for part in chosen.parts.values())])
     else:
         split = where = split or "test"
-        clips, names, head = splits[split], splits.class_names, {}
+        clips, names, head = splits[split], splits.class_names, {} if split == "train" else splits.about_people
     out = out or run_dir / "evaluation" / where
     with Trainer(config.train, seed=config.seed) as trainer:
         # The checkpoint holds every weight: nothing is downloaded.

@@ -18,9 +18,10 @@ from pathlib import Path
 from fastemo.config import RunConfig, write_config
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip, Root
+from fastemo.corpus.identical import with_identical
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import prepare_corpus
-from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.corpus.protocol import Splits, split_corpus
 from fastemo.errors import Stopped
 from fastemo.experiment.results import results_line, write_report
 from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of
@@ -191,10 +192,11 @@ def _prepare(
     manifest = trainer.on_main(lambda: _prepare_folder(config, found, console))
     if trainer.rank != trainer.local_rank:  # another host, whose files may be copies
         manifest = manifest.rebased(manifest.root)
-    splits = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
+    splits = split_corpus(manifest, config.corpus)
     if found.checkpoint:
         splits = with_classes_of(found.checkpoint.model, splits)
     if trainer.is_main:
+        splits = with_identical(splits, manifest.root)
         _show_splits(splits, found.folder, console)
     trainer.seed_everything(epoch=0)
     # A checkpoint holds every weight: nothing is downloaded.

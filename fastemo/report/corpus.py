@@ -17,7 +17,7 @@ from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.config import SPLITS
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import named_root
-from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.corpus.protocol import Splits, num_folds, split_corpus
 from fastemo.machine import cache_folder
 from fastemo.report.drawing import shorten, strips, style, write_figure
 from fastemo.report.figures import save_figures
@@ -124,10 +124,10 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
     corpus = config.corpus
     own = named_root(corpus)
     listed = read_manifest(folder / "manifest.csv", chosen_root or own)
-    splits = split_clips(listed, corpus.protocol, fold=corpus.fold)
+    splits = split_corpus(listed, corpus)
     root: Root | None = chosen_root or (_built_in_root(listed) if corpus.root is None else own)
     notes, pictures = list(splits.notes), {}
-    if corpus.fold or splits.protocol in ("kfold5", "loso"):
+    if num_folds(listed, splits.protocol, corpus.folds) > 1:
         notes.append(f"The splits shown are those of fold {corpus.fold}.")
     if root is None or not all(it.is_dir() for it in ([root] if isinstance(root, Path) else root.values())):
         notes.append("The corpus is not where the run found it: for pictures, give its folder with --corpus.root.")

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from helpers import write_video
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastemo.corpus import cremad
-from fastemo.corpus.clip import is_named
-from fastemo.corpus.manifest import read_manifest, scan
+from fastemo.corpus.clip import Clip, is_named
+from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.protocol import split_clips
 from fastemo.corpus.ravdess import EMOTIONS
 
@@ -100,6 +101,24 @@ def test_a_corpus_is_scanned_split_and_read_back(corpus, tmp_path):
     assert splits.notes[0].startswith("train lacks actors ")
     manifest.write_csv(tmp_path / "manifest.csv")
     assert read_manifest(tmp_path / "manifest.csv", corpus) == manifest
+
+
+def test_the_five_folds_are_of_consecutive_actors():
+    clips = [
+        Clip(key=f"{actor}_DFA_{code}_XX.flv", actor=actor, emotion=emotion)
+        for actor in range(1001, 1092)
+        for code, emotion in cremad.EMOTIONS.items()
+    ]
+    manifest = Manifest.of(Path("corpus"), clips)
+    folds = [range(1001, 1019), range(1019, 1037), range(1037, 1055), range(1055, 1073), range(1073, 1092)]
+    for fold, test in enumerate(folds):
+        splits, val = split_clips(manifest, "kfold5", fold=fold), folds[(fold + 1) % 5]
+        assert [{clip.actor for clip in splits[name]} for name in ("val", "test")] == [{*val}, {*test}]
+        assert {clip.actor for clip in splits.train} == {*range(1001, 1092)} - {*val} - {*test}
+        assert (len(splits.train + splits.val + splits.test), splits.subjects) == (91 * 6, "unseen")
+    # With others among them it is RAVDESS's.
+    with pytest.raises(ValueError, match="protocol kfold5 goes by RAVDESS's file names"):
+        split_clips(Manifest.of(Path("corpus"), [*clips, Clip(key="a/b.mp4", emotion="sad")]), "kfold5")
 
 
 def test_one_take_in_two_files_counts_once(tmp_path):

@@ -102,7 +102,7 @@ class TestOneFilePerTake:
         }
         assert sum(clip.actor == 18 for clip in splits.train) == 60
 
-    @pytest.mark.parametrize("protocol", ["speech", "speech+song", "kfold5", "loso"])
+    @pytest.mark.parametrize("protocol", ["speech", "speech+song", "split_a", "kfold5", "kfold6", "kfold", "loso"])
     def test_it_is_the_video_only_file(self, protocol):
         splits = split_clips(WHOLE, protocol)
         for name in SPLITS:
@@ -126,6 +126,22 @@ class TestFolds:
             assert [actors_of(splits[name]) for name in SPLITS] == [set(ACTORS) - val - test, val, test]
             assert sum(sizes(splits)) == 1440
 
+    def test_kfold6_tests_four_consecutive_actors(self):
+        assert num_folds(WHOLE, "kfold6") == 6
+        for fold, first in enumerate((1, 5, 9, 13, 17, 21)):
+            splits = split_clips(WHOLE, "kfold6", fold=fold)
+            test = {first, first + 1, first + 2, first + 3}
+            val = {(actor + 3) % 24 + 1 for actor in test}
+            assert [actors_of(splits[name]) for name in SPLITS] == [set(ACTORS) - val - test, val, test]
+            assert sizes(splits) == (960, 240, 240)
+
+    def test_split_a(self):
+        splits = split_clips(WHOLE, "split_a")
+        val, test = {11, 13, 18, 22}, {5, 10, 16, 19}
+        assert [actors_of(splits[name]) for name in SPLITS] == [set(ACTORS) - val - test, val, test]
+        assert sizes(splits) == (960, 240, 240)
+        assert splits.notes == ("2024 song files left out", "1440 files left out: the same take in another modality")
+
     def test_loso_tests_each_actor_once(self):
         manifest = corpus([3, 5, 8, 20])
         assert num_folds(manifest, "loso") == 4
@@ -140,16 +156,16 @@ class TestFolds:
         assert num_folds(manifest, "loso") == 3
         assert actors_of(split_clips(manifest, "loso", fold=2).test) == {3}
 
-    @pytest.mark.parametrize(("actors", "held"), [([], "none"), ([4], "only actors 4"), ([4, 7], "only actors 4, 7")])
+    @pytest.mark.parametrize(("actors", "held"), [([], "0:"), ([4], r"1 \(4\):"), ([4, 7], r"2 \(4, 7\):")])
     def test_loso_needs_three(self, actors, held):
-        with pytest.raises(ValueError, match=f"loso needs speech of at least 3 actors, but corpus has {held}"):
+        with pytest.raises(ValueError, match=f"loso needs clips of at least 3 people, but corpus has clips of {held}"):
             split_clips(corpus(actors), "loso")
 
     @pytest.mark.parametrize(
         ("protocol", "fold", "last"),
         [
-            *(("kfold5", 5, 4), ("kfold5", -1, 4), ("loso", 24, 23)),
-            *((protocol, 1, 0) for protocol in ("report", "speech", "speech+song", "folders")),
+            *(("kfold5", 5, 4), ("kfold5", -1, 4), ("kfold6", 6, 5), ("kfold", 5, 4), ("loso", 24, 23)),
+            *((protocol, 1, 0) for protocol in ("report", "speech", "speech+song", "split_a", "folders")),
         ],
     )
     def test_a_fold_that_does_not_exist(self, protocol, fold, last):
@@ -223,7 +239,9 @@ class TestFolders:
 
     def test_an_actor_in_two_folders(self):
         rows = [free_clip(f"{split}/a/x.mp4", split=split, actor=7) for split in SPLITS]
-        with pytest.raises(ValueError, match="actor 7 is in both train and val: no actor may be in two splits"):
+        with pytest.raises(
+            ValueError, match=r"^1 person is in several splits, such as person 7 in train and val and t"
+        ):
             split_clips(Manifest.of(ROOT, rows), "folders")
 
     def test_without_folders_actors_are_dealt(self):
@@ -243,12 +261,29 @@ class TestFolders:
         splits = split_clips(Manifest.of(ROOT, rows))
         for name, count in {"train": 14, "val": 3, "test": 3}.items():
             assert class_counts(splits[name]) == {"a": count, "b": count}
-        assert "the same person may be in several splits" in splits.notes[0]
+        assert "40 clips without a person: these are split by clip, so the same person may be in" in splits.notes[0]
+        assert (splits.subjects, splits.about_people["caveat"]) == ("unknown", "whether people are unseen is unknown")
+
+    def test_people_who_are_known_stay_together_where_others_are_not(self):
+        rows = [free_clip(f"{e}/{i}.mp4") for e in ("a", "b") for i in range(20)]
+        rows += [
+            free_clip(f"{e}/p{n}_{i}.mp4", subject=f"p{n}") for n in range(10) for e in ("a", "b") for i in range(3)
+        ]
+        splits = split_clips(Manifest.of(ROOT, rows))
+        assert sizes(splits) == (28 + 36, 6 + 12, 6 + 12)
+        assert splits.subjects == "unknown"
+
+    def test_the_default_for_several_corpora_leaves_none_out(self):
+        ravdess = [replace(clip, key=f"r/{clip.key}", corpus="r") for clip in corpus(modalities=[2]).clips]
+        other = [replace(free_clip(f"o/a/{n}.mp4", subject=f"p{n}"), corpus="o") for n in range(20)]
+        assert split_clips(Manifest.of({"r": ROOT}, ravdess)).protocol == "speech"
+        splits = split_clips(Manifest.of({"r": ROOT, "o": ROOT}, [*ravdess, *other]))
+        assert (splits.protocol, sum(sizes(splits)), splits.subjects) == ("folders, speech", 1440 + 20, "unseen")
 
 
 def test_a_take_in_two_splits_is_refused():
     one, twin = Clip(key="a.mp4"), Clip(key="a.mp4")
-    with pytest.raises(ValueError, match=r"take a\.mp4 is in both val and test"):
+    with pytest.raises(ValueError, match=r"^1 take is in several splits, such as take a\.mp4 in val and test: move"):
         Splits(protocol="folders", class_names=("a",), train=(), val=(one,), test=(twin,))
 
 
@@ -269,7 +304,7 @@ def test_no_actor_and_no_take_in_two_splits(protocol, actors, fold, seed, share)
     try:
         splits = split_clips(manifest, protocol, fold=fold)
     except ValueError as error:
-        if any(word in str(error) for word in ("needs actors", "needs speech", "no labelled clip")):
+        if any(word in str(error) for word in ("needs actors", "needs clips of", "no labelled clip")):
             return
         raise
     assert_disjoint(splits)

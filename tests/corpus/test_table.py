@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from helpers import write_image, write_sound, write_video
 
 from fastemo.config import read_config
 from fastemo.console import Console
+from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.isolation import Examiner
-from fastemo.corpus.manifest import read_manifest, scan
+from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.prepare import describe, prepare_corpus, scan_cached
+from fastemo.corpus.protocol import split_clips
 from fastemo.corpus.table import read_table
 
 ROWS = [
@@ -257,3 +260,16 @@ def test_a_long_files_segments_cost_one_look_and_unchanged_ones_none(corpus, tmp
     assert len(looks) == 2  # a new segment of the same file
     assert [clip.emotion for clip in second.clips].count("b") == 1
     assert second.clips[1].key == "one.mp4#0.05-0.14"
+
+
+def test_segments_of_one_recording_of_unknown_people_stay_in_one_split():
+    clips = [
+        Clip(key=f"{n}.mp4#{k}-{k + 1}", segment=f"{k}-{k + 1}", emotion=("a", "b")[k % 2], num_frames=25)
+        for n in range(20)
+        for k in range(4)
+    ]
+    splits = split_clips(Manifest.of(Path("corpus"), clips))
+    files = [{clip.path for clip in splits[name]} for name in ("train", "val", "test")]
+    assert [len(names) for names in files] == [14, 3, 3]
+    assert len(set.union(*files)) == 20
+    assert splits.subjects == "unknown"

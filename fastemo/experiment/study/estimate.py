@@ -13,7 +13,7 @@ import torch
 from fastemo.config import RunConfig
 from fastemo.console import Console
 from fastemo.corpus.prepare import prepare_corpus
-from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.corpus.protocol import Splits, split_corpus
 from fastemo.evaluation.probes import ORDERS
 from fastemo.experiment.study.grid import Cell, Study
 from fastemo.experiment.study.places import num_places
@@ -75,7 +75,7 @@ def estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
             corpus = repr(config.corpus)
             if corpus not in splits:
                 manifest = prepare_corpus(config.corpus, console)
-                splits[corpus] = split_clips(manifest, config.corpus.protocol, fold=config.corpus.fold)
+                splits[corpus] = split_corpus(manifest, config.corpus)
             known = repr(
                 (config.model, config.video.spec, config.augment, config.train, len(splits[corpus].class_names))
             )

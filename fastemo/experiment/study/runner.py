@@ -17,7 +17,7 @@ from typing import IO, Any
 from fastemo.config import write_config
 from fastemo.console import Console
 from fastemo.corpus.prepare import prepare_corpus
-from fastemo.corpus.protocol import split_clips
+from fastemo.corpus.protocol import split_corpus
 from fastemo.errors import Stopped, UserError
 from fastemo.experiment.study.grid import Cell, Study, with_folder
 from fastemo.experiment.study.places import environment_of, num_places, processors_of
@@ -153,7 +153,7 @@ class _Runner:
             if corpus in seen:
                 continue
             seen.append(corpus)
-            split_clips(prepare_corpus(corpus, self._console), corpus.protocol, fold=corpus.fold)
+            split_corpus(prepare_corpus(corpus, self._console), corpus)
 
     def _start(self, cell: Cell, place: int) -> _Running:
         folder = self._out / "cells"
