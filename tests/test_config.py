@@ -145,7 +145,7 @@ class TestRefusing:
             ("seed: 1\ntrain:\n", "train must be a group of keys, not null"),
             ("train: 3", "train must be a group of keys, not 3"),
             ("corpus: {synthetic: [1]}", "corpus.synthetic must be a group of keys, not [1]"),
-            ("corpus: {root: 5}", "corpus.root must be Path or null, not 5"),
+            ("corpus: {root: 5}", "corpus.root must be list or Path or null, not 5"),
             ("name: 2024", "name must be str or null, not 2024"),
             ("train: {lr: -1}", "train.lr must be above 0 and finite, not -1.0"),
         ],
