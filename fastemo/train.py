@@ -29,9 +29,7 @@ Corpus:
   --corpus.root DIR             folder of videos (default: the built-in corpus of generated faces)
   --corpus.labels KIND          ravdess, cremad, folder, or a label table (default: {config.corpus.labels})
   --corpus.protocol NAME        report, speech, speech+song, split_a, kfold5, kfold6, kfold, loso, cremad, folders
-                                (default: by labels)
-  --corpus.folds K              number of folds of kfold (default: {config.corpus.folds})
-  --corpus.fold N               fold to test on, from 0 (default: {config.corpus.fold})
+  --corpus.fold N               fold to test on, from 0 (default: {config.corpus.fold}); kfold has --corpus.folds K
 
 Frames:
   --video.num_frames T          frames per clip (default: {config.video.num_frames})
