@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from helpers import REPOSITORY, TRAIN, command, frame_number, turn, write_image, write_video
 
-from fastemo.corpus.probe import CONTAINERS_ONLY, probe_video
+from fastemo.corpus.files.probe import CONTAINERS_ONLY, probe_video
 from fastemo.video.bitstream.pruning import UNPROBED
 
 

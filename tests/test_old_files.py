@@ -15,7 +15,7 @@ from helpers import empty_figures, turn, write_video
 
 from fastemo.config import read_config, write_config
 from fastemo.console import Console
-from fastemo.corpus.isolation import Examiner
+from fastemo.corpus.files.isolation import Examiner
 from fastemo.corpus.manifest import read_manifest, scan
 from fastemo.experiment import retest
 from fastemo.experiment.resume import check_same_corpus, resolve

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastemo.corpus import isolation
+from fastemo.corpus.files import isolation
 
 _names_seen: list[str] = []
 

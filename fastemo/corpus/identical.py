@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.config import SPLITS
-from fastemo.corpus.probe import image_files
+from fastemo.corpus.files.probe import image_files
 from fastemo.corpus.protocol import Splits
 
 _NAMES = {"train": "training", "val": "validation", "test": "test"}

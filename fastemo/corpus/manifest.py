@@ -22,9 +22,9 @@ from typing import Any, get_args
 from fastemo.corpus import ravdess
 from fastemo.corpus.clip import IDENTICAL_TO, LINE_AT_END, Clip, Root, Status, label_clip, settle_duplicates
 from fastemo.corpus.config import LABELS, Verify, check_labels
-from fastemo.corpus.finding import find_files
-from fastemo.corpus.isolation import Examiner, Limits, Unsettled
-from fastemo.corpus.probe import BadFile, Probe, image_files, probe_clip
+from fastemo.corpus.files.finding import find_files
+from fastemo.corpus.files.isolation import Examiner, Limits, Unsettled
+from fastemo.corpus.files.probe import BadFile, Probe, image_files, probe_clip
 from fastemo.corpus.table import TableRow, by_file, read_table, segment_seconds
 from fastemo.machine import available_processors, write_text
 

@@ -14,7 +14,7 @@ from fastemo.console import Console
 from fastemo.corpus import cremad, ravdess
 from fastemo.corpus.clip import Clip, Root, class_name, is_named
 from fastemo.corpus.config import LABELS, CorpusConfig
-from fastemo.corpus.finding import HIDDEN
+from fastemo.corpus.files.finding import HIDDEN
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.synthetic.synthesis import GENERATOR_VERSION, synthesize
 from fastemo.machine import available_processors, cache_folder, locked

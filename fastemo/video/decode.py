@@ -14,8 +14,15 @@ import av.error
 import numpy as np
 from av.filter import Graph
 
-from fastemo.corpus.display import Display
-from fastemo.corpus.probe import CONTAINERS_ONLY, IMAGES_ONLY, holds_images, image_files, pixel_aspect, video_stream
+from fastemo.corpus.files.display import Display
+from fastemo.corpus.files.probe import (
+    CONTAINERS_ONLY,
+    IMAGES_ONLY,
+    holds_images,
+    image_files,
+    pixel_aspect,
+    video_stream,
+)
 from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, PrunedClip, prune
 from fastemo.video.config import FrameSpec

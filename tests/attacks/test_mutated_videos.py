@@ -22,7 +22,7 @@ from mutations import MUTATIONS, checked, mixed_sizes, packed, parameter_sets, w
 
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import Verify
-from fastemo.corpus.isolation import Limits, Unsettled, Workers
+from fastemo.corpus.files.isolation import Limits, Unsettled, Workers
 from fastemo.corpus.manifest import scan
 from fastemo.errors import DecodeError
 from fastemo.video.decode import decode_clip

@@ -27,7 +27,7 @@ from fastemo.console import Console
 from fastemo.corpus.download import ravdess, unpacking
 from fastemo.corpus.download import zenodo as client
 from fastemo.corpus.download.ravdess import Wanted, download_ravdess, parse_actors
-from fastemo.corpus.finding import find_files
+from fastemo.corpus.files.finding import find_files
 from fastemo.errors import UserError
 
 ONE, TWO = "Video_Speech_Actor_01.zip", "Video_Speech_Actor_02.zip"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from helpers import REPOSITORY, wait_until
 
-from fastemo.corpus import isolation
-from fastemo.corpus.isolation import Examiner, Limits, WorkerError, Workers
+from fastemo.corpus.files import isolation
+from fastemo.corpus.files.isolation import Examiner, Limits, WorkerError, Workers
+from fastemo.corpus.files.probe import probe_video
 from fastemo.corpus.manifest import read_manifest, scan
-from fastemo.corpus.probe import probe_video
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
 
@@ -123,7 +123,7 @@ class TestEnds:
     """A scan that stalls in two processes, ended from outside."""
 
     PROGRAM = (
-        "import signal, sys; from fastemo.corpus import isolation; from fastemo.corpus.manifest import scan; "
+        "import signal, sys; from fastemo.corpus.files import isolation; from fastemo.corpus.manifest import scan; "
         "from fastemo.errors import one_line_errors\n"
         # A shell's background jobs ignore it, and so do their children.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

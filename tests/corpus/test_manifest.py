@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastemo.corpus.clip import Clip
-from fastemo.corpus.isolation import Examiner
+from fastemo.corpus.files.isolation import Examiner
 from fastemo.corpus.manifest import Manifest, fingerprint, read_manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.video.decode import decode_clip

@@ -10,7 +10,7 @@ import pytest
 from helpers import count_decoded, frame_number, noise_frame, numbered_frame, write_image, write_images, write_video
 
 from fastemo.corpus.config import Verify
-from fastemo.corpus.probe import BadFile, Probe, image_files, probe_images, probe_video
+from fastemo.corpus.files.probe import BadFile, Probe, image_files, probe_images, probe_video
 from fastemo.video.decode import decode_clip
 
 CONTAINERS = {"mp4": "libx264", "mov": "mpeg4", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "flv": "flv"}

@@ -13,7 +13,7 @@ from fastemo.config import read_config
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import CorpusConfig
-from fastemo.corpus.isolation import Examiner
+from fastemo.corpus.files.isolation import Examiner
 from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.prepare import describe, prepare_corpus, scan_cached
 from fastemo.corpus.protocol import split_clips

@@ -14,7 +14,7 @@ from helpers import write_images, write_sound, write_video
 from fastemo.console import Console
 from fastemo.corpus import manifest as manifest_module
 from fastemo.corpus.config import PICTURE_SUFFIXES, CorpusConfig
-from fastemo.corpus.finding import HIDDEN
+from fastemo.corpus.files.finding import HIDDEN
 from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.prepare import describe, prepare_corpus, scan_cached
 from fastemo.corpus.protocol import split_clips

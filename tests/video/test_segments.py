@@ -10,8 +10,8 @@ import pytest
 from helpers import TINY_RUN, smooth_frame, write_video
 
 from fastemo.config import read_config
+from fastemo.corpus.files.probe import probe_clip
 from fastemo.corpus.manifest import scan
-from fastemo.corpus.probe import probe_clip
 from fastemo.experiment.run import run
 from fastemo.video.bitstream import pruning
 from fastemo.video.bitstream.pruning import prune

@@ -14,7 +14,7 @@ import av
 import av.error
 import numpy as np
 
-from fastemo.corpus.probe import CONTAINERS_ONLY, video_stream
+from fastemo.corpus.files.probe import CONTAINERS_ONLY, video_stream
 from fastemo.errors import UserError
 from fastemo.video.bitstream import frame_headers, nal
 from fastemo.video.bitstream.frame_headers import NotUnderstood

@@ -10,8 +10,8 @@ import av
 import av.error
 import numpy as np
 
-from fastemo.corpus.display import Display, as_ratio
-from fastemo.corpus.probe import video_stream
+from fastemo.corpus.files.display import Display, as_ratio
+from fastemo.corpus.files.probe import video_stream
 from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import PrunedClip
 

@@ -16,7 +16,7 @@ import av.error
 from av.stream import Disposition
 
 from fastemo.corpus.config import PICTURE_SUFFIXES, Verify
-from fastemo.corpus.display import Display
+from fastemo.corpus.files.display import Display
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".flv", ".f4v", ".mpg", ".mpeg"}

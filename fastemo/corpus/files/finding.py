@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import PICTURE_SUFFIXES
-from fastemo.corpus.probe import IMAGE_NAME, VIDEO_SUFFIXES
+from fastemo.corpus.files.probe import IMAGE_NAME, VIDEO_SUFFIXES
 
 HIDDEN = "hidden or system"
 _AUDIO_SUFFIXES = frozenset({".wav"})

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from fastemo.corpus.config import Verify
-from fastemo.corpus.probe import BadFile, Probe, probe_clip
+from fastemo.corpus.files.probe import BadFile, Probe, probe_clip
 from fastemo.errors import UserError
 from fastemo.machine import readable_bytes
 
@@ -35,12 +35,12 @@ except ImportError:  # Windows
 START_SECONDS = 120.0
 _END_SECONDS = 5.0
 _MAX_REPLY_BYTES = 1 << 24
-_EXAMINE = "fastemo.corpus.isolation:examine"
+_EXAMINE = "fastemo.corpus.files.isolation:examine"
 # Isolated (-I), or a file in the working folder with a module's name would run. The parent's own sys.path finds the
 # packages.
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from fastemo.corpus.isolation import serve; serve(sys.argv[2], int(sys.argv[3]))"
+    "from fastemo.corpus.files.isolation import serve; serve(sys.argv[2], int(sys.argv[3]))"
 )
 
 
@@ -153,7 +153,7 @@ class _Worker:
     """One process, used by one thread at a time."""
 
     def __init__(self, task: str, limits: Limits) -> None:
-        path = [*map(str, sys.path), str(Path(__file__).resolve().parents[2])]
+        path = [*map(str, sys.path), str(Path(__file__).resolve().parents[3])]
         self.has_worked = self.is_late = False
         self._limits = limits
         try:
