@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, chi2
 
-from fastemo.evaluation.metrics import confusion
+from fastemo.evaluation.metrics import confusion, scores
 from fastemo.evaluation.tables import PredictionTable, read_predictions
 from fastemo.evaluation.uncertainty import (
     first_file_per_take,
     group_members,
     group_sums,
     interval_of_mean,
+    intervals,
     percentile_interval,
     resample,
 )
@@ -26,9 +27,9 @@ __all__ = [
     "compare",
     "holm",
     "mcnemar",
-    "mean_interval",
     "order_accuracy",
     "order_counts",
+    "pooled",
     "read_predictions",
 ]
 
@@ -110,8 +111,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def mean_interval(tables: Sequence[PredictionTable]) -> tuple[float, float, float]:
-    """A model's mean accuracy over its seeds, with its 95 % interval by bootstrap over takes.
+def pooled(tables: Sequence[PredictionTable]) -> dict[str, Any]:
+    """A model's scores over all of its test clips, each computed once from one confusion matrix per seed.
+
+    Args:
+        tables: A table for each seed: the predictions of all folds, joined.
+
+    Returns:
+        `accuracy` (WAR), `uar` and `macro_f1`, the means over the seeds, and the `intervals` of these means;
+        `num_clips` and `num_people` of a seed, the latter None if somebody is unknown.
 
     Raises:
         ValueError: No tables, or tables of different clips, labels or classes.
@@ -120,9 +128,17 @@ def mean_interval(tables: Sequence[PredictionTable]) -> tuple[float, float, floa
         raise ValueError("there are no predictions to evaluate")
     for table in tables[1:]:
         _check_same(tables[0], table)
-    hits = _hits(tables)
-    low, high = interval_of_mean(hits, tables[0].takes, num_resamples=NUM_RESAMPLES)
-    return float(hits.mean()) / len(tables), low / len(tables), high / len(tables)
+    first, num_classes = tables[0], len(tables[0].class_names)
+    predicted = np.stack([table.predicted for table in tables])
+    found = scores([confusion(first.labels, of_seed, num_classes) for of_seed in predicted])
+    return {
+        **{name: float(of_seeds.mean()) for name, of_seeds in found._asdict().items()},
+        "intervals": intervals(
+            first.labels, predicted, first.takes, first.people, num_classes, num_resamples=NUM_RESAMPLES
+        ),
+        "num_clips": len(first.keys),
+        "num_people": len(set(first.people)) if all(first.people) else None,
+    }
 
 
 def order_counts(counts: ArrayLike, class_names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[int, ...]:

@@ -19,13 +19,8 @@ from fastemo.evaluation.calibration import calibration
 from fastemo.evaluation.groups import gaps, group_metrics
 from fastemo.evaluation.metrics import Metrics, compute_metrics
 from fastemo.evaluation.probes import Order, check_order, reorder
-from fastemo.evaluation.tables import CLIP_COLUMNS
-from fastemo.evaluation.uncertainty import (
-    LEVEL,
-    first_file_per_take,
-    interval_of_mean,
-    score_intervals,
-)
+from fastemo.evaluation.tables import CLIP_COLUMNS, TEXT_COLUMNS
+from fastemo.evaluation.uncertainty import first_file_per_take, interval_of_mean, intervals
 from fastemo.machine import write_text
 from fastemo.video.augment import center_crop
 from fastemo.video.config import AugmentConfig
@@ -156,36 +151,18 @@ def summarise(
     shown = [by_key[key] for key in predictions.keys]
     takes = [clip.take for clip in shown]
     num_takes = len(set(takes))
+    people = [clip.person for clip in shown]
     groups = group_metrics(predictions.labels, predictions.predicted, shown, len(class_names))
     return {
         **predictions.metrics(class_names).to_json(),
         "loss": predictions.loss,
         "num_takes": num_takes,
-        "intervals": _intervals(predictions, shown, len(class_names)),
+        "intervals": intervals(predictions.labels, predictions.predicted, takes, people, len(class_names)),
         "one_file_a_take": None if num_takes == len(takes) else _one_file_a_take(predictions, shown, class_names),
         "calibration": calibration(predictions.correct, predictions.probabilities.max(1)),
         "groups": groups,
         "gaps": gaps(groups, predictions.correct, shown),
         **({} if probes is None else {"probes": _probed(predictions, probes, by_key)}),
-    }
-
-
-def _intervals(predictions: Predictions, shown: Sequence[Clip], num_classes: int) -> dict[str, Any]:
-    """By takes, and by actors if each clip's is known and there are at least two."""
-
-    def over(groups: Sequence[str]) -> dict[str, Any]:
-        found = score_intervals(predictions.labels, predictions.predicted, groups, num_classes)
-        return {"num_groups": len(set(groups)), **{name: list(interval) for name, interval in found.items()}}
-
-    takes = over([clip.take for clip in shown])
-    actors = [str(clip.actor) for clip in shown if clip.actor]
-    enough = len(actors) == len(shown) and len(set(actors)) > 1
-    return {
-        "level": LEVEL,
-        "accuracy": takes["accuracy"],
-        "resampled": "takes",
-        "takes": takes,
-        "actors": over(actors) if enough else None,
     }
 
 
@@ -234,12 +211,13 @@ def write_predictions(path: Path, predictions: Predictions, clips: Sequence[Clip
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     probability_columns = [f"probability_{name}" for name in class_names]
-    writer.writerow(["key", "label", "prediction", *probability_columns, *CLIP_COLUMNS])
+    writer.writerow(["key", "label", "prediction", *probability_columns, *CLIP_COLUMNS, *TEXT_COLUMNS])
     for key, label, predicted, probabilities in zip(
         predictions.keys, predictions.labels, predictions.predicted, predictions.probabilities, strict=True
     ):
         clip = by_key[key]
         shares = [f"{share:.6f}" for share in probabilities]
         fields = [getattr(clip, name) or "" for name in CLIP_COLUMNS]
-        writer.writerow([key, class_names[label], class_names[predicted], *shares, *fields])
+        row = [key, class_names[label], class_names[predicted], *shares, *fields, clip.person, clip.corpus]
+        writer.writerow(row)
     write_text(path, text.getvalue())

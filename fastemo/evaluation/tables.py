@@ -15,6 +15,7 @@ import numpy as np
 from fastemo.corpus.clip import Clip
 
 CLIP_COLUMNS = ("actor", "modality", "channel", "intensity", "statement", "repetition")
+TEXT_COLUMNS = ("subject", "corpus")  # version 0.1.0 did not write them
 _CLASSES = ("key", "label", "prediction")
 _PROBABILITY = "probability_"
 _NUMBER = re.compile(r"\d{0,9}", re.ASCII)
@@ -33,6 +34,7 @@ class PredictionTable:
         labels, predicted: int64 [N], positions in `class_names`.
         probabilities: float64 [N, K], rounded to six digits.
         takes: The same for both files of one performance: RAVDESS's name without the modality, else the key.
+        people: Who is shown, as `Clip.person`; empty where unknown.
         actors, modalities: int64 [N], 0 where unknown.
     """
 
@@ -43,6 +45,7 @@ class PredictionTable:
     predicted: np.ndarray
     probabilities: np.ndarray
     takes: tuple[str, ...]
+    people: tuple[str, ...]
     actors: np.ndarray
     modalities: np.ndarray
 
@@ -57,6 +60,7 @@ class PredictionTable:
             self,
             keys=tuple(self.keys[row] for row in rows),
             takes=tuple(self.takes[row] for row in rows),
+            people=tuple(self.people[row] for row in rows),
             labels=self.labels[rows],
             predicted=self.predicted[rows],
             probabilities=self.probabilities[rows],
@@ -81,6 +85,7 @@ def joined(tables: Sequence[PredictionTable]) -> PredictionTable:
         first,
         keys=tuple(key for table in tables for key in table.keys),
         takes=tuple(take for table in tables for take in table.takes),
+        people=tuple(person for table in tables for person in table.people),
         labels=np.concatenate([table.labels for table in tables]),
         predicted=np.concatenate([table.predicted for table in tables]),
         probabilities=np.concatenate([table.probabilities for table in tables]),
@@ -101,9 +106,9 @@ def read_predictions(path: Path) -> PredictionTable:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.reader(file, strict=True)
         try:
-            class_names = _class_names(next(reader, []))
+            class_names, has_texts = _class_names(next(reader, []))
             for cells in reader:
-                row = _read_row(cells, class_names)
+                row = _read_row(cells, class_names, has_texts)
                 if row.key in rows:
                     raise ValueError(f"duplicate key {row.key!r}")
                 rows[row.key] = row
@@ -120,6 +125,7 @@ def read_predictions(path: Path) -> PredictionTable:
         predicted=np.array([row.predicted for row in ordered]),
         probabilities=np.array([row.probabilities for row in ordered]),
         takes=tuple(row.take for row in ordered),
+        people=tuple(row.person for row in ordered),
         actors=np.array([row.actor for row in ordered]),
         modalities=np.array([row.modality for row in ordered]),
     )
@@ -131,23 +137,29 @@ class _Row(NamedTuple):
     predicted: int
     probabilities: list[float]
     take: str
+    person: str
     actor: int
     modality: int
 
 
-def _class_names(header: list[str]) -> tuple[str, ...]:
-    columns = header[len(_CLASSES) : len(header) - len(CLIP_COLUMNS)]
+def _class_names(header: list[str]) -> tuple[tuple[str, ...], bool]:
+    """The classes, and whether the columns of text are there."""
+    has_texts = header[-len(TEXT_COLUMNS) :] == [*TEXT_COLUMNS]
+    last = (*CLIP_COLUMNS, *TEXT_COLUMNS * has_texts)
+    columns = header[len(_CLASSES) : len(header) - len(last)]
     names = tuple(column.removeprefix(_PROBABILITY) for column in columns)
-    wanted = [*_CLASSES, *(_PROBABILITY + name for name in names), *CLIP_COLUMNS]
+    wanted = [*_CLASSES, *(_PROBABILITY + name for name in names), *last]
     if header != wanted or not names or "" in names or len(set(names)) < len(names):
         raise ValueError("its first line is not the header of predictions")
-    return names
+    return names, has_texts
 
 
-def _read_row(cells: list[str], class_names: tuple[str, ...]) -> _Row:
+def _read_row(cells: list[str], class_names: tuple[str, ...], has_texts: bool) -> _Row:
     """Parse one line. Raises `ValueError` for what no run writes."""
-    if len(cells) != len(_CLASSES) + len(class_names) + len(CLIP_COLUMNS):
+    num_texts = len(TEXT_COLUMNS) * has_texts
+    if len(cells) != len(_CLASSES) + len(class_names) + len(CLIP_COLUMNS) + num_texts:
         raise ValueError(f"{len(cells)} cells, but the header has a different number")
+    cells, texts = cells[: len(cells) - num_texts], cells[len(cells) - num_texts :]
     key, label, prediction = cells[: len(_CLASSES)]
     if not key:
         raise ValueError("the key is empty")
@@ -171,7 +183,9 @@ def _read_row(cells: list[str], class_names: tuple[str, ...]) -> _Row:
         label=class_names.index(label),
         predicted=class_names.index(prediction),
         probabilities=probabilities,
-        take=Clip(key=key, modality=modality).take,
+        # A name of RAVDESS has no "#" but before a segment.
+        take=Clip(key=key, modality=modality, segment=key.rpartition("/")[2].partition("#")[2]).take,
+        person=texts[0] if has_texts else str(actor or ""),
         actor=actor,
         modality=modality,
     )

@@ -1,6 +1,6 @@
 """Confidence intervals by bootstrap over groups of clips that are not independent.
 
-A group is a take (its audio-video and video-only copies are one performance encoded twice) or an actor. Whole groups
+A group is a take (its audio-video and video-only copies are one performance encoded twice) or a person. Whole groups
 are drawn with replacement, so a resample is a sum over groups, weighted by how often each was drawn. Source:
 Efron & Tibshirani (1993), "An Introduction to the Bootstrap", sections 8.5 and 13.3.
 """
@@ -8,6 +8,7 @@ Efron & Tibshirani (1993), "An Introduction to the Bootstrap", sections 8.5 and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -118,21 +119,54 @@ def score_intervals(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap percentile intervals of accuracy, UAR and macro F1, by name; arguments as of `interval_of_mean`.
+    """Bootstrap percentile intervals of accuracy, UAR and macro F1, by name; other arguments as of `interval_of_mean`.
 
     UAR and macro F1 of a resample are over the classes in it.
+
+    Args:
+        labels: Integer [N].
+        predicted: Integer [N], or [S, N] of a model's S seeds, whose mean score is meant.
 
     Raises:
         ValueError: As `interval_of_mean`.
     """
-    shown, said = np.asarray(labels), np.asarray(predicted)
-    if not shown.shape == said.shape == (len(groups),):
+    shown, said = np.asarray(labels), np.atleast_2d(predicted)
+    if not shown.shape == said.shape[1:] == (len(groups),):
         raise ValueError(f"labels {shown.shape} and predictions {said.shape} must be one for each of {len(groups)}")
     member, num_groups = group_members(groups)
-    cells = np.zeros((num_groups, num_classes, num_classes))
-    np.add.at(cells, (member, shown, said), 1)
+    cells = np.zeros((num_groups, len(said), num_classes, num_classes))
+    np.add.at(cells, (member, np.arange(len(said))[:, None], shown, said), 1)
     measured: Scores = scores(resample(cells, num_resamples=num_resamples, seed=seed))
-    return {name: percentile_interval(values, level) for name, values in measured._asdict().items()}
+    return {name: percentile_interval(values.mean(-1), level) for name, values in measured._asdict().items()}
+
+
+def intervals(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    takes: Sequence[str],
+    people: Sequence[str],
+    num_classes: int,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+) -> dict[str, Any]:
+    """The `intervals` of `test.json`: `score_intervals` over takes and, as `actors`, over people.
+
+    Args:
+        people: N, empty where unknown. Without everybody's, or with one person alone, `actors` is None.
+    """
+
+    def over(groups: Sequence[str]) -> dict[str, Any]:
+        found = score_intervals(labels, predicted, groups, num_classes, num_resamples=num_resamples)
+        return {"num_groups": len(set(groups)), **{name: list(interval) for name, interval in found.items()}}
+
+    by_take = over(takes)
+    return {
+        "level": LEVEL,
+        "accuracy": by_take["accuracy"],
+        "resampled": "takes",
+        "takes": by_take,
+        "actors": over(people) if all(people) and len(set(people)) > 1 else None,
+    }
 
 
 def first_file_per_take(takes: Sequence[str], modalities: Sequence[int]) -> NDArray[np.int64]:

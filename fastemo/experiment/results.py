@@ -16,9 +16,10 @@ from fastemo.evaluation.cost import forward_flops, num_parameters, training_spee
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
 from fastemo.machine import describe_machine, versions, write_text
-from fastemo.report import figures
+from fastemo.report import figures, words
 from fastemo.report.schema import Epoch, Examples, Result, parse_json, read_json
 from fastemo.report.view import Run
+from fastemo.training.progress import best_epoch_on_test
 
 
 def write_report(
@@ -57,6 +58,8 @@ def write_report(
         },
         **summarise(predictions, splits.test, names, probes),
     }
+    if best := best_epoch_on_test(history):
+        result["best_epoch_on_test"] = best
     write_predictions(run_dir / "predictions.csv", predictions, splits.test, names)
     write_examples(config, run_dir, root, splits.test, predictions, names, model, names)
     text = json.dumps(result, indent=2) + "\n"
@@ -73,8 +76,18 @@ def write_report(
 
 def results_line(result: dict[str, Any]) -> str:
     low, high = result["intervals"]["accuracy"]
+    hardest = words.hardest_pair(result.get("protocol"), result.get("corpus"))
     return (
         f"accuracy {result['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), UAR {result['uar']:.1%}, "
         f"macro-F1 {result['macro_f1']:.3f} on {result['num_clips']} clips of {result['num_takes']} takes; "
-        f"chance {result['chance']:.1%}" + (f"; {result['caveat']}" if result.get("caveat") else "")
+        + "; ".join(filter(None, (f"chance {result['chance']:.1%}", hardest, result.get("caveat"))))
     )
+
+
+def best_line(result: dict[str, Any]) -> str:
+    """The line about the best epoch on the test split; empty unless each epoch was tested."""
+    best = result.get("best_epoch_on_test")
+    if best is None:
+        return ""
+    scores = f"accuracy {best['accuracy']:.1%}, UAR {best['uar']:.1%}"
+    return f"{words.BEST_ON_TEST}: {scores} after epoch {best['epoch']}"

@@ -23,7 +23,7 @@ from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import Splits, split_corpus
 from fastemo.errors import Stopped
-from fastemo.experiment.results import results_line, write_report
+from fastemo.experiment.results import best_line, results_line, write_report
 from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of
 from fastemo.machine import only_one, write_text
 from fastemo.models.build import build_model, check_backbone
@@ -143,6 +143,7 @@ def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack
         config.augment,
         run_dir,
         console,
+        test=loaders["test"] if config.train.test_every_epoch else None,
         resume=found.checkpoint,
         max_dropped=config.corpus.max_dropped if config.corpus.on_error == "drop" else None,
     )
@@ -183,6 +184,8 @@ def _test(
             config, run_dir, root, splits, trainer.history, predictions, probes, model, epoch=info["epoch"]
         )
         console.say(f"test: {results_line(result)}")
+        if line := best_line(result):
+            console.say(line)
 
 
 def _prepare(

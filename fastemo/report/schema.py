@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -49,8 +49,17 @@ class Order(Record):
     interval: Interval
 
 
-class Intervals(Record):
+class Resampled(Record):
+    num_groups: Count
     accuracy: Interval
+    uar: Interval
+
+
+class Intervals(Record):
+    """Over takes; `actors`: over people, if they are known."""
+
+    accuracy: Interval
+    actors: Resampled | None = None
 
 
 class Bin(Record):
@@ -82,6 +91,13 @@ class Gap(Record):
     p: Share | None = None
 
 
+class BestOnTest(Record):
+    """Of the best epoch on the test split; of a row that of its folds, pooled."""
+
+    accuracy: Share
+    uar: Share
+
+
 class Result(Record):
     """`test.json`, and the result of a study's run, which has fewer keys, but also `interval`, `epochs` and `order`."""
 
@@ -111,6 +127,8 @@ class Result(Record):
     groups: dict[Text, dict[Text, Group]] | None = None
     gaps: list[Gap] | None = None
     left_out: dict[Text, Count] | None = None
+    subjects: Literal["unseen", "shared", "unknown"] = "unseen"
+    best_epoch_on_test: BestOnTest | None = None
 
     @model_validator(mode="after")
     def _is_square(self) -> Result:
@@ -162,6 +180,10 @@ class StudyRow(Record):
     cells: list[Text]
     accuracy: Share | None = None
     interval: Interval | None = None
+    uar: Share | None = None
+    macro_f1: Share | None = None
+    intervals: Intervals | None = None
+    best_epoch_on_test: BestOnTest | None = None
     report: Share | None = None
     order: Order | None = None
     probes: dict[Text, Probe] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,10 +12,21 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fastemo.evaluation.compare import mean_interval
+from fastemo.evaluation.compare import pooled
 from fastemo.evaluation.tables import PredictionTable, joined
 from fastemo.evaluation.uncertainty import first_file_per_take
-from fastemo.report.schema import Comparison, Cost, Epoch, Example, Order, Probe, Result
+from fastemo.report.schema import (
+    BestOnTest,
+    Comparison,
+    Cost,
+    Epoch,
+    Example,
+    Intervals,
+    Order,
+    Probe,
+    Resampled,
+    Result,
+)
 
 MODEL, FRAMES, AUGMENTED = "model.name", "video.num_frames", "augment.enabled"
 _NO_DIFFERENCE = ("name", "runs_dir", "resume", "model.num_frames")
@@ -73,12 +85,13 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the results: one run, or the mean of a configuration's seeds and folds.
+    """A line of the results: one run, or a configuration's folds pooled, and the mean of its seeds.
 
     Attributes:
         number: Position on the page.
         runs: Empty if one is not finished.
         accuracy: Not None if there are runs.
+        uar, macro_f1: None in studies of version 0.1.0, which did not pool them: then the mean over the runs.
         report: Accuracy of the reference study.
     """
 
@@ -88,6 +101,10 @@ class Row:
     runs: Sequence[Run]
     accuracy: Any
     interval: Sequence[float] | None = None
+    uar: float | None = None
+    macro_f1: float | None = None
+    intervals: Intervals | None = None
+    best_epoch_on_test: BestOnTest | None = None
     report: float | None = None
     order: Order | None = None
     probes: Mapping[str, Probe] | None = None
@@ -96,6 +113,11 @@ class Row:
     @property
     def name(self) -> str:
         return f"{self.number}. {self.label}"
+
+    @property
+    def over_people(self) -> Resampled | None:
+        """Intervals over people, if they are known."""
+        return self.intervals.actors if self.intervals else None
 
     def mean(self, key: str) -> float | None:
         """Mean over the runs' results that have this key."""
@@ -109,11 +131,14 @@ class Row:
 
     @property
     def recalls(self) -> dict[str, float | None]:
-        """Recall by class, the mean over the runs in which the class has clips."""
-        found: dict[str, list[float]] = {name: [] for run in self.runs for name in run.class_names}
-        for name, of_class in found.items():
-            of_class += [it for run in self.runs if (it := run.result.per_class.get(name)) is not None]
-        return {name: fmean(of_class) if of_class else None for name, of_class in found.items()}
+        """Recall by class over the clips of all runs; None without a clip."""
+        clips: Counter[str] = Counter()
+        hits: Counter[str] = Counter()
+        for run in self.runs:
+            for place, (name, line) in enumerate(zip(run.class_names, run.result.confusion, strict=True)):
+                clips[name] += sum(line)
+                hits[name] += line[place]
+        return {name: hits[name] / count if count else None for name, count in clips.items()}
 
     @cached_property
     def tables(self) -> list[PredictionTable]:
@@ -136,10 +161,10 @@ class Row:
             return found[0].accuracy, found[0].intervals.accuracy if found[0].intervals else None, num_clips
         try:
             tables = [it.at(first_file_per_take(it.takes, it.modalities.tolist())) for it in self.tables]
-            accuracy, low, high = mean_interval(tables)
+            found_pooled = pooled(tables)
         except ValueError:  # no predictions, or seeds tested on other clips
             return fmean(it.accuracy for it in found), None, num_clips
-        return accuracy, (low, high), num_clips
+        return found_pooled["accuracy"], found_pooled["intervals"]["accuracy"], num_clips
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,12 @@ from typing import Any
 from fastemo.report.schema import Machine
 
 _MOST_LISTED = 4
+BEST_ON_TEST = "best epoch on test (optimistic)"
+_HARDEST_PAIR = "tested on actors 23 and 24, RAVDESS's hardest pair (docs/protocols.md)"
+_SUBJECTS = {
+    "shared": "People are in several splits: the accuracy is not for unseen subjects.",
+    "unknown": "Whether the people tested are unseen is unknown: the accuracy may not be for unseen subjects.",
+}
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -67,6 +73,19 @@ def versions(found: Iterable[dict[str, str] | None]) -> str:
         for package, version in (of_run or {}).items():
             known.setdefault(package, {})[version] = None
     return ", ".join(f"{package} {' and '.join(versions)}" for package, versions in known.items())
+
+
+def hardest_pair(protocol: str | None, corpus: str | None) -> str:
+    """What a reader of any figure of RAVDESS's actors 23 and 24 must know; empty for other tests."""
+    is_theirs = not {"speech", "report", "speech+song"}.isdisjoint((protocol or "").split(", "))  # of several corpora
+    return _HARDEST_PAIR if is_theirs and not (corpus or "").startswith("built-in") else ""
+
+
+def caveats(protocol: str | None, corpus: str | None, subjects: str) -> list[str]:
+    """What a reader of a result's accuracy must know about the people tested, as sentences; `subjects` as in Result."""
+    hardest = hardest_pair(protocol, corpus)
+    hardest = hardest and f"T{hardest[1:]}: the accuracy says little about other people."
+    return [it for it in (_SUBJECTS.get(subjects), hardest) if it]
 
 
 def command(line: str) -> str:

@@ -28,6 +28,8 @@ class TrainConfig:
         plateau_factor: With `plateau`, what the rate is multiplied by.
         plateau_patience: With `plateau`, epochs without a better validation accuracy before that.
         early_stop_patience: Stop after this many epochs without a better validation accuracy; null: never.
+        test_every_epoch: Test after each epoch too, for the best epoch on the test split, which much published code
+            reports. It changes neither training nor result: the result is that of the best epoch on validation.
         clip_norm: Maximum norm of the gradients; 0: no clipping.
         speed: Preset. `auto` picks precision, memory layout and optimiser kernel by measurements on this kind of
             device, and logs them; `fp32` is fp32 with torch's defaults.
@@ -53,6 +55,7 @@ class TrainConfig:
     plateau_factor: float = 0.5
     plateau_patience: int = 2
     early_stop_patience: int | None = 5
+    test_every_epoch: bool = False
     clip_norm: float = 5.0
     speed: SpeedMode = "auto"
     precision: Precision = "auto"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from fastemo.errors import UserError
 from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.evaluation.probes import PROBES, Order
 from fastemo.machine import available_processors
+from fastemo.training.progress import split_scores
 from fastemo.training.resume import join_after_restart
 from fastemo.training.speed import Speed
 from fastemo.video.config import AugmentConfig
@@ -128,6 +129,11 @@ class Processes:
         """Predictions of every clip of a split once, its frames in that order, gathered on all ranks."""
         local = predict(self.bare_model, loader, augment_config, order=order, seed=self._seed)
         return Predictions.joined(gather_object([local]))
+
+    def scores(self, splits: Mapping[str, ClipLoader], augment_config: AugmentConfig) -> dict[str, Any]:
+        """What an epoch's row holds of these splits."""
+        found = (split_scores(name, self.predict(loader, augment_config)) for name, loader in splits.items())
+        return {key: value for of_split in found for key, value in of_split.items()}
 
     def probe(self, loader: ClipLoader, augment_config: AugmentConfig) -> dict[str, Predictions]:
         """Predictions of the same clips with their frames in other orders, by the order's name."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from fastemo.evaluation.evaluate import Predictions
 from fastemo.training.config import TrainConfig
 
 
@@ -70,6 +71,22 @@ class Progress:
 
     def stopped_early(self, config: TrainConfig) -> bool:
         return self.epochs_without_gain == config.early_stop_patience
+
+
+def split_scores(split: str, predictions: Predictions) -> dict[str, Any]:
+    """What an epoch's row holds of a split; of the test also the confusion matrix, which folds are pooled by."""
+    metrics = predictions.metrics(range(predictions.logits.shape[1]))  # type: ignore[arg-type]
+    found = {f"{split}_loss": predictions.loss, f"{split}_accuracy": metrics.accuracy, f"{split}_uar": metrics.uar}
+    return found if split == "val" else {**found, f"{split}_confusion": metrics.confusion.tolist()}
+
+
+def best_epoch_on_test(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The epoch with the highest test accuracy, the first in case of a tie; None without `train.test_every_epoch`."""
+    tested = [row for row in history if "test_accuracy" in row]
+    if not tested:
+        return None
+    best = max(tested, key=lambda row: row["test_accuracy"])
+    return {"epoch": best["epoch"], **{name: best[f"test_{name}"] for name in ("accuracy", "uar", "confusion")}}
 
 
 def json_lines(rows: Sequence[dict[str, Any]]) -> str:

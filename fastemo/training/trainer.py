@@ -103,6 +103,7 @@ class Trainer(Processes):
         run_dir: Path,
         console: Console,
         *,
+        test: ClipLoader | None = None,
         resume: Checkpoint | None = None,
         max_dropped: int | None = None,
     ) -> None:
@@ -112,6 +113,7 @@ class Trainer(Processes):
         `dropped.csv` if clips were dropped; `history` holds the rows of the first.
 
         Args:
+            test: The test split, if it is predicted after each epoch too.
             resume: The checkpoint to resume from.
             max_dropped: Clips that loaders may drop; `None`: any number.
 
@@ -121,13 +123,15 @@ class Trainer(Processes):
             Stopped: By a signal; a checkpoint of that step is written.
         """
         self._max_dropped, self._last_saved = max_dropped, time.monotonic()
+        splits = {"val": val} if test is None else {"val": val, "test": test}
         with self.signals.deferred(), console.track("training", "clips") as advance:
             if resume is not None:
                 self._restore(resume, train, run_dir)
             while not self.progress.is_over(self.config):
                 epoch = self.progress.epoch
                 scores, speed = self._train_epoch(train, augment_config, epoch, advance, run_dir)
-                row, improved = self._end_epoch(val, augment_config, {"epoch": epoch, **scores}, speed)
+                row = {"epoch": epoch, **scores, **self.scores(splits, augment_config), **speed}
+                improved = self._end_epoch(row)
                 self.note_dropped({"train": train, "val": val}, epoch, run_dir)
                 self._save(run_dir, epoch, len(train.clips), improved=improved)
                 console.say(epoch_line(row, self.config.epochs, improved))
@@ -136,17 +140,11 @@ class Trainer(Processes):
         if self.progress.stopped_early(self.config):
             console.say(f"stopped early: {self.config.early_stop_patience} epochs without a better validation accuracy")
 
-    def _end_epoch(
-        self, val: ClipLoader, augment_config: AugmentConfig, scores: dict[str, Any], speed: dict[str, Any]
-    ) -> tuple[dict[str, Any], bool]:
-        """Validate; return the epoch's row and whether it is the best so far."""
-        predictions = self.predict(val, augment_config)
-        metrics = predictions.metrics(range(predictions.logits.shape[1]))  # type: ignore[arg-type]
-        validated = {"val_loss": predictions.loss, "val_accuracy": metrics.accuracy, "val_uar": metrics.uar}
-        row = {**scores, **validated, **speed}
+    def _end_epoch(self, row: dict[str, Any]) -> bool:
+        """Add an epoch's row; return whether it is the best so far."""
         if self.config.schedule == "plateau":
-            self._scheduler.step(metrics.accuracy)
-        return row, self.progress.end_epoch(row)
+            self._scheduler.step(row["val_accuracy"])
+        return self.progress.end_epoch(row)
 
     def plain_faults(self) -> AbstractContextManager[None]:
         """Inside, faults of the machine or of another process become a `UserError`."""

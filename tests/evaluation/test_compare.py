@@ -19,11 +19,12 @@ from fastemo.evaluation.compare import (
     compare,
     holm,
     mcnemar,
-    mean_interval,
     order_accuracy,
     order_counts,
+    pooled,
 )
 from fastemo.evaluation.metrics import confusion
+from fastemo.evaluation.tables import joined
 from fastemo.evaluation.uncertainty import interval_of_mean
 
 P_VALUES = st.lists(st.floats(0, 1), max_size=12)
@@ -43,6 +44,7 @@ def table(correct: np.ndarray, *, twins: bool = False, source: str = "one") -> P
         probabilities=np.eye(2)[predicted],
         takes=tuple(f"take{i // (2 if twins else 1):04d}" for i in range(count)),
         actors=np.ones(count, dtype=np.int64),
+        people=("1",) * count,
         modalities=np.array([i % 2 + 1 if twins else 2 for i in range(count)]),
     )
 
@@ -133,7 +135,7 @@ def test_twins_count_as_one_take(seed):
     (found,) = compare({"a": [twice[0]], "b": [twice[1]]})
     assert found.pop("num_clips") == 2 * once.pop("num_clips") == 240
     assert found == once
-    assert mean_interval(twice[:1]) == mean_interval([table(a)])
+    assert pooled(twice[:1]) == {**pooled([table(a)]), "num_clips": 240}
 
 
 def test_mcnemar_takes_the_video_only_file_of_a_take():
@@ -150,8 +152,39 @@ def test_several_seeds_are_averaged_and_mcnemar_takes_the_first():
     assert (row["only_a"], row["only_b"]) == ((a[0] & ~b[0]).sum(), (b[0] & ~a[0]).sum())
     expected = interval_of_mean(np.mean(a, 0) - np.mean(b, 0), takes, num_resamples=10_000)
     assert row["interval"] == pytest.approx(expected)
-    expected = (np.mean(a), *interval_of_mean(np.mean(a, 0), takes, num_resamples=10_000))
-    assert mean_interval([table(x) for x in a]) == pytest.approx(expected, abs=1e-12)
+    found, expected = pooled([table(x) for x in a]), interval_of_mean(np.mean(a, 0), takes, num_resamples=10_000)
+    assert found["accuracy"] == pytest.approx(np.mean(a), abs=1e-12)
+    assert found["intervals"]["accuracy"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_folds_are_pooled_by_hand():
+    """Two classes, one person per fold.
+
+    Fold of A: three sad clips, two of them right, one calm clip, right: accuracy 3/4, UAR (2/3 + 1) / 2 = 5/6.
+    Fold of B: a sad clip, right, and a calm clip, wrong: accuracy 1/2, UAR (1 + 0) / 2 = 1/2.
+    Pooled: sad 3 of 4, calm 1 of 2: accuracy 4/6 (not 5/8, the mean of the folds), UAR (3/4 + 1/2) / 2 = 5/8 (not 2/3);
+    F1 of sad is 2 * 3 / (4 + 4), of calm 2 * 1 / (2 + 2): macro F1 5/8.
+    """
+    labels, predicted = np.array([0, 0, 0, 1, 0, 1]), np.array([0, 0, 1, 1, 0, 0])
+    both = replace(table(labels == predicted), labels=labels, predicted=predicted, people=(*"AAAABB",))
+    one, other = both.at(np.arange(4)), both.at(np.arange(4, 6))
+    assert joined([other, one]).people == both.people
+    found = pooled([joined([other, one])])
+    assert [found[name] for name in ("accuracy", "uar", "macro_f1")] == pytest.approx([2 / 3, 5 / 8, 5 / 8])
+    assert (found["num_clips"], found["num_people"]) == (6, 2)
+    # A quarter of the resamples are A twice, a quarter are B twice: these are the ends.
+    people = found["intervals"]["actors"]
+    assert people["num_groups"] == 2
+    assert people["accuracy"] == pytest.approx([1 / 2, 3 / 4])
+    assert people["uar"] == pytest.approx([1 / 2, 5 / 6])
+    # A second seed that is always right: the mean of each figure and of each resample.
+    seeds = pooled([both, replace(both, predicted=labels)])
+    assert (seeds["accuracy"], seeds["uar"]) == pytest.approx((5 / 6, 13 / 16))
+    assert seeds["intervals"]["actors"]["accuracy"] == pytest.approx([3 / 4, 7 / 8])
+    assert seeds["num_clips"] == 6
+    unknown = pooled([replace(both, people=(*"AAAAB", ""))])
+    assert (unknown["num_people"], unknown["intervals"]["actors"]) == (None, None)
+    assert unknown["intervals"]["takes"] == found["intervals"]["takes"]
 
 
 def test_p_and_interval_say_the_same():
@@ -170,13 +203,13 @@ def test_other_clips_labels_or_classes_are_refused():
         (replace(one, source="two", class_names=("sad", "calm")), "one and two have different classes"),
     ]
     for other, message in others:
-        for call in (lambda t: compare({"a": [one], "b": [t]}), lambda t: mean_interval([one, t])):
+        for call in (lambda t: compare({"a": [one], "b": [t]}), lambda t: pooled([one, t])):
             with pytest.raises(ValueError, match=message):
                 call(other)
     with pytest.raises(ValueError, match="model b has no predictions"):
         compare({"a": [one], "b": []})
     with pytest.raises(ValueError, match="no predictions"):
-        mean_interval([])
+        pooled([])
 
 
 EIGHT = replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,8 @@ def test_actors_are_drawn_where_two_are_known(ravdess):
     nameless = tuple(Clip(key=f"clip{i}.mp4", emotion="sad", actor=i) for i in range(6))
     found = summarise(predictions_of(nameless), nameless, EMOTIONS)
     assert found["intervals"]["actors"] is None
+    named = tuple(replace(clip, subject=f"S{number % 3}") for number, clip in enumerate(nameless))
+    assert summarise(predictions_of(named), named, EMOTIONS)["intervals"]["actors"]["num_groups"] == 3
     assert found["groups"]["gender"] == {}
     assert list(found["groups"]["actor"]) == ["1", "2", "3", "4", "5"]
 

@@ -17,6 +17,8 @@ CLIPS = [
     Clip(key="Actor_23/02-01-04-01-01-01-23.mp4", actor=23, modality=2, channel=1, intensity=1, statement=1),
     Clip(key="mine/clip \udce4,1.mp4"),
     Clip(key='x"\n.mp4', actor=1001),
+    Clip(key="A/tape.mp4#0.5-2", subject='J. "Ö" Doe,\n2', corpus="A", segment="0.5-2"),
+    Clip(key="B/02-01-04-01-01-01-23.mp4#1.5-", actor=23, modality=2, corpus="B", segment="1.5-"),
 ]
 HEADER = "key,label,prediction,probability_sad,probability_calm,actor,modality,channel,intensity,statement,repetition"
 ROW = "a.mp4,sad,sad,0.750000,0.250000,1,,,,,"
@@ -44,8 +46,18 @@ def test_what_was_written_is_read(tmp_path_factory, seed):
     np.testing.assert_allclose(table.probabilities, written.probabilities, atol=5.1e-7)
     by_key = {clip.key: clip for clip in CLIPS}
     assert table.takes == tuple(by_key[key].take for key in table.keys)
+    assert table.people == tuple(by_key[key].person for key in table.keys)
+    assert {"23", "1001", "", 'A/J. "Ö" Doe,\n2', "B/23"} == {*table.people}
     assert table.actors.tolist() == [by_key[key].actor for key in table.keys]
     assert table.modalities.tolist() == [by_key[key].modality for key in table.keys]
+
+
+def test_in_a_table_of_version_0_1_0_a_person_is_an_actor(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(f"{HEADER}\n{ROW}\n{ROW.replace('a.mp4', 'b.mp4').replace('0,1,', '0,,')}\n")
+    assert read_predictions(path).people == ("1", "")
+    path.write_text(f"{HEADER},subject,corpus\n{ROW},A/S1,A\n")
+    assert read_predictions(path).people == ("A/S1",)
 
 
 def test_rows_are_sorted_whatever_their_order(tmp_path):
@@ -67,6 +79,9 @@ def test_rows_are_sorted_whatever_their_order(tmp_path):
         (HEADER.replace(",probability_sad,probability_calm", "") + "\n" + ROW, 1, "header"),
         (f"{HEADER}\n{ROW}\n{ROW}", 3, "duplicate key 'a.mp4'"),
         (f"{HEADER}\n{ROW},1", 2, "12 cells"),
+        (f"{HEADER},subject,corpus\n{ROW}", 2, "11 cells"),
+        (f"{HEADER},subject\n{ROW},S1", 1, "header"),
+        (f"{HEADER},corpus,subject\n{ROW},A,S1", 1, "header"),
         (f"{HEADER}\n\n{ROW}", 2, "0 cells"),
         (f"{HEADER}\n{ROW.replace('a.mp4', '')}", 2, "key is empty"),
         (f"{HEADER}\n{ROW.replace('sad', 'happy')}", 2, "'happy' is not one of the classes"),

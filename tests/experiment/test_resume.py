@@ -63,6 +63,30 @@ def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, folde
     assert trained(["--resume", str(folder)]) == folder, "a finished run is left as it is"
 
 
+def test_testing_every_epoch_changes_nothing_else_and_survives_a_resume(
+    whole, tiny_corpus, tmp_path, folder, monkeypatch, capsys
+):
+    stopped(options(tiny_corpus, tmp_path, "--train.test_every_epoch", "true"), monkeypatch, 45)
+    capsys.readouterr()
+    trained(["--resume", str(folder)])
+    found = bits(folder)
+    lines = [{name: line.pop(name) for name in [*line] if name.startswith("test_")} for line in found["lines"]]
+    best = found["result"].pop("best_epoch_on_test")
+    assert_same_bits(bits(whole), found)
+    assert best["accuracy"] == max(line["test_accuracy"] for line in lines)
+    assert {name: lines[best["epoch"] - 1][f"test_{name}"] for name in ("accuracy", "uar", "confusion")} == {
+        name: best[name] for name in ("accuracy", "uar", "confusion")
+    }
+    # The result is that of the epoch chosen on validation.
+    chosen = lines[found["result"]["epoch"] - 1]
+    assert (chosen["test_accuracy"], chosen["test_confusion"]) == (
+        found["result"]["accuracy"],
+        found["result"]["confusion"],
+    )
+    shown = f"best epoch on test (optimistic): accuracy {best['accuracy']:.1%}, UAR {best['uar']:.1%}"
+    assert f"{shown} after epoch {best['epoch']}\n" in capsys.readouterr().out
+
+
 def test_between_epochs_it_stops_as_well(whole, tiny_corpus, tmp_path, folder, monkeypatch):
     arguments = options(tiny_corpus, tmp_path)
     real = trainer_module.Trainer._end_epoch

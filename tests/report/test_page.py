@@ -270,12 +270,42 @@ class TestRuns:
         published = tables["Published accuracies on RAVDESS from the video alone"]
         assert [line[1] for line in published] == ["75.0 %", "62.1 %", "75.6 %"]
 
+    @pytest.mark.parametrize(
+        ("changes", "sentences"),
+        [
+            ({}, ["Tested on actors 23 and 24, RAVDESS's hardest pair"]),
+            ({"protocol": "report"}, ["Tested on actors 23 and 24, RAVDESS's hardest pair"]),
+            ({"corpus": "built-in (generated faces)"}, []),
+            ({"protocol": "kfold5"}, []),
+            ({"protocol": "folders", "subjects": "shared"}, ["the accuracy is not for unseen subjects"]),
+            ({"protocol": "folders", "subjects": "unknown"}, ["Whether the people tested are unseen is unknown"]),
+        ],
+    )
+    def test_warnings_stand_beside_every_figure(self, changed_run, tmp_path, changes, sentences):
+        for name, value in changes.items():
+            change(changed_run / "test.json", name, value=value)
+        tree = page_of(tmp_path / "page.html", changed_run)
+        notes = [it.text for it in tree.all("p") if it.attributes.get("class") == "note"]
+        for sentence in ("hardest pair", "not for unseen subjects", "unseen is unknown"):
+            wanted = 3 * any(sentence in it for it in sentences)  # at the finding, the table and the model
+            assert sum(sentence in it for it in notes) == wanted
+        assert all(any(sentence in it for it in notes) for sentence in sentences)
+
+    def test_the_best_epoch_on_test_stands_apart(self, changed_run, tmp_path):
+        tree = page_of(tmp_path / "page.html", changed_run)
+        assert "optimistic" not in tree.section("results").text + tree.section("models").text
+        change(changed_run / "test.json", "best_epoch_on_test", value={"epoch": 3, "accuracy": 0.625, "uar": 0.5})
+        tree = page_of(tmp_path / "page.html", changed_run)
+        (row,) = tables_of(tree.section("results"))["Run: results by row"]
+        assert row[3] == "62.5 %UAR 50.0 %"
+        assert "Best epoch on test (optimistic): 62.5 %, UAR 50.0 %." in tree.section("models").text
+
     def test_both_files_of_a_take_are_told_both_ways(self, changed_run, tmp_path):
         one = {"accuracy": 0.5, "num_clips": 8, "intervals": {"accuracy": [0.25, 0.75]}}
         change(changed_run / "test.json", "one_file_a_take", value=one)
         tree = page_of(tmp_path / "page.html", changed_run)
         (row,) = tables_of(tree.section("results"))["Run: results by row"]
-        assert row[2] == "50.0 %25.0 to 75.0 %"
+        assert row[3] == "50.0 %25.0 to 75.0 %"
         assert "with one file per take, 8 in all, it was correct for 50.0 % (25.0 to 75.0 %)" in tree.text
 
     def test_later_evaluations(self, changed_run, tmp_path):

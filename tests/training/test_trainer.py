@@ -15,6 +15,7 @@ from fastemo.console import Console
 from fastemo.machine import available_processors
 from fastemo.training import processes
 from fastemo.training.config import TrainConfig
+from fastemo.training.progress import best_epoch_on_test
 from fastemo.training.trainer import Trainer
 from fastemo.video.augment import augment
 from fastemo.video.config import AugmentConfig
@@ -138,6 +139,14 @@ def test_onecycle_ends_after_all_epochs(tmp_path):
     rates = [row["lr"] for row in trainer.history]
     assert max(rates) == rates[1] or max(rates) == rates[2]
     assert trainer.optimizer.param_groups[0]["lr"] < 1e-6
+
+
+def test_the_best_epoch_on_test_is_the_first_of_the_highest_accuracy():
+    rows = [
+        {"epoch": i, "test_accuracy": it, "test_uar": it / 2, "test_confusion": [[i]]} for i, it in enumerate([1, 3, 3])
+    ]
+    assert best_epoch_on_test(rows) == {"epoch": 1, "accuracy": 3, "uar": 1.5, "confusion": [[1]]}
+    assert best_epoch_on_test([{"epoch": 1, "val_accuracy": 0.5}]) is None
 
 
 def test_metrics_lines_are_the_history(tmp_path):

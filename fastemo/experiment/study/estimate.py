@@ -121,6 +121,7 @@ def _batch(config: RunConfig, num_classes: int, device: torch.device) -> ClipBat
 
 def _seconds(config: RunConfig, splits: Splits, step: float) -> float:
     each = step / config.train.batch_size
-    epoch = len(splits.train) * each + len(splits.val) * each * _FORWARD_SHARE
+    held_out = len(splits.val) + len(splits.test) * config.train.test_every_epoch
+    epoch = len(splits.train) * each + held_out * each * _FORWARD_SHARE
     test = len(splits.test) * each * _FORWARD_SHARE * len(ORDERS)
     return _START_SECONDS + config.train.epochs * epoch + test

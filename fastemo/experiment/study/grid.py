@@ -10,6 +10,8 @@ parts:
     base: {model.name: late_fusion}        # keys may be nested or joined by dots
     cells: [{}, {train.lr: 3e-4}]          # sets of keys, one after the other
     grid: {model.fusion: [mean, max]}      # every combination of values, with each of `cells`
+
+The value `all` of `corpus.fold` stands for every fold of the protocol.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from fastemo.config import RunConfig, config_leaves, read_config, with_lists
+from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.folds import RAVDESS_FOLDS
 from fastemo.yaml_files import load_yaml
 
 Settings = dict[str, Any]
@@ -38,6 +42,9 @@ _NO_RESULT = re.compile(
 )
 # Keys in which the runs of one row differ: the row is their mean.
 REPEATS = ("seed", "corpus.fold")
+_NUM_FOLDS = {"kfold": CorpusConfig.folds, **{name: len(folds) for name, folds in RAVDESS_FOLDS.items()}}
+# Keys that version 0.1.0 did not have: at their defaults, a run stays the same run.
+_LATER = ("corpus.folds", "corpus.allow_shared_subjects", "corpus.subjects", "corpus.classes", "train.test_every_epoch")
 _MOST_CELLS = 1000
 _LONGEST_NAME = 80
 
@@ -125,7 +132,7 @@ def _study(content: Any, overrides: Settings) -> Study:
         where = f"part {_text(part, 'name')}"
         chosen = _combinations(part, base, where)
         _check_overrides([settings for settings, _ in chosen], overrides, where)
-        chosen = [({**settings, **overrides}, own) for settings, own in chosen]
+        chosen = [it for settings, own in chosen for it in _folds({**settings, **overrides}, own, where)]
         if len(chosen) * len(seeds) > _MOST_CELLS:
             raise ValueError(f"{where} has more than {_MOST_CELLS} runs, the limit")
         parts.append(_part(part, chosen, seeds, cells, where))
@@ -180,6 +187,22 @@ def _combinations(part: Mapping[str, Any], base: Settings, where: str) -> list[t
         for cell in listed
         for values in product(*grid.values())
     ]
+
+
+def _folds(settings: Settings, own: frozenset[str], where: str) -> list[tuple[Settings, frozenset[str]]]:
+    """A run's keys; if `corpus.fold` is `all`, those of a run for each fold of the protocol."""
+    if settings.get("corpus.fold") != "all":
+        return [(settings, own)]
+    protocol = str(settings.get("corpus.protocol"))
+    count = str((protocol == "kfold" and settings.get("corpus.folds")) or _NUM_FOLDS.get(protocol, ""))
+    if not count:
+        raise ValueError(
+            f"{where}: corpus.fold all needs a corpus.protocol whose folds are known without the corpus: "
+            f"{', '.join(_NUM_FOLDS)}; list those of {protocol}, such as [0, 1, 2]"
+        )
+    # What is no number of folds is refused with the configuration.
+    folds = range(int(count) if re.fullmatch(r"\d{1,4}", count) else 1)
+    return [({**settings, "corpus.fold": fold}, own | {"corpus.fold"}) for fold in folds]
 
 
 def _check_overrides(chosen: Sequence[Settings], overrides: Settings, where: str) -> None:
@@ -240,7 +263,12 @@ def _overrides(arguments: Sequence[str]) -> Settings:
 
 def _digest(leaves: Settings) -> str:
     """A hash of all keys that may affect the result."""
-    told = [f"{key}={value!r}" for key, value in leaves.items() if not _NO_RESULT.fullmatch(key)]
+    defaults = dict(config_leaves(RunConfig()))
+    told = [
+        f"{key}={value!r}"
+        for key, value in leaves.items()
+        if not _NO_RESULT.fullmatch(key) and not (key in _LATER and value == defaults[key])
+    ]
     return hashlib.blake2b("\n".join(told).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
 
 

@@ -8,9 +8,10 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ from fastemo.experiment.study.states import State, read_states, reason_of
 from fastemo.experiment.study.summary import cell_result, parts_result
 from fastemo.machine import describe_machine, only_one, versions, write_text
 from fastemo.models.build import check_backbone
+from fastemo.report.words import BEST_ON_TEST, caveats
 from fastemo.training.stopping import StopSignals
 
 _POLL_SECONDS = 0.2
@@ -261,7 +263,16 @@ class _Runner:
         finished = {name for name, state in self._states.items() if state.status == "finished"}
         found = self._write(parts_result(self._study, self._out, finished))
         for part in found["parts"]:
-            self._console.table(part["title"], [_line(row) for row in part["rows"]])
+            lines = [_line(row) for row in part["rows"]]
+            used = {name for line in lines for name, text in line.items() if text}
+            self._console.table(part["title"], [{name: line[name] for name in line if name in used} for line in lines])
+        told = [
+            caveats(it["protocol"], it["corpus"], it.get("subjects", "unseen"))
+            for cell in found["cells"]
+            if (it := cell["result"])
+        ]
+        for note in dict.fromkeys(chain(*told)):
+            self._console.say(f"note: {note}")
         failed = {name: state.reason for name, state in self._states.items() if state.status == "failed"}
         if failed:
             name, reason = next(iter(failed.items()))
@@ -275,19 +286,22 @@ class _Runner:
 
 def _line(row: dict[str, Any]) -> dict[str, str | int]:
     """A row of the terminal's table."""
-    if row["accuracy"] is None:
-        return {
-            "run": row["label"],
-            "accuracy": "not finished",
-            "95 % interval": "",
-            "order": "",
-            "Roy (2025)": "",
-        }
-    order, report = row["order"], row["report"]
+    over_people = (row["intervals"] or {}).get("actors") or {}
     return {
         "run": row["label"],
-        "accuracy": f"{row['accuracy']:.1%}",
-        "95 % interval": " to ".join(f"{it:.1%}" for it in row["interval"]),
-        "order": f"{order['accuracy']:.1%}" if order else "",
-        "Roy (2025)": f"{report:.1%}" if report is not None else "",
+        "accuracy (WAR)": _share(row) or "not finished",
+        "95 % interval": _between(row["interval"]),
+        "over people": _between(over_people.get("accuracy")),
+        "UAR": _share(row, "uar"),
+        BEST_ON_TEST: _share(row["best_epoch_on_test"]),
+        "order": _share(row["order"]),
+        "Roy (2025)": _share(row, "report"),
     }
+
+
+def _share(found: Mapping[str, Any] | None, key: str = "accuracy") -> str:
+    return f"{found[key]:.1%}" if found and found[key] is not None else ""
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return " to ".join(f"{it:.1%}" for it in interval or ())

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fastemo.config import RunConfig
 from fastemo.corpus.synthetic.action_units import PAIRS
-from fastemo.evaluation.compare import compare, mean_interval, order_accuracy
+from fastemo.evaluation.compare import compare, order_accuracy, pooled
+from fastemo.evaluation.metrics import scores
 from fastemo.evaluation.tables import PredictionTable, joined, read_predictions
 from fastemo.experiment.study.grid import Cell, Part, Row, Study
 from fastemo.report.published import report_accuracy
@@ -29,6 +29,11 @@ _TEST_KEYS = (
     "probes",
 )
 _HEAD_KEYS = ("protocol", "corpus", "epoch", "cost")
+_LATER_KEYS = ("subjects", "best_epoch_on_test")  # not of every run and version
+_ROW_KEYS = (
+    *("accuracy", "uar", "macro_f1", "interval", "intervals", "num_folds", "num_clips", "num_people"),
+    *("best_epoch_on_test", "order", "probes", "cost"),
+)
 
 
 def cell_result(folder: Path) -> dict[str, Any]:
@@ -45,6 +50,7 @@ def cell_result(folder: Path) -> dict[str, Any]:
         interval = list(test["intervals"]["accuracy"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); move the folder away to repeat the run") from error
+    told |= {name: test[name] for name in _LATER_KEYS if name in test}
     return {**told, "interval": interval, "epochs": epochs}
 
 
@@ -60,7 +66,7 @@ def parts_result(study: Study, out: Path, finished: set[str]) -> list[dict[str, 
 
 def _part(part: Part, cells: dict[str, Cell], out: Path, finished: set[str]) -> dict[str, Any]:
     tables = {row.label: _tables(row, cells, out) for row in part.rows if finished.issuperset(row.cells)}
-    rows = [_row(row, cells[row.cells[0]].config, tables.get(row.label), out) for row in part.rows]
+    rows = [_row(row, cells, tables.get(row.label), out) for row in part.rows]
     found: dict[str, Any] = {"name": part.name, "title": part.title, "rows": rows}
     found |= {"comparisons": [], "order_comparisons": [], "comparison_note": None}
     try:
@@ -74,40 +80,51 @@ def _part(part: Part, cells: dict[str, Cell], out: Path, finished: set[str]) -> 
 
 def _tables(row: Row, cells: dict[str, Cell], out: Path) -> list[PredictionTable]:
     """A table for each seed, its folds joined."""
-    by_seed: dict[int, list[PredictionTable]] = {}
-    for name in row.cells:
-        table = read_predictions(out / "cells" / name / "predictions.csv")
+
+    def read(name: str) -> PredictionTable:
         # Messages name the run, not its folder.
-        by_seed.setdefault(cells[name].config.seed, []).append(replace(table, source=name))
-    return [joined(folds) for folds in by_seed.values()]
+        return replace(read_predictions(out / "cells" / name / "predictions.csv"), source=name)
+
+    return [joined([*map(read, names)]) for names in _by_seed(row, cells)]
 
 
-def _row(row: Row, config: RunConfig, tables: Sequence[PredictionTable] | None, out: Path) -> dict[str, Any]:
+def _by_seed(row: Row, cells: dict[str, Cell]) -> list[list[str]]:
+    """The names of a row's runs: those of a seed are its folds."""
+    found: dict[int, list[str]] = {}
+    for name in row.cells:
+        found.setdefault(cells[name].config.seed, []).append(name)
+    return [*found.values()]
+
+
+def _row(row: Row, cells: dict[str, Cell], tables: Sequence[PredictionTable] | None, out: Path) -> dict[str, Any]:
+    config = cells[row.cells[0]].config
     found: dict[str, Any] = {"label": row.label, "settings": row.settings, "cells": list(row.cells)}
     found["report"] = report_accuracy(config.model.name, config.video.num_frames, config.augment.enabled)
     if tables is None:
-        return {
-            **found,
-            "accuracy": None,
-            "accuracies": [],
-            "interval": None,
-            "order": None,
-            "probes": None,
-            "cost": None,
-        }
-    accuracy, low, high = mean_interval(tables)
-    first = cell_result(out / "cells" / row.cells[0])
+        return {**found, **dict.fromkeys(_ROW_KEYS), "accuracies": []}
+    results = {name: cell_result(out / "cells" / name) for name in row.cells}
+    first, measured = results[row.cells[0]], pooled(tables)
     # Only the built-in corpus has classes that differ only in frame order; seeds and folds are pooled.
     order = order_accuracy(joined(tables), PAIRS) if config.corpus.root is None else None
     return {
         **found,
-        "accuracy": accuracy,
+        **measured,
+        "num_folds": len(_by_seed(row, cells)[0]),
         "accuracies": [float(table.correct.mean()) for table in tables],
-        "interval": [low, high],
+        "interval": measured["intervals"]["accuracy"],
+        "best_epoch_on_test": _best_on_test([[results[name] for name in names] for names in _by_seed(row, cells)]),
         "order": order,
         "probes": first["probes"],
         "cost": first["cost"],
     }
+
+
+def _best_on_test(by_seed: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float] | None:
+    """Accuracy and UAR if each run's epoch were chosen on its test split: its folds pooled, the mean over the seeds."""
+    if not all("best_epoch_on_test" in result for folds in by_seed for result in folds):
+        return None
+    measured = scores([np.sum([it["best_epoch_on_test"]["confusion"] for it in folds], axis=0) for folds in by_seed])
+    return {"accuracy": float(measured.accuracy.mean()), "uar": float(measured.uar.mean())}
 
 
 def _paired(table: PredictionTable) -> PredictionTable:

@@ -62,6 +62,29 @@ class TestCells:
             assert sorted(members) == [(0, 3), (0, 4), (1, 3), (1, 4)]
         assert [row.label for row in study.parts[0].rows] == ["early_cnn", "late_fusion"]
 
+    @pytest.mark.parametrize(("protocol", "arguments"), [("kfold5", []), ("loso", ["--corpus.protocol", "kfold5"])])
+    def test_all_folds_are_those_of_the_protocol(self, study_file, protocol, arguments):
+        part = {**PART, "grid": {**PART["grid"], "corpus.fold": [*range(5)]}}
+        listed = read_study(study_file(base={"corpus.protocol": "kfold5"}, parts=[part]))
+        found = read_study(study_file(base={"corpus.protocol": protocol, "corpus.fold": "all"}), arguments)
+        assert [cell.name for cell in found.cells] == [cell.name for cell in listed.cells]
+        assert found.parts == listed.parts
+        (one, _) = read_study(
+            study_file(base={"corpus": {"protocol": "kfold5", "fold": "all"}}), ["--corpus.fold=3"]
+        ).cells
+        assert one.config.corpus.fold == 3
+
+    def test_a_run_that_tests_each_epoch_is_another(self, study_file):
+        names, same, others = (
+            {
+                cell.name
+                for cell in read_study(study_file(), [f"--train.test_every_epoch={value}"] if value else []).cells
+            }
+            for value in ("", "false", "true")
+        )
+        assert names == same
+        assert not names & others
+
     def test_equal_configurations_of_two_parts_are_one_cell(self, study_file):
         other = {"name": "two", "base": {"model.pretrained": False}, "cells": [{"model.name": "early_cnn"}]}
         study = read_study(study_file(parts=[PART, other]))
@@ -113,6 +136,12 @@ class TestCells:
         ({}, ["train.lr", "1"], "train.lr is not an option"),
         ({}, ["--train.lr=1", "--train.lr=2"], "--train.lr is given twice"),
         ({}, ["--train.lrr=1"], "part one: unknown key train.lrr"),
+        (
+            {"base": {"corpus.fold": "all"}},
+            [],
+            "part one: corpus.fold all needs a corpus.protocol whose folds are known",
+        ),
+        ({}, ["--corpus.fold=all", "--corpus.protocol=loso"], "list those of loso, such as [0, 1, 2]"),
         ({"seeds": list(range(1001))}, [], "more than 1000 runs"),
     ],
 )
@@ -142,7 +171,7 @@ class TestShipped:
     """Every study file that comes with the project."""
 
     def test_each_is_read(self):
-        num_cells = {"report": 45, "quick": 15, "kfold5": 25, "ablation": 39}
+        num_cells = {"report": 45, "quick": 15, "kfold5": 25, "ablation": 39, "cross_validation": 5}
         studies = {path.stem: read_study(path) for path in (REPOSITORY / "configs/study").iterdir()}
         assert {name: len(study.cells) for name, study in studies.items()} == num_cells
         assert all(study.name == name and study.description for name, study in studies.items())
