@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--corpus.labels", dest="labels", nargs="+", help=_LABELS)
     evaluate.add_argument("--corpus.subjects", dest="subjects", metavar="REGEX", help=_SUBJECTS)
+    evaluate.add_argument("--corpus.classes", dest="classes", type=Path, help="YAML file that renames classes")
     evaluate.add_argument("--corpus.max_rejected", dest="max_rejected", type=int)
     evaluate.set_defaults(command=_evaluate)
     _add_comparing(commands)
@@ -215,6 +216,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         root=options.root,
         labels=options.labels,
         subjects=options.subjects,
+        classes=options.classes,
         max_rejected=options.max_rejected,
     )
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastemo.corpus import cremad, ravdess
 from fastemo.corpus.config import PICTURE_SUFFIXES, SPLITS
@@ -138,42 +138,13 @@ def label_clip(clip: Clip, labels: str, row: TableRow | None = None, subjects: s
     """Fill in what the path, or a label table's row, gives: the fields of the name, class, person and split."""
     if clip.status in ("rejected", "audio-only"):
         return replace(clip, reason=f"{clip.reason} (line {row.line} of the label table)") if row else clip
-    if subjects and (found := re.search(subjects, clip.path)):
-        clip = replace(clip, subject=found[1 if found.re.groups else 0] or "")
-    labelled = _label_by_path(clip, labels, row)
-    if row is None:
-        return labelled
-    return replace(
-        labelled,
-        split=row.split or labelled.split,
-        subject=row.subject or labelled.subject,
-        columns=row.columns,
-    )
-
-
-def _label_by_path(clip: Clip, labels: str, row: TableRow | None) -> Clip:
     *folders, name = clip.path.split("/")
-    clip = replace(clip, split=next((folder for folder in folders if folder in SPLITS), ""))
     is_picture = clip.codec == "images"
     is_folder = is_picture and Path(name).suffix.lower() not in PICTURE_SUFFIXES
-    stem = name if is_folder else Path(name).stem
     folder = class_name(folders[-1]) if folders else ""
     folder = "" if folder in SPLITS else folder
-    emotion, reason = "", ""
-    try:
-        if labels == "cremad":
-            return replace(clip, **vars(cremad.parse_stem(stem)))
-        performance = ravdess.parse_stem(stem)
-    except ValueError as error:
-        reason = str(error)
-        actor = _ACTOR_IN_NAME.match(stem) if labels != "cremad" else None
-        clip = replace(clip, actor=int(actor[1]) if actor else 0)
-    else:
-        names = ["actor", "modality"]
-        if labels == "ravdess":
-            emotion = performance.emotion_name
-            names += ["channel", "intensity", "statement", "repetition"]
-        clip = replace(clip, **{field: getattr(performance, field) for field in names})
+    found, reason = _fields_of_name(name if is_folder else Path(name).stem, labels)
+    emotion = found.pop("emotion", "")
     if row:
         emotion, reason = class_name(row.label), f"no label in line {row.line} of the label table"
     elif labels == "folder":
@@ -184,9 +155,31 @@ def _label_by_path(clip: Clip, labels: str, row: TableRow | None) -> Clip:
         reason = f"'{folders[-1]}' is not one of RAVDESS's classes: --corpus.labels folder takes any"
     elif folder in ravdess.EMOTIONS:
         reason += f"; --corpus.labels folder takes the class from the folder '{folders[-1]}'"
-    if not emotion:
-        return replace(clip, status="unlabelled", reason=reason)
-    return replace(clip, emotion=emotion)
+    person = re.search(subjects, clip.path) if subjects else None
+    return replace(
+        clip,
+        **found,
+        **({"emotion": emotion} if emotion else {"status": "unlabelled", "reason": reason}),
+        split=(row and row.split) or next((folder for folder in folders if folder in SPLITS), ""),
+        subject=(row and row.subject) or (person and person[1 if person.re.groups else 0]) or "",
+        columns=row.columns if row else "",
+    )
+
+
+def _fields_of_name(stem: str, labels: str) -> tuple[dict[str, Any], str]:
+    """A file name's fields, `emotion` only if it gives the class, and why it does not."""
+    try:
+        if labels == "cremad":
+            return vars(cremad.parse_stem(stem)).copy(), ""
+        performance = ravdess.parse_stem(stem)
+    except ValueError as error:
+        actor = _ACTOR_IN_NAME.match(stem) if labels != "cremad" else None
+        return {"actor": int(actor[1]) if actor else 0}, str(error)
+    found = {"actor": performance.actor, "modality": performance.modality}
+    if labels != "ravdess":
+        return found, ""
+    names = ("channel", "intensity", "statement", "repetition")
+    return {**found, **{name: getattr(performance, name) for name in names}, "emotion": performance.emotion_name}, ""
 
 
 def settle_duplicates(rows: Sequence[Clip], labels: str, identical: Callable[[Clip, Clip], bool]) -> list[Clip]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.config import SPLITS
 from fastemo.corpus.files.probe import image_files
-from fastemo.corpus.protocol import Splits
+from fastemo.corpus.splits import Splits
 
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 

@@ -5,34 +5,32 @@ from __future__ import annotations
 import csv
 import filecmp
 import io
-import math
 import os
 import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, get_args
 
 from fastemo.corpus import ravdess
-from fastemo.corpus.clip import IDENTICAL_TO, LINE_AT_END, Clip, Root, Status, label_clip, settle_duplicates
+from fastemo.corpus.clip import IDENTICAL_TO, Clip, Root, Status, label_clip, settle_duplicates
 from fastemo.corpus.config import LABELS, Verify, check_labels
+from fastemo.corpus.files.examining import examine, fingerprint
 from fastemo.corpus.files.finding import find_files
-from fastemo.corpus.files.isolation import Examiner, Limits, Unsettled
-from fastemo.corpus.files.probe import BadFile, Probe, image_files, probe_clip
-from fastemo.corpus.table import TableRow, by_file, read_table, segment_seconds
+from fastemo.corpus.files.isolation import Examiner, Limits
+from fastemo.corpus.files.probe import BadFile, image_files, probe_clip
+from fastemo.corpus.table import TableRow, by_file, read_table
 from fastemo.machine import available_processors, write_text
 
 _DISPLAY = frozenset({"orientation", "pixel_aspect", "hdr"})
 _SINCE_0_2 = _DISPLAY | {"subject", "corpus", "columns", "segment", "first_frame", "first_pts"}
-_PROBED = [field.name for field in fields(Probe) if field.name != "ranges"]
 _NOTHING = Clip(key="")
-_MOST_PAST_END = 1.0  # seconds: times are rounded when they are written down
+_Row = tuple[Clip, TableRow | None]
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
 
@@ -212,51 +210,66 @@ def scan(
         raise ValueError(f"verify must be quick or full, not '{verify}'")
     reusable = _reusable_rows(known, root, verify)
     paths, passed_over, rows = find_files(root)
-    keys = {path: path.relative_to(root).as_posix() for path in paths}
-    wanted: dict[str, list[TableRow]] = {}
+    keys = {path.relative_to(root).as_posix(): path for path in paths}
+    wanted: dict[Path, list[_Row]] = {path: [(Clip(key=key), None)] for key, path in keys.items()}
     if labels not in LABELS:
-        others = keys
-        keys, wanted, missing = _files_of(read_table(Path(labels), root), keys, root)
-        absent = (Clip(key=row.key, segment=row.segment, status="rejected", reason="no such file") for row in missing)
-        rows += map(label_clip, absent, repeat(labels), missing)
-        if unnamed := len(others.keys() - keys.keys()):
+        wanted, missing = _files_of(read_table(Path(labels), root), keys, root)
+        absent = [(replace(clip, status="rejected", reason="no such file"), row) for clip, row in missing]
+        rows += [label_clip(clip, labels, row) for clip, row in absent]
+        if unnamed := sum(path not in wanted for path in paths):
             passed_over[f"not in {Path(labels).name}"] = unnamed
-    for key in keys.values():
-        _check_key(key)
-    with Examiner(limits or Limits()) as examiner, ThreadPoolExecutor(threads or available_processors()) as pool:
-        jobs = [
-            pool.submit(_examine, path, key, wanted.get(key, ()), verify, reusable, examiner)
-            for path, key in keys.items()
-        ]
+    for own in wanted.values():
+        _check_key(own[0][0].path)
+    examined = _examined(wanted, verify, threads or available_processors(), reusable, limits or Limits(), on_progress)
+    rows += [label_clip(clip, labels, row, subjects) for clip, row in examined]
+    rows = settle_duplicates(rows, labels, partial(_identical, root, reusable))
+    return Manifest.of(root, rows, passed_over)
+
+
+def _examined(
+    wanted: Mapping[Path, Sequence[_Row]],
+    verify: Verify,
+    threads: int,
+    reusable: Mapping[str, Clip],
+    limits: Limits,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[_Row]:
+    """What is found of each clip, in any order."""
+    with Examiner(limits) as examiner, ThreadPoolExecutor(threads) as pool:
+        jobs = {
+            pool.submit(examine, path, [clip for clip, _ in own], verify, reusable, examiner): own
+            for path, own in wanted.items()
+        }
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
-                rows += [label_clip(clip, labels, row, subjects) for clip, row in job.result()]
+                yield from zip(job.result(), [row for _, row in jobs[job]], strict=True)
                 if on_progress:
                     on_progress(done, len(jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             examiner.close()
             raise
-    rows = settle_duplicates(rows, labels, partial(_identical, root, reusable))
-    return Manifest.of(root, rows, passed_over)
 
 
 def _files_of(
-    table: Sequence[TableRow], found: Mapping[Path, str], root: Path
-) -> tuple[dict[Path, str], dict[str, list[TableRow]], list[TableRow]]:
-    """The files that a label table names and their keys, the rows of each key, and the rows whose file is missing."""
-    known = {key: path for path, key in found.items()}
+    table: Sequence[TableRow], known: Mapping[str, Path], root: Path
+) -> tuple[dict[Path, list[_Row]], list[_Row]]:
+    """The files that a label table names, each with its clips, and the clips whose file is missing."""
     spelled = {unicodedata.normalize("NFC", key): key for key in known}
-    files, rows, missing = {}, {}, []
+    files: dict[Path, list[_Row]] = {}
+    missing: list[_Row] = []
     for name, same in by_file(table).items():
         # Systems differ in how they store accents.
         key = name if name in known else spelled.get(unicodedata.normalize("NFC", name), name)
         path = known.get(key) or root / key
-        if path.exists():
-            files[path], rows[key] = key, [replace(row, path=key) for row in same]
+        own: list[_Row] = [(Clip(key=row.key, segment=row.segment), row) for row in same]
+        if key != name:
+            own = [(replace(clip, key=key + clip.key.removeprefix(name)), row) for clip, row in own]
+        if key in known or path.exists():
+            files[path] = own
         else:
-            missing += same
-    return files, rows, missing
+            missing += own
+    return files, missing
 
 
 def _identical(root: Path, reusable: Mapping[str, Clip], row: Clip, owner: Clip) -> bool:
@@ -291,91 +304,9 @@ def _reusable_rows(known: Path | None, root: Path, verify: Verify) -> dict[str, 
     return {row.key: row for row in rows if row.verified == "full" or row.verified == verify}
 
 
-def _examine(
-    path: Path,
-    key: str,
-    wanted: Sequence[TableRow],
-    verify: Verify,
-    reusable: Mapping[str, Clip],
-    examiner: Examiner,
-) -> list[tuple[Clip, TableRow | None]]:
-    """Probe one path, or reuse an earlier scan's rows: for each row of a label table, else once, all but the label."""
-    rows: Sequence[TableRow | None] = wanted or (None,)
-    clips = [Clip(key=row.key, segment=row.segment) if row else Clip(key=key) for row in rows]
-
-    def rejected(clips: Sequence[Clip], reason: str, **settled: Any) -> list[tuple[Clip, TableRow | None]]:
-        return [
-            (replace(clip, status="rejected", reason=reason, **settled), row)
-            for clip, row in zip(clips, rows, strict=True)
-        ]
-
-    if ravdess_says_audio_only(path.stem):
-        reason = "RAVDESS audio-only (modality 03)"
-        return [(replace(clip, status="audio-only", reason=reason), row) for clip, row in zip(clips, rows, strict=True)]
-    try:
-        size_bytes, mtime_ns = fingerprint(path)
-        earlier = [reusable.get(clip.key, _NOTHING) for clip in clips]
-        if all((row.size_bytes, row.mtime_ns) == (size_bytes, mtime_ns) for row in earlier):
-            return [(_reused(clip, known), row) for clip, known, row in zip(clips, earlier, rows, strict=True)]
-        clips = [replace(clip, size_bytes=size_bytes, mtime_ns=mtime_ns, verified=verify) for clip in clips]
-        segments = [segment_seconds(clip.segment) for clip in clips if clip.segment]
-        try:
-            probe = examiner.probe(path, verify=verify, size_bytes=size_bytes, segments=segments)
-        except Unsettled as error:
-            return rejected(clips, str(error), verified="")
-        except BadFile as error:
-            return rejected(clips, str(error))
-        ranges = iter(probe.ranges)
-        probed = [replace(clip, **{name: getattr(probe, name) for name in _PROBED}) for clip in clips]
-        probed = [_segment(clip, *next(ranges)) if clip.segment else clip for clip in probed]
-        return list(zip(probed, rows, strict=True))
-    except OSError as error:
-        return rejected(clips, f"unreadable: {error.strerror}")
-
-
-def _segment(clip: Clip, first: int, stop: int, first_pts: int) -> Clip:
-    """A segment, given its file's properties and its own range as `Probe.ranges` gives it."""
-    _, end = segment_seconds(clip.segment)
-    length = f"the video is {clip.duration_seconds:.1f} s long"
-    if first == stop or _MOST_PAST_END < end - clip.duration_seconds < math.inf:
-        reason = f"its segment holds no frame: {length}" if first == stop else f"its segment ends later: {length}"
-        return replace(clip, status="rejected", reason=reason, num_frames=0)
-    seconds = (stop - first) / clip.fps if clip.fps else 0.0
-    return replace(clip, first_frame=first, first_pts=first_pts, num_frames=stop - first, duration_seconds=seconds)
-
-
-def _reused(clip: Clip, row: Clip) -> Clip:
-    """A clip with what an earlier scan found."""
-    names = [*_PROBED, "first_frame", "first_pts", "size_bytes", "mtime_ns", "verified"]
-    clip = replace(clip, **{name: getattr(row, name) for name in names})
-    if row.status == "rejected" and row.num_frames == 0:
-        return replace(clip, status="rejected", reason=re.sub(LINE_AT_END, "", row.reason))
-    return clip
-
-
 def _with_display(clip: Clip, path: Path) -> Clip:
     try:
         probe = probe_clip(path)
     except BadFile:
         return clip  # reported when it is decoded
     return replace(clip, **{name: getattr(probe, name) for name in ("width", "height", *_DISPLAY)})
-
-
-def fingerprint(path: Path) -> tuple[int, int]:
-    """A clip's size in bytes and modification time in ns: the same as long as its file is unchanged.
-
-    For a folder of images: the sum of its images' sizes and the newest of their times.
-
-    Raises:
-        OSError: The file is missing or unreadable.
-        ValueError: A folder without images.
-    """
-    stats = [file.stat() for file in image_files(path)]
-    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
-
-
-def ravdess_says_audio_only(stem: str) -> bool:
-    try:
-        return ravdess.parse_stem(stem).is_audio_only
-    except ValueError:
-        return False

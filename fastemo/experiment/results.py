@@ -11,7 +11,7 @@ from torch import nn
 
 from fastemo.config import RunConfig
 from fastemo.corpus.clip import Root
-from fastemo.corpus.protocol import Splits
+from fastemo.corpus.splits import Splits
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples

@@ -12,8 +12,8 @@ from fastemo.config import RunConfig, config_leaves, read_config
 from fastemo.console import Console
 from fastemo.corpus.clip import class_name
 from fastemo.corpus.manifest import Manifest
-from fastemo.corpus.protocol import Splits
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.corpus.splits import Splits
 from fastemo.training.config import TrainConfig
 from fastemo.training.progress import Progress
 

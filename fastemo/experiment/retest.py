@@ -17,7 +17,8 @@ from fastemo.corpus.clip import Clip, Root, class_name
 from fastemo.corpus.config import LABELS, CorpusConfig
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import corpus_root, prepare_corpus
-from fastemo.corpus.protocol import Splits, first_file_per_take, split_corpus
+from fastemo.corpus.protocol import first_file_per_take, split_corpus
+from fastemo.corpus.splits import Splits
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
 from fastemo.experiment.results import results_line
@@ -36,9 +37,7 @@ def evaluate_run(
     split: str | None = None,
     out: Path | None = None,
     root: list[Path] | Path | None = None,
-    labels: list[str] | str | None = None,
-    subjects: str | None = None,
-    max_rejected: int | None = None,
+    **other: Any,
 ) -> dict[str, Any]:
     """Test the best checkpoint of a run in one process.
 
@@ -51,7 +50,8 @@ def evaluate_run(
 
     Args:
         split: `train`, `val` or `test`; `None` is `test` without `root`.
-        labels, subjects, max_rejected: As in `CorpusConfig`, for another corpus; `None`: as in the run.
+        other: `labels`, `subjects`, `classes` and `max_rejected` of another corpus, as in `CorpusConfig`; `None` is `labels`
+            and `max_rejected` of the run, and no `subjects` and `classes`.
 
     Raises:
         ValueError: `run_dir` is not a run folder, its checkpoint is damaged, or the other corpus is not usable: it
@@ -60,10 +60,8 @@ def evaluate_run(
     """
     config = _config_of(run_dir)
     is_other = root is not None and split is None
-    if not is_other and (labels, subjects, max_rejected) != (None, None, None):
-        raise ValueError(
-            "labels, subjects and max_rejected need another corpus: give its --corpus.root without --split"
-        )
+    if not is_other and any(value is not None for value in other.values()):
+        raise ValueError(f"{', '.join(other)} need another corpus: give its --corpus.root without --split")
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     there = config.corpus if root is None or is_other else replace(config.corpus, root=root)
     home = corpus_root(there, console)
@@ -71,10 +69,7 @@ def evaluate_run(
     own = own if is_other else _rebased(own, home, console)
     splits = with_classes_of(weights, split_corpus(own, config.corpus))
     if is_other:
-        # The run's own table and expression are about the run's own files.
-        own_labels = config.corpus.labels if config.corpus.labels in (*LABELS,) else "folder"
-        chosen = replace(config.corpus, root=root, labels=labels or own_labels, subjects=subjects)
-        chosen = chosen if max_rejected is None else replace(chosen, max_rejected=max_rejected)
+        chosen = _other_corpus(config.corpus, root=root, **other)
         clips, names, head = _shared_clips(chosen, config, splits, console)
         home, split = corpus_root(chosen, console), "all"
         where = "-".join(["all", *(Path(str(part.root)).resolve().name for part in chosen.parts.values())])
@@ -96,6 +91,14 @@ def evaluate_run(
     result = {"split": split, "epoch": info["epoch"], **head, **summarise(predictions, clips, names, probes)}
     _write(result, predictions, clips, names, out, console)
     return result
+
+
+def _other_corpus(own: CorpusConfig, **options: Any) -> CorpusConfig:
+    """A run's configuration of its corpus, with another one in its place."""
+    given = {name: value for name, value in options.items() if value is not None}
+    # The run's own table, expression and map of classes are about its own files.
+    labels = own.labels if own.labels in [*LABELS] else "folder"
+    return replace(own, **{"labels": labels, "subjects": None, "classes": None, **given})
 
 
 def _rebased(own: Manifest, home: Root, console: Console) -> Manifest:

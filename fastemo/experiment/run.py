@@ -21,7 +21,8 @@ from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.identical import with_identical
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import prepare_corpus
-from fastemo.corpus.protocol import Splits, split_corpus
+from fastemo.corpus.protocol import split_corpus
+from fastemo.corpus.splits import Splits
 from fastemo.errors import Stopped
 from fastemo.experiment.results import best_line, results_line, write_report
 from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of

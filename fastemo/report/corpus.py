@@ -17,7 +17,8 @@ from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.config import SPLITS
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import named_root
-from fastemo.corpus.protocol import Splits, num_folds, split_corpus
+from fastemo.corpus.protocol import num_folds, split_corpus
+from fastemo.corpus.splits import Splits
 from fastemo.machine import cache_folder
 from fastemo.report.drawing import shorten, strips, style, write_figure
 from fastemo.report.figures import save_figures

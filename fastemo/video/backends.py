@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fastemo.corpus.clip import Clip, Root
-from fastemo.corpus.manifest import fingerprint
+from fastemo.corpus.files.examining import fingerprint
 from fastemo.errors import DecodeError
 from fastemo.video import dali
 from fastemo.video.bitstream.source import Source

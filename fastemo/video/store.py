@@ -21,7 +21,7 @@ from types import TracebackType
 import numpy as np
 
 from fastemo.corpus.clip import Clip, Root
-from fastemo.corpus.manifest import fingerprint
+from fastemo.corpus.files.examining import fingerprint
 from fastemo.errors import UserError
 from fastemo.machine import cache_folder, locked, open_plain, read_at, readable_bytes, write_at, write_text
 from fastemo.video.config import FrameSpec, StoreConfig

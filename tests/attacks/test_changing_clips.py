@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from helpers import check_epoch, decoded_clips, full_or, write_images, write_noise_clip
 
-from fastemo.corpus.manifest import Manifest, fingerprint, scan
+from fastemo.corpus.files.examining import fingerprint
+from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.errors import DecodeError
 from fastemo.video import backends

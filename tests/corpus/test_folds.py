@@ -24,7 +24,8 @@ from fastemo.corpus.config import SPLITS
 from fastemo.corpus.folds import balanced_folds, by_number
 from fastemo.corpus.identical import with_identical
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.corpus.protocol import Splits, num_folds, split_clips, split_corpus
+from fastemo.corpus.protocol import num_folds, split_clips, split_corpus
+from fastemo.corpus.splits import Splits
 from fastemo.experiment.retest import evaluate_run
 
 ROOT = Path("corpus")

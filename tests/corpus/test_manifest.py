@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastemo.corpus.clip import Clip
+from fastemo.corpus.files.examining import fingerprint
 from fastemo.corpus.files.isolation import Examiner
-from fastemo.corpus.manifest import Manifest, fingerprint, read_manifest, scan
+from fastemo.corpus.manifest import Manifest, read_manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.video.decode import decode_clip
 

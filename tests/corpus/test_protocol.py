@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.config import PROTOCOLS, SPLITS, Protocol
 from fastemo.corpus.manifest import Manifest
-from fastemo.corpus.protocol import Splits, num_folds, split_clips
+from fastemo.corpus.protocol import num_folds, split_clips
 from fastemo.corpus.ravdess import EMOTIONS, Performance, speech_performances
+from fastemo.corpus.splits import Splits
 
 ROOT = Path("corpus")
 ACTORS = range(1, 25)

@@ -11,7 +11,8 @@ from helpers import write_video
 
 from fastemo.cli import main
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.corpus.protocol import Splits, split_clips
+from fastemo.corpus.protocol import split_clips
+from fastemo.corpus.splits import Splits
 from fastemo.errors import DecodeError
 from fastemo.report import corpus, drawing
 from fastemo.report.corpus import corpus_of, crop_picture, example_sheet, save_corpus_figures

@@ -19,7 +19,7 @@ from attacks.confined import exit_codes, forked
 
 from fastemo import machine
 from fastemo.corpus.clip import Clip
-from fastemo.corpus.manifest import fingerprint
+from fastemo.corpus.files.examining import fingerprint
 from fastemo.video import store as store_module
 from fastemo.video.config import FrameSpec, StoreConfig
 from fastemo.video.store import FRAMES, HEADER, LOCK, RECORDS, ClipStore, StoreUnavailable

@@ -13,7 +13,8 @@ import torch
 from fastemo.config import RunConfig
 from fastemo.console import Console
 from fastemo.corpus.prepare import prepare_corpus
-from fastemo.corpus.protocol import Splits, split_corpus
+from fastemo.corpus.protocol import split_corpus
+from fastemo.corpus.splits import Splits
 from fastemo.evaluation.probes import ORDERS
 from fastemo.experiment.study.grid import Cell, Study
 from fastemo.experiment.study.places import num_places

@@ -28,6 +28,7 @@ from typing import Any
 from fastemo.config import RunConfig, config_leaves, read_config, with_lists
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.folds import RAVDESS_FOLDS
+from fastemo.experiment.study.content import check_mapping, flat, list_of, text_of
 from fastemo.yaml_files import load_yaml
 
 Settings = dict[str, Any]
@@ -118,18 +119,18 @@ def read_study(path: Path, arguments: Sequence[str] = ()) -> Study:
 
 
 def _study(content: Any, overrides: Settings) -> Study:
-    _check_mapping(content, "the study", _STUDY_KEYS, needed=("name", "parts"))
-    name, description = _text(content, "name"), _text(content, "description", "")
+    check_mapping(content, "the study", _STUDY_KEYS, needed=("name", "parts"))
+    name, description = text_of(content, "name"), text_of(content, "description", "")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}", name):
         raise ValueError(f"name must be letters, digits, '_', '.' and '-', at most 60, not {name!a}")
-    seeds = _list(content, "seeds", [0])
-    base = _flat(content.get("base") or {}, "base")
+    seeds = list_of(content, "seeds", [0])
+    base = flat(content.get("base") or {}, "base")
     cells: dict[str, Cell] = {}
     parts = []
-    for position, part in enumerate(_list(content, "parts", [])):
+    for position, part in enumerate(list_of(content, "parts", [])):
         where = f"part {position + 1}"
-        _check_mapping(part, where, _PART_KEYS, needed=("name",))
-        where = f"part {_text(part, 'name')}"
+        check_mapping(part, where, _PART_KEYS, needed=("name",))
+        where = f"part {text_of(part, 'name')}"
         chosen = _combinations(part, base, where)
         _check_overrides([settings for settings, _ in chosen], overrides, where)
         chosen = [it for settings, own in chosen for it in _folds({**settings, **overrides}, own, where)]
@@ -167,8 +168,8 @@ def _part(
             if name not in members:
                 members.append(name)
     return Part(
-        name=_text(part, "name"),
-        title=_text(part, "title", _text(part, "name")),
+        name=text_of(part, "name"),
+        title=text_of(part, "title", text_of(part, "name")),
         rows=tuple(
             Row(label=_label(settings), settings=settings, cells=tuple(members)) for settings, members in rows.values()
         ),
@@ -177,9 +178,9 @@ def _part(
 
 def _combinations(part: Mapping[str, Any], base: Settings, where: str) -> list[tuple[Settings, frozenset[str]]]:
     """Every run's keys over the bases of study and part, and which of them are its own."""
-    base = {**base, **_flat(part.get("base") or {}, f"{where}: base")}
-    listed = [_flat(cell or {}, f"{where}: cells") for cell in _list(part, "cells", [{}])]
-    grid = _flat(part.get("grid") or {}, f"{where}: grid", lists=True)
+    base = {**base, **flat(part.get("base") or {}, f"{where}: base")}
+    listed = [flat(cell or {}, f"{where}: cells") for cell in list_of(part, "cells", [{}])]
+    grid = flat(part.get("grid") or {}, f"{where}: grid", lists=True)
     if not listed or not all(grid.values()):
         raise ValueError(f"{where} has an empty list of values")
     return [
@@ -300,55 +301,6 @@ def _label(settings: Settings) -> str:
         }
         words.append(known.get(key) or f"{key.rpartition('.')[2].replace('_', ' ')} {_argument(value)}")
     return ", ".join(words)
-
-
-def _flat(content: Any, where: str, *, lists: bool = False, prefix: str = "") -> Settings:
-    """Nested keys joined by dots.
-
-    Args:
-        lists: Whether every value must be a list, or must not be.
-    """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where} must hold keys and values")
-    found: Settings = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            inner = _flat(value, where, lists=lists, prefix=f"{prefix}{key}.")
-        else:
-            inner = {f"{prefix}{key}": value}
-            if isinstance(value, list) != lists:
-                raise ValueError(f"{where}: {prefix}{key} must {'' if lists else 'not '}be a list of values")
-        if twice := found.keys() & inner.keys():
-            raise ValueError(f"{where} sets {min(twice)} twice; remove one of them")
-        found |= inner
-    return found
-
-
-def _check_mapping(content: Any, what: str, allowed: Sequence[str], *, needed: Sequence[str]) -> None:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{what} must hold keys and values, {', '.join(allowed)}")
-    for key in content:
-        if key not in allowed:
-            raise ValueError(f"{what} has the unknown key {key!a}; allowed are {', '.join(allowed)}")
-    for key in needed:
-        if key not in content:
-            raise ValueError(f"{what} needs the key {key}")
-
-
-def _text(content: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    value = content.get(key, default)
-    if not isinstance(value, str):
-        raise ValueError(f"{key} must be text, not {value!a}")
-    return value
-
-
-def _list(content: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
-    value = content.get(key, default)
-    if not isinstance(value, list):
-        raise ValueError(f"{key} must be a list, not {value!a}")
-    if key == "seeds" and (not value or len({repr(it) for it in value}) < len(value)):
-        raise ValueError("seeds must be different numbers, at least one")
-    return value
 
 
 def with_folder(cell: Cell, runs_dir: Path) -> RunConfig:
