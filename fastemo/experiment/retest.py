@@ -50,8 +50,7 @@ def evaluate_run(
 
     Args:
         split: `train`, `val` or `test`; `None` is `test` without `root`.
-        other: `labels`, `subjects`, `classes` and `max_rejected` of another corpus, as in `CorpusConfig`; `None` is `labels`
-            and `max_rejected` of the run, and no `subjects` and `classes`.
+        other: Of another corpus, `labels`, `subjects`, `classes` and `max_rejected` as in `CorpusConfig`.
 
     Raises:
         ValueError: `run_dir` is not a run folder, its checkpoint is damaged, or the other corpus is not usable: it

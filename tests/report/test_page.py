@@ -373,6 +373,7 @@ class TestHostileFolders:
         study = {**spoil(study), "name": f"x{self.HOSTILE}"}
         for cell, names in zip(study["cells"], kept, strict=True):
             cell |= names
+            cell["result"] |= {"subjects": "unseen"}
         for part in study["parts"]:
             for row in part["rows"]:
                 row["cells"] = [name.removesuffix(self.HOSTILE) for name in row["cells"]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def flat(content: Any, where: str, *, lists: bool = False, prefix: str = "") -> Settings:
+def flat(content: Any, where: str, *, lists: bool = False, prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by dots.
 
     Args:
@@ -14,7 +14,7 @@ def flat(content: Any, where: str, *, lists: bool = False, prefix: str = "") -> 
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} must hold keys and values")
-    found: Settings = {}
+    found: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
             inner = flat(value, where, lists=lists, prefix=f"{prefix}{key}.")
