@@ -91,7 +91,8 @@ def load_weights(model: nn.Module, path: Path, *, same_classes: bool = False, in
     """Load a run's weights, or timm's or torchvision's for the backbone alone, into a model in place.
 
     A part (backbone, recurrent layer, classifier) is loaded whole or keeps its random weights. The backbone has to fit;
-    only its first convolution may be on the 3T channels of another T. A classifier is loaded if all else is.
+    only its first convolution may be on the 3T channels of another T. A classifier is loaded if all else is; the last
+    layer of a new one is zero if the weights are a run's.
 
     Args:
         path: As in `ModelConfig.weights`.
@@ -111,7 +112,7 @@ def load_weights(model: nn.Module, path: Path, *, same_classes: bool = False, in
     if not is_run:
         state = {f"backbone.{key}": value for key, value in _without_classifier(state, module).items()}
     encoder, stem = ("blocks", "blocks.0.weight") if module is model else ("backbone", "backbone.conv1.weight")
-    notes = []
+    notes, zeros = [], dict[str, Tensor]()
     if stem in state and stem in wanted and (is_run or isinstance(model, EarlyResNet18)):
         theirs, ours = state[stem], wanted[stem]
         if inflate and theirs.shape[1:2] == (3,):
@@ -130,7 +131,11 @@ def load_weights(model: nn.Module, path: Path, *, same_classes: bool = False, in
             loaded |= before
         else:
             notes.append(f"{name} new{_why(name, before, now, same_classes)}")
-    model.load_state_dict(loaded, strict=False)
+            if is_run and name == "classifier":
+                # Drawn with the run's seed, it would be how the run's own began: certain, and of the wrong classes.
+                last = max(now).rpartition(".")[0]
+                zeros = {key: torch.zeros_like(value) for key, value in now.items() if key.startswith(f"{last}.")}
+    model.load_state_dict(loaded | zeros, strict=False)
     return "; ".join([f"{len(loaded)} of {count} tensors from {path}", *notes])
 
 

@@ -225,6 +225,7 @@ def test_a_run_starts_from_another_which_it_then_no_longer_needs(tiny_run, few_c
     second = run(read_config([*options, "--corpus.root", str(few_clips)]))
     assert f"32 of 32 tensors from {first}\n" in capsys.readouterr().out, "the classes are the same by name"
     shutil.rmtree(first)
+    evaluate_run(second, Console(show=False))
     run(*resolve(["--resume", str(second), "--train.epochs", "2"]))
     assert "tensors from" not in capsys.readouterr().out
     assert read_config(["--config", str(second / "config.yaml")]).model.weights == first

@@ -303,6 +303,8 @@ def test_a_run_gives_what_fits_and_one_line_says_it(tmp_path, before, after, lin
     counts = {key for key in loaded if key.endswith("num_batches_tracked")}
     assert len(equal | counts) == int(line.split()[0])
     new = {key.split(".")[0] for key in loaded.keys() - equal - counts}
+    # Drawn with the run's seed it would equal the run's own first classifier, to whose classes the features point.
+    assert not loaded[max(loaded.keys() & {"classifier.weight", "classifier.3.weight"})].any()
     assert new - {"backbone", "blocks"} == {part for part in ("rnn", "classifier") if f"{part} new" in line}
 
 
