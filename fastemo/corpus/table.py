@@ -16,9 +16,10 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from fastemo.corpus.config import SPLITS
 
@@ -29,8 +30,7 @@ _SECONDS = re.compile(r"\d{1,7}([.,]\d{1,9})?", re.ASCII)
 _MOST_FAULTS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
+class TableRow(NamedTuple):
     """One clip of a label table.
 
     Attributes:
@@ -151,7 +151,7 @@ def _row(line: int, cells: dict[str, str], root: Path) -> TableRow:
     segment = f"{start or 0}-{end}" if start or end else ""
     if end and Decimal(end) <= Decimal(start or 0):
         raise ValueError(f"the segment ends at {end} s, not after its start at {start or 0} s")
-    columns = {name: cell for name, cell in cells.items() if name not in _KNOWN and cell}
+    columns = tuple((name, cell) for name, cell in cells.items() if name not in _KNOWN and cell)
     return TableRow(
         line=line,
         path=_below(cells["path"], root),
@@ -159,8 +159,13 @@ def _row(line: int, cells: dict[str, str], root: Path) -> TableRow:
         subject=cells.get("subject", ""),
         split=split,
         segment=segment,
-        columns=json.dumps(columns, ensure_ascii=False, sort_keys=True) if columns else "",
+        columns=_as_json(columns) if columns else "",
     )
+
+
+@cache
+def _as_json(columns: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps(dict(columns), ensure_ascii=False, sort_keys=True)
 
 
 def _seconds(name: str, text: str) -> str:
@@ -173,9 +178,10 @@ def _seconds(name: str, text: str) -> str:
 def _below(path: str, root: Path) -> str:
     """A path relative to the corpus root, with forward slashes."""
     parts = path.replace("\\", "/").split("/")
-    here = root.absolute().as_posix().split("/")
-    if parts[: len(here)] == here and len(parts) > len(here):
-        parts = parts[len(here) :]
+    if not parts[0]:
+        here = root.absolute().as_posix().split("/")
+        if parts[: len(here)] == here and len(parts) > len(here):
+            parts = parts[len(here) :]
     parts = [part for part in parts[:-1] if part != "."] + parts[-1:]
     if any(part in ("", ".", "..") or "\0" in part for part in parts) or re.match("[A-Za-z]:$", parts[0]):
         raise ValueError(f"the path '{path}' is not that of a file below the corpus root {root}" if path else "no path")
