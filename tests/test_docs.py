@@ -11,6 +11,8 @@ import pytest
 from helpers import REPOSITORY, command, documented_commands, documents, write_video
 from zenodo import serving, zipped
 
+from fastemo.corpus.cremad import split_actors
+
 MAIN_LINE, TEST_LINE, *OTHERS = documented_commands()
 SMALL = (
     " --model.pretrained false --video.num_frames 2 --video.size 36 --augment.crop_size 32"
@@ -59,9 +61,17 @@ def test_the_first_two_are_the_promised_lines():
 def test_the_other_commands_run_in_order(checkout, few_clips, record, tmp_path):
     """Synthesised corpora and trainings are small here; each command keeps its own words."""
     for emotion in ("ANG", "HAP", "SAD"):
-        write_video(tmp_path / "CREMA-D" / f"1001_DFA_{emotion}_XX.mp4", 4)
+        for actors in split_actors().values():
+            write_video(tmp_path / "CREMA-D" / f"{actors[0]}_DFA_{emotion}_XX.mp4", 4)
         for number in range(4):
             write_video(tmp_path / "mine" / emotion / f"{number}.mp4", 4)
+    rows = []
+    for split in ("train", "val", "test"):
+        write_video(tmp_path / "long" / f"{split}.mp4", 50)
+        rows += [
+            f"{split}.mp4,{name},{split},{split},{place},{place + 0.5}" for place, name in enumerate(("joy", "calm"))
+        ]
+    (tmp_path / "long.csv").write_text("\n".join(["path,label,subject,split,start,end", *rows]))
     for line in OTHERS:
         line = line.replace("/data/", f"{tmp_path}/")
         if line.startswith("fastemo download"):
@@ -76,7 +86,7 @@ def test_the_other_commands_run_in_order(checkout, few_clips, record, tmp_path):
             shell(line, checkout)
     assert (checkout / "manifest.csv").is_file()
     assert len(list((checkout / "out").rglob("*.mp4"))) == 96
-    assert len(list((checkout / "runs").glob("*/test.json"))) == 6
+    assert len(list((checkout / "runs").glob("*/test.json"))) == 8
     assert (checkout / "runs" / "ravdess" / "evaluation" / "val" / "val.json").is_file()
     assert (checkout / "runs" / "ravdess" / "evaluation" / "all-CREMA-D" / "all.json").is_file()
     cells = json.loads((checkout / "studies" / "quick" / "study.json").read_text())["cells"]
