@@ -185,6 +185,9 @@ def _test(
             config, run_dir, root, splits, trainer.history, predictions, probes, model, epoch=info["epoch"]
         )
         console.say(f"test: {results_line(result)}")
+        for name, group in result["groups"]["corpus"].items():
+            scores = f"accuracy {group['accuracy']:.1%}, UAR {group['uar']:.1%}"
+            console.say(f"  {name}: {scores} on {group['num_clips']} clips")
         if line := best_line(result):
             console.say(line)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.ravdess import EMOTIONS
-from fastemo.evaluation.groups import FIELDS, gaps, group_metrics
+from fastemo.evaluation.groups import FIELDS, MOST_VALUES, gaps, group_metrics
 from fastemo.evaluation.metrics import compute_metrics
 
 
@@ -116,3 +117,22 @@ def test_twins_count_as_one_take_in_a_gap():
 
 def _groups(clips: list[Clip], right: np.ndarray) -> dict[str, dict[str, dict[str, float]]]:
     return group_metrics(labels_of(clips), predictions_for(clips, right), clips, 8)
+
+
+def test_a_tables_further_columns_are_fields():
+    columns = [{"light": "dim", "age": "41"}, {"light": "dim"}, {"light": "bright", "gender": "diverse", "file": "a"}]
+    clips = [
+        Clip(key=f"{n}.mp4", emotion="happy", subject=f"P{n}", columns=json.dumps(columns[n % 3] | {"note": str(n)}))
+        for n in range(MOST_VALUES + 1)
+    ]
+    labels = np.full(len(clips), 2)
+    predicted = np.array([2 if n % 3 == 2 else 3 for n in range(len(clips))])
+    found = group_metrics(labels, predicted, clips, 8)
+    assert list(found) == [*FIELDS, "age", "file", "light"]  # every clip has a note of its own
+    assert {name: row["num_clips"] for name, row in found["light"].items()} == {"bright": 17, "dim": 34}
+    assert {name: row["accuracy"] for name, row in found["light"].items()} == {"bright": 1, "dim": 0}
+    assert list(found["gender"]) == ["diverse"]  # the table's goes before what numbers give
+    assert list(found["file"]) == ["a"]
+    assert len(found["subject"]) == len(clips)
+    (light,) = [row for row in gaps(found, labels == predicted, clips) if row["by"] == "light"]
+    assert (light["best"], light["worst"], light["gap"]) == ("bright", "dim", 1)
