@@ -24,13 +24,14 @@ from fastemo.corpus.files.examining import examine, fingerprint
 from fastemo.corpus.files.finding import find_files
 from fastemo.corpus.files.isolation import Examiner, Limits
 from fastemo.corpus.files.probe import BadFile, image_files, probe_clip
-from fastemo.corpus.table import TableRow, by_file, read_table
+from fastemo.corpus.table import TableRow, by_file, read_columns, read_table
 from fastemo.machine import available_processors, write_text
 
 _DISPLAY = frozenset({"orientation", "pixel_aspect", "hdr"})
 _SINCE_0_2 = _DISPLAY | {"subject", "corpus", "columns", "segment", "first_frame", "first_pts"}
 _NOTHING = Clip(key="")
 _Row = tuple[Clip, TableRow | None]
+_LARGE = ("size_bytes", "first_pts")
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
 
@@ -144,6 +145,9 @@ def read_manifest(path: Path, root: Root) -> Manifest:
                     raise ValueError("columns are missing or too many, or the status is unknown")
                 values: dict[str, Any] = {name: kind(row[name]) for name, kind in types.items()}
                 _check_key(values["key"])
+                if not isinstance(root, Path) and values["corpus"] not in root:
+                    raise ValueError(f"its corpus {values['corpus']!r} is none of {', '.join(root)}")
+                read_columns(values.get("columns", ""))
                 _check_numbers(values)
                 rows.append(Clip(**values))
         except (ValueError, csv.Error) as error:
@@ -161,10 +165,10 @@ def _check_key(key: str) -> None:
 def _check_numbers(values: dict[str, Any]) -> None:
     """Raises `ValueError` for numbers that no scan writes."""
     for name, value in values.items():
-        if name in ("mtime_ns", "first_pts") or isinstance(value, str):  # times before 1970 are valid
+        if name == "mtime_ns" or isinstance(value, str):  # times before 1970 are valid
             continue
-        largest = sys.float_info.max if isinstance(value, float) else 2 ** (63 if name == "size_bytes" else 31) - 1
-        if not 0 <= value <= largest:  # false for NaN too
+        largest = sys.float_info.max if isinstance(value, float) else 2 ** (31 if name not in _LARGE else 62) - 1
+        if not (-largest if name == "first_pts" else 0) <= value <= largest:  # false for NaN too
             raise ValueError(f"{name} is {value}")
 
 

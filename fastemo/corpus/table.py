@@ -164,6 +164,19 @@ def _row(line: int, cells: dict[str, str], root: Path) -> TableRow:
 
 
 @cache
+def read_columns(text: str) -> dict[str, str]:
+    """A row's further columns by name.
+
+    Raises:
+        ValueError: It is not what `TableRow.columns` holds.
+    """
+    found = json.loads(text or "{}")
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("its columns are not a JSON object of texts")
+    return found
+
+
+@cache
 def _as_json(columns: tuple[tuple[str, str], ...]) -> str:
     return json.dumps(dict(columns), ensure_ascii=False, sort_keys=True)
 

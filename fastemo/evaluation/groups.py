@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.ravdess import CHANNELS, INTENSITIES
+from fastemo.corpus.table import read_columns
 from fastemo.evaluation.metrics import confusion, scores
 from fastemo.evaluation.uncertainty import group_members, group_sums
 
@@ -52,14 +52,13 @@ def fields_of(clips: Sequence[Clip]) -> Fields:
     A column of more than `MOST_VALUES` values, such as remarks, is left out.
     """
     values: dict[str, set[str]] = defaultdict(set)
-    of_clip = {clip.columns: json.loads(clip.columns or "{}") for clip in clips}
-    for columns in of_clip.values():
-        for name, value in columns.items():
+    for columns in {clip.columns for clip in clips}:
+        for name, value in read_columns(columns).items():
             values[name].add(value)
     chosen = [name for name, found in values.items() if len(found) <= MOST_VALUES]
 
     def column(name: str) -> Callable[[Clip], str]:
-        return lambda clip: str(of_clip[clip.columns].get(name, ""))
+        return lambda clip: read_columns(clip.columns).get(name, "")
 
     return {**FIELDS, **{name: column(name) for name in sorted(chosen)}}
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from fastemo.config import RunConfig, read_config
 from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.config import SPLITS
+from fastemo.corpus.folds import by_number
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import named_root
 from fastemo.corpus.protocol import num_folds, split_corpus
@@ -29,17 +30,17 @@ from fastemo.video.sampling import frame_indices
 
 _EXAMPLES, _PIXELS, _GAP = 4, 160, 4
 _ORANGE = (230, 159, 0)
-_CORPUS_KEYS = ("corpus.root", "corpus.labels", "corpus.protocol", "corpus.synthetic")
+_CORPUS_KEYS = tuple(f"corpus.{name}" for name in ["root", "labels", "subjects", "classes", "protocol", "synthetic"])
 
 
 def corpus_of(splits: Splits, title: str, **others: Any) -> Corpus:
-    """Counts of clips by split and class, every class in its order, and by split and actor, actors ascending."""
+    """Counts of clips by split and class, every class in its order, and by split and person, by number."""
     of_class = {split: Counter(clip.emotion for clip in splits[split]) for split in SPLITS}
-    of_actor = {split: Counter(clip.actor for clip in splits[split] if clip.actor) for split in SPLITS}
+    of_actor = {split: Counter(clip.person for clip in splits[split] if clip.person) for split in SPLITS}
     return Corpus(
         title=title,
         class_counts={split: {name: of_class[split][name] for name in splits.class_names} for split in SPLITS},
-        actor_counts={split: dict(sorted(of_actor[split].items())) for split in SPLITS},
+        actor_counts={name: {who: of[who] for who in sorted(of, key=by_number)} for name, of in of_actor.items()},
         **others,
     )
 

@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Transform
 
+from fastemo.corpus.folds import by_number
 from fastemo.report import drawing
 from fastemo.report.drawing import PAGE, RULE, SERIES, SOFT, describe, shorten
 from fastemo.report.schema import Epoch, Example
@@ -218,13 +219,16 @@ def accuracy_by_cost(rows: Sequence[Row], key: str, label: str) -> Figure | None
 
 
 def split_counts(corpus: Corpus, key: str) -> Figure | None:
-    """Clips by class or actor, with the splits stacked."""
+    """Clips by class or person, with the splits stacked."""
     counts = getattr(corpus, key)
     is_actors = key == "actor_counts"
-    names = sorted({name for of in counts.values() for name in of}) if is_actors else list(counts["train"])
+    names = list(counts.get("train", ()))
+    if is_actors:
+        names = sorted({name for of in counts.values() for name in of}, key=by_number)
     if not names:
         return None
-    below = 0.5 if is_actors else 0.15 + 0.6 * drawing.CHARACTER * min(_NAME, max(map(len, names)))
+    are_numbers = all(name.isdecimal() for name in names)
+    below = 0.5 if are_numbers else 0.15 + 0.6 * drawing.CHARACTER * min(_NAME, max(map(len, names)))
     figure, (axes,) = drawing.new_figure(2.1 + below, left=0.65, bottom=below, top=0.35)
     base = np.zeros(len(names), dtype=np.int64)
     for colour, (split, of) in zip(SERIES, counts.items(), strict=False):
@@ -234,11 +238,11 @@ def split_counts(corpus: Corpus, key: str) -> Figure | None:
             describe(bar, f"{name}: {split} {value}")
         base = base + values
     step = math.ceil(len(names) / _MOST_NAMED)
-    tilt: Any = {} if is_actors else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    tilt: Any = {} if are_numbers else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(0, len(names), step), [shorten(str(it), _NAME) for it in names[::step]], **tilt)
     num_unknown = sum(sum(of.values()) for of in corpus.class_counts.values()) - sum(base)
     unknown = f" (of {num_unknown} clips unknown)" if num_unknown else ""
-    axes.set(ylabel="Clips", xlabel=f"Actor{unknown}" if is_actors else "")
+    axes.set(ylabel="Clips", xlabel=f"{'Actor' if are_numbers else 'Person'}{unknown}" if is_actors else "")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     return figure

@@ -204,14 +204,14 @@ class Corpus:
 
     Attributes:
         class_counts: Clips by split, then by emotion.
-        actor_counts: Clips by split, then by actor, if known.
+        actor_counts: Clips by split, then by person, if known.
         pictures: Example frames by emotion, and the crop drawn on a frame, if available.
         notes: Notes for the reader, such as why there are no pictures.
     """
 
     title: str
     class_counts: Mapping[str, Mapping[str, int]]
-    actor_counts: Mapping[str, Mapping[int, int]]
+    actor_counts: Mapping[str, Mapping[str, int]]
     pictures: Mapping[str, Figure] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from helpers import TINY_RUN, command, empty_figures, refusal, write_video
 from fastemo.config import read_config, write_config
 from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig
+from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import split_clips
 from fastemo.experiment.retest import evaluate_run
@@ -82,6 +84,22 @@ def test_folders_of_one_name_are_told_apart(put):
     manifest = prepare_corpus(config, QUIET)
     assert [clip.key for clip in manifest.clips] == ["videos-2/happy/1.mp4", "videos/happy/1.mp4"]
     assert [clip.file(manifest.root).parts[-4] for clip in manifest.clips] == ["b", "a"]
+
+
+def test_a_manifest_of_other_corpora_or_with_columns_that_are_none_is_refused(two, tmp_path):
+    manifest = prepared(two[1])
+    path = tmp_path / "manifest.csv"
+    manifest.write_csv(path)
+    assert read_manifest(path, manifest.root) == manifest
+    with pytest.raises(ValueError, match=r"line 2: not a manifest \(its corpus 'RAVDESS' is none of lab, other\)"):
+        read_manifest(path, {"lab": two[0], "other": two[0]})
+    for columns in ("[1]", '{"a": 1}', "{"):
+        Manifest.of(manifest.root, [replace(manifest.clips[0], columns=columns)]).write_csv(path)
+        with pytest.raises(ValueError, match=r"line 2: not a manifest"):
+            read_manifest(path, manifest.root)
+    Manifest.of(manifest.root, [replace(manifest.clips[0], first_pts=-(2**62))]).write_csv(path)
+    with pytest.raises(ValueError, match=r"not a manifest \(first_pts is"):
+        read_manifest(path, manifest.root)
 
 
 class TestClasses:

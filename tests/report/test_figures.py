@@ -173,16 +173,19 @@ class TestOfACorpus:
     def test_bars_are_as_high_as_they_count(self):
         counts = {"train": {"calm": 5, "sad": 0}, "val": {"calm": 1, "sad": 2}, "test": {"calm": 0, "sad": 3}}
         corpus = Corpus(
-            title="", class_counts=counts, actor_counts={"train": {1: 5, 3: 0}, "val": {3: 3}, "test": {2: 1}}
+            title="", class_counts=counts, actor_counts={"train": {"1": 5, "30": 0}, "val": {"30": 3}, "test": {"2": 1}}
         )
         figure = figures.split_counts(corpus, "class_counts")
         assert [it.get_height() for it in figure.axes[0].patches] == [5, 0, 1, 2, 0, 3]
         assert [it.get_y() for it in figure.axes[0].patches] == [0, 0, 5, 0, 6, 2]
         assert told(figure)[2] == "calm: val 1"
         figure = figures.split_counts(corpus, "actor_counts")
-        assert [it.get_text() for it in figure.axes[0].get_xticklabels()] == ["1", "2", "3"]
+        assert [it.get_text() for it in figure.axes[0].get_xticklabels()] == ["1", "2", "30"]
         assert "Actor (of 2 clips unknown)" in texts(figure)
         assert figures.split_counts(replace(corpus, actor_counts={}), "actor_counts") is None
+        figure = figures.split_counts(replace(corpus, actor_counts={"train": {"P10": 5, "P9": 3}}), "actor_counts")
+        assert [it.get_text() for it in figure.axes[0].get_xticklabels()] == ["P9", "P10"]
+        assert "Person (of 3 clips unknown)" in texts(figure)
 
 
 @pytest.mark.filterwarnings("error")
