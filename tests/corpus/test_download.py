@@ -258,7 +258,7 @@ class TestInterrupted:
         process = subprocess.Popen(words(tmp_path, "--actors", "1,2"), stderr=subprocess.PIPE, text=True)
         assert server.held.wait(60)
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[1] == "fastemo: stopped by SIGINT; the same command resumes\n"
+        assert process.communicate(timeout=120)[1] == "fastemo: stopped by SIGINT; the same command resumes\n"
         assert process.returncode == 130
         server.hold.clear()
         self.again(tmp_path, archives)

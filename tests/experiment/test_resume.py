@@ -149,7 +149,7 @@ def test_a_finished_run_trained_further_equals_one_with_all_its_epochs(whole, ti
     folder = trained(options(tiny_corpus, tmp_path, "--train.epochs", "1"))
     former, more = (folder / "test.json").read_bytes(), ["--resume", str(folder), "--train.epochs", "2"]
     # Before its results get another name, just after that, after the configuration is written, in the first new epoch.
-    for place in ("prepare_corpus", "write_config", "split_clips", "Trainer._train_epoch"):
+    for place in ("prepare_corpus", "write_config", "split_corpus", "Trainer._train_epoch"):
         killed(more, monkeypatch, place)
         assert [path.read_bytes() for path in folder.glob("test*.json")] == [former]
     trained(more)

@@ -477,7 +477,7 @@ def test_clips_that_dali_refuses_are_pyavs_and_counted(videos, monkeypatch):
     clips = clips[:4]
     by_size, by_format, whole = (manifest.root / clip.key for clip in clips[:3])
 
-    def pruned_clip(path, indices):
+    def pruned_clip(path, indices, _anchor):
         return (
             PrunedClip(path.read_bytes(), np.array(indices), is_whole=True) if path == whole else prune(path, indices)
         )

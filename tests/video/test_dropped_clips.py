@@ -194,10 +194,10 @@ def test_epochs_on_several_threads_at_once(corpus, expected):
 def failing(monkeypatch, error):
     """Decoding raises for every second clip."""
 
-    def fail(path, indices, spec, backend="pyav"):
+    def fail(path, indices, spec, **options):
         if path.stem[7] in "1357":
             raise error
-        return decode_clip(path, indices, spec, backend=backend)
+        return decode_clip(path, indices, spec, **options)
 
     monkeypatch.setattr(backends, "decode_clip", fail)
 
@@ -254,7 +254,7 @@ def test_dali_drops_every_clip_that_fails(vp9_template, tmp_path, monkeypatch, t
     with make_loader(manifest, config=config) as loader:
         expected = real_rows(loader.epoch())
 
-    def damaged(path, indices):
+    def damaged(path, indices, _anchor=None):
         clip = prune(path, indices)
         if path.name not in names:
             return clip

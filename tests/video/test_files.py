@@ -412,7 +412,7 @@ def test_whatever_pyav_raises_is_a_decode_error(files, monkeypatch, kind, place)
         monkeypatch.setattr(pruning, "_prune", fail)
     elif place == "open":
         clip = pruning.prune(found["square pixels"], [3, 4])
-        monkeypatch.setattr(decode, "prune", lambda *_: clip)
+        monkeypatch.setattr(decode, "prune", lambda *_, **__: clip)
         monkeypatch.setattr(decode.av, "open", fail)
     else:
         monkeypatch.setattr(decode._ToRGB, "__call__", fail)

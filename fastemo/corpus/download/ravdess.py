@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import BaseModel
 
@@ -62,7 +63,7 @@ def download_ravdess(
     dry_run: bool = False,
     wait: Callable[[float], object] | None = None,
 ) -> None:
-    """Download and unpack archives of RAVDESS. What an earlier call completed is not fetched again.
+    """Download and unpack archives of RAVDESS, on the main thread. What an earlier call completed is not fetched again.
 
     Args:
         yes: Do not ask.
@@ -81,6 +82,12 @@ def download_ravdess(
         console.say(f"note: actor {zenodo.NO_SONG} recorded no song")
     if not pairs:
         raise ValueError("nothing is selected: --no-speech needs --song, and an actor who recorded song")
+
+    def interrupt(*_: object) -> NoReturn:
+        stop.set()  # the exception alone may be lost where Python ignores one
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         with zenodo.open_client() as client:
             server = Server(client, console.say, stop, wait or stop.wait)
@@ -96,6 +103,8 @@ def download_ravdess(
                 console.say("nothing was downloaded")
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT, RESUMES) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def parse_actors(text: str) -> list[int]:
@@ -196,6 +205,8 @@ class _Download:
                     while not self._server.stop.is_set() and (running := [it for it in threads if it.is_alive()]):
                         running[0].join(0.2)
                         advance(max(0, self._received() - before) // 2**20, (self._size - before) // 2**20)
+                if self._server.stop.is_set() and not self._failures:
+                    raise KeyboardInterrupt
             finally:
                 self._server.stop.set()
                 for thread in filter(threading.Thread.is_alive, threads):
