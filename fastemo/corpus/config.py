@@ -146,6 +146,8 @@ class CorpusConfig:
         num_roots = len(self.root) if isinstance(self.root, list) else 1
         if not num_roots or (isinstance(self.labels, list) and len(self.labels) != num_roots):
             raise ValueError("corpus.root must name folders, and corpus.labels one kind for all or one for each")
+        if isinstance(self.root, list) and len({root.absolute() for root in self.root}) < num_roots:
+            raise ValueError("corpus.root names a folder twice")
         try:
             re.compile(self.subjects or "")
         except re.error as error:

@@ -158,6 +158,7 @@ class TestConfiguration:
             "--corpus.root", "a", "b", "--corpus.labels", *["folder"] * 3
         )
         assert "corpus.root must name folders" in refusal("--corpus.root", "[]")
+        assert refusal("--corpus.root", "a", "./a") == "corpus.root names a folder twice"
 
 
 @pytest.fixture(scope="module")
