@@ -176,7 +176,14 @@ def _study(found: Found) -> str:
     texts = [f"### Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}"]
     texts.append(f"{about}, {found['minutes']:.0f} minutes of training and testing.")
     for part in found["parts"]:
-        rows = [["", "test accuracy (95 % interval)", "temporal-order pairs (95 % interval)", "Roy (2025), on RAVDESS"]]
+        rows = [
+            [
+                "",
+                "test accuracy (95 % interval)",
+                "temporal-order pairs (95 % interval)",
+                "Roy (2025), on RAVDESS's hardest pair of actors",
+            ]
+        ]
         for row in part["rows"]:
             accuracy = "not finished" if row["accuracy"] is None else _share(row)
             reported = "-" if row["report"] is None else f"{row['report'] * 100:.1f} %"

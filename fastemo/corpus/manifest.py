@@ -150,6 +150,7 @@ def read_manifest(path: Path, root: Root) -> Manifest:
                 read_columns(values.get("columns", ""))
                 _check_numbers(values)
                 rows.append(Clip(**values))
+                _check_key(rows[-1].path)  # without a segment, `..#1-2` would be the folder above
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, line {reader.reader.line_num}: not a manifest ({error})") from error
     return Manifest.of(root, rows)

@@ -24,7 +24,7 @@ def test_mutated_manifests(tmp_path, fault_log):
     path, outcomes = tmp_path / "manifest.csv", Counter()
     Manifest.of(tmp_path, ROWS).write_csv(path)
     whole = path.read_bytes()
-    for seed in range(300):
+    for seed in range(500):
         rng = Random(seed)
         cells = whole.split(b",")
         for _ in range(rng.randint(0, 2)):
@@ -49,6 +49,17 @@ def test_mutated_manifests(tmp_path, fault_log):
     assert outcomes.keys() == {"read as written", "refused by file and line"}
     assert min(outcomes.values()) >= 10
     fault_log("mutated manifests", outcomes)
+
+
+@pytest.mark.parametrize(
+    ("key", "corpus"), [("..#1-2", ""), ("a/..#1-2", ""), ("/..#1-2", ""), ("#1-2", ""), ("b/..#1-2", "b")]
+)
+def test_a_segment_outside_the_corpus(tmp_path, key, corpus, fault_log):
+    path = tmp_path / "manifest.csv"
+    Manifest(tmp_path, (Clip(key=key, segment="1-2", corpus=corpus),)).write_csv(path)
+    with pytest.raises(ValueError, match=r"manifest\.csv, line 2: not a manifest"):
+        read_manifest(path, tmp_path)
+    fault_log("a manifest that names a file outside the corpus", {"refused by file and line": 1})
 
 
 @pytest.mark.parametrize("key", KEYS_OUTSIDE_THE_CORPUS)

@@ -272,7 +272,8 @@ def test_a_study_is_told_part_by_part(tmp_path):
         "",
         "**Models**",
         "",
-        "|  | test accuracy (95 % interval) | temporal-order pairs (95 % interval) | Roy (2025), on RAVDESS |",
+        "|  | test accuracy (95 % interval) | temporal-order pairs (95 % interval) | "
+        "Roy (2025), on RAVDESS's hardest pair of actors |",
         "| --- | --- | --- | --- |",
         "| early_cnn | 75.0 % (70.0 to 80.0) | 90.0 % (70.0 to 100.0) | 26.7 % |",
         "| late_fusion | 50.0 % (70.0 to 80.0) | 50.0 % (70.0 to 100.0) | - |",
