@@ -161,7 +161,7 @@ def test_loaders_made_and_left_with_dali(tmp_path, monkeypatch, fault_log):
     manifest = scan(tmp_path)
     config, broken = VideoConfig(num_frames=4, size=32, backend="dali"), manifest.clips[2].key
 
-    def damaged(path: Path, indices: np.ndarray) -> PrunedClip:
+    def damaged(path: Path, indices: np.ndarray, _anchor: object) -> PrunedClip:
         clip = prune(path, indices)
         return PrunedClip(clip.data, clip.positions + 100) if path.name == broken else clip
 
