@@ -15,6 +15,13 @@ from fastemo.corpus.table import TableRow
 
 # The folder to which keys are relative; of several corpora, each one's folder by its name.
 Root = Path | Mapping[str, Path]
+
+
+def folders(root: Root) -> Mapping[str, Path]:
+    """Each corpus's folder by its name; the only one's by an empty name."""
+    return {"": root} if isinstance(root, Path) else root
+
+
 Status = Literal["clip", "unlabelled", "rejected", "audio-only", "duplicate"]
 IDENTICAL_TO = "identical to "  # a duplicate's reason, before the other's key
 LINE_AT_END = r" \(line \d+ of the label table\)$"

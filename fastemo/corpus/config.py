@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 LABELS = ("ravdess", "cremad", "folder")
 SPLITS = ("train", "val", "test")
@@ -86,6 +86,11 @@ class SyntheticConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed are even numbers (4:2:0 video)")
 
 
+def _each(value: Any) -> list[Any]:
+    """The values of an option that takes one or several."""
+    return value if isinstance(value, list) else [value]
+
+
 def check_labels(name: str, labels: str) -> None:
     """Raises `ValueError` unless `labels`, the value of the option `name`, is among `LABELS` or a table's path."""
     if labels not in LABELS and Path(labels).suffix.lower() not in TABLE_SUFFIXES:
@@ -135,7 +140,7 @@ class CorpusConfig:
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self) -> None:
-        for labels in self.labels if isinstance(self.labels, list) else [self.labels]:
+        for labels in _each(self.labels):
             check_labels("corpus.labels", labels)
             if self.root is None and labels not in LABELS:
                 raise ValueError("corpus.labels is a table, so that corpus.root must name the folder of its files")
@@ -143,10 +148,10 @@ class CorpusConfig:
             value = getattr(self, name)
             if isinstance(value, list) and len(value) == 1:
                 object.__setattr__(self, name, value[0])
-        num_roots = len(self.root) if isinstance(self.root, list) else 1
+        num_roots = len(_each(self.root))
         if not num_roots or (isinstance(self.labels, list) and len(self.labels) != num_roots):
             raise ValueError("corpus.root must name folders, and corpus.labels one kind for all or one for each")
-        if isinstance(self.root, list) and len({root.absolute() for root in self.root}) < num_roots:
+        if len({root and root.absolute() for root in _each(self.root)}) < num_roots:
             raise ValueError("corpus.root names a folder twice")
         try:
             re.compile(self.subjects or "")
@@ -171,7 +176,7 @@ class CorpusConfig:
         """The configuration of each corpus, by its folder's name; of the only one, by an empty name."""
         if not isinstance(self.root, list):
             return {"": self}
-        labels = self.labels if isinstance(self.labels, list) else [self.labels] * len(self.root)
+        labels = _each(self.labels) * (1 if isinstance(self.labels, list) else len(self.root))
         found: dict[str, CorpusConfig] = {}
         for number, (root, own) in enumerate(zip(self.root, labels, strict=True), start=1):
             name = root.absolute().name or "corpus"
@@ -184,4 +189,4 @@ class CorpusConfig:
         """The corpus, or all of them, for people."""
         if self.root is None:
             return "built-in (generated faces)"
-        return ", ".join(str(part.root) for part in self.parts.values())
+        return ", ".join(map(str, _each(self.root)))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from fastemo.corpus import ravdess
-from fastemo.corpus.clip import IDENTICAL_TO, Clip, Root, Status, label_clip, settle_duplicates
+from fastemo.corpus.clip import IDENTICAL_TO, Clip, Root, Status, folders, label_clip, settle_duplicates
 from fastemo.corpus.config import LABELS, Verify, check_labels
 from fastemo.corpus.files.examining import examine, fingerprint
 from fastemo.corpus.files.finding import find_files
@@ -65,13 +65,12 @@ class Manifest:
         return cls(root, used, unlabelled, rejected, audio_only, duplicates, passed_over or {})
 
     @classmethod
-    def joined(cls, parts: Mapping[str, Manifest]) -> Manifest:
+    def joined(cls, root: Root, parts: Mapping[str, Manifest]) -> Manifest:
         """Several corpora as one, each under its name; the only one, under an empty name, as it is."""
         if "" in parts:
             return parts[""]
         rows = [replace(row, key=f"{name}/{row.key}", corpus=name) for name, part in parts.items() for row in part.rows]
-        roots = {name: Path(part.where) for name, part in parts.items()}
-        return cls.of(roots, rows, sum((Counter(part.passed_over) for part in parts.values()), Counter()))
+        return cls.of(root, rows, sum((Counter(part.passed_over) for part in parts.values()), Counter()))
 
     @property
     def rows(self) -> tuple[Clip, ...]:
@@ -80,7 +79,7 @@ class Manifest:
     @property
     def where(self) -> str:
         """The corpus root, or all of them, for messages."""
-        return str(self.root) if isinstance(self.root, Path) else ", ".join(map(str, self.root.values()))
+        return ", ".join(map(str, folders(self.root).values()))
 
     @property
     def class_names(self) -> tuple[str, ...]:

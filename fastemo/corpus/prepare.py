@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastemo.console import Console
 from fastemo.corpus import cremad, ravdess
-from fastemo.corpus.clip import Clip, Root, class_name, is_named
+from fastemo.corpus.clip import Clip, Root, class_name, folders, is_named
 from fastemo.corpus.config import LABELS, CorpusConfig
 from fastemo.corpus.files.finding import HIDDEN
 from fastemo.corpus.manifest import Manifest, scan
@@ -35,9 +35,9 @@ def prepare_corpus(config: CorpusConfig, console: Console) -> Manifest:
     """
     root, found = corpus_root(config, console), {}
     for name, part in config.parts.items():
-        found[name] = scan_cached(root if isinstance(root, Path) else root[name], part, console)
+        found[name] = scan_cached(folders(root)[name], part, console)
         console.say(describe(found[name]))
-    manifest = Manifest.joined(found)
+    manifest = Manifest.joined(root, found)
     if len(manifest.rejected) > config.max_rejected:
         for clip in manifest.rejected:
             console.say(f"  rejected {clip.key}: {clip.reason}")

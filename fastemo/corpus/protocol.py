@@ -73,8 +73,7 @@ def split_clips(
         manifest: The corpus.
         protocol: `None` means `speech` if a clip has its label from a RAVDESS name, `cremad` if all have theirs from
             CREMA-D names, and `folders` otherwise.
-        fold: Which fold to test on: 0 to `num_folds` - 1.
-        folds: The number of folds of `kfold`.
+        fold, folds: Which fold to test on, 0 to `num_folds` - 1, and how many `kfold` has.
         allow_shared_subjects: Let a person or a take be in several splits; a note then says how many are.
 
     Raises:
@@ -97,10 +96,11 @@ def split_clips(
         train=chosen["train"],
         val=chosen["val"],
         test=chosen["test"],
+        notes=tuple(notes),
         allow_shared_subjects=allow_shared_subjects,
     )
-    shared = [f"{splits.about_people['caveat']}"] if splits.subjects == "shared" else []
-    return replace(splits, notes=(*notes, *shared))
+    is_shared = splits.subjects == "shared"
+    return replace(splits, notes=(*notes, f"{splits.about_people['caveat']}")) if is_shared else splits
 
 
 def _by_corpus(manifest: Manifest) -> list[Manifest]:

@@ -13,10 +13,10 @@ import numpy as np
 
 from fastemo.config import RunConfig, read_config
 from fastemo.console import Console
-from fastemo.corpus.clip import Clip, Root, class_name
+from fastemo.corpus.clip import Clip, Root, class_name, folders
 from fastemo.corpus.config import LABELS, CorpusConfig
 from fastemo.corpus.manifest import Manifest, read_manifest
-from fastemo.corpus.prepare import corpus_root, prepare_corpus
+from fastemo.corpus.prepare import corpus_root, named_root, prepare_corpus
 from fastemo.corpus.protocol import first_file_per_take, split_corpus
 from fastemo.corpus.splits import Splits
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
@@ -63,15 +63,15 @@ def evaluate_run(
         raise ValueError(f"{', '.join(other)} need another corpus: give its --corpus.root without --split")
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     there = config.corpus if root is None or is_other else replace(config.corpus, root=root)
-    home = corpus_root(there, console)
+    home = named_root(there) if is_other else corpus_root(there, console)  # for another corpus, its names suffice
     own = read_manifest(run_dir / "manifest.csv", home)
     own = own if is_other else _rebased(own, home, console)
     splits = with_classes_of(weights, split_corpus(own, config.corpus))
     if is_other:
         chosen = _other_corpus(config.corpus, root=root, **other)
         clips, names, head = _shared_clips(chosen, config, splits, console)
-        home, split = corpus_root(chosen, console), "all"
-        where = "-".join(["all", *(Path(str(part.root)).resolve().name for part in chosen.parts.values())])
+        home, split = named_root(chosen), "all"
+        where = "-".join(["all", *(folder.resolve().name for folder in folders(home).values())])
     else:
         split = where = split or "test"
         clips, names, head = splits[split], splits.class_names, {} if split == "train" else splits.about_people

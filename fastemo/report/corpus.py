@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastemo.config import RunConfig, read_config
-from fastemo.corpus.clip import Clip, Root
+from fastemo.corpus.clip import Clip, Root, folders
 from fastemo.corpus.config import SPLITS
 from fastemo.corpus.folds import by_number
 from fastemo.corpus.manifest import Manifest, read_manifest
@@ -131,7 +131,7 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
     notes, pictures = list(splits.notes), {}
     if num_folds(listed, splits.protocol, corpus.folds) > 1:
         notes.append(f"The splits shown are those of fold {corpus.fold}.")
-    if root is None or not all(it.is_dir() for it in ([root] if isinstance(root, Path) else root.values())):
+    if root is None or not all(folder.is_dir() for folder in folders(root).values()):
         notes.append("The corpus is not where the run found it: for pictures, give its folder with --corpus.root.")
     else:
         manifest = Manifest.of(root, listed.rows)

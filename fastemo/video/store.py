@@ -20,7 +20,7 @@ from types import TracebackType
 
 import numpy as np
 
-from fastemo.corpus.clip import Clip, Root
+from fastemo.corpus.clip import Clip, Root, folders
 from fastemo.corpus.files.examining import fingerprint
 from fastemo.errors import UserError
 from fastemo.machine import cache_folder, locked, open_plain, read_at, readable_bytes, write_at, write_text
@@ -84,8 +84,7 @@ class ClipStore:
         decoder: str,
     ) -> None:
         width, height = frame_size
-        roots = {"": corpus_root} if isinstance(corpus_root, Path) else corpus_root
-        self._corpus_root = {name: folder.resolve() for name, folder in roots.items()}
+        self._corpus_root = {name: folder.resolve() for name, folder in folders(corpus_root).items()}
         self._identity = {
             "version": STORE_VERSION,
             "corpus": "\n".join(f"{name}{folder}" for name, folder in self._corpus_root.items()),

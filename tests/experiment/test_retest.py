@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastemo.config import read_config
 from fastemo.console import Console
-from fastemo.corpus import cremad
+from fastemo.corpus import cremad, prepare
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.evaluation.evaluate import Predictions
 from fastemo.experiment.retest import evaluate_run, restricted
@@ -140,3 +141,14 @@ def test_real_recordings(trained, clips_folder, tmp_path):
         result = json.loads((tmp_path / name / "all.json").read_text())
         assert classes in (None, result["classes"])
         assert result["num_clips"] == result["num_takes"]
+
+
+def test_another_corpus_needs_no_file_of_the_runs_own(trained, cremad_corpus, tmp_path, monkeypatch):
+    """Least of all the built-in corpus, which would be generated first."""
+    run_dir = shutil.copytree(trained, tmp_path / "built_in")
+    config = run_dir / "config.yaml"
+    config.write_text(re.sub(r"^  root: .*$", "  root: null", config.read_text(), count=1, flags=re.MULTILINE))
+    assert read_config(["--config", str(config)]).corpus.root is None
+    monkeypatch.setattr(prepare, "synthesize", lambda *_, **__: pytest.fail("generated"))
+    result = evaluate_run(run_dir, QUIET, root=cremad_corpus, labels="cremad")
+    assert result["trained_on"] == "built-in (generated faces)"

@@ -12,10 +12,9 @@ import torch
 
 from fastemo.config import RunConfig
 from fastemo.console import Console
-from fastemo.corpus.prepare import prepare_corpus
-from fastemo.corpus.protocol import split_corpus
 from fastemo.corpus.splits import Splits
 from fastemo.evaluation.probes import ORDERS
+from fastemo.experiment.study.corpora import Corpora
 from fastemo.experiment.study.grid import Cell, Study
 from fastemo.experiment.study.places import num_places
 from fastemo.experiment.study.states import read_states
@@ -68,21 +67,15 @@ def estimate(cells: Sequence[Cell], console: Console) -> dict[str, float]:
         ValueError: A corpus is not usable.
     """
     steps: dict[str, float] = {}
-    splits: dict[str, Splits] = {}
-    found = {}
+    corpora, found = Corpora(console), {}
     with console.track("measuring steps", "runs") as advance:
         for done, cell in enumerate(cells):
-            config = cell.config
-            corpus = repr(config.corpus)
-            if corpus not in splits:
-                manifest = prepare_corpus(config.corpus, console)
-                splits[corpus] = split_corpus(manifest, config.corpus)
-            known = repr(
-                (config.model, config.video.spec, config.augment, config.train, len(splits[corpus].class_names))
-            )
+            config, splits = cell.config, corpora.splits(cell.config.corpus)
+            num_classes = len(splits.class_names)
+            known = repr((config.model, config.video.spec, config.augment, config.train, num_classes))
             if known not in steps:
-                steps[known] = step_seconds(config, len(splits[corpus].class_names))
-            found[cell.name] = _seconds(config, splits[corpus], steps[known])
+                steps[known] = step_seconds(config, num_classes)
+            found[cell.name] = _seconds(config, splits, steps[known])
             advance(done + 1, len(cells))
     return found
 

@@ -10,17 +10,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from fastemo.config import write_config
 from fastemo.console import Console
-from fastemo.corpus.manifest import Manifest
-from fastemo.corpus.prepare import prepare_corpus
-from fastemo.corpus.protocol import split_corpus
 from fastemo.errors import Stopped, UserError
+from fastemo.experiment.study.corpora import Corpora
 from fastemo.experiment.study.grid import Cell, Study, with_folder
 from fastemo.experiment.study.places import environment_of, num_places, processors_of
 from fastemo.experiment.study.states import State, read_states, reason_of
@@ -149,17 +147,10 @@ class _Runner:
 
     def _prepare_corpora(self) -> None:
         """Generate, scan and split every corpus before the runs do: its errors are reported once, immediately."""
-        seen, manifests = [], dict[str, Manifest]()
+        corpora = Corpora(self._console)
         for cell in self._study.cells:
             check_backbone(cell.config.model)
-            corpus = cell.config.corpus
-            if corpus in seen:
-                continue
-            seen.append(corpus)
-            files = repr(replace(corpus, protocol=None, fold=0))  # the folds of one corpus are of one scan
-            if files not in manifests:
-                manifests[files] = prepare_corpus(corpus, self._console)
-            split_corpus(manifests[files], corpus)
+            corpora.splits(cell.config.corpus)
 
     def _start(self, cell: Cell, place: int) -> _Running:
         folder = self._out / "cells"
