@@ -1,3 +1,25 @@
 """fastemo: emotion recognition in short face videos, at the speed of the hardware."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastemo.inference.prediction import Prediction
+    from fastemo.inference.recognizer import Recognizer, load
+
 __version__ = "0.1.0"
+__all__ = ["Prediction", "Recognizer", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: torch takes seconds."""
+    if name == "Prediction":
+        from fastemo.inference.prediction import Prediction
+
+        return Prediction
+    if name in ("Recognizer", "load"):
+        from fastemo.inference import recognizer
+
+        return getattr(recognizer, name)
+    raise AttributeError(f"module 'fastemo' has no attribute '{name}'")

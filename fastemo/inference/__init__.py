@@ -1,0 +1,1 @@
+"""A trained model, used: on files, long videos, streams and frames in memory."""

@@ -1,0 +1,45 @@
+"""A model's answer about one clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+UNSURE = "unsure"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A model's answer about one clip: a file, or a window of a longer video.
+
+    Attributes:
+        path: The file or URL; empty for frames in memory.
+        start, end: Of the clip in the video, in seconds, as a player counts them.
+        label: The most probable class; `unsure` if its probability is below the minimum; `None` if there is no answer.
+        probabilities: Class -> calibrated probability; they sum to 1. Empty if there is no answer.
+        times: Of the T frames that the model saw, in seconds; empty where frames have no times (pictures, arrays).
+        embedding: float32 [features], what the classifier saw; `None` if there is no answer.
+        error: Why there is no answer; `None` if there is one.
+    """
+
+    path: str = ""
+    start: float = 0.0
+    end: float = 0.0
+    label: str | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    times: tuple[float, ...] = ()
+    embedding: np.ndarray | None = field(default=None, repr=False, compare=False)
+    error: str | None = None
+
+    @property
+    def confidence(self) -> float:
+        """The highest probability; 0 without an answer."""
+        return max(self.probabilities.values(), default=0.0)
+
+
+def label_of(probabilities: Sequence[float] | np.ndarray, class_names: Sequence[str], min_confidence: float) -> str:
+    """The most probable class, the first in case of a tie; `unsure` if its probability is below `min_confidence`."""
+    best = int(np.argmax(probabilities))
+    return class_names[best] if probabilities[best] >= min_confidence else UNSURE
