@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from fastemo.inference.prediction import Prediction
     from fastemo.inference.recognizer import Recognizer, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Prediction", "Recognizer", "__version__", "load"]
 
 

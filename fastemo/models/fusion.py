@@ -75,7 +75,30 @@ class EarlyResNet18(nn.Module):
         return self.classifier(self.backbone(frames_BTCHW.flatten(1, 2)))
 
 
-class LateFusion(nn.Module):
+class FrameModel(nn.Module):
+    """Base of the models that encode each frame by itself: whoever uses them may encode a frame once for many clips.
+
+    Attributes:
+        backbone: float [N, 3, H, W] -> features [N, F].
+    """
+
+    backbone: nn.Module
+
+    def encode(self, frames_NCHW: Tensor) -> Tensor:
+        """Float [N, 3, H, W] -> features [N, F], each frame by itself."""
+        return self.backbone(frames_NCHW)
+
+    def decide(self, features_BTF: Tensor) -> Tensor:
+        """Features of T frames [B, T, F] -> logits [B, num_classes]."""
+        raise NotImplementedError
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] -> logits [B, num_classes], without copying the frames."""
+        batch, num_frames = frames_BTCHW.shape[:2]
+        return self.decide(self.encode(frames_BTCHW.flatten(0, 1)).unflatten(0, (batch, num_frames)))
+
+
+class LateFusion(FrameModel):
     """One backbone for every frame, features joined over time, one Linear.
 
     Args:
@@ -94,9 +117,7 @@ class LateFusion(nn.Module):
         self.backbone = backbone
         self.classifier = nn.Linear(width, num_classes)
 
-    def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
-        features_BTF = frame_features(self.backbone, frames_BTCHW)
+    def decide(self, features_BTF: Tensor) -> Tensor:
         if self.fusion == "mean":
             fused = features_BTF.mean(dim=1)
         elif self.fusion == "max":
@@ -109,12 +130,6 @@ class LateFusion(nn.Module):
 def inflated(kernel: Tensor, num_frames: int) -> Tensor:
     """An RGB kernel [F, 3, h, w] repeated T times and divided by T: [F, 3T, h, w], which sees the mean frame."""
     return kernel.repeat(1, num_frames, 1, 1) / num_frames
-
-
-def frame_features(backbone: nn.Module, frames_BTCHW: Tensor) -> Tensor:
-    """Apply `backbone` to every frame: float [B, T, 3, H, W] -> [B, T, F], without copying the frames."""
-    batch, num_frames = frames_BTCHW.shape[:2]
-    return backbone(frames_BTCHW.flatten(0, 1)).unflatten(0, (batch, num_frames))
 
 
 def feature_width(backbone: nn.Module) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastemo.models.config import Rnn
-from fastemo.models.fusion import feature_width, frame_features
+from fastemo.models.fusion import FrameModel, feature_width
 
 _R3D18_FEATURES = 512
 
@@ -38,7 +38,7 @@ class R3D18(nn.Module):
         return self.classifier(self.backbone(clips_BCTHW))
 
 
-class CNNRNN(nn.Module):
+class CNNRNN(FrameModel):
     """One backbone for every frame, a one-layer LSTM or GRU over them, one Linear on its last hidden state.
 
     Args:
@@ -56,9 +56,8 @@ class CNNRNN(nn.Module):
         self.rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[rnn](width, hidden, batch_first=True)
         self.classifier = nn.Linear(hidden, num_classes)
 
-    def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
-        features_BTF = self.norm(frame_features(self.backbone, frames_BTCHW))
+    def decide(self, features_BTF: Tensor) -> Tensor:
+        features_BTF = self.norm(features_BTF)
         # Under CUDA's autocast cuDNN's RNNs compute in fp16 even if bf16 is requested, and without loss scaling the
         # gradients of early frames vanish (torch's AutocastRNN.cpp). float32 costs little compared to the backbone.
         kind = features_BTF.device.type

@@ -77,9 +77,19 @@ def augment(
 def center_crop(frames_BTChw: torch.Tensor, config: AugmentConfig) -> torch.Tensor:
     """The centre crop, normalised, for evaluation. Shapes as in `augment`."""
     h, w = frames_BTChw.shape[-2:]
+    rows, columns = center_crop_place(h, w, config)
+    return _normalise(frames_BTChw[..., rows, columns].float())
+
+
+def center_crop_place(h: int, w: int, config: AugmentConfig) -> tuple[slice, slice]:
+    """The rows and columns of the centre crop of h x w pixels.
+
+    Raises:
+        ValueError: They are fewer than the crop's.
+    """
     _check_size(h, w, config)
     top, left = (h - config.crop_size) // 2, (w - config.crop_size) // 2
-    return _normalise(frames_BTChw[..., top : top + config.crop_size, left : left + config.crop_size].float())
+    return slice(top, top + config.crop_size), slice(left, left + config.crop_size)
 
 
 def _check_size(h: int, w: int, config: AugmentConfig) -> None:

@@ -93,12 +93,25 @@ def decode_clip(
     assert sorted(wanted) == wanted, "frame indices must ascend"
     assert wanted[0] >= 0, "frame indices must not be negative"
     if holds_images(path):
-        frames = _images(path, wanted)
-    else:
-        frames = (_decord if backend == "decord" else _pyav)(path, wanted, anchor)
+        return _as_rgb(path, wanted, _images(path, wanted), spec)
+    clip = pruned_clip(path, wanted, anchor)
+    return decode_pruned(path, wanted, clip, spec, backend=backend)
+
+
+def decode_pruned(
+    path: Path, wanted: Sequence[int], clip: PrunedClip, spec: FrameSpec | None, *, backend: Library = "pyav"
+) -> np.ndarray:
+    """`decode_clip` of a file that was pruned for the wanted frames before."""
+    wanted = list(wanted)
+    return _as_rgb(path, wanted, (_decord if backend == "decord" else _pyav)(path, wanted, clip), spec)
+
+
+def _as_rgb(
+    path: Path, wanted: list[int], frames: Iterator[tuple[av.VideoFrame, Display]], spec: FrameSpec | None
+) -> np.ndarray:
     unique: dict[int, np.ndarray] = {}
     sizes: set[tuple[int, int]] = set()
-    to_rgb: _ToRGB | None = None
+    to_rgb: ToRGB | None = None
     try:
         for index, (frame, display) in zip(dict.fromkeys(wanted), frames, strict=False):
             sizes.add(display.size)
@@ -106,7 +119,7 @@ def decode_clip(
                 unique[index] = display.upright(frame.to_ndarray(format="rgb24"))
                 continue
             if to_rgb is None or not to_rgb.fits(frame, display):
-                to_rgb = _ToRGB(frame, display, spec)
+                to_rgb = ToRGB(frame, display, spec)
             unique[index] = to_rgb(frame)
     except (av.error.FFmpegError, ValueError) as error:
         raise DecodeError(path, wanted[0], str(error)) from error
@@ -115,7 +128,7 @@ def decode_clip(
     return np.stack([unique[index] for index in wanted]).transpose(0, 3, 1, 2)
 
 
-class _ToRGB:
+class ToRGB:
     """One antialiased resize from the decoder's own planes to packed RGB, cropped first and turned upright last."""
 
     def __init__(self, frame: av.VideoFrame, display: Display, spec: FrameSpec) -> None:
@@ -172,8 +185,7 @@ def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray, anchor: tuple[in
         raise DecodeError(path, wanted[0] if error.frame is None else error.frame, error.reason) from error
 
 
-def _pyav(path: Path, wanted: list[int], anchor: tuple[int, int] | None) -> Iterator[tuple[av.VideoFrame, Display]]:
-    clip = pruned_clip(path, wanted, anchor)
+def _pyav(path: Path, wanted: list[int], clip: PrunedClip) -> Iterator[tuple[av.VideoFrame, Display]]:
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
     try:
@@ -199,9 +211,8 @@ def unpadded(frame: np.ndarray) -> np.ndarray:
     return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
-def _decord(path: Path, wanted: list[int], anchor: tuple[int, int] | None) -> Iterator[tuple[av.VideoFrame, Display]]:
+def _decord(path: Path, wanted: list[int], clip: PrunedClip) -> Iterator[tuple[av.VideoFrame, Display]]:
     decord = _load_decord()
-    clip = pruned_clip(path, wanted, anchor)
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
     try:

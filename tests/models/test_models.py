@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
-from fastemo.models.fusion import EarlyCNN, EarlyResNet18, frame_features
+from fastemo.models.fusion import EarlyCNN, EarlyResNet18, LateFusion
 
 NUM_CLASSES = 8
 # torchvision's resnet18 has 11,689,512 parameters, its fc 512 * 1000 + 1000 of them; r3d_18 has 33,371,472,
@@ -132,15 +132,17 @@ def test_frames_fold_into_the_batch_without_a_copy():
     seen: list[Tensor] = []
 
     class Spy(nn.Module):
+        head_hidden_size = 3
+
         def forward(self, images: Tensor) -> Tensor:
             seen.append(images)
             return images.mean(dim=(2, 3))
 
-    frames = clips(3)
-    features = frame_features(Spy(), frames)
-    assert features.shape == (2, 3, 3)
+    model, frames = LateFusion(Spy(), 4, fusion="max", num_frames=None), clips(3)
+    logits = model(frames)
     assert seen[0].data_ptr() == frames.data_ptr()
-    assert torch.equal(features[1, 2], frames[1, 2].mean(dim=(1, 2)))
+    features = frames.mean(dim=(3, 4))
+    torch.testing.assert_close(model.decide(features), logits)
 
 
 def logits_of(model: nn.Module, frames: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from fastemo.corpus.files.isolation import Examiner, Unsettled
 from fastemo.corpus.files.probe import BadFile, Probe, image_files
 from fastemo.corpus.table import segment_seconds
 
-_PROBED = [field.name for field in fields(Probe) if field.name != "ranges"]
+_PROBED = [field.name for field in fields(Probe) if field.name not in ("ranges", "times")]
 _KEPT = ["key", "segment", "first_frame", "first_pts", "size_bytes", "mtime_ns", "verified", *_PROBED]
 _NOTHING = Clip(key="")
 _MOST_PAST_END = 1.0  # seconds: times are rounded when they are written down

@@ -65,6 +65,7 @@ class Probe:
         hdr: `PQ` or `HLG` for these transfer functions, else empty.
         ranges: For each segment asked for, its first frame, the one after its last, and the first one's timestamp in
             the stream's time base (0 if it has no frame or no timestamp).
+        times: Of the frames, ascending, in seconds as a player counts them; only if asked for.
     """
 
     num_frames: int
@@ -77,6 +78,7 @@ class Probe:
     pixel_aspect: float = 1.0
     hdr: str = ""
     ranges: list[tuple[int, int, int]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
 
 
 def probe_clip(path: Path, *, verify: Verify = "quick", segments: Sequence[tuple[float, float]] = ()) -> Probe:
@@ -92,7 +94,9 @@ def probe_clip(path: Path, *, verify: Verify = "quick", segments: Sequence[tuple
     return probe_images(path, verify=verify)
 
 
-def probe_video(path: Path, *, verify: Verify = "quick", segments: Sequence[tuple[float, float]] = ()) -> Probe:
+def probe_video(
+    path: Path, *, verify: Verify = "quick", segments: Sequence[tuple[float, float]] = (), with_times: bool = False
+) -> Probe:
     """Demux a file once and decode its first frame (`quick`) or every frame (`full`).
 
     Args:
@@ -137,6 +141,7 @@ def probe_video(path: Path, *, verify: Verify = "quick", segments: Sequence[tupl
         codec=codec,
         duration_seconds=num_frames / fps if fps else 0.0,
         ranges=_ranges(timestamps, clock, fps, segments) if segments else [],
+        times=_times(timestamps, clock, fps)[1] if with_times else [],
         **shown,
     )
 
@@ -151,16 +156,20 @@ class _Clock(NamedTuple):
 def _ranges(
     timestamps: Sequence[int | None], clock: _Clock, fps: float, segments: Sequence[tuple[float, float]]
 ) -> list[tuple[int, int, int]]:
-    """`Probe.ranges`; frames without timestamps follow each other evenly."""
-    known = sorted(pts for pts in timestamps if pts is not None)
-    if len(known) == len(timestamps) and clock.time_base:
-        times = [float(pts * clock.time_base) - clock.start for pts in known]
-    elif fps:
-        known, times = [0] * len(timestamps), [number / fps for number in range(len(timestamps))]
-    else:
-        raise BadFile("its frames have no times, so that it has no segments")
+    """`Probe.ranges`."""
+    known, times = _times(timestamps, clock, fps)
     ranges = [(bisect_left(times, start - _SAME), bisect_left(times, end - _SAME)) for start, end in segments]
     return [(first, stop, known[first] if first < stop else 0) for first, stop in ranges]
+
+
+def _times(timestamps: Sequence[int | None], clock: _Clock, fps: float) -> tuple[list[int], list[float]]:
+    """Sorted timestamps and times in seconds; frames without timestamps follow each other evenly, from 0."""
+    known = sorted(pts for pts in timestamps if pts is not None)
+    if len(known) == len(timestamps) and clock.time_base:
+        return known, [float(pts * clock.time_base) - clock.start for pts in known]
+    if not fps:
+        raise BadFile("its frames have no times, so that it has no segments")
+    return [0] * len(timestamps), [number / fps for number in range(len(timestamps))]
 
 
 def holds_images(path: Path) -> bool:

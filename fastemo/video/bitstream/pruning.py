@@ -16,16 +16,10 @@ import numpy as np
 
 from fastemo.corpus.files.probe import CONTAINERS_ONLY, video_stream
 from fastemo.errors import UserError
-from fastemo.video.bitstream import frame_headers, nal
 from fastemo.video.bitstream.frame_headers import NotUnderstood
+from fastemo.video.bitstream.layout import Group, Layout, layout_of
 from fastemo.video.bitstream.window import seek_packets
 
-# Codecs whose output order is packet order.
-_UNORDERED = frozenset({"av1", "mjpeg", "vp9"})
-# Side data that changes the meaning of a packet's bytes and that a new file would lose.
-_BINDING_SIDE_DATA = frozenset(
-    {"new_extradata", "param_change", "palette", "encryption_info", "matroska_block_additional"}
-)
 # Range unspecified; matrix, primaries and transfer unspecified. Source: ISO/IEC 23091-2, tables 2-4.
 _NO_COLOURS = (0, 2, 2, 2)
 # Options for opening an MP4 whose headers are complete. FFmpeg otherwise reads and decodes its first frames, to learn
@@ -67,41 +61,6 @@ class PrunedClip:
     pixel_aspect: Fraction | None = None
 
 
-@dataclass
-class _Group:
-    """The packets from one random access point to the next.
-
-    Attributes:
-        packets: Their numbers in decoding order.
-        resets: It decodes independently of what precedes it; otherwise it may only follow the whole group before it,
-            or come first.
-        leading: Packets that need the whole group before this one, and to which only each other refer.
-        droppable: Packets to which no other refers.
-    """
-
-    packets: range
-    resets: bool
-    leading: frozenset[int]
-    droppable: frozenset[int]
-
-
-@dataclass
-class _Layout:
-    """A stream as groups of packets.
-
-    Attributes:
-        groups: In decoding order.
-        order: All packets, including discarded ones, in the order in which a decoder outputs their frames.
-        is_order_coded: The order is coded in the stream itself, not taken from timestamps.
-        notes: Bytes that the first packet of a new file must begin with, unless it is the stream's first.
-    """
-
-    groups: list[_Group]
-    order: list[int]
-    is_order_coded: bool
-    notes: bytes
-
-
 def prune(
     source: Path | str | bytes, indices: Sequence[int] | np.ndarray, *, anchor: tuple[int, int] | None = None
 ) -> PrunedClip:
@@ -129,7 +88,7 @@ def prune(
     name = "(bytes in memory)" if isinstance(source, bytes) else source
     try:
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
-        with av.open(file, options=UNPROBED if _is_mp4(source) else CONTAINERS_ONLY) as container:
+        with av.open(file, options=UNPROBED if is_mp4(source) else CONTAINERS_ONLY) as container:
             stream = video_stream(container)
             if stream is None:
                 raise BitstreamError(name, "the file has no video stream")
@@ -138,7 +97,7 @@ def prune(
                     near = seek_packets(container, stream, anchor, int(wanted.max()))
                     if near is not None:
                         opening, packets, before = near
-                        data, positions = _prune(container, stream, packets, wanted - before, opening)
+                        data, positions = prune_packets(container, stream, packets, wanted - before, opening)
                         return PrunedClip(data, positions, pixel_aspect=stream.sample_aspect_ratio)
                 return prune(source, indices)
             packets = [packet for packet in container.demux(stream) if packet.size]
@@ -149,7 +108,7 @@ def prune(
                     name, f"frame {outside[0]} lies outside the file's {num_frames} frames", int(outside[0])
                 )
             try:
-                data, positions = _prune(container, stream, packets, wanted)
+                data, positions = prune_packets(container, stream, packets, wanted)
                 return PrunedClip(data, positions, pixel_aspect=stream.sample_aspect_ratio)
             except NotUnderstood:
                 whole = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -158,7 +117,7 @@ def prune(
         raise BitstreamError(name, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _is_mp4(source: Path | str | bytes) -> bool:
+def is_mp4(source: Path | str | bytes) -> bool:
     """Whether a file begins like MP4 and MOV, whose headers name the streams before any packet is read."""
     if isinstance(source, bytes):
         return source[4:8] == b"ftyp"
@@ -166,17 +125,36 @@ def _is_mp4(source: Path | str | bytes) -> bool:
         return file.read(8)[4:] == b"ftyp"
 
 
-def _prune(
+def prune_packets(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     packets: list[av.Packet],
-    wanted: np.ndarray,
+    wanted: Sequence[int] | np.ndarray,
     opening: av.Packet | None = None,
 ) -> tuple[bytes, np.ndarray]:
-    """The pruned file and the wanted frames' positions; `opening` is the file's first packet if not the first here."""
-    layout = _layout(container, stream, packets, opening or packets[0])
-    if opening is not None and not layout.groups[0].resets:
-        raise NotUnderstood("a group of pictures that depends on those before it")
+    """The pruned file, and the wanted frames' positions in it, int64 [T].
+
+    Args:
+        packets: Whole groups of pictures, in decoding order.
+        wanted: int [T], numbers of frames, counted from the first that these packets show.
+        opening: The file's first packet, if it is not the first here.
+
+    Raises:
+        NotUnderstood: The packets cannot be pruned.
+    """
+    return cut_packets(container, stream, packets, layout_of(container, stream, packets, opening), wanted, opening)
+
+
+def cut_packets(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    packets: list[av.Packet],
+    layout: Layout,
+    wanted: Sequence[int] | np.ndarray,
+    opening: av.Packet | None = None,
+) -> tuple[bytes, np.ndarray]:
+    """`prune_packets` with the packets' layout, which serves any wanted frames."""
+    wanted = np.asarray(wanted, dtype=np.int64)
     frames = [number for number in layout.order if not packets[number].is_discard]
     kept = _select(layout.groups, {frames[index] for index in wanted.tolist()})
     kept_set = set(kept)
@@ -203,96 +181,7 @@ def _colours(stream: av.VideoStream) -> tuple[int, ...]:
     return context.color_range, context.colorspace, context.color_primaries, context.color_trc
 
 
-def _layout(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet], opening: av.Packet
-) -> _Layout:
-    if stream.codec_context is None:  # for a codec that FFmpeg does not know
-        raise NotUnderstood("an unknown codec")
-    codec = stream.codec_context.codec.canonical_name
-    order = _shown_order(packets)
-    payloads = [memoryview(packet) for packet in packets]
-    numbers = range(len(packets))
-    if codec in ("h264", "hevc"):
-        frame = nal.framing(stream.codec_context.extradata, codec)
-        pictures = (nal.h264_pictures if codec == "h264" else nal.hevc_pictures)(frame, payloads)
-        starts = [number for number in numbers if pictures[number].random_access]
-        resets = {number for number in numbers if pictures[number].resets}
-        leading = {number for number in numbers if pictures[number].skipped_leading}
-        droppable = {number for number in numbers if not pictures[number].is_reference}
-    elif codec in ("av1", "mjpeg", "mpeg2video", "mpeg4", "vp9"):
-        frame_headers.check_packets(container, stream, packets, payloads)
-        starts = [number for number in numbers if packets[number].is_keyframe]
-        resets, leading, droppable = set(starts), _leading(starts, order), set()
-    else:
-        raise NotUnderstood(f"codec {codec}")
-    if not starts or starts[0] != 0:
-        raise NotUnderstood("the stream begins inside a group of pictures")
-    groups: list[_Group] = []
-    for start, stop in zip(starts, [*starts[1:], len(packets)], strict=True):
-        own = range(start, stop)
-        groups.append(
-            _Group(own, start in resets, frozenset(leading.intersection(own)), frozenset(droppable.intersection(own)))
-        )
-    # At the start of a file, or after HEVC's broken links, a decoder does not output them: packets are not frames then.
-    if any(group.leading for group in groups if group.packets.start == 0 or (codec == "hevc" and group.resets)):
-        raise NotUnderstood("pictures that refer to data missing from the stream")
-    if codec == "h264":
-        return _Layout(
-            groups, _coded_order(packets, pictures, order), True, nal.encoder_notes(frame, memoryview(opening))
-        )
-    if codec in _UNORDERED and order != list(numbers):
-        raise NotUnderstood("timestamps that contradict the order of packets")
-    return _Layout(groups, order, codec in _UNORDERED, b"")
-
-
-def _shown_order(packets: list[av.Packet]) -> list[int]:
-    """Packet numbers by timestamp.
-
-    Raises:
-        NotUnderstood: Timestamps are ambiguous, or packets carry side data that a new file would lose.
-    """
-    times: list[int] = []
-    for packet in packets:
-        if packet.pts is None or packet.is_corrupt:
-            raise NotUnderstood("packets that are damaged or without timestamps")
-        if any(data.data_type in _BINDING_SIDE_DATA for data in packet.iter_sidedata()):
-            raise NotUnderstood("packets with side data that a new file would lose")
-        times.append(packet.pts)
-    shown = [time for time, packet in zip(times, packets, strict=True) if not packet.is_discard]
-    if len(set(shown)) != len(shown):
-        raise NotUnderstood("timestamps that repeat")
-    return sorted(range(len(packets)), key=times.__getitem__)
-
-
-def _coded_order(packets: list[av.Packet], pictures: list[nal.Picture], order: list[int]) -> list[int]:
-    """Packet numbers in the output order that is coded in the stream itself, which decoders follow.
-
-    Timestamps of discarded packets are less reliable: RAVDESS's last packet is shown before its last but one.
-
-    Raises:
-        NotUnderstood: The timestamps of the other packets give another order, so one of the two is wrong.
-    """
-    period, keys = 0, []
-    for number, picture in enumerate(pictures):
-        period += picture.resets
-        keys.append((period, number if picture.order is None else picture.order))
-    coded = sorted(range(len(packets)), key=keys.__getitem__)
-    is_shown = [not packet.is_discard for packet in packets]
-    if len(set(keys)) != len(keys) or [n for n in coded if is_shown[n]] != [n for n in order if is_shown[n]]:
-        raise NotUnderstood("timestamps that contradict the stream's own order")
-    return coded
-
-
-def _leading(starts: list[int], order: list[int]) -> set[int]:
-    """Packets after a keyframe that are shown before it: they refer to the group before as well."""
-    rank = {number: place for place, number in enumerate(order)}
-    leading: set[int] = set()
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-        leading.update(number for number in range(start + 1, stop) if rank[number] < rank[start])
-    return leading
-
-
-def _select(groups: list[_Group], needed: set[int]) -> list[int]:
+def _select(groups: list[Group], needed: set[int]) -> list[int]:
     """The packets to keep, in decoding order.
 
     Groups are visited from last to first, because a group can only require the one before it.

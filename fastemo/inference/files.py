@@ -1,0 +1,130 @@
+"""A file as one clip: the frames that training would sample from it, and their times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+
+from fastemo.corpus.files.display import Display
+from fastemo.corpus.files.probe import CONTAINERS_ONLY, BadFile, holds_images, probe_images, probe_video
+from fastemo.corpus.files.truncation import cut_off
+from fastemo.inference.parts import file_parts
+from fastemo.inference.windows import SAME, Plan, WindowClip
+from fastemo.video.bitstream.frame_headers import NotUnderstood
+from fastemo.video.bitstream.pruning import BitstreamError
+from fastemo.video.bitstream.sections import sections
+from fastemo.video.config import FrameSpec
+from fastemo.video.decode import ToRGB, decode_clip, decode_pruned
+from fastemo.video.sampling import frame_indices
+
+# Larger files are not read into memory; of smaller ones the headers need no look.
+_MOST_BYTES, _SMALL_BYTES = 256 * 2**20, 16 * 2**20
+
+
+def read_clip(path: Path, spec: FrameSpec, *, most_seconds: float = math.inf) -> WindowClip | None:
+    """Sample T frames from a whole video, folder of images or picture, on the calling thread.
+
+    They are the frames that training samples and, decoded by PyAV, the same bytes.
+
+    Returns:
+        `None` if it is longer than `most_seconds`.
+
+    Raises:
+        BadFile: It cannot be used, for the reason by which a scan would reject it.
+        DecodeError: A frame does not decode.
+        OSError: It cannot be read.
+    """
+    if holds_images(path):
+        numbers = frame_indices(probe_images(path).num_frames, spec.num_frames).tolist()
+        return WindowClip(0.0, 0.0, tuple(numbers), (), _by_number(numbers, decode_clip(path, numbers, spec)))
+    size = path.stat().st_size
+    if size > _SMALL_BYTES and most_seconds < math.inf and _header_seconds(path) > most_seconds:
+        return None
+    if size > _MOST_BYTES:
+        return _read_twice(path, spec)
+    try:
+        with sections(path, seconds=math.inf, most_bytes=_MOST_BYTES) as found:
+            section = next(iter(found), None)
+            if section is None or not section.times or cut_off(path, size):
+                raise NotUnderstood
+            clip = whole_clip(section.times, spec)
+            if clip.end - clip.start > most_seconds + SAME:
+                return None
+            wanted = [*dict.fromkeys(clip.numbers)]
+            pruned = section.pruned(wanted)
+    except (NotUnderstood, BitstreamError):
+        return _read_probed(path, spec, most_seconds)
+    return replace(clip, frames=_by_number(wanted, decode_pruned(path, wanted, pruned, spec)))
+
+
+def array_clip(frames_NHWC: np.ndarray, spec: FrameSpec) -> WindowClip:
+    """T of the frames uint8 [N, H, W, 3], cropped and resized as those of files.
+
+    Raises:
+        ValueError: The array has another shape or dtype, or no frames.
+    """
+    if frames_NHWC.dtype != np.uint8 or frames_NHWC.ndim != 4 or frames_NHWC.shape[3] != 3:
+        shape = f"{frames_NHWC.dtype} {list(frames_NHWC.shape)}"
+        raise ValueError(f"frames must be uint8 [N, H, W, 3], RGB, not {shape}")
+    numbers = frame_indices(len(frames_NHWC), spec.num_frames).tolist()
+    height, width = frames_NHWC.shape[1:3]
+    to_rgb: ToRGB | None = None
+    pixels: dict[int, np.ndarray] = {}
+    for number in dict.fromkeys(numbers):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames_NHWC[number]), format="rgb24")
+        to_rgb = to_rgb or ToRGB(frame, Display(width, height), spec)
+        pixels[number] = to_rgb(frame).transpose(2, 0, 1)
+    return WindowClip(0.0, 0.0, tuple(numbers), (), pixels)
+
+
+def whole_clip(times: Sequence[float], spec: FrameSpec) -> WindowClip:
+    """All frames of a video as one clip, without pixels."""
+    plan = Plan(1.0, 1.0, spec.num_frames, whole_up_to=math.inf)
+    plan.add(times)
+    [clip] = plan.finish()
+    return clip
+
+
+def _by_number(numbers: Sequence[int], frames: np.ndarray) -> Mapping[int, np.ndarray]:
+    return dict(zip(numbers, frames, strict=True))
+
+
+def _read_probed(path: Path, spec: FrameSpec, most_seconds: float) -> WindowClip | None:
+    """What pruning does not understand, or cannot read: probed as a scan does."""
+    probe = probe_video(path, with_times=True)
+    clip = whole_clip(probe.times, spec)
+    if clip.end - clip.start > most_seconds + SAME:
+        return None
+    return replace(clip, frames=_by_number(clip.numbers, decode_clip(path, clip.numbers, spec)))
+
+
+def _read_twice(path: Path, spec: FrameSpec) -> WindowClip:
+    """A file that is too large for memory: read once for its times, and once more for the wanted frames."""
+    with file_parts(path, spec) as parts:
+        times = [time for part in parts for time in part.times]
+    if not times:
+        raise BadFile("no frame decodes: the video stream has no packets")
+    clip = whole_clip(times, spec)
+    pixels: dict[int, np.ndarray] = {}
+    with file_parts(path, spec) as parts:
+        for part in parts:
+            wanted = [it for it in dict.fromkeys(clip.numbers) if part.first <= it < part.first + len(part.times)]
+            pixels.update(part.decode(wanted).result() if wanted else {})
+    return replace(clip, frames=pixels)
+
+
+def _header_seconds(path: Path) -> float:
+    """The duration that the file's header gives; 0 if it gives none."""
+    with (
+        suppress(av.error.FFmpegError, ValueError),
+        av.open(str(path.absolute()), options=CONTAINERS_ONLY) as container,
+    ):
+        return (container.duration or 0) / av.time_base
+    return 0.0

@@ -1,0 +1,305 @@
+"""A trained model, ready for new videos."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+
+from fastemo import __version__
+from fastemo.corpus.files.probe import holds_images
+from fastemo.corpus.files.truncation import cut_off
+from fastemo.errors import DecodeError, UserError
+from fastemo.inference.files import array_clip, read_clip
+from fastemo.inference.network import Known, Network
+from fastemo.inference.parts import file_parts
+from fastemo.inference.prediction import Prediction, label_of
+from fastemo.inference.runs import TrainedRun, find_run, read_runs
+from fastemo.inference.windows import Plan, WindowClip, window_clips
+from fastemo.machine import available_processors, lower_thread_priority
+
+HOP_SECONDS = 0.5
+WINDOW_SECONDS = 3.0
+WHOLE_SECONDS = 10.0  # `predict_videos` takes longer files as windows
+# Clips that go through the model together.
+_CLIPS_ON_CPU, _CLIPS_ON_GPU = 8, 64
+# Files read, or parts of a video decoded, ahead of the model, for each thread.
+_AHEAD = 2
+
+
+def load(run: Path | str, *, device: str = "auto", min_confidence: float = 0.0) -> Recognizer:
+    """A finished run's model, as `fastemo predict` uses it.
+
+    Args:
+        run: A run folder, its name in `runs/`, or `latest`, the newest finished run; or the folder of a study whose
+            runs are folds or seeds of one configuration: the answer is the mean of theirs.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ...
+        min_confidence: An answer whose highest probability is lower has the label `unsure`.
+
+    Raises:
+        ValueError: There is no such run, it is not finished, or its files do not fit; the device is not available.
+    """
+    runs = read_runs(find_run(run))
+    if older := next((it for it in runs if it.version != __version__), None):
+        made = older.version or "another version"
+        warnings.warn(f"{older.folder} was made by fastemo {made}, this is {__version__}", stacklevel=2)
+    return Recognizer(runs, _device(device), min_confidence=min_confidence)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device(kind.type if kind else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name} is not available: {str(error).splitlines()[0]}") from error
+    return device
+
+
+class Recognizer:
+    """A trained model, or the mean of several of one configuration, ready for new videos.
+
+    Files go the way of training: T frames spread evenly over the clip, decoded by the run's backend, upright, cropped,
+    resized, cropped to the centre, normalised. Probabilities are calibrated by the run's temperature. On a CPU the
+    model computes in fp32, on a GPU in the run's precision.
+
+    Attributes:
+        class_names: In the order of `Prediction.probabilities`.
+        device: That of the model.
+        precision: `fp32`, `bf16` or `fp16`.
+        min_confidence: See `load`.
+
+    Raises:
+        ValueError: `min_confidence` is not between 0 and 1.
+    """
+
+    def __init__(self, runs: Sequence[TrainedRun], device: torch.device, *, min_confidence: float = 0.0) -> None:
+        if not 0 <= min_confidence <= 1:
+            raise ValueError(f"min_confidence must be from 0 to 1, not {min_confidence}")
+        self.device, self.min_confidence, self._config = device, min_confidence, runs[0].config
+        self._networks = [Network(run, device) for run in runs]
+        self.class_names, self.precision = runs[0].class_names, self._networks[0].speed.precision
+        self.spec = self._config.video.spec
+        self._batch_size = _CLIPS_ON_CPU if device.type == "cpu" else _CLIPS_ON_GPU
+        self._threads = available_processors()
+
+    def __repr__(self) -> str:
+        times = f"{len(self._networks)} x " * (len(self._networks) > 1)
+        return (
+            f"Recognizer({times}{self._config.model.name}, {len(self.class_names)} classes, "
+            f"{self.spec.num_frames} frames a clip, {self.precision} on {self.device})"
+        )
+
+    @overload
+    def predict(self, source: Path | str) -> Prediction: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, source: Iterable[Path | str]) -> Iterator[Prediction]: ...
+
+    def predict(self, source: Path | str | Iterable[Path | str]) -> Prediction | Iterator[Prediction]:
+        """Answer about whole files, each as one clip: a video, a picture, or a folder of images `frame0001.jpg` ...
+
+        Args:
+            source: One file, or any number of them, which are read ahead and go through the model in batches.
+
+        Returns:
+            Its prediction; or one for each file, in their order, where a file that fails has `error` set.
+
+        Raises:
+            UserError, OSError: The only file cannot be used; the message names it.
+        """
+        if not isinstance(source, str | Path):
+            return self._predictions(source, None)
+        [found] = self._predictions([source], None)
+        if found.error is not None:
+            raise UserError(f"{found.path}: {found.error}")
+        return found
+
+    def predict_videos(
+        self, paths: Iterable[Path | str], *, window: float | None = None, hop: float | None = None
+    ) -> Iterator[Prediction]:
+        """Answer about files of any length, in their order, as `fastemo predict` does.
+
+        Args:
+            window: Seconds of a window; `None`: a file of up to 10 s is one clip, and longer ones have windows of 3 s.
+            hop: Seconds from one window to the next; `None`: 0.5, or `window` if that is shorter.
+
+        Raises:
+            ValueError: `window` or `hop` is not positive, or `hop` is longer than `window`.
+        """
+        seconds = WINDOW_SECONDS if window is None else window
+        make_plan = partial(
+            Plan,
+            seconds,
+            min(HOP_SECONDS, seconds) if hop is None else hop,
+            self.spec.num_frames,
+            whole_up_to=WHOLE_SECONDS if window is None else 0.0,
+        )
+        make_plan()  # raises before the first file is read
+        return self._predictions(paths, make_plan)
+
+    def stream(
+        self, source: Path | str, *, window: float = WINDOW_SECONDS, hop: float = HOP_SECONDS
+    ) -> Iterator[Prediction]:
+        """Answer about each window of a long video, in bounded memory: one prediction a window, in their order.
+
+        Windows begin at 0, `hop`, 2 `hop` ... seconds, and a frame belongs to a window if start <= time < end. Each
+        frame that any window needs is decoded once; models that encode frames one by one encode it once.
+
+        Raises:
+            ValueError: `window` or `hop` is not positive, or `hop` is longer than `window`.
+            UserError, OSError: The video cannot be read at all.
+        """
+        return self._windows(Path(source), Plan(window, hop, self.spec.num_frames))
+
+    def predict_frames(self, frames: np.ndarray) -> Prediction:
+        """Answer about frames in memory, which are one clip.
+
+        Args:
+            frames: uint8 [N, H, W, 3], RGB, upright; T of them are sampled evenly.
+
+        Raises:
+            ValueError: The array has another shape or dtype, or no frames.
+        """
+        return self._answers([""], [array_clip(frames, self.spec)])[0]
+
+    def embed(self, source: Path | str | np.ndarray) -> np.ndarray:
+        """What the classifier sees of a file or of frames as in `predict_frames`: float32 [features].
+
+        Of several models their features follow each other. Errors are those of `predict` and `predict_frames`.
+        """
+        found = self.predict_frames(source) if isinstance(source, np.ndarray) else self.predict(source)
+        assert found.embedding is not None
+        return found.embedding
+
+    def answers(self, windows: Iterable[WindowClip], path: str, *, batch_size: int = 1) -> Iterator[Prediction]:
+        """Answer about the windows of one video, in their order.
+
+        Args:
+            path: The video's name, for the predictions.
+            batch_size: Windows that go through the model together; 1 answers each as soon as it is there.
+        """
+        known: list[Known] = [{} for _ in self._networks]
+        source = iter(windows)
+        while batch := [*islice(source, batch_size)]:
+            yield from self._answers([path] * len(batch), batch, known)
+            first = next((clip.numbers[0] for clip in reversed(batch) if clip.numbers), 0)
+            for features in known:  # those that later windows cannot hold
+                for name in [name for name in features if name[1] < first]:
+                    del features[name]
+
+    def _answers(
+        self, paths: Sequence[str], clips: Sequence[WindowClip], known: Sequence[Known] | None = None
+    ) -> list[Prediction]:
+        """One prediction a clip; without features known before, each clip is taken for another video."""
+        rows = [row for row, clip in enumerate(clips) if clip.error is None]
+        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        if rows:
+            names = [paths[row] if known else str(row) for row in rows]
+            shown = [clips[row] for row in rows]
+            caches = known or [{} for _ in self._networks]
+            results = [it.answer(names, shown, cache) for it, cache in zip(self._networks, caches, strict=True)]
+            probabilities = np.mean([result[0] for result in results], axis=0)
+            embeddings = np.concatenate([result[1] for result in results], axis=1)
+            found = dict(zip(rows, zip(probabilities, embeddings, strict=True), strict=True))
+        both = enumerate(zip(paths, clips, strict=True))
+        return [self._prediction(path, clip, found.get(row)) for row, (path, clip) in both]
+
+    def _prediction(self, path: str, clip: WindowClip, found: tuple[np.ndarray, np.ndarray] | None) -> Prediction:
+        if found is None:
+            return Prediction(path=path, start=clip.start, end=clip.end, error=clip.error)
+        probabilities, embedding = found
+        return Prediction(
+            path=path,
+            start=clip.start,
+            end=clip.end,
+            label=label_of(probabilities, self.class_names, self.min_confidence),
+            probabilities=dict(zip(self.class_names, probabilities.tolist(), strict=True)),
+            times=clip.times,
+            embedding=embedding,
+        )
+
+    def _predictions(self, paths: Iterable[Path | str], make_plan: Callable[[], Plan] | None) -> Iterator[Prediction]:
+        """Predictions of files, in their order, read ahead on threads; with `make_plan`, long ones as windows."""
+        source = map(Path, paths)
+        reading: deque[tuple[Path, Future[WindowClip | None]]] = deque()
+        with _pool(self._threads) as pool:
+
+            def read_ahead() -> None:
+                for path in islice(source, self._batch_size + _AHEAD * self._threads - len(reading)):
+                    reading.append((path, pool.submit(self._read, path, make_plan)))
+
+            read_ahead()
+            while reading:
+                path, future = reading.popleft()
+                clip = future.result()
+                if clip is None and make_plan is not None:
+                    yield from self._windows(path, make_plan(), or_error=True)
+                    read_ahead()
+                    continue
+                assert clip is not None
+                names, clips = [str(path)], [clip]
+                while reading and len(clips) < self._batch_size and reading[0][1].done():
+                    path, future = reading[0]
+                    if (clip := future.result()) is None:
+                        break
+                    reading.popleft()
+                    names.append(str(path))
+                    clips.append(clip)
+                read_ahead()
+                yield from self._answers(names, clips)
+
+    def _read(self, path: Path, make_plan: Callable[[], Plan] | None) -> WindowClip | None:
+        """A file as one clip, or why it is none; `None`: as windows."""
+        most_seconds = math.inf if make_plan is None else make_plan().whole_up_to
+        try:
+            if not most_seconds and not holds_images(path):
+                return None
+            return read_clip(path, self.spec, most_seconds=most_seconds)
+        except (UserError, ValueError, OSError) as error:
+            return WindowClip(0.0, 0.0, error=_reason(error))
+
+    def _windows(self, path: Path, plan: Plan, *, or_error: bool = False) -> Iterator[Prediction]:
+        """Predictions of a video's windows; with `or_error`, one that names the error of a video without windows."""
+        try:
+            if holds_images(path):
+                raise UserError(f"{path}: pictures have no times, and so no windows: use predict")
+            size = path.stat().st_size
+            with _pool(self._threads) as pool, file_parts(path, self.spec, pool) as parts:
+                windows = window_clips(parts, plan, ahead=_AHEAD * self._threads)
+                yield from self.answers(windows, str(path), batch_size=self._batch_size)
+            if cut := cut_off(path, size):
+                yield Prediction(path=str(path), error=f"truncated: {cut}")
+        except (UserError, OSError) as error:
+            if not or_error:
+                raise
+            yield Prediction(path=str(path), error=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """An error without the file's name."""
+    if isinstance(error, DecodeError):
+        return f"frame {error.frame} does not decode: {error.reason}"
+    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+
+
+@contextmanager
+def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads of a lower priority than the model's; what they have not begun is cancelled at the end."""
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=lower_thread_priority)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
