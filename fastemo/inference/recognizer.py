@@ -139,14 +139,8 @@ class Recognizer:
         Raises:
             ValueError: `window` or `hop` is not positive, or `hop` is longer than `window`.
         """
-        seconds = WINDOW_SECONDS if window is None else window
-        make_plan = partial(
-            Plan,
-            seconds,
-            min(HOP_SECONDS, seconds) if hop is None else hop,
-            self.spec.num_frames,
-            whole_up_to=WHOLE_SECONDS if window is None else 0.0,
-        )
+        whole_up_to = WHOLE_SECONDS if window is None else 0.0
+        make_plan = partial(Plan, *window_and_hop(window, hop), self.spec.num_frames, whole_up_to=whole_up_to)
         make_plan()  # raises before the first file is read
         return self._predictions(paths, make_plan)
 
@@ -286,6 +280,12 @@ class Recognizer:
             if not or_error:
                 raise
             yield Prediction(path=str(path), error=_reason(error))
+
+
+def window_and_hop(window: float | None, hop: float | None) -> tuple[float, float]:
+    """The defaults for what is `None`."""
+    window = WINDOW_SECONDS if window is None else window
+    return window, min(HOP_SECONDS, window) if hop is None else hop
 
 
 def _reason(error: Exception) -> str:
