@@ -24,6 +24,7 @@ _COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
 _MOST_THREADS = 8
 _SOUND_RATE = 48000
 _H264 = {"preset": "veryfast", "crf": "20"}
+_MP4 = {"movie_timescale": "90000"}  # of the tracks' starts, by default milliseconds
 _BT601 = 6  # FFmpeg's number of the matrix that RGB is converted with
 
 
@@ -62,7 +63,7 @@ def annotate(
         with (
             replacing(out) as partial,
             _open(video) as source,
-            av.open(str(partial.absolute()), "w", format="mp4") as target,
+            av.open(str(partial.absolute()), "w", format="mp4", options=_MP4) as target,
         ):
             stream = _video(source, video)
             picture = _Picture(stream, target, first, display, predictions, class_names)
@@ -100,8 +101,8 @@ class _Picture:
         self._last, self._step = -1, max(1, round(1 / (rate * self._tick)))
         self._encoder = target.add_stream("libx264", rate=rate, options=_H264)
         self._encoder.width, self._encoder.height, self._encoder.pix_fmt = width, height, "yuv420p"
-        self._encoder.time_base = self._tick
         context = self._encoder.codec_context
+        context.time_base = self._tick
         context.thread_count = source.codec_context.thread_count = _threads()
         shown = first.reformat(format="yuv420p")
         context.color_range, context.colorspace = shown.color_range, shown.colorspace
@@ -150,7 +151,7 @@ class _Sound:
         self._target, self._out = target, cast(Any, None)
         if self.source is None:
             return
-        self._is_copied = self.source.codec_context.name in _COPIED
+        self._is_copied = self.source.codec_context.codec.canonical_name in _COPIED
         if self._is_copied:
             self._out = target.add_stream_from_template(self.source)
             return
