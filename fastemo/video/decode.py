@@ -98,7 +98,7 @@ def decode_clip(
         frames = (_decord if backend == "decord" else _pyav)(path, wanted, anchor)
     unique: dict[int, np.ndarray] = {}
     sizes: set[tuple[int, int]] = set()
-    to_rgb: _ToRGB | None = None
+    to_rgb: ToRGB | None = None
     try:
         for index, (frame, display) in zip(dict.fromkeys(wanted), frames, strict=False):
             sizes.add(display.size)
@@ -106,7 +106,7 @@ def decode_clip(
                 unique[index] = display.upright(frame.to_ndarray(format="rgb24"))
                 continue
             if to_rgb is None or not to_rgb.fits(frame, display):
-                to_rgb = _ToRGB(frame, display, spec)
+                to_rgb = ToRGB(frame, display, spec)
             unique[index] = to_rgb(frame)
     except (av.error.FFmpegError, ValueError) as error:
         raise DecodeError(path, wanted[0], str(error)) from error
@@ -115,7 +115,7 @@ def decode_clip(
     return np.stack([unique[index] for index in wanted]).transpose(0, 3, 1, 2)
 
 
-class _ToRGB:
+class ToRGB:
     """One antialiased resize from the decoder's own planes to packed RGB, cropped first and turned upright last."""
 
     def __init__(self, frame: av.VideoFrame, display: Display, spec: FrameSpec) -> None:

@@ -415,6 +415,6 @@ def test_whatever_pyav_raises_is_a_decode_error(files, monkeypatch, kind, place)
         monkeypatch.setattr(decode, "prune", lambda *_, **__: clip)
         monkeypatch.setattr(decode.av, "open", fail)
     else:
-        monkeypatch.setattr(decode._ToRGB, "__call__", fail)
+        monkeypatch.setattr(decode.ToRGB, "__call__", fail)
     with pytest.raises(DecodeError, match=r"frame 3 does not decode: .*it is broken"):
         decode_clip(found["square pixels"], [3, 4], SPEC)
