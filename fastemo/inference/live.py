@@ -62,10 +62,10 @@ def shown_name(source: str | int) -> str:
     """A URL without user, password and query, or `camera N`: for messages and tables."""
     if isinstance(source, int):
         return f"camera {source}"
-    scheme, _, rest = source.partition("://")
+    scheme, slashes, rest = source.partition("://")
     place, *query = re.split(r"[?#]", re.sub(r"^[^/?#]*@", "", rest), maxsplit=1)
     # An @ further on may end a password that holds one of / ? #, which are not allowed there.
-    return f"{scheme}://{'' if '@' in ''.join(query) else place.rpartition('@')[2]}"
+    return f"{scheme}{slashes}{'' if '@' in ''.join(query) else place.rpartition('@')[2]}"
 
 
 class Camera(Protocol):
@@ -217,11 +217,14 @@ class LiveWindows:
 
     @contextmanager
     def _decoding(self, work: Callable[..., None], *arguments: Any) -> Iterator[None]:
-        """Decode on a second thread what the block puts into the inbox; leaving waits for the rest of it."""
+        """Decode on a second thread what the block puts into the inbox; leaving the block waits for the rest."""
         decoder = Thread(target=self._guarded, args=(work, *arguments), name="fastemo live decoder", daemon=True)
         decoder.start()
         try:
             yield
+        except BaseException:
+            self._stopping.set()
+            raise
         finally:
             self._inbox.close()
             decoder.join()
@@ -238,15 +241,14 @@ class LiveWindows:
             if stream is None or stream.codec_context is None:
                 raise UserError(f"{self.name}: it has no video that can be decoded")
             has_times = container.format.name not in _WITHOUT_TIMES
-            start, seconds, arrived = None, 0.0, time.monotonic()
+            start, seconds, asked = None, 0.0, time.monotonic()
             with self._decoding(self._decode_packets, stream, has_times):
                 for packet in container.demux(stream):
                     if self._stopping.is_set():
                         return
-                    last, arrived = arrived, time.monotonic()
-                    if packet.size == 0 and arrived - last >= SILENCE:  # some formats end where PyAV's timeout ends a read
+                    packet.opaque = arrived = time.monotonic()
+                    if arrived - asked >= SILENCE:  # to some formats PyAV's timeout is the stream's end, not an error
                         raise UserError(self._silent)
-                    packet.opaque = arrived
                     if not has_times:
                         seconds = arrived
                     elif packet.dts is not None:
@@ -255,6 +257,7 @@ class LiveWindows:
                     start = arrived - seconds if start is None else start
                     if scheme in _PACED:
                         self._stopping.wait(max(0.0, start + seconds - arrived - BEHIND / 2))
+                    asked = time.monotonic()
 
     def _decode_packets(self, stream: av.VideoStream, has_times: bool) -> None:
         decoder, time_base = stream.codec_context, stream.time_base or Fraction(1)
@@ -314,7 +317,8 @@ class LiveWindows:
 
     def _end(self, after_gap: bool) -> None:
         with self._changed:
-            self._ring.end(after_gap=after_gap)
+            if not self._stopping.is_set():
+                self._ring.end(after_gap=after_gap)
 
 
 def _scheme(url: str) -> str:
