@@ -82,7 +82,7 @@ def test_no_other_temperature_has_a_lower_smoothed_cross_entropy(num_classes, nu
 
     found = fit_temperature(logits, labels)
     assert LOWEST <= found <= HIGHEST
-    assert all(loss(found) <= loss(other) + 1e-7 for other in [1, *np.geomspace(LOWEST, HIGHEST, 50)])
+    assert all(loss(found) <= loss(other) * (1 + 1e-4) + 1e-6 for other in [1, *np.geomspace(LOWEST, HIGHEST, 50)])
 
 
 @pytest.mark.parametrize("num_clips", [8, 80, 8000])
@@ -91,7 +91,7 @@ def test_a_split_without_an_error_gives_the_temperature_of_the_smoothed_targets(
     found = fit_temperature(10 * np.eye(8)[labels], labels)
     # Where every clip's softmax is its target, (N + 1) to 1: 10 / T = log(N + 1).
     assert found == pytest.approx(10 / math.log(num_clips + 1), rel=1e-3)
-    assert LOWEST < found
+    assert found > LOWEST
 
 
 def test_without_a_better_temperature_it_is_1():

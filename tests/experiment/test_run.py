@@ -24,6 +24,7 @@ from fastemo.evaluation.metrics import compute_metrics
 from fastemo.experiment.resume import resolve
 from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import _temperature, run
+from fastemo.training.trainer import Trainer
 
 BIN = Path(sys.executable).parent
 QUICK = REPOSITORY / "configs" / "quick.yaml"
@@ -137,6 +138,23 @@ def test_without_a_temperature_it_is_1_and_logged():
     console.say.assert_called_once_with(
         "probabilities are not calibrated on the validation split: a logit is not a finite number"
     )
+
+
+def test_a_validation_clip_that_breaks_after_training_is_noted(few_clips, tmp_path, monkeypatch):
+    corpus = shutil.copytree(few_clips, tmp_path / "corpus")
+    fit = Trainer.fit
+
+    def fit_then_cut(self, train, val, *rest, **options):
+        fit(self, train, val, *rest, **options)
+        (corpus / val.clips[0].key).write_bytes(b"cut")
+
+    monkeypatch.setattr(Trainer, "fit", fit_then_cut)
+    options = ["--corpus.root", str(corpus), "--corpus.on_error", "drop", "--store.tier", "none", "--train.epochs", "1"]
+    run_dir = run_here(tmp_path, *options)
+    with (run_dir / "dropped.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["split"] == "val"
+    assert "temperature" in json.loads((run_dir / "test.json").read_text())
 
 
 def test_evaluate_repeats_the_test_and_takes_other_splits(launched, tmp_path):
