@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
 
     evaluate = commands.add_parser("evaluate", help="test the best checkpoint of a run")
-    evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("run", type=Path, help="folder, its name in runs/, or latest")
     evaluate.add_argument(
         "--split", choices=("train", "val", "test"), help="split of the run's own corpus (default: test)"
     )
@@ -158,7 +158,7 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     study.set_defaults(command=_study)
 
     page = commands.add_parser("page", help="write one HTML page about runs and studies")
-    page.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY")
+    page.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY", help="folder, or latest: the newest run")
     page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     page.add_argument("--corpus.root", dest="root", type=Path, help="where the corpus is now, for its pictures")
     page.set_defaults(command=_page)
@@ -240,9 +240,10 @@ def _predict(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from fastemo.console import Console
     from fastemo.experiment.retest import evaluate_run
+    from fastemo.inference.runs import find_run
 
     evaluate_run(
-        options.run,
+        find_run(options.run),
         Console(),
         split=options.split,
         out=options.out,
@@ -272,9 +273,11 @@ def _study(options: argparse.Namespace) -> None:
 
 def _page(options: argparse.Namespace) -> None:
     from fastemo.console import Console
+    from fastemo.inference.runs import LATEST, find_run
     from fastemo.report.page import write_page
 
-    write_page(options.folders, options.out, Console(), corpus_root=options.root)
+    folders = [find_run(folder) if folder.name == LATEST else folder for folder in options.folders]
+    write_page(folders, options.out, Console(), corpus_root=options.root)
 
 
 def _corpus_figures(options: argparse.Namespace) -> None:
