@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,11 @@ def predict(request: Request, console: Console) -> int:
     files = [] if request.live is not None else expanded(request.sources, console)
     if request.annotate is not None and len(files) != 1:
         raise ValueError(f"--annotate takes one video, not {len(files)}")
-    model = load(request.run, device=request.device, min_confidence=request.min_confidence)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        model = load(request.run, device=request.device, min_confidence=request.min_confidence)
+    for note in notes:
+        console.say(f"note: {note.message}")
     console.say(f"{request.run}: {model!r}")
     kept: list[Prediction] = []
     num_failed = 0
@@ -84,9 +89,12 @@ def predict(request: Request, console: Console) -> int:
             writers.append(stack.enter_context(writer_of(request.out, model.class_names)))
         if request.features is not None:
             writers.append(stack.enter_context(FeatureWriter(request.features)))
-        answers = _live(model, request, stack, console) if request.live is not None else _of_files(model, request, files)
+        if request.live is None:
+            answers = model.predict_videos(files, window=request.window, hop=request.hop)
+        else:
+            answers = _live(model, request, stack, console)
         lines = Lines(console)
-        for found in stack.enter_context(closing(answers)):
+        for found in answers:
             lines.show(found)
             num_failed += found.error is not None
             for writer in writers:
@@ -98,10 +106,6 @@ def predict(request: Request, console: Console) -> int:
     for path in filter(None, (request.out, request.features, request.annotate)):
         console.say(f"written: {path}")
     return num_failed
-
-
-def _of_files(model: Recognizer, request: Request, files: Sequence[Path]) -> Iterator[Prediction]:
-    return model.predict_videos(files, window=request.window, hop=request.hop)
 
 
 def _live(model: Recognizer, request: Request, stack: ExitStack, console: Console) -> Iterator[Prediction]:
