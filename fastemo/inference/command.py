@@ -8,14 +8,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastemo.console import Console
 from fastemo.corpus.files.finding import find_files
 from fastemo.corpus.files.probe import IMAGE_NAME
 from fastemo.inference.live import LiveWindows, is_url, shown_name
-from fastemo.inference.output import FeatureWriter, Writer, writer_of
+from fastemo.inference.output import FeatureWriter, Writer, check_format, writer_of
 from fastemo.inference.prediction import Prediction
-from fastemo.inference.recognizer import Recognizer, load, window_and_hop
+from fastemo.inference.windows import Plan, window_and_hop
+
+if TYPE_CHECKING:
+    from fastemo.inference.recognizer import Recognizer
 
 _SOUND = ".wav"
 _SHOWN_CLASSES = 3
@@ -51,11 +55,15 @@ class Request:
 
     def __post_init__(self) -> None:
         if (self.camera is None) == (not self.sources):
-            raise ValueError("give files, folders, patterns or a URL, or else --camera N")
+            raise ValueError("after RUN, give files, folders, patterns or a URL, or else --camera N")
         if len(self.sources) > 1 and any(map(is_url, self.sources)):
             raise ValueError("a URL is watched alone: give no other PATH with it")
         if self.annotate is not None and self.live is not None:
             raise ValueError("--annotate writes a file's video again: it takes no live input")
+
+        Plan(*window_and_hop(self.window, self.hop), 1)
+        if self.out is not None:
+            check_format(self.out)
 
     @property
     def live(self) -> str | int | None:
@@ -75,6 +83,8 @@ def predict(request: Request, console: Console) -> int:
     files = [] if request.live is not None else expanded(request.sources, console)
     if request.annotate is not None and len(files) != 1:
         raise ValueError(f"--annotate takes one video, not {len(files)}")
+    from fastemo.inference.recognizer import load  # imports torch: what was refused before was refused at once
+
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
         model = load(request.run, device=request.device, min_confidence=request.min_confidence)

@@ -53,9 +53,16 @@ def writer_of(path: Path, class_names: Sequence[str]) -> Writer:
         UserError: .parquet without pyarrow.
         OSError: The file cannot be created.
     """
+    check_format(path)
+    return _WRITERS[path.suffix.lower()](path, class_names)
+
+
+def check_format(path: Path) -> None:
+    """Raises:
+    ValueError: No format has this suffix.
+    """
     if path.suffix.lower() not in _WRITERS:
         raise ValueError(f"{path}: the format follows from the suffix, one of {', '.join(_WRITERS)}")
-    return _WRITERS[path.suffix.lower()](path, class_names)
 
 
 class FeatureWriter(Writer):

@@ -15,6 +15,7 @@ from fastemo.errors import DecodeError, UserError
 from fastemo.video.sampling import frame_indices
 
 SAME = 1e-6  # seconds: a frame at a window's start belongs to it, one at its end to the next
+WINDOW_SECONDS, HOP_SECONDS = 3.0, 0.5  # where no others are asked for
 
 Frames = Mapping[int, np.ndarray]
 
@@ -52,6 +53,12 @@ class Part:
     first: int
     times: Sequence[float]
     decode: Callable[[list[int]], Future[Frames]]
+
+
+def window_and_hop(window: float | None, hop: float | None) -> tuple[float, float]:
+    """The defaults for what is `None`."""
+    window = WINDOW_SECONDS if window is None else window
+    return window, min(HOP_SECONDS, window) if hop is None else hop
 
 
 class Plan:
