@@ -28,6 +28,22 @@ _MP4 = {"movie_timescale": "90000"}  # of the tracks' starts, by default millise
 _BT601 = 6  # FFmpeg's number of the matrix that RGB is converted with
 
 
+def check_annotation(video: Path, out: Path) -> None:
+    """Refuse what `annotate` would refuse, before any work.
+
+    Raises:
+        ValueError: `out` is not an .mp4, is `video` itself or in no folder, or `video` is a picture or a folder.
+    """
+    if out.suffix.lower() != ".mp4":
+        raise ValueError(f"{out}: an annotated video ends in .mp4")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {out.parent}: create it first")
+    if holds_images(video):
+        raise ValueError(f"{video}: only a video can be annotated, not pictures")
+    if out.exists() and video.exists() and out.samefile(video):
+        raise ValueError(f"{out}: the annotated video would replace the video itself: choose another name")
+
+
 def annotate(
     video: Path,
     predictions: Sequence[Prediction],
@@ -48,16 +64,10 @@ def annotate(
         on_progress: Called after each frame with the seconds done and the seconds in all (0 where unknown).
 
     Raises:
-        ValueError: `out` is not an .mp4 or is `video` itself, or `video` is a picture or a folder.
+        ValueError: As `check_annotation`.
         UserError: The video cannot be read, or the file not be written.
-        OSError: The file cannot be created.
     """
-    if out.suffix.lower() != ".mp4":
-        raise ValueError(f"{out}: an annotated video ends in .mp4")
-    if holds_images(video):
-        raise ValueError(f"{video}: only a video can be annotated, not pictures")
-    if out.exists() and out.samefile(video):
-        raise ValueError(f"{out}: the annotated video would replace the video itself: choose another name")
+    check_annotation(video, out)
     try:
         first, display = _first_frame(video)
         with (

@@ -17,7 +17,8 @@ from fastemo.inference.prediction import Prediction
 from fastemo.inference.windows import SAME
 from fastemo.palette import SERIES
 
-_INK, _TRACK, _BOX = (20, 22, 26, 255), (0, 0, 0, 28), (255, 255, 255, 195)
+# Red, green, blue and opacity.
+_INK, _TRACK, _BOX = (20, 22, 26, 255), (227, 227, 227, 195), (255, 255, 255, 195)
 _WHITE, _BLACK, _GREY = 235, 16, 128  # levels of video
 
 
@@ -48,7 +49,8 @@ class _Layer:
         for plane, keep, add, step in zip(planes, self.keep, self.add, (1, 2, 2), strict=True):
             top, left = self.top // step, self.left // step
             place = plane[top : top + keep.shape[0], left : left + keep.shape[1]]
-            place[:] = place * keep + add
+            height, width = place.shape  # less than the layer's in a tiny video
+            place[:] = place * keep[:height, :width] + add[:height, :width]
 
 
 class Overlay:
@@ -114,10 +116,9 @@ class Overlay:
             middle, left = head + row * (number + 0.5), em + column
             box = (left, middle - 0.38 * em), (left + bars, middle + 0.38 * em)
             draw.text((em / 2, middle), labels[name], _INK, self._font, anchor="lm")
-            draw.rectangle(box, _mixed(_TRACK))
+            draw.rectangle(box, _TRACK)
             draw.rectangle((box[0], (left + bars * prediction.probabilities[name], box[1][1])), self._colour(name))
-        pixels = np.asarray(picture)[: self._size[1] - margin, : self._size[0] - margin]
-        return _Layer.of(pixels, margin, margin, self._colorspace)
+        return _Layer.of(np.asarray(picture), margin, margin, self._colorspace)
 
     def _draw_strip(self) -> _Layer:
         """The probabilities over the whole video, stacked in the order of the classes; blank without an answer."""
@@ -159,15 +160,6 @@ class Overlay:
 def even(number: float) -> int:
     """The next even integer that is not smaller."""
     return -2 * int(-number // 2)
-
-
-def _mixed(colour: tuple[int, ...]) -> tuple[int, ...]:
-    """A translucent colour on the box: Pillow's drawing replaces pixels."""
-    share = colour[3] / 255
-    return (
-        *(round(one * share + other * (1 - share)) for one, other in zip(colour[:3], _BOX[:3], strict=True)),
-        _BOX[3],
-    )
 
 
 def _font_folder() -> Path:
