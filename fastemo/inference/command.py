@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fastemo.console import Console
 from fastemo.corpus.files.finding import find_files
 from fastemo.corpus.files.probe import IMAGE_NAME
+from fastemo.inference.annotate import annotate, check_annotation
 from fastemo.inference.live import LiveWindows, is_url, shown_name
 from fastemo.inference.output import FeatureWriter, Writer, check_format, writer_of
 from fastemo.inference.prediction import Prediction
@@ -83,6 +84,8 @@ def predict(request: Request, console: Console) -> int:
     files = [] if request.live is not None else expanded(request.sources, console)
     if request.annotate is not None and len(files) != 1:
         raise ValueError(f"--annotate takes one video, not {len(files)}")
+    if request.annotate is not None:
+        check_annotation(files[0], request.annotate)
     from fastemo.inference.recognizer import load  # imports torch: what was refused before was refused at once
 
     with warnings.catch_warnings(record=True) as notes:
@@ -127,9 +130,7 @@ def _live(model: Recognizer, request: Request, stack: ExitStack, console: Consol
 
 
 def _annotate(video: Path, found: Sequence[Prediction], model: Recognizer, out: Path, console: Console) -> None:
-    from fastemo.inference.annotate import annotate  # loads fonts and filters
-
-    with console.track("annotating", "frames") as advance:
+    with console.track("annotating", "s") as advance:
         annotate(video, found, model.class_names, out, on_progress=advance)
 
 

@@ -221,7 +221,7 @@ class _Vtt(_Srt):
 class _Parquet(Writer):
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
         try:
-            import pyarrow.parquet  # type: ignore[import-untyped]
+            import pyarrow.parquet
         except ImportError as error:
             raise UserError(f"{path}: .parquet needs pyarrow: pip install 'fastemo[parquet]'") from error
         self._class_names, self._rows = class_names, list[dict[str, Any]]()
