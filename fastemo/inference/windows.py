@@ -96,7 +96,7 @@ class Plan:
         if not self._times:
             return []
         if self._index is None:
-            if self._end - self._times[0] <= self.whole_up_to + SAME:
+            if self.whole_up_to and self._end - self._times[0] <= self.whole_up_to + SAME:
                 return []
             self._index = min(0, math.floor((self._times[0] + SAME) / self.hop))
         made = []
@@ -108,7 +108,7 @@ class Plan:
         """The last window, without pixels; none if there were no frames."""
         if not self._times:
             return []
-        if self._index is None:
+        if self._index is None:  # it is short enough to be one clip
             return [self._clip(self._times[0], self._end, 0, len(self._times))]
         return [self._next()]
 
