@@ -263,34 +263,24 @@ class LiveWindows:
         decoder, time_base = stream.codec_context, stream.time_base or Fraction(1)
         decoder.thread_type = ThreadType.SLICE  # threads with a frame each would hold back as many frames
         decoder.flags |= Flags.copy_opaque
-        after_gap, keyframe_pts, arrived = False, None, 0.0
-
-        def add(frame: av.VideoFrame) -> None:
-            nonlocal after_gap
-            if keyframe_pts is not None and frame.pts is not None and frame.pts < keyframe_pts:
-                return  # it refers to frames before the keyframe
-            seconds = float(frame.pts * time_base) if has_times and frame.pts is not None else arrived
-            self._add(
-                frame, Display.of(frame, pixel_aspect(stream)), seconds, cast(float, frame.opaque or arrived), after_gap
-            )
-            after_gap = False
-
+        after_gap = False
         for packet, _, after_loss in self._inbox:
             if self._stopping.is_set():
                 return
+            if after_loss:
+                decoder.flush_buffers()  # frames that wait in it would come before others that are missing
+                after_gap = True
+            arrived = packet.opaque
             try:
-                if after_loss:
-                    for frame in decoder.decode(None):
-                        add(frame)
-                    decoder.flush_buffers()
-                    after_gap, keyframe_pts = True, packet.pts
-                arrived = packet.opaque
                 frames = decoder.decode(packet)
             except av.error.InvalidDataError:
                 self._inbox.lose()
                 continue
             for frame in frames:
-                add(frame)
+                seconds = float(frame.pts * time_base) if has_times and frame.pts is not None else arrived
+                display = Display.of(frame, pixel_aspect(stream))
+                self._add(frame, display, seconds, cast(float, frame.opaque or arrived), after_gap)
+                after_gap = False
         self._end(after_gap)
 
     def _decode_pictures(self) -> None:
