@@ -55,13 +55,14 @@ class WindowRing:
     Attributes:
         skipped: Complete windows that nobody will get: a newer one was complete before they were taken, or frames
             are missing in them.
+        num_added: Frames.
     """
 
     def __init__(self, num_frames: int, window: float, hop: float) -> None:
         self._num_frames, self._window, self._hop = num_frames, window, hop
         self._frames: deque[_Frame] = deque()
         self._ready: deque[tuple[WindowClip, float]] = deque()
-        self._num_added = self._num_complete = self.skipped = 0
+        self.num_added = self._num_complete = self.skipped = 0
         self._whole_from = float("-inf")
 
     def add(self, time: float, pixels: np.ndarray, arrived: float, *, after_gap: bool = False) -> None:
@@ -70,8 +71,8 @@ class WindowRing:
             self._whole_from = time
         while time >= self._num_complete * self._hop + self._window - SAME:
             self._complete()
-        self._frames.append(_Frame(self._num_added, time, pixels, arrived))
-        self._num_added += 1
+        self._frames.append(_Frame(self.num_added, time, pixels, arrived))
+        self.num_added += 1
 
     def end(self, *, after_gap: bool = False) -> None:
         """No frame follows: complete the window that holds the last one."""

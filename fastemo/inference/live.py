@@ -37,8 +37,9 @@ _SCHEMES: dict[str, dict[str, str]] = {
     "http": {},
     "https": {},
 }
-# A server sends these as fast as they are read, the segments of HLS for example: they are read at their own speed.
-_PACED = ("http", "https")
+# These may come as fast as they are read, the segments of HLS for example: they are read at their own speed, or a
+# little faster, as the sender's clock may be.
+_PACED, _PACE = ("tcp", "http", "https"), 1.001
 # FFmpeg invents the times of these formats from a frame rate that it assumes: their frames have the times of arrival.
 _WITHOUT_TIMES = frozenset({"mjpeg", "mpjpeg", "h264", "hevc"})
 _OPTIONS = {
@@ -49,7 +50,7 @@ _OPTIONS = {
     "analyzeduration": "500000",  # microseconds
     "fpsprobesize": "0",
 }
-_NO_PICTURE = 30.0  # seconds without a frame that decodes, the same
+_PATIENCE = 30.0  # seconds without a window beyond its own, the same
 _STOP = 0.5  # seconds that leaving waits for the threads
 
 
@@ -132,8 +133,8 @@ class LiveWindows:
 
     Raises:
         ValueError: The scheme is not allowed, or `window` and `hop` are not 0 < hop <= window.
-        UserError: From `next()`: the source cannot be opened or read, is silent for 10 s, or changes the size of its
-            picture.
+        UserError: From `next()`: the source cannot be opened or read, is silent for 10 s, gives no whole window for
+            long, or changes the size of its picture.
     """
 
     def __init__(self, source: str | int, spec: FrameSpec, *, window: float, hop: float) -> None:
@@ -143,13 +144,13 @@ class LiveWindows:
         if isinstance(source, str) and _scheme(source) not in _SCHEMES:
             raise ValueError(f"{self.name}: live input is read from {', '.join(_SCHEMES)}, not {_scheme(source)}")
         self._silent = f"{self.name}: no data for {SILENCE:g} s: check the source, and that this machine can reach it"
-        self._source, self._spec = source, spec
+        self._source, self._spec, self._patience = source, spec, window + _PATIENCE
         self._ring, self._clock, self._inbox = WindowRing(spec.num_frames, window, hop), StreamClock(), Inbox()
         self._to_rgb: ToRGB | None = None
         self._size: tuple[int, int] | None = None
         # Guards the ring and what follows.
         self._changed = Condition()
-        self._is_over, self._decoded = False, 0.0
+        self._is_over = False
         self._error: Exception | None = None
         self._stopping = Event()
         # Daemons: FFmpeg returns from a read only with a packet or after `SILENCE`.
@@ -161,7 +162,6 @@ class LiveWindows:
         return self._ring.skipped
 
     def __enter__(self) -> LiveWindows:
-        self._decoded = time.monotonic()
         self._reader.start()
         return self
 
@@ -176,13 +176,16 @@ class LiveWindows:
 
     def __next__(self) -> WindowClip:
         with self._changed:
+            frames, patient_until = self._ring.num_added, time.monotonic() + self._patience
             while (taken := self._ring.take()) is None:
                 if self._error is not None:
                     raise self._error
                 if self._is_over:
                     raise StopIteration
-                if time.monotonic() - self._decoded > _NO_PICTURE:
-                    raise UserError(f"{self.name}: no frame decodes for {_NO_PICTURE:g} s")
+                if time.monotonic() > patient_until:
+                    is_slow = self._ring.num_added > frames
+                    reason = "this machine is too slow to decode all its frames" if is_slow else "no frame decodes"
+                    raise UserError(f"{self.name}: no window for {self._patience:g} s: {reason}")
                 self._changed.wait(1.0)
         clip, self.last_arrival = taken
         return clip
@@ -254,43 +257,33 @@ class LiveWindows:
                     elif packet.dts is not None:
                         seconds = float(packet.dts * packet.time_base)
                     self._inbox.put(packet, seconds)
-                    start = arrived - seconds if start is None else start
                     if scheme in _PACED:
-                        self._stopping.wait(max(0.0, start + seconds - arrived - BEHIND / 2))
+                        start = arrived - seconds / _PACE if start is None else start
+                        self._stopping.wait(max(0.0, start + seconds / _PACE - arrived - BEHIND / 2))
                     asked = time.monotonic()
 
     def _decode_packets(self, stream: av.VideoStream, has_times: bool) -> None:
         decoder, time_base = stream.codec_context, stream.time_base or Fraction(1)
         decoder.thread_type = ThreadType.SLICE  # threads with a frame each would hold back as many frames
         decoder.flags |= Flags.copy_opaque
-        after_gap, keyframe_pts, arrived = False, None, 0.0
-
-        def add(frame: av.VideoFrame) -> None:
-            nonlocal after_gap
-            if keyframe_pts is not None and frame.pts is not None and frame.pts < keyframe_pts:
-                return  # it refers to frames before the keyframe
-            seconds = float(frame.pts * time_base) if has_times and frame.pts is not None else arrived
-            self._add(
-                frame, Display.of(frame, pixel_aspect(stream)), seconds, cast(float, frame.opaque or arrived), after_gap
-            )
-            after_gap = False
-
+        after_gap = False
         for packet, _, after_loss in self._inbox:
             if self._stopping.is_set():
                 return
+            if after_loss:
+                decoder.flush_buffers()  # frames that wait in it would come before others that are missing
+                after_gap = True
+            arrived = packet.opaque
             try:
-                if after_loss:
-                    for frame in decoder.decode(None):
-                        add(frame)
-                    decoder.flush_buffers()
-                    after_gap, keyframe_pts = True, packet.pts
-                arrived = packet.opaque
                 frames = decoder.decode(packet)
             except av.error.InvalidDataError:
                 self._inbox.lose()
                 continue
             for frame in frames:
-                add(frame)
+                seconds = float(frame.pts * time_base) if has_times and frame.pts is not None else arrived
+                display = Display.of(frame, pixel_aspect(stream))
+                self._add(frame, display, seconds, cast(float, frame.opaque or arrived), after_gap)
+                after_gap = False
         self._end(after_gap)
 
     def _decode_pictures(self) -> None:
@@ -311,7 +304,6 @@ class LiveWindows:
             self._to_rgb = ToRGB(frame, display, self._spec)
         pixels = self._to_rgb(frame).transpose(2, 0, 1)
         with self._changed:
-            self._decoded = time.monotonic()
             self._ring.add(placed[0], pixels, arrived, after_gap=after_gap or placed[1])
             self._changed.notify()
 

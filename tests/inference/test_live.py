@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -225,19 +225,24 @@ def served(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def poured(data: bytes) -> Iterator[str]:
-    """Bytes over TCP, as fast as they are read: the URL."""
+def poured(data: bytes, *, holds: bool = False) -> Iterator[str]:
+    """Bytes over TCP, as fast as they are read, then the end, at once or (`holds`) on leaving: the URL."""
+    is_left = threading.Event()
 
     def serve() -> None:
         connection, _ = listener.accept()
-        with connection:
+        with connection, suppress(ConnectionError):
             connection.sendall(data)
+            is_left.wait(60 if holds else 0)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)
         thread.start()
-        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join()
+        try:
+            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            is_left.set()
+            thread.join()
 
 
 def check_stream(path: Path, url: str, num_windows: int, window: float, hop: float) -> None:
@@ -277,17 +282,30 @@ def test_http_is_read_at_its_own_speed_to_its_last_frame(tmp_path):
     assert shown(clips[-1])[-1] == 74, "the last frame"
 
 
-def test_tcp(tmp_path):
-    path = numbered(tmp_path / "a.ts", 0.9)
-    with poured(path.read_bytes()) as url, LiveWindows(url, SPEC, window=1.0, hop=0.5) as stream:
-        (clip,) = stream
-    assert shown(clip) == [0, 8, 17, 26]
+def test_no_frame_is_held_back(monkeypatch, tmp_path):
+    """Of MPEG-TS, a frame ends where the next but one begins: 33 frames are enough for one at a second, and no less."""
+    monkeypatch.setattr(live, "SILENCE", 5.0)
+    path = numbered(tmp_path / "a.ts", 33 / RATE, options={"tune": "zerolatency"})
+    with poured(path.read_bytes(), holds=True) as url, LiveWindows(url, SPEC, window=1.0, hop=0.5) as stream:
+        assert shown(next(stream)) == [0, 9, 19, 29]
+
+
+def test_tcp_is_read_at_its_own_speed(tmp_path):
+    path = numbered(tmp_path / "a.ts", 2.9)
+    with poured(path.read_bytes()) as url, LiveWindows(url, SPEC, window=1.0, hop=1.0) as stream:
+        assert list(map(shown, stream)) == [[0, 9, 19, 29], [30, 39, 49, 59], [60, 68, 77, 86]]
+    assert stream.skipped == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"bf": "0"}, {"bf": "3", "x264-params": "open-gop=1"}], ids=["closed", "open"])
+@pytest.mark.parametrize(
+    "options",
+    [{"bf": "0"}, {"bf": "3", "g": "16", "x264-params": "open-gop=1:b-adapt=0:scenecut=0"}],
+    ids=["closed", "open"],
+)
 def test_a_decoder_that_falls_behind_skips_whole_windows(monkeypatch, tmp_path, options):
-    convert, converted = live.ToRGB.__call__, count()
+    """A window begins at each frame: after a gap also at those that refer to frames before it, which open GOPs have."""
+    convert, converted, hop = live.ToRGB.__call__, count(), 1 / RATE
 
     def slow(self, frame):
         time.sleep(0.1 if 60 <= next(converted) < 90 else 0)  # a third of the stream's speed, for a second of it
@@ -295,14 +313,14 @@ def test_a_decoder_that_falls_behind_skips_whole_windows(monkeypatch, tmp_path, 
 
     monkeypatch.setattr(live.ToRGB, "__call__", slow)
     numbered(tmp_path / "a.ts", 8, options={"g": "15"} | options)
-    with served(tmp_path) as url, LiveWindows(f"{url}/a.ts", SPEC, window=1.0, hop=0.5) as stream:
+    with served(tmp_path) as url, LiveWindows(f"{url}/a.ts", SPEC, window=1.0, hop=hop) as stream:
         clips = list(stream)
-    windows = whole_windows(np.arange(8 * RATE) / RATE, 1.0, 0.5)
+    windows = whole_windows(np.arange(8 * RATE) / RATE, 1.0, hop)
     assert len(clips) + stream.skipped == len(windows)
-    assert stream.skipped > 2
-    assert (clips[0].start, clips[-1].start) == (0, 0.5 * (len(windows) - 1)), "it recovers"
+    assert stream.skipped > RATE
+    assert clips[-1].start == hop * (len(windows) - 1), "it recovers"
     for clip in clips:
-        frames = windows[round(clip.start / 0.5)]
+        frames = windows[round(clip.start / hop)]
         assert shown(clip) == frame_indices(len(frames), SPEC.num_frames, frames[0]).tolist(), "no frame is missing"
 
 
@@ -340,12 +358,30 @@ def test_a_silent_stream_is_an_error(monkeypatch, udp_url):
         next(stream)
 
 
+@pytest.mark.parametrize(("is_cut", "reason"), [(False, "too slow"), (True, "no frame decodes")])
+def test_a_stream_without_a_whole_window_is_an_error(monkeypatch, tmp_path, is_cut, reason):
+    monkeypatch.setattr(live, "_PATIENCE", 0.0)
+    monkeypatch.setattr(live, "_PACED", ())
+    convert = live.ToRGB.__call__
+    monkeypatch.setattr(live.ToRGB, "__call__", lambda *arguments: time.sleep(0.01) or convert(*arguments))
+    options = {"g": "1000", "sc_threshold": "0"} if is_cut else {"g": "15"}
+    data = numbered(tmp_path / "a.ts", 30, options=options).read_bytes()
+    with (
+        poured(data[len(data) // 2 :] if is_cut else data, holds=True) as url,
+        LiveWindows(url, SPEC, window=3.0, hop=0.5) as stream,
+        pytest.raises(UserError, match=reason),
+    ):
+        next(stream)
+
+
 def test_a_stream_that_falls_silent_is_an_error(monkeypatch, tmp_path, udp_url):
     monkeypatch.setattr(live, "SILENCE", 1.0)
     with LiveWindows(udp_url, SPEC, window=1.0, hop=0.5) as stream, sent(numbered(tmp_path / "a.mp4", 3), udp_url):
         assert next(stream).start == 0
+        lasts: list[int] = []
         with pytest.raises(UserError, match="no data for 1 s"):
-            list(stream)
+            lasts.extend(shown(clip)[-1] for clip in stream)
+        assert max(lasts) <= 74, "the window after it, to frame 89, is not complete"
 
 
 def test_leaving_ends_the_threads_while_they_wait(monkeypatch, udp_url):
