@@ -70,8 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--out", type=Path, help="write the manifest to this file (CSV)")
     index.set_defaults(command=_index)
 
+    _add_predict(commands)
+
     evaluate = commands.add_parser("evaluate", help="test the best checkpoint of a run")
-    evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("run", type=Path, help="folder, its name in runs/, or latest")
     evaluate.add_argument(
         "--split", choices=("train", "val", "test"), help="split of the run's own corpus (default: test)"
     )
@@ -95,6 +97,27 @@ def _parser() -> argparse.ArgumentParser:
 def _add_labels(command: argparse.ArgumentParser) -> None:
     command.add_argument("--labels", "--corpus.labels", dest="labels", default="ravdess", help=_LABELS)
     command.add_argument("--subjects", "--corpus.subjects", dest="subjects", metavar="REGEX", help=_SUBJECTS)
+
+
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="run a trained model on videos, a stream or a camera",
+        description="Answer about each video, or about each window of a long one. Ctrl-C ends with what there is.",
+    )
+    predict.add_argument("run", metavar="RUN", help="folder of a run or of a study's folds, name in runs/, or latest")
+    predict.add_argument("sources", nargs="*", metavar="PATH", help="file, folder, 'pattern*' or URL (rtsp:// ...)")
+    predict.add_argument("--camera", type=int, metavar="N", help="number of a camera, instead of PATH")
+    predict.add_argument(
+        "--window", type=float, metavar="S", help="seconds (default: a file up to 10 s is one clip, beyond it 3)"
+    )
+    predict.add_argument("--hop", type=float, metavar="S", help="seconds between windows (default: 0.5)")
+    predict.add_argument("--min_confidence", type=float, default=0.0, metavar="P", help="below it: unsure (default: 0)")
+    predict.add_argument("--out", type=Path, metavar="FILE", help=".csv, .json, .jsonl, .srt, .vtt or .parquet")
+    predict.add_argument("--features", type=Path, metavar="FILE", help="embeddings, .npz")
+    predict.add_argument("--annotate", type=Path, metavar="FILE", help="the video with its labels, .mp4")
+    predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    predict.set_defaults(command=_predict)
 
 
 def _add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -135,7 +158,7 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     study.set_defaults(command=_study)
 
     page = commands.add_parser("page", help="write one HTML page about runs and studies")
-    page.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY")
+    page.add_argument("folders", type=Path, nargs="+", metavar="RUN_OR_STUDY", help="folder, or latest: the newest run")
     page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     page.add_argument("--corpus.root", dest="root", type=Path, help="where the corpus is now, for its pictures")
     page.set_defaults(command=_page)
@@ -204,12 +227,23 @@ def _index(options: argparse.Namespace) -> None:
         console.say(f"written: {options.out}")
 
 
+def _predict(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.inference.command import Request, predict
+
+    chosen = {field.name: getattr(options, field.name) for field in fields(Request)}
+    if num_failed := predict(Request(**chosen), console := Console()):
+        console.say(f"without an answer: {num_failed}")
+        sys.exit(1)
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from fastemo.console import Console
     from fastemo.experiment.retest import evaluate_run
+    from fastemo.inference.runs import find_run
 
     evaluate_run(
-        options.run,
+        find_run(options.run),
         Console(),
         split=options.split,
         out=options.out,
@@ -239,9 +273,11 @@ def _study(options: argparse.Namespace) -> None:
 
 def _page(options: argparse.Namespace) -> None:
     from fastemo.console import Console
+    from fastemo.inference.runs import LATEST, find_run
     from fastemo.report.page import write_page
 
-    write_page(options.folders, options.out, Console(), corpus_root=options.root)
+    folders = [find_run(folder) if folder.name == LATEST else folder for folder in options.folders]
+    write_page(folders, options.out, Console(), corpus_root=options.root)
 
 
 def _corpus_figures(options: argparse.Namespace) -> None:

@@ -40,8 +40,9 @@ class RunConfig:
         name: The run folder's name; `None`: the model's name and the time.
         runs_dir: Folder that holds the run folders.
         seed: Seed of all random numbers.
-        resume: Run to resume, interrupted or, with more `train.epochs` than its own, finished: its folder, its name, or
-            `auto`: the run `name` or, without a name, the newest run of the model; a new run if there is none.
+        resume: Run to resume, interrupted or, with more `train.epochs` than its own, finished: its folder, its name,
+            `latest`: the newest finished run, or `auto`: the run `name` or, without a name, the newest run of the
+            model; a new run if there is none.
         corpus: Which clips are used.
         video: How clips are sampled and decoded.
         store: Where decoded clips are cached.

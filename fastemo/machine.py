@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
+from fastemo import __version__
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -276,7 +278,7 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "absent"
-    return found
+    return found | {"fastemo": __version__}  # that of an editable installation may be older than the code
 
 
 def commit() -> str | None:

@@ -23,7 +23,7 @@ Run:
   --name NAME                   name of the run folder (default: model and time)
   --runs_dir DIR                folder of the run folders (default: {config.runs_dir})
   --seed N                      seed of weights, clip order and augmentation (default: {config.seed})
-  --resume RUN                  continue a run, if finished with more --train.epochs: folder, name, auto (default: new)
+  --resume RUN                  run to resume (if finished, with more --train.epochs): folder, name, latest or auto
 
 Corpus:
   --corpus.root DIR             folder of videos (default: the built-in corpus of generated faces)
@@ -40,7 +40,7 @@ Frames:
 Model:
   --model.name NAME             early_cnn, early_resnet18, late_fusion, r3d18, cnn_lstm (default: {config.model.name})
   --model.pretrained BOOL       start from ImageNet or Kinetics-400 weights (default: {config.model.pretrained})
-  --model.weights PATH          start from a run, or from a file of pretrained weights (default: the hub)
+  --model.weights PATH          start from a run (or latest), or from a file of pretrained weights (default: the hub)
 
 Training:
   --train.batch_size N          clips per step on each device (default: {config.train.batch_size})

@@ -150,6 +150,29 @@ class TestMistakes:
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (("evaluate", "latest"), "fastemo.experiment.retest.evaluate_run"),
+        (("page", "latest"), "fastemo.report.page.write_page"),
+    ],
+)
+def test_latest_is_the_newest_finished_run(arguments, place, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(place, lambda run, *_, **__: given.append(run))
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("second", "first", "unfinished")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        if number < 2:
+            (tmp_path / "runs" / name / "test.json").touch()
+            os.utime(tmp_path / "runs" / name / "test.json", (2 - number, 2 - number))
+    main(arguments)
+    (tmp_path / "latest").mkdir()
+    main(arguments)
+    found = [Path("runs/second"), Path("latest")]
+    assert given == (found if arguments[0] == "evaluate" else [[path] for path in found])
+
+
 def test_version_and_help() -> None:
     commit = subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     expected = f" ({commit.stdout.strip()}" if commit.returncode == 0 else ""

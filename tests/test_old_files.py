@@ -134,6 +134,7 @@ def test_a_run_of_a_study_is_tested_again(old: Path) -> None:
     now = evaluate_run(cell, QUIET, split="test", out=old / "again")
     assert now["accuracy"] == was["accuracy"]
     assert now["confusion"] == was["confusion"]
+    assert now["temperature"] == 1, "that version did not calibrate"
 
 
 def test_a_study_is_finished_and_makes_a_page(old: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ class Predictions:
     Attributes:
         keys: N clip keys.
         labels: int64 [N].
-        logits: float32 [N, classes].
+        logits: float32 [N, classes], as the model gives them.
+        temperature: Divides the logits for `probabilities` and `loss`; 1: not calibrated.
     """
 
     keys: tuple[str, ...]
     labels: np.ndarray
     logits: np.ndarray
+    temperature: float = 1.0
 
     @classmethod
     def joined(cls, parts: Iterable[Predictions]) -> Predictions:
@@ -65,9 +67,10 @@ class Predictions:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """float64 [N, classes], each row summing to 1."""
-        shifted = np.exp(self.logits.astype(np.float64) - self.logits.max(1, keepdims=True))
-        return shifted / shifted.sum(1, keepdims=True)
+        """float64 [N, classes], softmax(logits / temperature): each row sums to 1."""
+        shifted = self.logits.astype(np.float64) - self.logits.max(1, keepdims=True)
+        exponentials = np.exp(shifted / self.temperature)
+        return exponentials / exponentials.sum(1, keepdims=True)
 
     @property
     def correct(self) -> np.ndarray:
@@ -76,7 +79,7 @@ class Predictions:
 
     @property
     def loss(self) -> float:
-        """Mean cross entropy, in nats."""
+        """Mean cross entropy of the probabilities, in nats."""
         shown = self.probabilities[np.arange(len(self.labels)), self.labels]
         return float(-np.log(np.maximum(shown, np.finfo(np.float64).tiny)).mean())
 
@@ -85,7 +88,8 @@ class Predictions:
 
     def at(self, rows: np.ndarray) -> Predictions:
         """The predictions at `rows`, int64 [M], in that order."""
-        return Predictions(tuple(self.keys[row] for row in rows), self.labels[rows], self.logits[rows])
+        keys = tuple(self.keys[row] for row in rows)
+        return replace(self, keys=keys, labels=self.labels[rows], logits=self.logits[rows])
 
 
 @torch.inference_mode()
@@ -136,10 +140,11 @@ def summarise(
     """Summary of a test: metrics, their intervals, calibration, results by group, and temporal-order probes.
 
     The metrics, calibration and groups count clips, as Roy (2025) does. If both files of a take are among them, every
-    interval resamples the two together, and `one_file_a_take` gives the metrics with one file per take.
+    interval resamples the two together, and `one_file_a_take` gives the metrics with one file per take. `loss` and
+    `calibration` are those of the calibrated probabilities; `ece_before` is the calibration error at temperature 1.
 
     Args:
-        predictions: The model's, with frames in recorded order.
+        predictions: The model's, with frames in recorded order and the run's temperature.
         clips: The split's clips, in any order; at least those predicted.
         class_names: Class k's name at position k.
         probes: The same model's predictions with frames in another order, by the order's name.
@@ -153,13 +158,17 @@ def summarise(
     num_takes = len(set(takes))
     people = [clip.person for clip in shown]
     groups = group_metrics(predictions.labels, predictions.predicted, shown, len(class_names))
+    before, after = (
+        calibration(it.correct, it.probabilities.max(1)) for it in (replace(predictions, temperature=1.0), predictions)
+    )
     return {
         **predictions.metrics(class_names).to_json(),
         "loss": predictions.loss,
         "num_takes": num_takes,
         "intervals": intervals(predictions.labels, predictions.predicted, takes, people, len(class_names)),
         "one_file_a_take": None if num_takes == len(takes) else _one_file_a_take(predictions, shown, class_names),
-        "calibration": calibration(predictions.correct, predictions.probabilities.max(1)),
+        "temperature": predictions.temperature,
+        "calibration": {**after, "ece_before": before["ece"]},
         "groups": groups,
         "gaps": gaps(groups, predictions.correct, shown),
         **({} if probes is None else {"probes": _probed(predictions, probes, by_key)}),

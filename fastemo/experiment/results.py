@@ -84,6 +84,17 @@ def results_line(result: dict[str, Any]) -> str:
     )
 
 
+def calibration_line(result: dict[str, Any]) -> str:
+    """The line about the run's temperature; empty if that is 1."""
+    if result["temperature"] == 1:
+        return ""
+    before, after = result["calibration"]["ece_before"], result["calibration"]["ece"]
+    return (
+        f"calibrated by temperature {result['temperature']:.2f}: expected calibration error {before:.1%} -> "
+        f"{after:.1%} on the test split"
+    )
+
+
 def best_line(result: dict[str, Any]) -> str:
     """The line about the best epoch on the test split; empty unless each epoch was tested."""
     best = result.get("best_epoch_on_test")

@@ -14,6 +14,7 @@ from fastemo.corpus.clip import class_name
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.corpus.splits import Splits
+from fastemo.inference.runs import LATEST, find_run
 from fastemo.training.config import TrainConfig
 from fastemo.training.progress import Progress
 
@@ -47,37 +48,36 @@ _CLIP_FIELDS = ("emotion", "num_frames", "width", "height", "codec", "size_bytes
 def resolve(arguments: Sequence[str], *, prog: str | None = None) -> tuple[RunConfig, Path | None]:
     """The configuration of a command line, and the folder of the run to resume.
 
-    With `--resume` the command line overrides the run's own configuration.
+    With `--resume` the command line overrides the run's own configuration. `model.weights: latest` becomes the folder
+    of the newest finished run; on resuming it stands for the run's own weights.
 
     Raises:
         ValueError: There is no such run, or the command line changes its settings; the message names the keys.
     """
     config = read_config(arguments, prog=prog)
-    if config.resume is None:
-        return config, None
-    run_dir = find_run(config)
+    run_dir = _run_to_resume(config)
     if run_dir is None:
-        return config, None
+        return _with_weights(config), None
     saved = run_dir / "config.yaml"
     if saved.is_file():
         own = read_config(["--config", str(saved)])
-        config = read_config(["--config", str(saved), *arguments], prog=prog)
+        config = _with_weights(read_config(["--config", str(saved), *arguments], prog=prog), own.model.weights)
         check_same(own, config, run_dir)
+    else:
+        config = _with_weights(config)
     return replace(config, name=run_dir.name, runs_dir=run_dir.parent), run_dir
 
 
-def find_run(config: RunConfig) -> Path | None:
-    """The folder that `resume` means; `None`: `auto` found none.
+def _run_to_resume(config: RunConfig) -> Path | None:
+    """The folder that `resume` means; `None`: nothing is to be resumed, or `auto` found nothing.
 
     Raises:
         ValueError: The named run does not exist.
     """
+    if config.resume is None:
+        return None
     if config.resume != "auto":
-        asked = str(config.resume)
-        for folder in (Path(asked), config.runs_dir / asked):
-            if folder.is_dir():
-                return folder
-        raise ValueError(f"--resume {asked}: neither {asked} nor {config.runs_dir / asked} is a run folder")
+        return _named("--resume", config.resume, config.runs_dir)
     if config.name is not None:
         folder = config.runs_dir / config.name
         return folder if folder.is_dir() else None
@@ -85,6 +85,22 @@ def find_run(config: RunConfig) -> Path | None:
     if not config.runs_dir.is_dir():
         return None
     return max((it for it in config.runs_dir.iterdir() if it.is_dir() and pattern.fullmatch(it.name)), default=None)
+
+
+def _with_weights(config: RunConfig, own: Path | None = None) -> RunConfig:
+    """The configuration with a folder where `model.weights` is `latest`: `own`, or that of the newest finished run."""
+    weights = config.model.weights
+    if weights is None or weights.name != LATEST or weights.exists():
+        return config
+    found = own or _named("--model.weights", weights, config.runs_dir)
+    return replace(config, model=replace(config.model, weights=found))
+
+
+def _named(option: str, name: Path | str, runs_dir: Path) -> Path:
+    try:
+        return find_run(name, runs_dir)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from error
 
 
 def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:

@@ -19,6 +19,7 @@ from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import corpus_root, named_root, prepare_corpus
 from fastemo.corpus.protocol import first_file_per_take, split_corpus
 from fastemo.corpus.splits import Splits
+from fastemo.evaluation.calibration import temperature_of
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
 from fastemo.experiment.results import results_line
@@ -44,6 +45,7 @@ def evaluate_run(
     Without `root`, on one of the run's own splits, as its manifest lists them; with `root` and `split`, the same, with
     the corpus at `root`. With `root` alone, on another corpus: on all its labelled clips of shared classes, one file
     per take. Clips of other classes are left out and counted, and the model chooses only among the shared classes.
+    Probabilities are calibrated by the run's temperature.
 
     Writes `SPLIT.json` (`all.json` for another corpus) and `predictions.csv` to `out`, by default
     `RUN/evaluation/SPLIT` (`all-FOLDER`), and replaces earlier results there.
@@ -53,14 +55,15 @@ def evaluate_run(
         other: Of another corpus, `labels`, `subjects`, `classes` and `max_rejected` as in `CorpusConfig`.
 
     Raises:
-        ValueError: `run_dir` is not a run folder, its checkpoint is damaged, or the other corpus is not usable: it
-            shares fewer than two classes, or holds clips that the run was trained on.
+        ValueError: `run_dir` is not a run folder, its checkpoint or test.json is damaged, or the other corpus is not
+            usable: it shares fewer than two classes, or holds clips that the run was trained on.
         DecodeError: A clip no longer decodes as it did in the run.
     """
     config = _config_of(run_dir)
     is_other = root is not None and split is None
     if not is_other and any(value is not None for value in other.values()):
         raise ValueError(f"{', '.join(other)} need another corpus: give its --corpus.root without --split")
+    temperature = temperature_of(run_dir)
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     there = config.corpus if root is None or is_other else replace(config.corpus, root=root)
     home = named_root(there) if is_other else corpus_root(there, console)  # for another corpus, its names suffice
@@ -84,7 +87,7 @@ def evaluate_run(
         with make_loader(config, home, clips, splits.class_names, trainer, console) as loader:
             predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
             say_left_to_pyav([loader], console)
-        predictions = restricted(predictions, splits.class_names, names)
+        predictions = restricted(replace(predictions, temperature=temperature), splits.class_names, names)
         write_examples(config, out, home, clips, predictions, names, trainer.bare_model, splits.class_names)
     probes = {order: restricted(found, splits.class_names, names) for order, found in probes.items()}
     result = {"split": split, "epoch": info["epoch"], **head, **summarise(predictions, clips, names, probes)}
@@ -147,7 +150,7 @@ def restricted(predictions: Predictions, class_names: Sequence[str], chosen: Seq
     labels = position[predictions.labels]
     assert (labels >= 0).all(), "clips of other classes are left out before"
     # Not [:, columns], which is transposed in memory: sums over the classes would round differently.
-    return Predictions(predictions.keys, labels, predictions.logits.take(columns, axis=1))
+    return replace(predictions, labels=labels, logits=predictions.logits.take(columns, axis=1))
 
 
 def _shared_clips(

@@ -24,7 +24,9 @@ from fastemo.corpus.prepare import prepare_corpus
 from fastemo.corpus.protocol import split_corpus
 from fastemo.corpus.splits import Splits
 from fastemo.errors import Stopped
-from fastemo.experiment.results import best_line, results_line, write_report
+from fastemo.evaluation.calibration import fit_temperature
+from fastemo.evaluation.evaluate import Predictions
+from fastemo.experiment.results import best_line, calibration_line, results_line, write_report
 from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of
 from fastemo.machine import only_one, write_text
 from fastemo.models.build import build_model, check_backbone
@@ -148,7 +150,7 @@ def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack
         resume=found.checkpoint,
         max_dropped=config.corpus.max_dropped if config.corpus.on_error == "drop" else None,
     )
-    _test(config, trainer, run_dir, root, splits, loaders["test"], console)
+    _test(config, trainer, run_dir, root, splits, loaders, console)
     say_left_to_pyav([*loaders.values()], console)
     if count := len(trainer.progress.dropped):
         console.say(f"{count} clips did not decode and were left out, see {run_dir / 'dropped.csv'}")
@@ -170,16 +172,19 @@ def _test(
     run_dir: Path,
     root: Root,
     splits: Splits,
-    loader: ClipLoader,
+    loaders: dict[str, ClipLoader],
     console: Console,
 ) -> None:
     """Test the best checkpoint on all processes; the main one writes the results."""
     # Only the main process reads and writes the run folder: other hosts need no access to it.
     weights, info = trainer.on_main(lambda: checkpoint.load_model(run_dir / "checkpoints" / "best"))
     trainer.load_weights(weights)
-    predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
-    trainer.note_dropped({"test": loader}, 0, run_dir)
+    val, test = loaders["val"], loaders["test"]
+    validation, predictions = trainer.predict(val, config.augment), trainer.predict(test, config.augment)
+    probes = trainer.probe(test, config.augment)
+    trainer.note_dropped({"val": val, "test": test}, 0, run_dir)
     if trainer.is_main:
+        predictions = replace(predictions, temperature=_temperature(validation, console))
         model = trainer.bare_model
         result = write_report(
             config, run_dir, root, splits, trainer.history, predictions, probes, model, epoch=info["epoch"]
@@ -188,8 +193,17 @@ def _test(
         for name, group in result["groups"]["corpus"].items():
             scores = f"accuracy {group['accuracy']:.1%}, UAR {group['uar']:.1%}"
             console.say(f"  {name}: {scores} on {group['num_clips']} clips")
-        if line := best_line(result):
+        for line in filter(None, (calibration_line(result), best_line(result))):
             console.say(line)
+
+
+def _temperature(validation: Predictions, console: Console) -> float:
+    """The temperature that fits the validation split; 1, with a message, if none can be fitted."""
+    try:
+        return fit_temperature(validation.logits, validation.labels)
+    except ValueError as error:
+        console.say(f"probabilities are not calibrated on the validation split: {error}")
+        return 1.0
 
 
 def _prepare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastemo.corpus.files.display import Display
 from fastemo.corpus.files.probe import CONTAINERS_ONLY, BadFile, holds_images, probe_images, probe_video
 from fastemo.corpus.files.truncation import cut_off
 from fastemo.inference.parts import file_parts
-from fastemo.inference.windows import SAME, Plan, WindowClip
+from fastemo.inference.windows import SAME, Frames, Plan, WindowClip
 from fastemo.video.bitstream.frame_headers import NotUnderstood
 from fastemo.video.bitstream.pruning import BitstreamError
 from fastemo.video.bitstream.sections import sections
@@ -43,7 +43,7 @@ def read_clip(path: Path, spec: FrameSpec, *, most_seconds: float = math.inf) ->
     """
     if holds_images(path):
         numbers = frame_indices(probe_images(path).num_frames, spec.num_frames).tolist()
-        return WindowClip(0.0, 0.0, tuple(numbers), (), _by_number(numbers, decode_clip(path, numbers, spec)))
+        return WindowClip(0.0, 0.0, tuple(numbers), (), by_number(numbers, decode_clip(path, numbers, spec)))
     size = path.stat().st_size
     if size > _SMALL_BYTES and most_seconds < math.inf and _header_seconds(path) > most_seconds:
         return None
@@ -61,7 +61,12 @@ def read_clip(path: Path, spec: FrameSpec, *, most_seconds: float = math.inf) ->
             pruned = section.pruned(wanted)
     except (NotUnderstood, BitstreamError):
         return _read_probed(path, spec, most_seconds)
-    return replace(clip, frames=_by_number(wanted, decode_pruned(path, wanted, pruned, spec)))
+    return replace(clip, frames=by_number(wanted, decode_pruned(path, wanted, pruned, spec)))
+
+
+def by_number(numbers: Sequence[int], frames: np.ndarray) -> Frames:
+    """Frames uint8 [T, 3, h, w] by their numbers."""
+    return dict(zip(numbers, frames, strict=True))
 
 
 def array_clip(frames_NHWC: np.ndarray, spec: FrameSpec) -> WindowClip:
@@ -92,17 +97,13 @@ def whole_clip(times: Sequence[float], spec: FrameSpec) -> WindowClip:
     return clip
 
 
-def _by_number(numbers: Sequence[int], frames: np.ndarray) -> Mapping[int, np.ndarray]:
-    return dict(zip(numbers, frames, strict=True))
-
-
 def _read_probed(path: Path, spec: FrameSpec, most_seconds: float) -> WindowClip | None:
     """What pruning does not understand, or cannot read: probed as a scan does."""
     probe = probe_video(path, with_times=True)
     clip = whole_clip(probe.times, spec)
     if clip.end - clip.start > most_seconds + SAME:
         return None
-    return replace(clip, frames=_by_number(clip.numbers, decode_clip(path, clip.numbers, spec)))
+    return replace(clip, frames=by_number(clip.numbers, decode_clip(path, clip.numbers, spec)))
 
 
 def _read_twice(path: Path, spec: FrameSpec) -> WindowClip:

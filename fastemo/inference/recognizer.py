@@ -20,16 +20,15 @@ from fastemo import __version__
 from fastemo.corpus.files.probe import holds_images
 from fastemo.corpus.files.truncation import cut_off
 from fastemo.errors import DecodeError, UserError
-from fastemo.inference.files import array_clip, read_clip
+from fastemo.inference.files import array_clip
 from fastemo.inference.network import Known, Network
 from fastemo.inference.parts import file_parts
 from fastemo.inference.prediction import Prediction, label_of
+from fastemo.inference.reader import Reader
 from fastemo.inference.runs import TrainedRun, find_run, read_runs
-from fastemo.inference.windows import Plan, WindowClip, window_clips
+from fastemo.inference.windows import HOP_SECONDS, WINDOW_SECONDS, Plan, WindowClip, window_and_hop, window_clips
 from fastemo.machine import available_processors, lower_thread_priority
 
-HOP_SECONDS = 0.5
-WINDOW_SECONDS = 3.0
 WHOLE_SECONDS = 10.0  # `predict_videos` takes longer files as windows
 # Clips that go through the model together.
 _CLIPS_ON_CPU, _CLIPS_ON_GPU = 8, 64
@@ -53,7 +52,10 @@ def load(run: Path | str, *, device: str = "auto", min_confidence: float = 0.0) 
     if older := next((it for it in runs if it.version != __version__), None):
         made = older.version or "another version"
         warnings.warn(f"{older.folder} was made by fastemo {made}, this is {__version__}", stacklevel=2)
-    return Recognizer(runs, _device(device), min_confidence=min_confidence)
+    found = Recognizer(runs, _device(device), min_confidence=min_confidence)
+    if found.note:
+        warnings.warn(found.note, stacklevel=2)
+    return found
 
 
 def _device(name: str) -> torch.device:
@@ -79,6 +81,8 @@ class Recognizer:
         class_names: In the order of `Prediction.probabilities`.
         device: That of the model.
         precision: `fp32`, `bf16` or `fp16`.
+        backend: What decodes whole files; PyAV decodes windows and live input.
+        note: Why that is not the run's backend; empty if it is.
         min_confidence: See `load`.
 
     Raises:
@@ -91,7 +95,8 @@ class Recognizer:
         self.device, self.min_confidence, self._config = device, min_confidence, runs[0].config
         self._networks = [Network(run, device) for run in runs]
         self.class_names, self.precision = runs[0].class_names, self._networks[0].speed.precision
-        self.spec = self._config.video.spec
+        self.spec, self._reader = self._config.video.spec, Reader(self._config.video, device)
+        self.backend, self.note = self._reader.backend, self._reader.note
         self._batch_size = _CLIPS_ON_CPU if device.type == "cpu" else _CLIPS_ON_GPU
         self._threads = available_processors()
 
@@ -99,7 +104,7 @@ class Recognizer:
         times = f"{len(self._networks)} x " * (len(self._networks) > 1)
         return (
             f"Recognizer({times}{self._config.model.name}, {len(self.class_names)} classes, "
-            f"{self.spec.num_frames} frames a clip, {self.precision} on {self.device})"
+            f"{self.spec.num_frames} frames a clip by {self.backend}, {self.precision} on {self.device})"
         )
 
     @overload
@@ -139,14 +144,8 @@ class Recognizer:
         Raises:
             ValueError: `window` or `hop` is not positive, or `hop` is longer than `window`.
         """
-        seconds = WINDOW_SECONDS if window is None else window
-        make_plan = partial(
-            Plan,
-            seconds,
-            min(HOP_SECONDS, seconds) if hop is None else hop,
-            self.spec.num_frames,
-            whole_up_to=WHOLE_SECONDS if window is None else 0.0,
-        )
+        whole_up_to = WHOLE_SECONDS if window is None else 0.0
+        make_plan = partial(Plan, *window_and_hop(window, hop), self.spec.num_frames, whole_up_to=whole_up_to)
         make_plan()  # raises before the first file is read
         return self._predictions(paths, make_plan)
 
@@ -259,7 +258,7 @@ class Recognizer:
                     names.append(str(path))
                     clips.append(clip)
                 read_ahead()
-                yield from self._answers(names, clips)
+                yield from self._answers(names, self._reader.finished(clips))
 
     def _read(self, path: Path, make_plan: Callable[[], Plan] | None) -> WindowClip | None:
         """A file as one clip, or why it is none; `None`: as windows."""
@@ -267,7 +266,7 @@ class Recognizer:
         try:
             if not most_seconds and not holds_images(path):
                 return None
-            return read_clip(path, self.spec, most_seconds=most_seconds)
+            return self._reader.read(path, most_seconds)
         except (UserError, ValueError, OSError) as error:
             return WindowClip(0.0, 0.0, error=_reason(error))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastemo.config import RunConfig, config_leaves, read_config
+from fastemo.evaluation.calibration import temperature_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,15 +108,13 @@ def _read_run(folder: Path) -> TrainedRun:
             f"{folder} is not finished: it has no test.json; finish it with fastemo train --resume {folder}"
         )
     result = _read_json(folder / "test.json")
-    per_class, temperature = result.get("per_class"), result.get("temperature", 1.0)
+    per_class = result.get("per_class")
     if not isinstance(per_class, Mapping) or not per_class:
         raise ValueError(f"{folder / 'test.json'}: per_class must name the classes")
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise ValueError(f"{folder / 'test.json'}: temperature must be a positive number, not {temperature}")
     versions = result.get("versions")
     version = versions.get("fastemo", "") if isinstance(versions, Mapping) else ""
     config = read_config(["--config", str(config_file)])
-    return TrainedRun(folder, config, tuple(per_class), float(temperature), str(version))
+    return TrainedRun(folder, config, tuple(per_class), temperature_of(folder), str(version))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fastemo.errors import DecodeError, UserError
 from fastemo.video.sampling import frame_indices
 
 SAME = 1e-6  # seconds: a frame at a window's start belongs to it, one at its end to the next
+WINDOW_SECONDS, HOP_SECONDS = 3.0, 0.5  # where no others are asked for
 
 Frames = Mapping[int, np.ndarray]
 
@@ -54,6 +55,12 @@ class Part:
     decode: Callable[[list[int]], Future[Frames]]
 
 
+def window_and_hop(window: float | None, hop: float | None) -> tuple[float, float]:
+    """The defaults for what is `None`."""
+    window = WINDOW_SECONDS if window is None else window
+    return window, min(HOP_SECONDS, window) if hop is None else hop
+
+
 class Plan:
     """Windows `[k hop, k hop + window)` over frames whose times come one after another.
 
@@ -89,7 +96,7 @@ class Plan:
         if not self._times:
             return []
         if self._index is None:
-            if self._end - self._times[0] <= self.whole_up_to + SAME:
+            if self.whole_up_to and self._end - self._times[0] <= self.whole_up_to + SAME:
                 return []
             self._index = min(0, math.floor((self._times[0] + SAME) / self.hop))
         made = []
@@ -101,7 +108,7 @@ class Plan:
         """The last window, without pixels; none if there were no frames."""
         if not self._times:
             return []
-        if self._index is None:
+        if self._index is None:  # it is short enough to be one clip
             return [self._clip(self._times[0], self._end, 0, len(self._times))]
         return [self._next()]
 

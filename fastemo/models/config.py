@@ -21,9 +21,10 @@ class ModelConfig:
         num_frames: T, frames per clip. The early models and `fusion: concat` are built for one T; a run
             uses `video.num_frames`.
         pretrained: Start from ImageNet (2D) or Kinetics-400 (3D) weights. `early_cnn` never does.
-        weights: Weights to start from instead, whatever `pretrained` says: a run folder (its best checkpoint), a
-            checkpoint's folder or `model.safetensors`, or a `.safetensors`, `.pt` or `.pth` file with a state dict of
-            timm's key names (for `r3d18` torchvision's; for ResNet-18 both are the same), whose classifier is dropped.
+        weights: Weights to start from instead, whatever `pretrained` says: a run folder (its best checkpoint), `latest`
+            (the newest finished run), a checkpoint's folder or `model.safetensors`, or a `.safetensors`, `.pt` or
+            `.pth` file with a state dict of timm's key names (for `r3d18` torchvision's; for ResNet-18 both are the
+            same), whose classifier is dropped.
             A run may be of another model with the same backbone; its classifier is loaded if its classes are the same.
         backbone: timm model of `late_fusion` and `cnn_lstm`, with or without a tag.
         fusion: How `late_fusion` joins the T frame features.

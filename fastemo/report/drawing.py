@@ -26,14 +26,13 @@ from matplotlib.transforms import Affine2D, Transform
 from numpy.typing import NDArray
 
 from fastemo.machine import replacing
+from fastemo.palette import SERIES
 
 # Matplotlib's settings while figures are made and written.
 _STYLE = matplotlib.rc_params_from_file(
     Path(__file__).parent / "templates" / "figures.mplstyle", use_default_template=False
 )
 style = partial(matplotlib.rc_context, _STYLE)
-# Okabe & Ito (2008), "Color Universal Design", for colour-blind readers; darkened for contrast with white.
-SERIES = ("#0072b2", "#c05000", "#00805e", "#a04e7c", "#7a6a00", "#4a5ac0", "#8a4b2d", "#4d6068")
 INK, SOFT, RULE, PAGE = (_STYLE[name] for name in ("text.color", "xtick.color", "grid.color", "figure.facecolor"))
 WIDTH, CHARACTER = 4.4, 0.07  # inches, of a figure and of a character
 _VARIABLES = {it: f"c{number}" for number, it in enumerate(SERIES, start=1)}

@@ -129,7 +129,8 @@ def reliability(run: Run) -> Figure | None:
         dot = _line(figure, grid, [sure], [1 - right], color=SERIES[0], marker="o", markersize=size)
         describe(dot, f"confidence {percent(sure)}, correct {percent(right)}: {count} clips")
     lean = "overconfident" if sum((sure - right) * count for sure, right, count in bins) > 0 else "underconfident"
-    figure.text(0, -0.03, f"ECE {percent(found.ece)}, {lean}", weight="bold", transform=grid)
+    before = "" if found.ece_before in (None, found.ece) else f" ({percent(found.ece_before)} uncalibrated)"
+    figure.text(0, -0.03, f"ECE {percent(found.ece)}{before}, {lean}", weight="bold", transform=grid)
     figure.text(0.5, 1.15, "Confidence", ha="center", va="top", transform=grid)
     figure.text(0.01, 0.5, "Accuracy", rotation=90, va="center")
     return figure

@@ -69,8 +69,11 @@ class Bin(Record):
 
 
 class Calibration(Record):
+    """Of the calibrated probabilities; `ece_before`: of those at temperature 1."""
+
     ece: Share
     bins: list[Bin]
+    ece_before: Share | None = None
 
 
 class Group(Record):

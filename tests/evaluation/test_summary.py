@@ -20,7 +20,7 @@ from fastemo.evaluation.metrics import compute_metrics
 
 KEYS = {
     *("accuracy", "uar", "macro_f1", "per_class", "confusion", "num_clips", "num_takes", "loss", "chance"),
-    *("intervals", "one_file_a_take", "calibration", "groups", "gaps"),
+    *("intervals", "one_file_a_take", "temperature", "calibration", "groups", "gaps"),
 }
 
 
@@ -71,6 +71,18 @@ def test_it_is_plain_json_with_the_keys_promised(ravdess):
             low, high = intervals[by][name]
             assert low <= found[name] <= high
     assert sum(row["num_clips"] for row in found["calibration"]["bins"]) == 240
+
+
+def test_a_temperature_changes_calibration_and_loss_alone(ravdess):
+    clips = ravdess["speech"].test
+    raw = predictions_of(clips)
+    before, after = (summarise(it, clips, EMOTIONS) for it in (raw, replace(raw, temperature=2.0)))
+    assert (before["temperature"], after["temperature"]) == (1, 2)
+    assert before["calibration"]["ece_before"] == before["calibration"]["ece"]
+    assert after["calibration"]["ece_before"] == before["calibration"]["ece"] != after["calibration"]["ece"]
+    assert after["loss"] == pytest.approx(replace(raw, logits=raw.logits / 2).loss)
+    for name in KEYS - {"temperature", "calibration", "loss"}:
+        assert before[name] == after[name], name
 
 
 def test_actors_are_drawn_where_two_are_known(ravdess):

@@ -11,6 +11,7 @@ import pytest
 from helpers import TRAIN, wait_until
 from same_bits import SMALL, assert_same_bits, bits, trained
 
+from fastemo.config import read_config, write_config
 from fastemo.errors import Stopped
 from fastemo.experiment.resume import resolve
 from fastemo.report.folders import read_folders
@@ -267,6 +268,32 @@ def test_auto_finds_the_newest_run_of_the_model_or_begins_one(tmp_path):
     assert resolve([*base, "--name", "other"])[1] is None
     with pytest.raises(ValueError, match="is a run folder"):
         resolve([*base[:2], "--resume", "nowhere"])
+
+
+def test_latest_is_the_newest_finished_run(tmp_path):
+    runs = ["--runs_dir", str(tmp_path)]
+    for options in (["--resume", "latest"], ["--model.weights", "latest"]):
+        with pytest.raises(ValueError, match=rf"^{options[0]} latest: no run in {tmp_path} is finished"):
+            resolve([*runs, *options])
+    for number, name in enumerate(("b", "a", "unfinished")):
+        (tmp_path / name).mkdir()
+        if name != "unfinished":
+            (tmp_path / name / "test.json").touch()
+            os.utime(tmp_path / name / "test.json", (number, number))
+    assert resolve([*runs, "--resume", "latest"])[1] == tmp_path / "a"
+    started, _ = resolve([*runs, "--model.weights", "latest", "--name", "started"])
+    assert started.model.weights == tmp_path / "a"
+    (tmp_path / "started").mkdir()
+    write_config(started, tmp_path / "started" / "config.yaml")
+    # Now another run is the newest, but the same command still resumes.
+    os.utime(tmp_path / "b" / "test.json", (9, 9))
+    resumed, folder = resolve([*runs, "--model.weights", "latest", "--name", "started", "--resume", "auto"])
+    assert (resumed.model.weights, folder) == (tmp_path / "a", tmp_path / "started")
+    write_config(read_config(runs), tmp_path / "b" / "config.yaml")
+    with pytest.raises(ValueError, match=r"model\.weights was None and is .*b\. Start a new run"):
+        resolve([*runs, "--model.weights", "latest", "--resume", "b"])
+    (tmp_path / "latest").mkdir()
+    assert resolve([*runs, "--resume", "latest"])[1] == tmp_path / "latest"
 
 
 def test_a_run_that_is_being_trained_is_not_resumed(tiny_corpus, tmp_path, monkeypatch, fault_log):

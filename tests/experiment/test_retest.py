@@ -109,7 +109,8 @@ def test_the_runs_own_corpus_at_another_place(trained, tiny_corpus, tmp_path):
     moved = shutil.copytree(tiny_corpus, tmp_path / "moved")
     result = evaluate_run(trained, QUIET, split="test", root=moved, out=tmp_path / "out")
     own = json.loads((trained / "test.json").read_text())
-    assert [result[name] == own[name] for name in ("accuracy", "loss", "confusion")] == [True] * 3
+    for name in ("accuracy", "loss", "confusion", "temperature", "calibration"):
+        assert result[name] == own[name], name
     with pytest.raises(ValueError, match=r"were trained on, such as .*add --split test"):
         evaluate_run(trained, QUIET, root=moved)
 
@@ -124,6 +125,30 @@ def test_what_cannot_be_compared_is_refused(trained, tmp_path, cremad_corpus):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_run(trained, QUIET, **options)
+
+
+def test_probabilities_are_calibrated_by_the_runs_temperature(trained, cremad_corpus, tmp_path):
+    """On every corpus; a run of an older version has none."""
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    own = json.loads((run_dir / "test.json").read_text())
+
+    def logs(temperature):
+        """log(p / p of the first class), which a temperature divides."""
+        (run_dir / "test.json").write_text(json.dumps({**own, "temperature": temperature} if temperature else {}))
+        result = evaluate_run(run_dir, QUIET, root=cremad_corpus, labels="cremad")
+        assert result["temperature"] == (temperature or 1)
+        with (run_dir / "evaluation" / "all-crema" / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        shares = np.array([[float(row[f"probability_{name}"]) for name in result["classes"]] for row in rows])
+        return np.log(shares / shares[:, :1]), result["accuracy"]
+
+    (plain, accuracy), (halved, same) = logs(None), logs(2.0)
+    assert np.abs(plain).max() > 0.01
+    np.testing.assert_allclose(halved, plain / 2, atol=1e-4)
+    assert accuracy == same
+    (run_dir / "test.json").write_text('{"temperature": 0}')
+    with pytest.raises(ValueError, match=r"test\.json: temperature must be"):
+        evaluate_run(run_dir, QUIET)
 
 
 def test_rejected_files_are_refused_until_allowed(trained, cremad_corpus, tmp_path):

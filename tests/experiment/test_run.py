@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from safetensors.torch import load_file
 from fastemo.config import read_config
 from fastemo.console import Console
 from fastemo.corpus.ravdess import EMOTIONS
+from fastemo.evaluation.calibration import calibration, fit_temperature
 from fastemo.evaluation.compare import compare, read_predictions
+from fastemo.evaluation.evaluate import Predictions
 from fastemo.evaluation.metrics import compute_metrics
 from fastemo.experiment.resume import resolve
 from fastemo.experiment.retest import evaluate_run
-from fastemo.experiment.run import run
+from fastemo.experiment.run import _temperature, run
+from fastemo.training.trainer import Trainer
 
 BIN = Path(sys.executable).parent
 QUICK = REPOSITORY / "configs" / "quick.yaml"
@@ -108,13 +112,58 @@ def test_results_agree_with_each_other(launched, tiny_corpus):
     assert result["machine"]["processors"] >= 1
 
 
+def test_probabilities_are_calibrated_on_the_validation_split(launched, tmp_path):
+    run_dir, done = launched
+    result, table = json.loads((run_dir / "test.json").read_text()), read_predictions(run_dir / "predictions.csv")
+    error = result["calibration"]
+    assert calibration(table.correct, table.probabilities.max(1))["ece"] == pytest.approx(error["ece"], abs=1e-5)
+    words = f"expected calibration error {error['ece_before']:.1%} -> {error['ece']:.1%} on the test split"
+    assert f"calibrated by temperature {result['temperature']:.2f}: {words}\n" in done.stdout
+    # What the run fitted: its own validation clips, with the temperature taken off again.
+    found = evaluate_run(run_dir, Console(show=False), split="val", out=tmp_path)
+    assert found["temperature"] == result["temperature"] != 1
+    table = read_predictions(tmp_path / "predictions.csv")
+    logits = np.log(np.maximum(table.probabilities, 1e-7)) * found["temperature"]
+    assert fit_temperature(logits, table.labels) == pytest.approx(result["temperature"], rel=0.01)
+    examples = json.loads((run_dir / "examples.json").read_text())["examples"]
+    table = read_predictions(run_dir / "predictions.csv")
+    shares = dict(zip(table.keys, table.probabilities.max(1), strict=True))
+    assert [it["probability"] for it in examples] == pytest.approx([shares[it["key"]] for it in examples], abs=1e-6)
+
+
+def test_without_a_temperature_it_is_1_and_logged():
+    console = Mock()
+    broken = Predictions(("a",), np.zeros(1, np.int64), np.full((1, 2), np.nan, np.float32))
+    assert _temperature(broken, console) == 1
+    console.say.assert_called_once_with(
+        "probabilities are not calibrated on the validation split: a logit is not a finite number"
+    )
+
+
+def test_a_validation_clip_that_breaks_after_training_is_noted(few_clips, tmp_path, monkeypatch):
+    corpus = shutil.copytree(few_clips, tmp_path / "corpus")
+    fit = Trainer.fit
+
+    def fit_then_cut(self, train, val, *rest, **options):
+        fit(self, train, val, *rest, **options)
+        (corpus / val.clips[0].key).write_bytes(b"cut")
+
+    monkeypatch.setattr(Trainer, "fit", fit_then_cut)
+    options = ["--corpus.root", str(corpus), "--corpus.on_error", "drop", "--store.tier", "none", "--train.epochs", "1"]
+    run_dir = run_here(tmp_path, *options)
+    with (run_dir / "dropped.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["split"] == "val"
+    assert "temperature" in json.loads((run_dir / "test.json").read_text())
+
+
 def test_evaluate_repeats_the_test_and_takes_other_splits(launched, tmp_path):
     run_dir, _ = launched
     done = command(BIN / "fastemo", "evaluate", run_dir, cwd=run_dir.parent)
     assert done.returncode == 0, done.stderr
     again = json.loads((run_dir / "evaluation" / "test" / "test.json").read_text())
     first = json.loads((run_dir / "test.json").read_text())
-    same = ("accuracy", "uar", "macro_f1", "confusion", "per_class", "intervals", "epoch", "num_clips")
+    same = ("accuracy", "uar", "macro_f1", "confusion", "per_class", "intervals", "epoch", "num_clips", "calibration")
     assert {name: again[name] for name in same} == {name: first[name] for name in same}
     shutil.rmtree(run_dir / "evaluation")
     found = evaluate_run(run_dir, Console(show=False), split="val", out=tmp_path)

@@ -125,6 +125,9 @@ class TestOfARun:
         assert sizes[0] < sizes[2] < sizes[1]
         assert "ECE 10.0 %, overconfident" in texts(figure)
         assert figures.reliability(run_of()) is None
+        for before, words in ((0.1, "ECE 10.0 %, overconfident"), (0.25, "ECE 10.0 % (25.0 % uncalibrated), overconf")):
+            of_run = run_of(calibration=calibration.model_copy(update={"ece_before": before}))
+            assert any(it.startswith(words) for it in texts(figures.reliability(of_run)))
 
 
 class TestOfRows:

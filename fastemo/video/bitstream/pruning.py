@@ -29,6 +29,7 @@ _NO_COLOURS = (0, 2, 2, 2)
 UNPROBED = {"skip_frame": "all", "probesize": "5000", "analyzeduration": "0", **CONTAINERS_ONLY}
 # Any would do: frames are counted, not timed. 90 kHz is a multiple of the usual frame rates.
 _TICKS, _TICKS_A_FRAME = 90_000, 3_000
+_REWRITTEN = ("is_keyframe", "stream", "time_base", "pts", "dts", "duration")
 
 
 class BitstreamError(UserError):
@@ -225,11 +226,14 @@ def _remux(
                 begins_with = notes if place == 0 else b""
                 if begins_with or packet.is_discard:  # a normal frame here, but the flag cannot be cleared
                     packet = av.Packet(begins_with + bytes(packet))
+                before = {name: getattr(packets[number], name) for name in _REWRITTEN}
                 packet.is_keyframe = place == 0
                 packet.stream, packet.time_base = stream, time_base
                 packet.pts = (rank[number] + delay) * _TICKS_A_FRAME
                 packet.dts, packet.duration = place * _TICKS_A_FRAME, _TICKS_A_FRAME
                 container.mux_one(packet)
+                for name, value in before.items():  # a section of a video begins with a packet of the one before it
+                    setattr(packets[number], name, value)
     except (ValueError, av.error.FFmpegError) as error:
         raise NotUnderstood(f"MP4 does not take the stream: {error}") from error
     return file.getvalue()

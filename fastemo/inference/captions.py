@@ -1,0 +1,37 @@
+"""How a prediction is put into words, and when it is shown."""
+
+from __future__ import annotations
+
+from fastemo.inference.prediction import UNSURE, Prediction
+
+
+def valid(text: str) -> str:
+    """Text that every format can hold: bytes of a file name that are not UTF-8 are escaped, as in `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line(text: str) -> str:
+    """The same without line breaks or repeated spaces."""
+    return " ".join(valid(text).split())
+
+
+def caption(prediction: Prediction) -> str:
+    """Such as `happy 87 %`, `unsure (happy 43 %)` or `no answer: it is damaged`."""
+    if prediction.label is None:
+        return one_line(f"no answer: {prediction.error}" if prediction.error else "no answer")
+    if prediction.label != UNSURE:
+        return one_line(f"{prediction.label} {100 * prediction.confidence:.0f} %")
+    best = max(prediction.probabilities, key=prediction.probabilities.__getitem__)
+    return one_line(f"{UNSURE} ({best} {100 * prediction.confidence:.0f} %)")
+
+
+def handover(before: Prediction, after: Prediction) -> tuple[float, float]:
+    """When a window stops being shown and when the next one starts, in seconds.
+
+    A window is shown around its centre: the change is halfway between the two centres, or, if there is a gap between
+    the windows, the gap shows neither.
+    """
+    if before.end < after.start:
+        return before.end, after.start
+    middle = (before.start + before.end + after.start + after.end) / 4
+    return middle, middle
