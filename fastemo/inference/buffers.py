@@ -124,7 +124,7 @@ class Inbox:
             if _restarts(packet) or not self._lost:
                 self._items.append((packet, seconds, self._lost))
                 self._lost = False
-            if self._items and seconds - self._items[0][1] > BEHIND:
+            if self._items and abs(seconds - self._items[0][1]) > BEHIND:  # below 0 where the source restarted
                 self._drop(first=1)
             self._changed.notify()
 
