@@ -153,7 +153,7 @@ class Recognizer:
     def stream(
         self, source: Path | str, *, window: float = WINDOW_SECONDS, hop: float = HOP_SECONDS
     ) -> Iterator[Prediction]:
-        """Answer about each window of a long video or a URL, in bounded memory: one prediction a window, in their order.
+        """Answer about each window of a long video or a URL, in their order and in bounded memory.
 
         Windows begin at 0, `hop`, 2 `hop` ... seconds, and a frame belongs to a window if start <= time < end. Each
         frame that any window needs is decoded once; models that encode frames one by one encode it once. A URL is live:

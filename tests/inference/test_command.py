@@ -5,13 +5,15 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import REPOSITORY, command, count_decoded, smooth_frame, wait_until, write_video
+from helpers import REPOSITORY, command, count_decoded, free_port, sent, smooth_frame, wait_until, write_video
 
 from fastemo.cli import main
 from fastemo.console import Console
@@ -129,3 +131,49 @@ def test_a_picture_has_a_line_without_times(home, capsys):
     shutil.copy(REPOSITORY / "docs" / "assets" / "picture.jpg", home / "one.jpg")
     assert predict(Request(run="tiny", sources=["one.jpg"]), Console()) == 0
     assert re.search(r"^one\.jpg\n  +\w+ +\w+ \d", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_stream_is_answered_as_it_comes_until_ctrl_c(home):
+    source = write_video(home / "sent.mp4", 100, 96, 64, draw=smooth_frame, options={"g": "25", "bf": "0"})
+    url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+    words = [*PREDICT, "tiny", url, "--window", "1", "--hop", "0.5", "--out", "out.jsonl"]
+    with (
+        sent(source, url, "-stream_loop", "-1"),
+        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running,
+    ):
+        wait_until(lambda: Path("out.jsonl").is_file() and Path("out.jsonl").read_text().count("\n") >= 4)
+        running.send_signal(signal.SIGINT)
+        shown, said = running.communicate(timeout=120)
+    assert (running.returncode, said.splitlines()[-1]) == (130, "fastemo: interrupted")
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert {row["path"] for row in rows} == {url}
+    assert [row["error"] for row in rows] == [None] * len(rows)
+    starts = [row["start"] for row in rows]
+    assert starts == sorted(set(starts))
+    assert all(start % 0.5 == 0 for start in starts)
+    assert f"\n{url}\n" in shown
+    assert shown.count(" s  ") >= len(rows)
+
+
+def test_a_camera_is_answered_to_its_end(home, monkeypatch, capsys):
+    class Camera:
+        left = 60
+
+        def read(self):
+            time.sleep(0.02)
+            self.left -= 1
+            return smooth_frame(self.left, 64, 48) if self.left else None
+
+        def close(self):
+            self.left = -1
+
+    camera = Camera()
+    monkeypatch.setattr("fastemo.inference.live.open_camera", lambda number: camera)
+    request = Request(run="tiny", camera=0, window=0.5, hop=0.25, out=Path("out.csv"), features=Path("out.npz"))
+    assert predict(request, Console()) == 0
+    assert camera.left == -1
+    rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
+    assert {row["path"] for row in rows} == {"camera 0"}
+    with np.load("out.npz") as arrays:
+        assert arrays["start"].tolist() == [float(row["start"]) for row in rows]
+    assert "camera 0\n" in capsys.readouterr().out

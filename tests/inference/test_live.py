@@ -5,10 +5,7 @@ Streams come from this machine: from ffmpeg at the speed of a camera, and from s
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import frame_number, numbered_frame, write_video
+from helpers import frame_number, free_port, numbered_frame, sent, write_video
 
 from fastemo.errors import UserError
 from fastemo.inference import live
@@ -181,29 +178,9 @@ def test_after_a_packet_that_does_not_decode_the_next_keyframe_follows():
 # Real streams.
 
 
-def free_port(kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def udp_url() -> str:
     return f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
-
-
-@contextmanager
-def sent(path: Path, url: str) -> Iterator[None]:
-    """ffmpeg sends a video at its own speed."""
-    if not shutil.which("ffmpeg"):
-        assert not os.environ.get("CI"), "CI needs ffmpeg"
-        pytest.skip("needs ffmpeg")
-    words = ["ffmpeg", "-nostdin", "-v", "error", "-re", "-i", path, "-c", "copy", "-f", "mpegts", url]
-    with subprocess.Popen([str(word) for word in words]) as sender:
-        try:
-            yield
-        finally:
-            sender.terminate()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastemo.errors import UserError
-from fastemo.inference.captions import caption, handover, valid
+from fastemo.inference.output.captions import caption, handover, valid
 from fastemo.inference.prediction import Prediction
 from fastemo.machine import replacing
 
