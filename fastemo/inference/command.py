@@ -82,6 +82,8 @@ def predict(request: Request, console: Console) -> int:
         ValueError, UserError, OSError: The run, a source or a file to write is not usable.
     """
     files = [] if request.live is not None else expanded(request.sources, console)
+    if request.out is not None and len(files) > 1:
+        check_format(request.out, several=True)
     if request.annotate is not None and len(files) != 1:
         raise ValueError(f"--annotate takes one video, not {len(files)}")
     if request.annotate is not None:

@@ -138,8 +138,6 @@ class LiveWindows:
     """
 
     def __init__(self, source: str | int, spec: FrameSpec, *, window: float, hop: float) -> None:
-        if not 0 < hop <= window < float("inf"):
-            raise ValueError(f"hop must be above 0 and at most the window of {window:g} s, not {hop:g} s")
         self.name, self.last_arrival = shown_name(source), 0.0
         if isinstance(source, str) and _scheme(source) not in _SCHEMES:
             raise ValueError(f"{self.name}: live input is read from {', '.join(_SCHEMES)}, not {_scheme(source)}")

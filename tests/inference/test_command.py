@@ -98,6 +98,7 @@ def test_ctrl_c_ends_with_what_there_is(home, video):
         (["tiny", "file:///etc/passwd"], "live input is read from rtsp"),
         (["tiny", "clip0.mp4", "--out", "x.doc"], "one of .csv, .json"),
         (["tiny", "clip0.mp4", "--out", "nosuch/x.csv"], "nosuch"),
+        (["tiny", "clip0.mp4", "clip1.mp4", "--out", "x.srt"], "subtitles hold one video"),
         (["tiny", "clip0.mp4", "--window", "1", "--hop", "2"], "the hop at most the window"),
         (["tiny", "clip0.mp4", "clip1.mp4", "--annotate", "x.mp4"], "--annotate takes one video, not 2"),
         (["tiny", "clip0.mp4", "--annotate", "clip0.mp4"], "replace the video itself"),

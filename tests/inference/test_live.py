@@ -85,7 +85,7 @@ def test_windows_hold_their_frames_and_miss_none(times, window, hop):
     assert [clip.start for clip in clips] == [k * hop for k in range(len(expected))]
     assert ring.skipped == 0
     for clip, frames in zip(clips, expected, strict=True):
-        assert clip.end == clip.start + window
+        assert clip.times[-1] <= clip.end <= clip.start + window + SAME
         assert clip.numbers == tuple(frame_indices(len(frames), 4, frames[0]))
         assert clip.times == tuple(times[list(clip.numbers)])
         assert all(clip.frames[number].max() == number % 256 for number in clip.numbers)
@@ -389,7 +389,7 @@ def test_other_schemes_are_refused(url):
 
 @pytest.mark.parametrize(("window", "hop"), [(1, 0), (1, 2), (0, 0), (1, -1), (float("nan"), 1), (float("inf"), 1)])
 def test_windows_between_which_frames_would_be_missed_are_refused(window, hop):
-    with pytest.raises(ValueError, match="hop must be"):
+    with pytest.raises(ValueError, match="the hop at most the window"):
         LiveWindows("udp://127.0.0.1:1", SPEC, window=window, hop=hop)
 
 
@@ -447,7 +447,7 @@ def test_a_camera(monkeypatch):
     assert shown(clips[-1])[-1] == 249, "the newest picture, however many were skipped"
     first = shown(clips[0])[0] - clips[0].times[0] * RATE
     for clip in clips:
-        assert clip.start - SAME <= clip.times[0] <= clip.times[-1] < clip.end
+        assert clip.start - SAME <= clip.times[0] <= clip.times[-1] <= clip.end
         np.testing.assert_allclose([first + time * RATE for time in clip.times], shown(clip), atol=1e-6)
     starts = [clip.start for clip in clips]
     assert starts == sorted(set(starts))
