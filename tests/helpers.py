@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -310,6 +312,26 @@ def check_epoch(loader, expected: dict[str, np.ndarray], epoch: int = 0) -> int:
             np.testing.assert_array_equal(frames, expected[key], err_msg=key)
             count += 1
     return count
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def sent(path: Path, url: str, *more: str) -> Iterator[None]:
+    """ffmpeg sends a video at its own speed; `more` are options for reading it."""
+    if not shutil.which("ffmpeg"):
+        assert not os.environ.get("CI"), "CI needs ffmpeg"
+        pytest.skip("needs ffmpeg")
+    words = ["ffmpeg", "-nostdin", "-v", "error", "-re", *more, "-i", path, "-c", "copy", "-f", "mpegts", url]
+    with subprocess.Popen([str(word) for word in words]) as sender:
+        try:
+            yield
+        finally:
+            sender.terminate()
 
 
 def smooth_frame(number: int, width: int, height: int, phase: float = 0.0) -> np.ndarray:

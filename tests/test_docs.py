@@ -1,8 +1,10 @@
 """Every command of the README and the documentation runs, small where it may be, word for word where it matters."""
 
+import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from helpers import REPOSITORY, command, documented_commands, documents, write_v
 from zenodo import serving, zipped
 
 from fastemo.corpus.cremad import split_actors
+from fastemo.corpus.ravdess import EMOTIONS
 
 MAIN_LINE, TEST_LINE, *OTHERS = documented_commands()
 SMALL = (
@@ -72,7 +75,7 @@ def test_the_other_commands_run_in_order(checkout, few_clips, record, tmp_path):
             f"{split}.mp4,{name},{split},{split},{place},{place + 0.5}" for place, name in enumerate(("joy", "calm"))
         ]
     (tmp_path / "long.csv").write_text("\n".join(["path,label,subject,split,start,end", *rows]))
-    for line in OTHERS:
+    for line in sorted(OTHERS, key=lambda line: line.startswith("fastemo predict")):  # `latest` needs a run
         line = line.replace("/data/", f"{tmp_path}/")
         if line.startswith("fastemo download"):
             line += " --yes"
@@ -101,6 +104,15 @@ def test_the_main_line_trains_a_model_that_knows_unseen_actors(checkout):
     output = shell(MAIN_LINE.removeprefix("pip install -e . && "), checkout)
     assert "test: accuracy" in output
     shell("python docs/picture.py runs/early_resnet18-*", checkout)
+    for line in OTHERS[: OTHERS.index("fastemo predict latest faces --out answers.csv") + 1]:
+        if "faces" in line:
+            assert "Traceback" not in shell(line, checkout)
+    answers = list(csv.DictReader((checkout / "answers.csv").read_text().splitlines()))
+    shown = sum(EMOTIONS[int(Path(row["path"]).name[6:8]) - 1] == row["label"] for row in answers)
+    assert (len(answers), shown >= 8) == (16, True)  # of people it has not seen
+    for document in (REPOSITORY / "README.md", REPOSITORY / "docs" / "predict.md"):
+        [code] = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+        assert any(emotion in shell(f"python -c {shlex.quote(code)}", checkout) for emotion in EMOTIONS)
     (result,) = [json.loads(path.read_text()) for path in (checkout / "runs").glob("early_resnet18-*/test.json")]
     assert result["num_clips"] == 120
     assert result["accuracy"] >= 0.75

@@ -63,7 +63,6 @@ def evaluate_run(
     is_other = root is not None and split is None
     if not is_other and any(value is not None for value in other.values()):
         raise ValueError(f"{', '.join(other)} need another corpus: give its --corpus.root without --split")
-    temperature = temperature_of(run_dir)
     weights, info = checkpoint.load_model(run_dir / "checkpoints" / "best")
     there = config.corpus if root is None or is_other else replace(config.corpus, root=root)
     home = named_root(there) if is_other else corpus_root(there, console)  # for another corpus, its names suffice
@@ -87,7 +86,7 @@ def evaluate_run(
         with make_loader(config, home, clips, splits.class_names, trainer, console) as loader:
             predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
             say_left_to_pyav([loader], console)
-        predictions = restricted(replace(predictions, temperature=temperature), splits.class_names, names)
+        predictions = restricted(replace(predictions, temperature=temperature_of(run_dir)), splits.class_names, names)
         write_examples(config, out, home, clips, predictions, names, trainer.bare_model, splits.class_names)
     probes = {order: restricted(found, splits.class_names, names) for order, found in probes.items()}
     result = {"split": split, "epoch": info["epoch"], **head, **summarise(predictions, clips, names, probes)}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import Condition
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
 
-from fastemo.inference.windows import SAME, WindowClip
-from fastemo.video.sampling import frame_indices
+from fastemo.inference.windows import SAME, Plan, WindowClip
 
 SILENCE = 10.0  # seconds without a packet, after which a stream has failed
 BEHIND = 1.0  # seconds of packets that may wait for the decoder
@@ -40,17 +40,10 @@ class StreamClock:
         return seconds, restarted
 
 
-class _Frame(NamedTuple):
-    number: int
-    time: float
-    pixels: np.ndarray
-    arrived: float
-
-
 class WindowRing:
     """The frames of the last `window` seconds, and the newest window that they completed.
 
-    Window k covers k hop to k hop + window seconds. It is complete when a frame at or after its end has come.
+    Windows are those of `Plan`; the first frame is at 0 s.
 
     Attributes:
         skipped: Complete windows that nobody will get: a newer one was complete before they were taken, or frames
@@ -59,55 +52,42 @@ class WindowRing:
     """
 
     def __init__(self, num_frames: int, window: float, hop: float) -> None:
-        self._num_frames, self._window, self._hop = num_frames, window, hop
-        self._frames: deque[_Frame] = deque()
+        self._plan = Plan(window, hop, num_frames)
+        self._frames: dict[int, tuple[float, np.ndarray]] = {}
         self._ready: deque[tuple[WindowClip, float]] = deque()
-        self.num_added = self._num_complete = self.skipped = 0
-        self._whole_from = float("-inf")
+        self.num_added = self.skipped = 0
+        self._arrived, self._whole_from = 0.0, float("-inf")
 
     def add(self, time: float, pixels: np.ndarray, arrived: float, *, after_gap: bool = False) -> None:
         """Add the next frame, at `time` seconds; `after_gap`: frames directly before it are missing."""
         if after_gap:
             self._whole_from = time
-        while time >= self._num_complete * self._hop + self._window - SAME:
-            self._complete()
-        self._frames.append(_Frame(self.num_added, time, pixels, arrived))
-        self.num_added += 1
+        self._complete(self._plan.add([time]))
+        self._frames[self.num_added] = time, pixels
+        self.num_added, self._arrived = self.num_added + 1, arrived
+        while self._frames[oldest := next(iter(self._frames))][0] < self._plan.start - SAME:
+            del self._frames[oldest]
 
     def end(self, *, after_gap: bool = False) -> None:
         """No frame follows: complete the window that holds the last one."""
         if after_gap:
             self._whole_from = float("inf")
-        if self._frames:
-            self._complete(is_last=True)
+        self._complete(self._plan.finish(), is_last=True)
 
     def take(self) -> tuple[WindowClip, float] | None:
         """The newest complete window that was not taken yet, if any, and when its last frame had arrived."""
         return self._ready.popleft() if self._ready else None
 
-    def _complete(self, *, is_last: bool = False) -> None:
-        start = self._num_complete * self._hop
-        end = start + self._window
-        frames = [frame for frame in self._frames if frame.time < end - SAME]
-        self._num_complete += 1
-        while self._frames and self._frames[0].time < start + self._hop - SAME:
-            self._frames.popleft()
-        if not frames or start < self._whole_from - SAME:
-            self.skipped += 1
-            return
-        if not is_last:  # after the end nothing newer can wait behind an older one
-            self.skipped += len(self._ready)
-            self._ready.clear()
-        first = frames[0].number
-        numbers = tuple(frame_indices(len(frames), self._num_frames, first).tolist())
-        clip = WindowClip(
-            start=start,
-            end=end,
-            numbers=numbers,
-            times=tuple(frames[number - first].time for number in numbers),
-            frames={number: frames[number - first].pixels for number in dict.fromkeys(numbers)},
-        )
-        self._ready.append((clip, frames[-1].arrived))
+    def _complete(self, clips: Sequence[WindowClip], *, is_last: bool = False) -> None:
+        for clip in clips:
+            if clip.error is not None or clip.start < self._whole_from - SAME:
+                self.skipped += 1
+                continue
+            if not is_last:  # after the end nothing newer can wait behind an older one
+                self.skipped += len(self._ready)
+                self._ready.clear()
+            frames = {number: self._frames[number][1] for number in clip.numbers}
+            self._ready.append((replace(clip, frames=frames), self._arrived))
 
 
 class Inbox:
@@ -124,7 +104,7 @@ class Inbox:
             if _restarts(packet) or not self._lost:
                 self._items.append((packet, seconds, self._lost))
                 self._lost = False
-            if self._items and seconds - self._items[0][1] > BEHIND:
+            if self._items and abs(seconds - self._items[0][1]) > BEHIND:  # below 0 where the source restarted
                 self._drop(first=1)
             self._changed.notify()
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from fastemo.console import Console
 from fastemo.corpus.files.finding import find_files
 from fastemo.corpus.files.probe import IMAGE_NAME
-from fastemo.inference.annotate import annotate, check_annotation
 from fastemo.inference.live import LiveWindows, is_url, shown_name
-from fastemo.inference.output import FeatureWriter, Writer, check_format, writer_of
+from fastemo.inference.output.annotate import annotate, check_annotation
+from fastemo.inference.output.writers import FeatureWriter, Writer, check_format, writer_of
 from fastemo.inference.prediction import Prediction
 from fastemo.inference.windows import Plan, window_and_hop
 
@@ -82,6 +82,8 @@ def predict(request: Request, console: Console) -> int:
         ValueError, UserError, OSError: The run, a source or a file to write is not usable.
     """
     files = [] if request.live is not None else expanded(request.sources, console)
+    if request.out is not None and len(files) > 1:
+        check_format(request.out, several=True)
     if request.annotate is not None and len(files) != 1:
         raise ValueError(f"--annotate takes one video, not {len(files)}")
     if request.annotate is not None:

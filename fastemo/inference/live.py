@@ -138,8 +138,6 @@ class LiveWindows:
     """
 
     def __init__(self, source: str | int, spec: FrameSpec, *, window: float, hop: float) -> None:
-        if not 0 < hop <= window < float("inf"):
-            raise ValueError(f"hop must be above 0 and at most the window of {window:g} s, not {hop:g} s")
         self.name, self.last_arrival = shown_name(source), 0.0
         if isinstance(source, str) and _scheme(source) not in _SCHEMES:
             raise ValueError(f"{self.name}: live input is read from {', '.join(_SCHEMES)}, not {_scheme(source)}")
@@ -148,13 +146,14 @@ class LiveWindows:
         self._ring, self._clock, self._inbox = WindowRing(spec.num_frames, window, hop), StreamClock(), Inbox()
         self._to_rgb: ToRGB | None = None
         self._size: tuple[int, int] | None = None
+        self._after_gap = False
         # Guards the ring and what follows.
         self._changed = Condition()
         self._is_over = False
         self._error: Exception | None = None
         self._stopping = Event()
         # Daemons: FFmpeg returns from a read only with a packet or after `SILENCE`.
-        self._reader = Thread(target=self._guarded, args=(self._read,), name="fastemo live reader", daemon=True)
+        self._reader = Thread(target=self._read, name="fastemo live reader", daemon=True)
 
     @property
     def skipped(self) -> int:
@@ -184,7 +183,9 @@ class LiveWindows:
                     raise StopIteration
                 if time.monotonic() > patient_until:
                     is_slow = self._ring.num_added > frames
-                    reason = "this machine is too slow to decode all its frames" if is_slow else "no frame decodes"
+                    reason = (
+                        "too slow to decode all frames: send fewer or smaller ones" if is_slow else "no frame decodes"
+                    )
                     raise UserError(f"{self.name}: no window for {self._patience:g} s: {reason}")
                 self._changed.wait(1.0)
         clip, self.last_arrival = taken
@@ -208,15 +209,11 @@ class LiveWindows:
                 self._changed.notify()
 
     def _read(self) -> None:
-        try:
-            if isinstance(self._source, int):
-                self._read_camera(self._source)
-            else:
-                self._read_url(self._source)
-        finally:
-            with self._changed:
-                self._is_over = True
-                self._changed.notify()
+        read = self._read_camera if isinstance(self._source, int) else self._read_url
+        self._guarded(read, self._source)
+        with self._changed:
+            self._is_over = True
+            self._changed.notify()
 
     @contextmanager
     def _decoding(self, work: Callable[..., None], *arguments: Any) -> Iterator[None]:
@@ -266,13 +263,12 @@ class LiveWindows:
         decoder, time_base = stream.codec_context, stream.time_base or Fraction(1)
         decoder.thread_type = ThreadType.SLICE  # threads with a frame each would hold back as many frames
         decoder.flags |= Flags.copy_opaque
-        after_gap = False
         for packet, _, after_loss in self._inbox:
             if self._stopping.is_set():
                 return
             if after_loss:
                 decoder.flush_buffers()  # frames that wait in it would come before others that are missing
-                after_gap = True
+                self._after_gap = True
             arrived = packet.opaque
             try:
                 frames = decoder.decode(packet)
@@ -282,17 +278,16 @@ class LiveWindows:
             for frame in frames:
                 seconds = float(frame.pts * time_base) if has_times and frame.pts is not None else arrived
                 display = Display.of(frame, pixel_aspect(stream))
-                self._add(frame, display, seconds, cast(float, frame.opaque or arrived), after_gap)
-                after_gap = False
-        self._end(after_gap)
+                self._add(frame, display, seconds, cast(float, frame.opaque or arrived))
+        self._end()
 
     def _decode_pictures(self) -> None:
         for picture, arrived, _ in self._inbox:
             frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-            self._add(frame, Display(frame.width, frame.height), arrived, arrived, after_gap=False)
-        self._end(after_gap=False)
+            self._add(frame, Display(frame.width, frame.height), arrived, arrived)
+        self._end()
 
-    def _add(self, frame: av.VideoFrame, display: Display, seconds: float, arrived: float, after_gap: bool) -> None:
+    def _add(self, frame: av.VideoFrame, display: Display, seconds: float, arrived: float) -> None:
         """Convert a decoded frame and add it to the ring; `seconds` by the source's own clock."""
         self._size = self._size or display.size
         if self._size != display.size:
@@ -304,13 +299,14 @@ class LiveWindows:
             self._to_rgb = ToRGB(frame, display, self._spec)
         pixels = self._to_rgb(frame).transpose(2, 0, 1)
         with self._changed:
-            self._ring.add(placed[0], pixels, arrived, after_gap=after_gap or placed[1])
+            self._ring.add(placed[0], pixels, arrived, after_gap=self._after_gap or placed[1])
+            self._after_gap = False
             self._changed.notify()
 
-    def _end(self, after_gap: bool) -> None:
+    def _end(self) -> None:
         with self._changed:
             if not self._stopping.is_set():
-                self._ring.end(after_gap=after_gap)
+                self._ring.end(after_gap=self._after_gap)
 
 
 def _scheme(url: str) -> str:

@@ -21,6 +21,7 @@ from fastemo.corpus.files.probe import holds_images
 from fastemo.corpus.files.truncation import cut_off
 from fastemo.errors import DecodeError, UserError
 from fastemo.inference.files import array_clip
+from fastemo.inference.live import LiveWindows, is_url, shown_name
 from fastemo.inference.network import Known, Network
 from fastemo.inference.parts import file_parts
 from fastemo.inference.prediction import Prediction, label_of
@@ -152,16 +153,24 @@ class Recognizer:
     def stream(
         self, source: Path | str, *, window: float = WINDOW_SECONDS, hop: float = HOP_SECONDS
     ) -> Iterator[Prediction]:
-        """Answer about each window of a long video, in bounded memory: one prediction a window, in their order.
+        """Answer about each window of a long video or a URL, in their order and in bounded memory.
 
         Windows begin at 0, `hop`, 2 `hop` ... seconds, and a frame belongs to a window if start <= time < end. Each
-        frame that any window needs is decoded once; models that encode frames one by one encode it once.
+        frame that any window needs is decoded once; models that encode frames one by one encode it once. A URL is live:
+        windows that come faster than they are answered are skipped (`LiveWindows` counts them).
 
         Raises:
             ValueError: `window` or `hop` is not positive, or `hop` is longer than `window`.
             UserError, OSError: The video cannot be read at all.
         """
-        return self._windows(Path(source), Plan(window, hop, self.spec.num_frames))
+        plan = Plan(window, hop, self.spec.num_frames)
+        if isinstance(source, str) and is_url(source):
+            return self._live(source, window, hop)
+        return self._windows(Path(source), plan)
+
+    def _live(self, url: str, window: float, hop: float) -> Iterator[Prediction]:
+        with LiveWindows(url, self.spec, window=window, hop=hop) as windows:
+            yield from self.answers(windows, shown_name(url))
 
     def predict_frames(self, frames: np.ndarray) -> Prediction:
         """Answer about frames in memory, which are one clip.
@@ -217,8 +226,9 @@ class Recognizer:
         return [self._prediction(path, clip, found.get(row)) for row, (path, clip) in both]
 
     def _prediction(self, path: str, clip: WindowClip, found: tuple[np.ndarray, np.ndarray] | None) -> Prediction:
-        if found is None:
-            return Prediction(path=path, start=clip.start, end=clip.end, error=clip.error)
+        if found is None or not np.isfinite(found[0]).all():
+            error = clip.error or "the model's answer is not a number"
+            return Prediction(path=path, start=clip.start, end=clip.end, error=error)
         probabilities, embedding = found
         return Prediction(
             path=path,

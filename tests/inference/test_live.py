@@ -5,10 +5,7 @@ Streams come from this machine: from ffmpeg at the speed of a camera, and from s
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import frame_number, numbered_frame, write_video
+from helpers import frame_number, free_port, numbered_frame, sent, write_video
 
 from fastemo.errors import UserError
 from fastemo.inference import live
@@ -88,7 +85,7 @@ def test_windows_hold_their_frames_and_miss_none(times, window, hop):
     assert [clip.start for clip in clips] == [k * hop for k in range(len(expected))]
     assert ring.skipped == 0
     for clip, frames in zip(clips, expected, strict=True):
-        assert clip.end == clip.start + window
+        assert clip.times[-1] <= clip.end <= clip.start + window + SAME
         assert clip.numbers == tuple(frame_indices(len(frames), 4, frames[0]))
         assert clip.times == tuple(times[list(clip.numbers)])
         assert all(clip.frames[number].max() == number % 256 for number in clip.numbers)
@@ -181,29 +178,9 @@ def test_after_a_packet_that_does_not_decode_the_next_keyframe_follows():
 # Real streams.
 
 
-def free_port(kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def udp_url() -> str:
     return f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
-
-
-@contextmanager
-def sent(path: Path, url: str) -> Iterator[None]:
-    """ffmpeg sends a video at its own speed."""
-    if not shutil.which("ffmpeg"):
-        assert not os.environ.get("CI"), "CI needs ffmpeg"
-        pytest.skip("needs ffmpeg")
-    words = ["ffmpeg", "-nostdin", "-v", "error", "-re", "-i", path, "-c", "copy", "-f", "mpegts", url]
-    with subprocess.Popen([str(word) for word in words]) as sender:
-        try:
-            yield
-        finally:
-            sender.terminate()
 
 
 @contextmanager
@@ -412,7 +389,7 @@ def test_other_schemes_are_refused(url):
 
 @pytest.mark.parametrize(("window", "hop"), [(1, 0), (1, 2), (0, 0), (1, -1), (float("nan"), 1), (float("inf"), 1)])
 def test_windows_between_which_frames_would_be_missed_are_refused(window, hop):
-    with pytest.raises(ValueError, match="hop must be"):
+    with pytest.raises(ValueError, match="the hop at most the window"):
         LiveWindows("udp://127.0.0.1:1", SPEC, window=window, hop=hop)
 
 
@@ -470,7 +447,7 @@ def test_a_camera(monkeypatch):
     assert shown(clips[-1])[-1] == 249, "the newest picture, however many were skipped"
     first = shown(clips[0])[0] - clips[0].times[0] * RATE
     for clip in clips:
-        assert clip.start - SAME <= clip.times[0] <= clip.times[-1] < clip.end
+        assert clip.start - SAME <= clip.times[0] <= clip.times[-1] <= clip.end
         np.testing.assert_allclose([first + time * RATE for time in clip.times], shown(clip), atol=1e-6)
     starts = [clip.start for clip in clips]
     assert starts == sorted(set(starts))

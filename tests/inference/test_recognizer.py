@@ -382,6 +382,14 @@ def test_a_run_of_another_version_says_so(trained, tmp_path):
             assert fastemo.load(run_dir).predict(next((old.parent / "corpus").rglob("*.mp4"))).error is None
 
 
+def test_an_answer_that_is_not_a_number_is_an_error(trained, few_clips):
+    found = fastemo.load(trained("early_cnn"))
+    [network] = found._networks
+    torch.nn.init.constant_(network._model.classifier[0].bias, float("nan"))
+    answers = list(found.predict(sorted(few_clips.rglob("*.mp4"))[:2]))
+    assert [(answer.label, answer.error) for answer in answers] == [(None, "the model's answer is not a number")] * 2
+
+
 def test_the_package_imports_nothing_heavy_until_it_is_used():
     code = "import sys, fastemo; assert 'torch' not in sys.modules; fastemo.load; assert 'torch' in sys.modules"
     heavy = "; assert not {'sklearn', 'scipy', 'matplotlib', 'accelerate', 'pydantic', 'cv2'} & {*sys.modules}"

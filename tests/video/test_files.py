@@ -21,6 +21,9 @@ from PIL import Image, ImageOps
 from fastemo.corpus.manifest import scan
 from fastemo.corpus.prepare import describe
 from fastemo.errors import DecodeError
+from fastemo.inference.files import read_clip
+from fastemo.inference.parts import file_parts
+from fastemo.inference.windows import Plan, window_clips
 from fastemo.video import decode
 from fastemo.video.bitstream import pruning
 from fastemo.video.config import FrameSpec, VideoConfig
@@ -232,6 +235,24 @@ def test_frames_are_ffmpegs(scanned, outcomes, truth, backend):
     for kind, clip in scanned[1].items():
         assert len(truth[kind]) == clip.num_frames, kind
         assert least_psnr(frames[clip.key], truth[kind]) >= LEAST_DB, kind
+
+
+def test_prediction_samples_what_training_samples(scanned):
+    """Every kind of file as one clip, and in windows: the bytes that the loader gives."""
+    manifest, clips = scanned
+    for kind, clip in clips.items():
+        path = manifest.root / clip.key
+        whole = decode_clip(path, range(clip.num_frames), SPEC)
+        found = read_clip(path, SPEC)
+        wanted = frame_indices(clip.num_frames, SPEC.num_frames)
+        assert found.numbers == tuple(wanted), kind
+        assert np.array_equal(np.stack([found.frames[number] for number in found.numbers]), whole[wanted]), kind
+        with file_parts(path, SPEC) as parts:
+            windows = list(window_clips(parts, Plan(0.4, 0.2, SPEC.num_frames), ahead=1))
+        assert windows[-1].numbers[-1] == clip.num_frames - 1, kind
+        for window in windows:
+            assert window.error is None, (kind, window.error)
+            assert all(np.array_equal(window.frames[number], whole[number]) for number in window.numbers), kind
 
 
 def test_the_measure_sees_a_wrong_frame_turn_matrix_and_range(scanned, truth):

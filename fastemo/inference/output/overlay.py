@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fastemo.inference.captions import caption, handover, one_line
+from fastemo.inference.output.captions import caption, handover, one_line
 from fastemo.inference.prediction import Prediction
 from fastemo.inference.windows import SAME
 from fastemo.palette import SERIES

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from fastemo.errors import UserError
-from fastemo.inference.output import FeatureWriter, writer_of
+from fastemo.inference.output.writers import FeatureWriter, writer_of
 from fastemo.inference.prediction import UNSURE, Prediction
 
 CLASSES = ["happy", 'sad, "very"', "<b>&amp;"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastemo.errors import UserError
-from fastemo.inference.captions import caption, handover, valid
+from fastemo.inference.output.captions import caption, handover, valid
 from fastemo.inference.prediction import Prediction
 from fastemo.machine import replacing
 
@@ -57,10 +57,12 @@ def writer_of(path: Path, class_names: Sequence[str]) -> Writer:
     return _WRITERS[path.suffix.lower()](path, class_names)
 
 
-def check_format(path: Path) -> None:
+def check_format(path: Path, *, several: bool = False) -> None:
     """Raises:
-    ValueError: No format has this suffix.
+    ValueError: No format has this suffix, or none for several videos.
     """
+    if several and path.suffix.lower() in (".srt", ".vtt"):
+        raise ValueError(f"{path}: subtitles hold one video: choose .csv or .jsonl, or ask about one")
     if path.suffix.lower() not in _WRITERS:
         raise ValueError(f"{path}: the format follows from the suffix, one of {', '.join(_WRITERS)}")
 

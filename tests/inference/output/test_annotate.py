@@ -12,7 +12,7 @@ import pytest
 from helpers import frame_number, numbered_frame, psnr, smooth_frame, turn, write_image, write_video
 
 from fastemo.errors import UserError
-from fastemo.inference.annotate import annotate
+from fastemo.inference.output.annotate import annotate
 from fastemo.inference.prediction import Prediction
 from fastemo.video.decode import decode_clip
 

@@ -15,7 +15,7 @@ import numpy as np
 from fastemo.corpus.files.display import Display
 from fastemo.corpus.files.probe import CONTAINERS_ONLY, holds_images, pixel_aspect, video_stream
 from fastemo.errors import UserError
-from fastemo.inference.overlay import Overlay
+from fastemo.inference.output.overlay import Overlay
 from fastemo.inference.prediction import Prediction
 from fastemo.machine import available_processors, replacing
 

@@ -1,0 +1,1 @@
+"""Where answers go: tables, subtitles, embeddings, the annotated video."""
