@@ -6,8 +6,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,8 +26,9 @@ from fastemo.inference.parts import file_parts
 from fastemo.inference.prediction import Prediction, label_of
 from fastemo.inference.reader import Reader
 from fastemo.inference.runs import TrainedRun, find_run, read_runs
+from fastemo.inference.threads import decode_pool, model_threads
 from fastemo.inference.windows import HOP_SECONDS, WINDOW_SECONDS, Plan, WindowClip, window_and_hop, window_clips
-from fastemo.machine import available_processors, lower_thread_priority
+from fastemo.machine import available_processors
 
 WHOLE_SECONDS = 10.0  # `predict_videos` takes longer files as windows
 # Clips that go through the model together.
@@ -192,24 +192,37 @@ class Recognizer:
         assert found.embedding is not None
         return found.embedding
 
-    def answers(self, windows: Iterable[WindowClip], path: str, *, batch_size: int = 1) -> Iterator[Prediction]:
+    def answers(
+        self,
+        windows: Iterable[WindowClip],
+        path: str,
+        *,
+        batch_size: int = 1,
+        num_busy: Callable[[], int] = lambda: 1,
+    ) -> Iterator[Prediction]:
         """Answer about the windows of one video, in their order.
 
         Args:
             path: The video's name, for the predictions.
             batch_size: Windows that go through the model together; 1 answers each as soon as it is there.
+            num_busy: Processors that decode meanwhile, which a model on the CPU leaves to that.
         """
         known: list[Known] = [{} for _ in self._networks]
         source = iter(windows)
         while batch := [*islice(source, batch_size)]:
-            yield from self._answers([path] * len(batch), batch, known)
+            yield from self._answers([path] * len(batch), batch, known, num_busy=num_busy())
             first = next((clip.numbers[0] for clip in reversed(batch) if clip.numbers), 0)
             for features in known:  # those that later windows cannot hold
                 for name in [name for name in features if name[1] < first]:
                     del features[name]
 
     def _answers(
-        self, paths: Sequence[str], clips: Sequence[WindowClip], known: Sequence[Known] | None = None
+        self,
+        paths: Sequence[str],
+        clips: Sequence[WindowClip],
+        known: Sequence[Known] | None = None,
+        *,
+        num_busy: int = 0,
     ) -> list[Prediction]:
         """One prediction a clip; without features known before, each clip is taken for another video."""
         rows = [row for row, clip in enumerate(clips) if clip.error is None]
@@ -218,7 +231,8 @@ class Recognizer:
             names = [paths[row] if known else str(row) for row in rows]
             shown = [clips[row] for row in rows]
             caches = known or [{} for _ in self._networks]
-            results = [it.answer(names, shown, cache) for it, cache in zip(self._networks, caches, strict=True)]
+            with model_threads(num_busy):
+                results = [it.answer(names, shown, cache) for it, cache in zip(self._networks, caches, strict=True)]
             probabilities = np.mean([result[0] for result in results], axis=0)
             embeddings = np.concatenate([result[1] for result in results], axis=1)
             found = dict(zip(rows, zip(probabilities, embeddings, strict=True), strict=True))
@@ -244,7 +258,7 @@ class Recognizer:
         """Predictions of files, in their order, read ahead on threads; with `make_plan`, long ones as windows."""
         source = map(Path, paths)
         reading: deque[tuple[Path, Future[WindowClip | None]]] = deque()
-        with _pool(self._threads) as pool:
+        with decode_pool(self._threads) as pool:
 
             def read_ahead() -> None:
                 for path in islice(source, self._batch_size + _AHEAD * self._threads - len(reading)):
@@ -268,7 +282,7 @@ class Recognizer:
                     names.append(str(path))
                     clips.append(clip)
                 read_ahead()
-                yield from self._answers(names, self._reader.finished(clips))
+                yield from self._answers(names, self._reader.finished(clips), num_busy=pool.num_busy())
 
     def _read(self, path: Path, make_plan: Callable[[], Plan] | None) -> WindowClip | None:
         """A file as one clip, or why it is none; `None`: as windows."""
@@ -286,9 +300,9 @@ class Recognizer:
             if holds_images(path):
                 raise UserError(f"{path}: pictures have no times, and so no windows: use predict")
             size = path.stat().st_size
-            with _pool(self._threads) as pool, file_parts(path, self.spec, pool) as parts:
+            with decode_pool(self._threads) as pool, file_parts(path, self.spec, pool) as parts:
                 windows = window_clips(parts, plan, ahead=_AHEAD * self._threads)
-                yield from self.answers(windows, str(path), batch_size=self._batch_size)
+                yield from self.answers(windows, str(path), batch_size=self._batch_size, num_busy=pool.num_busy)
             if cut := cut_off(path, size):
                 yield Prediction(path=str(path), error=f"truncated: {cut}")
         except (UserError, OSError) as error:
@@ -302,13 +316,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, DecodeError):
         return f"frame {error.frame} does not decode: {error.reason}"
     return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
-
-
-@contextmanager
-def _pool(num_threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads of a lower priority than the model's; what they have not begun is cancelled at the end."""
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=lower_thread_priority)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
