@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -231,6 +232,7 @@ def _predict(options: argparse.Namespace) -> None:
     from fastemo.console import Console
     from fastemo.inference.command import Request, predict
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it finds complete files too
     chosen = {field.name: getattr(options, field.name) for field in fields(Request)}
     if num_failed := predict(Request(**chosen), console := Console()):
         console.say(f"without an answer: {num_failed}")

@@ -44,8 +44,8 @@ def evaluate_run(
 
     Without `root`, on one of the run's own splits, as its manifest lists them; with `root` and `split`, the same, with
     the corpus at `root`. With `root` alone, on another corpus: on all its labelled clips of shared classes, one file
-    per take. Clips of other classes are left out and counted, and the model chooses only among the shared classes.
-    Probabilities are calibrated by the run's temperature.
+    per take. Clips of other classes are left out and counted, and the model chooses only among the shared classes. The
+    run's temperature calibrates probabilities.
 
     Writes `SPLIT.json` (`all.json` for another corpus) and `predictions.csv` to `out`, by default
     `RUN/evaluation/SPLIT` (`all-FOLDER`), and replaces earlier results there.

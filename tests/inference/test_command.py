@@ -29,6 +29,13 @@ def video(tmp_path_factory) -> Path:
     return write_video(path, 300, 96, 64, draw=smooth_frame, options={"g": "25"}, silence=True)
 
 
+@pytest.fixture(autouse=True)
+def same_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture
 def home(tiny_run, few_clips, tmp_path, monkeypatch) -> Path:
     """A folder with a finished run, two videos, and files that are none."""
@@ -74,11 +81,12 @@ def test_a_long_video_in_windows_with_subtitles_and_its_labels_drawn(home, video
     assert count_decoded(Path("drawn.mp4")) == 300
 
 
-def test_ctrl_c_ends_with_what_there_is(home, video):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_what_there_is(home, video, number):
     words = [*PREDICT, "tiny", *[video] * 200, "--out", "out.json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         wait_until(lambda: Path("out.json").is_file() and Path("out.json").read_text().count('"path"') > 25)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         _, said = running.communicate(timeout=120)
     assert (running.returncode, said) == (130, "fastemo: interrupted\n")
     rows = json.loads(Path("out.json").read_text())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from fastemo.inference.parts import file_parts
 from fastemo.inference.recognizer import Recognizer
 from fastemo.inference.runs import find_run, read_runs
 from fastemo.inference.windows import Plan, window_clips
+from fastemo.models.config import ModelName
 from fastemo.models.fusion import FrameModel
 from fastemo.video.config import FrameSpec
 
@@ -94,6 +96,7 @@ def test_the_answers_are_those_of_the_runs_own_test(trained, few_clips, name):
     one = found.predict(str(few_clips / rows[0]["key"]))
     assert furthest(one, rows[0]) < 1e-5
     assert np.allclose(found.embed(one.path), answers[0].embedding, atol=1e-5)
+    assert {it.partition("-")[0] for it in MODELS} == {*get_args(ModelName)}
     assert repr(found).endswith("8 classes, 3 frames a clip by pyav, fp32 on cpu)")
 
 
