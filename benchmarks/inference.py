@@ -111,13 +111,13 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     for name, reason in record.skipped.items():
         entries[name]["skipped"] = reason
     found["ratios"] = report.ratios(record.rounds)
-    model = {"name": CONFIG.model.name, "backbone": CONFIG.model.backbone, "num_frames": CONFIG.video.num_frames}
-    model |= {"size": CONFIG.video.size, "crop_size": CONFIG.augment.crop_size, "weights": "random"}
+    network = {"name": CONFIG.model.name, "backbone": CONFIG.model.backbone, "num_frames": CONFIG.video.num_frames}
+    network |= {"size": CONFIG.video.size, "crop_size": CONFIG.augment.crop_size, "weights": "random"}
     return {
         "settings": {**{name: getattr(options, name) for name in (*_NUMBERS, "quick")}, "device": "cpu, fp32"},
-        "model": model,
+        "network": network,
         "corpus": description,
-        "stages": entries,
+        "passes": entries,
         **found,
         "headlines": report.headlines(entries),
         "targets": report.targets(found, is_genuine=description["kind"] != "generated"),

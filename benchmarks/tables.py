@@ -5,10 +5,10 @@
 
 README.md compares with other programs, docs/benchmarks.md holds all results, docs/reliability.md the table of faults.
 
-It reads the newest `throughput-*`, `epoch-time-*`, `scaling-*` and `reliability-*` of each machine, the newest
-`accuracy-*` of each run and machine, the newest `gpu/check-*` of each card, and every `study-*/study.json`. Results of
---quick, of a rehearsal, or of a sample of the faults (without --full) are left out: they only show that a benchmark
-works.
+It reads the newest `throughput-*`, `epoch-time-*`, `inference-*`, `scaling-*` and `reliability-*` of each machine, the
+newest `accuracy-*` of each run and machine, the newest `gpu/check-*` of each card, and every `study-*/study.json`.
+Results of --quick, of a rehearsal, or of a sample of the faults (without --full) are left out: they only show that a
+benchmark works.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _KINDS = {
     "scaling": ("Several processes (`benchmarks/scaling.py`)", ["targets"]),
     "check": ("On a GPU (`benchmarks/gpu_check.py`)", ["stages"]),
     "accuracy": ("Accuracy on the built-in corpus", ["model", "epochs", "accuracy", "interval", "seed"]),
+    "inference": ("A trained model on new videos (`benchmarks/inference.py`)", ["targets"]),
     "study": ("Study", ["name", "cells", "parts", "minutes"]),
     "reliability": ("Faults", ["faults"]),
 }
@@ -86,7 +87,7 @@ def newest(files: list[Found]) -> list[Found]:
 def text(found: dict[str, list[Found]]) -> str:
     """All tables but the faults, as Markdown."""
     parts = []
-    for kind in ("throughput", "epoch_time", "scaling", "check", "accuracy"):
+    for kind in ("throughput", "epoch_time", "inference", "scaling", "check", "accuracy"):
         if files := newest(found.get(kind, [])):
             table = _accuracies(files) if kind == "accuracy" else _by_machine(files)
             parts.append(f"### {_KINDS[kind][0]}\n\n{table}")

@@ -36,7 +36,8 @@ def headlines(entries: Mapping[str, Any]) -> list[dict[str, Any]]:
         if it["rounds"]:
             rate = it["clips_per_second"]["median"]
             value, unit = (1 / rate, "s") if name in _STARTS else (rate, "clips/s")
-            rows.append({"title": it["title"], "value": value, "unit": "x real time" if "windows" in name else unit})
+            unit = "x real time" if it["title"].startswith("windows") else unit
+            rows.append({"title": it["title"], "value": value, "unit": unit})
     return rows
 
 
@@ -92,12 +93,12 @@ def targets(found: Mapping[str, Any], *, is_genuine: bool) -> list[measure.Targe
 
 def show(console: Console, found: dict[str, Any]) -> None:
     """Show the tables."""
-    measured = [it for it in found["stages"].values() if it["rounds"]]
+    measured = [it for it in found["passes"].values() if it["rounds"]]
     console.table("medians of the rounds", [results.entry_row(it) for it in measured])
     for name in ("live", "memory_files", "memory_windows"):
         if name in found:
             console.table(name, [results.figures_of(found[name])])
-    for name, it in {**found["stages"], **found}.items():
+    for name, it in {**found["passes"], **found}.items():
         if isinstance(it, Mapping) and "skipped" in it:
             console.say(f"{name} skipped: {it['skipped']}")
     title = "targets, stated for T = 10, 128x128, 720p H.264 at 30 frames/s, two cores"
@@ -106,7 +107,8 @@ def show(console: Console, found: dict[str, Any]) -> None:
 
 def chart(found: dict[str, Any]) -> Figure:
     """Clips or windows per second; starts have another unit."""
-    measured = [it for name, it in found["stages"].items() if it["rounds"] and name not in _STARTS]
+    measured = [it for name, it in found["passes"].items() if it["rounds"] and name not in _STARTS]
     figure = Figure(figsize=(10, 1.6 + 0.36 * len(measured)), layout="constrained")
-    results.draw_rates(figure.subplots(), found, measured)
+    if measured:
+        results.draw_rates(figure.subplots(), found, measured)
     return figure
