@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastemo.version import __version__
+
 if TYPE_CHECKING:
     from fastemo.inference.prediction import Prediction
     from fastemo.inference.recognizer import Recognizer, load
 
-__version__ = "0.2.0.dev0"
 __all__ = ["Prediction", "Recognizer", "__version__", "load"]
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from fastemo import __version__
 from fastemo.errors import one_line_errors
 from fastemo.machine import check_platform, commit
+from fastemo.version import __version__
 
 _LABELS = "ravdess or cremad (file names), folder, or a label table (.csv, .tsv)"
 _SUBJECTS = "regular expression that finds the person in a path"

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from fastemo import __version__
+from fastemo.version import __version__
 
 try:
     import fcntl

@@ -15,7 +15,6 @@ from typing import overload
 import numpy as np
 import torch
 
-from fastemo import __version__
 from fastemo.corpus.files.probe import holds_images
 from fastemo.corpus.files.truncation import cut_off
 from fastemo.errors import DecodeError, UserError
@@ -29,6 +28,7 @@ from fastemo.inference.runs import TrainedRun, find_run, read_runs
 from fastemo.inference.threads import decode_pool, model_threads
 from fastemo.inference.windows import HOP_SECONDS, WINDOW_SECONDS, Plan, WindowClip, window_and_hop, window_clips
 from fastemo.machine import available_processors
+from fastemo.version import __version__
 
 WHOLE_SECONDS = 10.0  # `predict_videos` takes longer files as windows
 # Clips that go through the model together.

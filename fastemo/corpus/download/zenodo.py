@@ -15,8 +15,8 @@ from typing import Annotated, TypeVar
 import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
-from fastemo import __version__
 from fastemo.errors import UserError
+from fastemo.version import __version__
 
 # The record's address, the names of its archives and the fields that are read, looked up on 2026-11-29. The environment
 # variable holds the address of a record of the same shape elsewhere: a mirror.
