@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import overload
 
@@ -29,6 +29,7 @@ from fastemo.inference.threads import decode_pool, model_threads
 from fastemo.inference.windows import HOP_SECONDS, WINDOW_SECONDS, Plan, WindowClip, window_and_hop, window_clips
 from fastemo.machine import available_processors
 from fastemo.version import __version__
+from fastemo.video.bitstream.pruning import BitstreamError
 
 WHOLE_SECONDS = 10.0  # `predict_videos` takes longer files as windows
 # Clips that go through the model together.
@@ -302,6 +303,10 @@ class Recognizer:
             size = path.stat().st_size
             with decode_pool(self._threads) as pool, file_parts(path, self.spec, pool) as parts:
                 windows = window_clips(parts, plan, ahead=_AHEAD * self._threads)
+                first = next(windows, None)
+                if first is None:
+                    raise BitstreamError(path, "no frame decodes: the video stream has no packets")
+                windows = chain([first], windows)
                 yield from self.answers(windows, str(path), batch_size=self._batch_size, num_busy=pool.num_busy)
             if cut := cut_off(path, size):
                 yield Prediction(path=str(path), error=f"truncated: {cut}")

@@ -161,6 +161,15 @@ def test_broken_files_between_others_are_errors_by_name(model, few_clips, video,
         assert [it.error for it in model.predict_videos([path])] == [answer.error]
 
 
+def test_a_video_without_frames_is_an_error_in_windows_too(model, tmp_path):
+    write_video(tmp_path / "none.mkv", 0, silence=True)
+    reason = "no frame decodes: the video stream has no packets"
+    for answers in (model.predict([tmp_path / "none.mkv"]), model.predict_videos([tmp_path / "none.mkv"], window=1.0)):
+        assert [answer.error for answer in answers] == [reason]
+    with pytest.raises(UserError, match=rf"none\.mkv: {reason}"):
+        list(model.stream(tmp_path / "none.mkv"))
+
+
 def test_hostile_names_are_only_names(model, few_clips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = next(few_clips.rglob("*.mp4"))
