@@ -36,6 +36,12 @@ def same_signals():
     signal.signal(signal.SIGTERM, before)
 
 
+def running_predict(words) -> subprocess.Popen:
+    """The command, which Ctrl-C reaches even where these tests run in the background."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, **pipes, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
 @pytest.fixture
 def home(tiny_run, few_clips, tmp_path, monkeypatch) -> Path:
     """A folder with a finished run, two videos, and files that are none."""
@@ -84,7 +90,7 @@ def test_a_long_video_in_windows_with_subtitles_and_its_labels_drawn(home, video
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_what_there_is(home, video, number):
     words = [*PREDICT, "tiny", *[video] * 200, "--out", "out.json"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with running_predict(words) as running:
         wait_until(lambda: Path("out.json").is_file() and Path("out.json").read_text().count('"path"') > 25)
         running.send_signal(number)
         _, said = running.communicate(timeout=120)
@@ -148,7 +154,7 @@ def test_a_stream_is_answered_as_it_comes_until_ctrl_c(home):
     words = [*PREDICT, "tiny", url, "--window", "1", "--hop", "0.5", "--out", "out.jsonl"]
     with (
         sent(source, url, "-stream_loop", "-1"),
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running,
+        running_predict(words) as running,
     ):
         wait_until(lambda: Path("out.jsonl").is_file() and Path("out.jsonl").read_text().count("\n") >= 4)
         running.send_signal(signal.SIGINT)
