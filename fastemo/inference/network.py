@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -92,3 +92,17 @@ class Network:
         dtype = _HALF.get(self.speed.precision)
         stack.enter_context(torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None))
         return stack
+
+
+@contextmanager
+def model_threads(num_busy: int) -> Iterator[None]:
+    """Let a model on the CPU compute on the processors that are free, at least on one.
+
+    After each of its operations torch's threads wait for each other: one that shares a processor delays all.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before - num_busy))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

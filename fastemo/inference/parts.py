@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import av
 import av.error
@@ -17,14 +18,46 @@ from fastemo.corpus.files.display import Display
 from fastemo.corpus.files.probe import CONTAINERS_ONLY, pixel_aspect, video_stream
 from fastemo.errors import DecodeError
 from fastemo.inference.windows import Frames, Part
-from fastemo.machine import available_processors
+from fastemo.machine import available_processors, lower_thread_priority
 from fastemo.video.bitstream.frame_headers import NotUnderstood
 from fastemo.video.bitstream.pruning import BitstreamError, PrunedClip
 from fastemo.video.bitstream.sections import Section, sections
 from fastemo.video.config import FrameSpec
 from fastemo.video.decode import ToRGB, decode_pruned
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _MOST_THREADS = 8
+
+
+class DecodePool(ThreadPoolExecutor):
+    """Threads of a lower priority than the model's."""
+
+    def __init__(self, num_threads: int) -> None:
+        super().__init__(num_threads, thread_name_prefix="decode", initializer=lower_thread_priority)
+        self._num_threads = num_threads
+        self._unfinished: list[Future[Any]] = []
+
+    def submit(self, work: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> Future[T]:
+        future = super().submit(work, *arguments, **options)
+        self._unfinished.append(future)
+        return future
+
+    def num_busy(self) -> int:
+        """Threads that decode now."""
+        self._unfinished = [it for it in self._unfinished if not it.done()]
+        return min(self._num_threads, len(self._unfinished))
+
+
+@contextmanager
+def decode_pool(num_threads: int) -> Iterator[DecodePool]:
+    """A pool; what its threads have not begun is cancelled at the end."""
+    pool = DecodePool(num_threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

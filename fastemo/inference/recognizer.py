@@ -20,12 +20,11 @@ from fastemo.corpus.files.truncation import cut_off
 from fastemo.errors import DecodeError, UserError
 from fastemo.inference.files import array_clip
 from fastemo.inference.live import LiveWindows, is_url, shown_name
-from fastemo.inference.network import Known, Network
-from fastemo.inference.parts import file_parts
+from fastemo.inference.network import Known, Network, model_threads
+from fastemo.inference.parts import decode_pool, file_parts
 from fastemo.inference.prediction import Prediction, label_of
 from fastemo.inference.reader import Reader
 from fastemo.inference.runs import TrainedRun, find_run, read_runs
-from fastemo.inference.threads import decode_pool, model_threads
 from fastemo.inference.windows import HOP_SECONDS, WINDOW_SECONDS, Plan, WindowClip, window_and_hop, window_clips
 from fastemo.machine import available_processors
 from fastemo.version import __version__

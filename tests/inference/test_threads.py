@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import wait_until
 
-from fastemo.inference.threads import decode_pool, model_threads
+from fastemo.inference.network import model_threads
+from fastemo.inference.parts import decode_pool
 
 
 @pytest.mark.parametrize(("num_busy", "left"), [(0, 4), (1, 3), (3, 1), (4, 1), (9, 1)])
