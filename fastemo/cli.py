@@ -104,7 +104,7 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     predict = commands.add_parser(
         "predict",
         help="run a trained model on videos, a stream or a camera",
-        description="Answer about each video, or about each window of a long one. Ctrl-C ends with what there is.",
+        description="Predict each video, or each window of a long one. Ctrl-C ends with what there is.",
     )
     predict.add_argument("run", metavar="RUN", help="folder of a run or of a study's folds, name in runs/, or latest")
     predict.add_argument("sources", nargs="*", metavar="PATH", help="file, folder, 'pattern*' or URL (rtsp:// ...)")
@@ -235,7 +235,7 @@ def _predict(options: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops it finds complete files too
     chosen = {field.name: getattr(options, field.name) for field in fields(Request)}
     if num_failed := predict(Request(**chosen), console := Console()):
-        console.say(f"without an answer: {num_failed}")
+        console.say(f"failed: {num_failed}")
         sys.exit(1)
 
 

@@ -104,10 +104,10 @@ def test_the_main_line_trains_a_model_that_knows_unseen_actors(checkout):
     output = shell(MAIN_LINE.removeprefix("pip install -e . && "), checkout)
     assert "test: accuracy" in output
     shell("python docs/picture.py runs/early_resnet18-*", checkout)
-    for line in OTHERS[: OTHERS.index("fastemo predict latest faces --out answers.csv") + 1]:
+    for line in OTHERS[: OTHERS.index("fastemo predict latest faces --out predictions.csv") + 1]:
         if "faces" in line:
             assert "Traceback" not in shell(line, checkout)
-    answers = list(csv.DictReader((checkout / "answers.csv").read_text().splitlines()))
+    answers = list(csv.DictReader((checkout / "predictions.csv").read_text().splitlines()))
     shown = sum(EMOTIONS[int(Path(row["path"]).name[6:8]) - 1] == row["label"] for row in answers)
     assert (len(answers), shown >= 8) == (16, True)  # of people it has not seen
     for document in (REPOSITORY / "README.md", REPOSITORY / "docs" / "predict.md"):

@@ -1,4 +1,4 @@
-"""`fastemo predict`: which videos are meant, and where the answers go."""
+"""`fastemo predict`: which videos are meant, and where the predictions go."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Request:
         sources: Files, folders, patterns, or one URL.
         camera: Number of a camera, in place of `sources`.
         window, hop: In seconds, as `Recognizer.predict_videos` takes them.
-        out: File of the answers.
+        out: File of the predictions.
         features: File of the embeddings.
         annotate: Video to write, of the one video that is asked about.
 
@@ -73,10 +73,10 @@ class Request:
 
 
 def predict(request: Request, console: Console) -> int:
-    """Print an answer a line as they come, and write them; an interruption leaves files with what there is.
+    """Print predictions, a line each, as they come, and write them; an interruption leaves files with what there is.
 
     Returns:
-        The number of files, or windows, without an answer.
+        The number of files, or windows, that failed.
 
     Raises:
         ValueError, UserError, OSError: The run, a source or a file to write is not usable.
@@ -105,17 +105,17 @@ def predict(request: Request, console: Console) -> int:
         if request.features is not None:
             writers.append(stack.enter_context(FeatureWriter(request.features)))
         if request.live is None:
-            answers = model.predict_videos(files, window=request.window, hop=request.hop)
+            found = model.predict_videos(files, window=request.window, hop=request.hop)
         else:
-            answers = _live(model, request, stack, console)
+            found = _live(model, request, stack, console)
         lines = Lines(console)
-        for found in answers:
-            lines.show(found)
-            num_failed += found.error is not None
+        for prediction in found:
+            lines.show(prediction)
+            num_failed += prediction.error is not None
             for writer in writers:
-                writer.write(found)
+                writer.write(prediction)
             if request.annotate is not None:
-                kept.append(found)
+                kept.append(prediction)
     if request.annotate is not None:
         _annotate(files[0], kept, model, request.annotate, console)
     for path in filter(None, (request.out, request.features, request.annotate)):
@@ -128,7 +128,7 @@ def _live(model: Recognizer, request: Request, stack: ExitStack, console: Consol
     window, hop = window_and_hop(request.window, request.hop)
     windows = stack.enter_context(LiveWindows(request.live, model.spec, window=window, hop=hop))
     stack.callback(lambda: console.say(f"{windows.skipped} windows skipped") if windows.skipped else None)
-    return model.answers(windows, shown_name(request.live))
+    return model.predict_windows(windows, shown_name(request.live))
 
 
 def _annotate(video: Path, found: Sequence[Prediction], model: Recognizer, out: Path, console: Console) -> None:
@@ -166,7 +166,7 @@ def expanded(sources: Sequence[str], console: Console) -> list[Path]:
 
 
 class Lines:
-    """Answers on the terminal, a line each; windows of one video follow its name."""
+    """Predictions on the terminal, a line each; windows of one video follow its name."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._last = console, ""

@@ -43,7 +43,9 @@ class Network:
         self._seen = inputs[0]
 
     @torch.inference_mode()
-    def answer(self, videos: Sequence[str], clips: Sequence[WindowClip], known: Known) -> tuple[np.ndarray, np.ndarray]:
+    def predict(
+        self, videos: Sequence[str], clips: Sequence[WindowClip], known: Known
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Calibrated probabilities, float64 [B, classes], and the classifier's input, float32 [B, features].
 
         Args:

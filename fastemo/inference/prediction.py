@@ -1,4 +1,4 @@
-"""A model's answer about one clip."""
+"""A model's prediction for one clip."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ UNSURE = "unsure"
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A model's answer about one clip: a file, or a window of a longer video.
+    """A model's prediction for one clip: a file, or a window of a longer video.
 
     Attributes:
         path: The file or URL; empty for frames in memory.
         start, end: Of the clip in the video, in seconds, as a player counts them.
-        label: The most probable class; `unsure` if its probability is below the minimum; `None` if there is no answer.
-        probabilities: Class -> calibrated probability; they sum to 1. Empty if there is no answer.
+        label: The most probable class; `unsure` if its probability is below the minimum; `None` if it failed.
+        probabilities: Class -> calibrated probability; they sum to 1. Empty if it failed.
         times: Of the T frames that the model saw, in seconds; empty where frames have no times (pictures, arrays).
-        embedding: float32 [features], what the classifier saw; `None` if there is no answer.
-        error: Why there is no answer; `None` if there is one.
+        embedding: float32 [features], what the classifier saw; `None` if it failed.
+        error: Why it failed; `None` if it did not.
     """
 
     path: str = ""
@@ -35,7 +35,7 @@ class Prediction:
 
     @property
     def confidence(self) -> float:
-        """The highest probability; 0 without an answer."""
+        """The highest probability; 0 if it failed."""
         return max(self.probabilities.values(), default=0.0)
 
 

@@ -42,9 +42,9 @@ def load(run: Path | str, *, device: str = "auto", min_confidence: float = 0.0) 
 
     Args:
         run: A run folder, its name in `runs/`, or `latest`, the newest finished run; or the folder of a study whose
-            runs are folds or seeds of one configuration: the answer is the mean of theirs.
+            runs are folds or seeds of one configuration: the prediction is the mean of theirs.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ...
-        min_confidence: An answer whose highest probability is lower has the label `unsure`.
+        min_confidence: A prediction whose highest probability is lower has the label `unsure`.
 
     Raises:
         ValueError: There is no such run, it is not finished, or its files do not fit; the device is not available.
@@ -115,7 +115,7 @@ class Recognizer:
     def predict(self, source: Iterable[Path | str]) -> Iterator[Prediction]: ...
 
     def predict(self, source: Path | str | Iterable[Path | str]) -> Prediction | Iterator[Prediction]:
-        """Answer about whole files, each as one clip: a video, a picture, or a folder of images `frame0001.jpg` ...
+        """Predict whole files, each as one clip: a video, a picture, or a folder of images `frame0001.jpg` ...
 
         Args:
             source: One file, or any number of them, which are read ahead and go through the model in batches.
@@ -136,7 +136,7 @@ class Recognizer:
     def predict_videos(
         self, paths: Iterable[Path | str], *, window: float | None = None, hop: float | None = None
     ) -> Iterator[Prediction]:
-        """Answer about files of any length, in their order, as `fastemo predict` does.
+        """Predict files of any length, in their order, as `fastemo predict` does.
 
         Args:
             window: Seconds of a window; `None`: a file of up to 10 s is one clip, and longer ones have windows of 3 s.
@@ -153,11 +153,11 @@ class Recognizer:
     def stream(
         self, source: Path | str, *, window: float = WINDOW_SECONDS, hop: float = HOP_SECONDS
     ) -> Iterator[Prediction]:
-        """Answer about each window of a long video or a URL, in their order and in bounded memory.
+        """Predict each window of a long video or a URL, in their order and in bounded memory.
 
         Windows begin at 0, `hop`, 2 `hop` ... seconds, and a frame belongs to a window if start <= time < end. Each
         frame that any window needs is decoded once; models that encode frames one by one encode it once. A URL is live:
-        windows that come faster than they are answered are skipped (`LiveWindows` counts them).
+        windows that come faster than the model are skipped (`LiveWindows` counts them).
 
         Raises:
             ValueError: `window` or `hop` is not positive, or `hop` is longer than `window`.
@@ -170,10 +170,10 @@ class Recognizer:
 
     def _live(self, url: str, window: float, hop: float) -> Iterator[Prediction]:
         with LiveWindows(url, self.spec, window=window, hop=hop) as windows:
-            yield from self.answers(windows, shown_name(url))
+            yield from self.predict_windows(windows, shown_name(url))
 
     def predict_frames(self, frames: np.ndarray) -> Prediction:
-        """Answer about frames in memory, which are one clip.
+        """Predict frames in memory, which are one clip.
 
         Args:
             frames: uint8 [N, H, W, 3], RGB, upright; T of them are sampled evenly.
@@ -181,7 +181,7 @@ class Recognizer:
         Raises:
             ValueError: The array has another shape or dtype, or no frames.
         """
-        return self._answers([""], [array_clip(frames, self.spec)])[0]
+        return self._of_clips([""], [array_clip(frames, self.spec)])[0]
 
     def embed(self, source: Path | str | np.ndarray) -> np.ndarray:
         """What the classifier sees of a file or of frames as in `predict_frames`: float32 [features].
@@ -192,7 +192,7 @@ class Recognizer:
         assert found.embedding is not None
         return found.embedding
 
-    def answers(
+    def predict_windows(
         self,
         windows: Iterable[WindowClip],
         path: str,
@@ -200,23 +200,23 @@ class Recognizer:
         batch_size: int = 1,
         num_busy: Callable[[], int] = lambda: 1,
     ) -> Iterator[Prediction]:
-        """Answer about the windows of one video, in their order.
+        """Predict the windows of one video, in their order.
 
         Args:
             path: The video's name, for the predictions.
-            batch_size: Windows that go through the model together; 1 answers each as soon as it is there.
+            batch_size: Windows that go through the model together; 1: each as soon as it is there.
             num_busy: Processors that decode meanwhile, which a model on the CPU leaves to that.
         """
         known: list[Known] = [{} for _ in self._networks]
         source = iter(windows)
         while batch := [*islice(source, batch_size)]:
-            yield from self._answers([path] * len(batch), batch, known, num_busy=num_busy())
+            yield from self._of_clips([path] * len(batch), batch, known, num_busy=num_busy())
             first = next((clip.numbers[0] for clip in reversed(batch) if clip.numbers), 0)
             for features in known:  # those that later windows cannot hold
                 for name in [name for name in features if name[1] < first]:
                     del features[name]
 
-    def _answers(
+    def _of_clips(
         self,
         paths: Sequence[str],
         clips: Sequence[WindowClip],
@@ -232,7 +232,7 @@ class Recognizer:
             shown = [clips[row] for row in rows]
             caches = known or [{} for _ in self._networks]
             with model_threads(num_busy):
-                results = [it.answer(names, shown, cache) for it, cache in zip(self._networks, caches, strict=True)]
+                results = [it.predict(names, shown, cache) for it, cache in zip(self._networks, caches, strict=True)]
             probabilities = np.mean([result[0] for result in results], axis=0)
             embeddings = np.concatenate([result[1] for result in results], axis=1)
             found = dict(zip(rows, zip(probabilities, embeddings, strict=True), strict=True))
@@ -241,7 +241,7 @@ class Recognizer:
 
     def _prediction(self, path: str, clip: WindowClip, found: tuple[np.ndarray, np.ndarray] | None) -> Prediction:
         if found is None or not np.isfinite(found[0]).all():
-            error = clip.error or "the model's answer is not a number"
+            error = clip.error or "the model's output is not a number"
             return Prediction(path=path, start=clip.start, end=clip.end, error=error)
         probabilities, embedding = found
         return Prediction(
@@ -282,7 +282,7 @@ class Recognizer:
                     names.append(str(path))
                     clips.append(clip)
                 read_ahead()
-                yield from self._answers(names, self._reader.finished(clips), num_busy=pool.num_busy())
+                yield from self._of_clips(names, self._reader.finished(clips), num_busy=pool.num_busy())
 
     def _read(self, path: Path, make_plan: Callable[[], Plan] | None) -> WindowClip | None:
         """A file as one clip, or why it is none; `None`: as windows."""
@@ -306,7 +306,7 @@ class Recognizer:
                 if first is None:
                     raise BitstreamError(path, "no frame decodes: the video stream has no packets")
                 windows = chain([first], windows)
-                yield from self.answers(windows, str(path), batch_size=self._batch_size, num_busy=pool.num_busy)
+                yield from self.predict_windows(windows, str(path), batch_size=self._batch_size, num_busy=pool.num_busy)
             if cut := cut_off(path, size):
                 yield Prediction(path=str(path), error=f"truncated: {cut}")
         except (UserError, OSError) as error:

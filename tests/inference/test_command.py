@@ -57,7 +57,7 @@ def home(tiny_run, few_clips, tmp_path, monkeypatch) -> Path:
 
 def test_a_folder_in_a_table_and_in_files(home):
     done = command(*PREDICT, "latest", ".", "--out", "out.csv", "--features", "out.npz", PYTHONPATH=str(REPOSITORY))
-    assert done.returncode == 1, done.stderr  # a file has no answer
+    assert done.returncode == 1, done.stderr  # a file has failed
     lines = done.stdout.splitlines()
     assert lines[0].startswith(".: ")
     assert "other files passed over" in lines[0]
@@ -66,7 +66,7 @@ def test_a_folder_in_a_table_and_in_files(home):
     assert re.fullmatch(r"  +0\.00 - +0\.40 s  \w+ +(\w+ \d+\.\d%(, )?){3}", lines[3])
     assert lines[4] == "clip1.mp4"
     assert [line.strip() for line in lines[6:8]] == ["empty.mp4", "zero length"]
-    assert lines[8:] == ["written: out.csv", "written: out.npz", "without an answer: 1"]
+    assert lines[8:] == ["written: out.csv", "written: out.npz", "failed: 1"]
     assert "Traceback" not in done.stderr
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
     assert [(row["path"], row["error"]) for row in rows] == [

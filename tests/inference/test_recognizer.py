@@ -123,7 +123,7 @@ def test_windows_are_answered_as_if_each_were_alone_and_frames_are_encoded_once(
     assert len(answers) == len(windows) == 21
     [network] = found._networks
     for answer, window in zip(answers, windows, strict=True):
-        probabilities, embedding = network.answer([""], [window], {})
+        probabilities, embedding = network.predict([""], [window], {})
         assert np.allclose([*answer.probabilities.values()], probabilities[0], atol=1e-5)
         assert np.allclose(answer.embedding, embedding[0], atol=1e-4)
         assert (answer.start, answer.end, answer.times) == (window.start, window.end, window.times)
@@ -399,7 +399,7 @@ def test_an_answer_that_is_not_a_number_is_an_error(trained, few_clips):
     [network] = found._networks
     torch.nn.init.constant_(network._model.classifier[0].bias, float("nan"))
     answers = list(found.predict(sorted(few_clips.rglob("*.mp4"))[:2]))
-    assert [(answer.label, answer.error) for answer in answers] == [(None, "the model's answer is not a number")] * 2
+    assert [(answer.label, answer.error) for answer in answers] == [(None, "the model's output is not a number")] * 2
 
 
 def test_the_package_imports_nothing_heavy_until_it_is_used():

@@ -65,7 +65,7 @@ def live(run: Path, video: Path, seconds: int) -> dict[str, Any]:
     delays: list[float] = []
     with LiveWindows(url, model.spec, window=WINDOW, hop=LIVE_HOP) as windows, _sent(video, url):
         started, cpu = time.monotonic(), cpu_seconds()
-        for found in model.answers(windows, windows.name):
+        for found in model.predict_windows(windows, windows.name):
             delays.append(1000 * (time.monotonic() - windows.last_arrival))
             if found.error:
                 raise UserError(found.error)

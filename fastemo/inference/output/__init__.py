@@ -1,1 +1,1 @@
-"""Where answers go: tables, subtitles, embeddings, the annotated video."""
+"""Where predictions go: tables, subtitles, embeddings, the annotated video."""

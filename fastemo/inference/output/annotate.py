@@ -51,7 +51,7 @@ def annotate(
     out: Path,
     on_progress: Callable[[float, float], None] | None = None,
 ) -> None:
-    """Write a video as a player shows it, with the answer of each window, and a strip of all answers over time.
+    """Write a video as a player shows it, with the prediction of each window, and a strip of all of them over time.
 
     Every frame keeps its time. The sound is copied, or becomes AAC where MP4 does not take its codec. Packets that do
     not decode are left out, as players do.

@@ -16,9 +16,9 @@ def one_line(text: str) -> str:
 
 
 def caption(prediction: Prediction) -> str:
-    """Such as `happy 87 %`, `unsure (happy 43 %)` or `no answer: it is damaged`."""
+    """Such as `happy 87 %`, `unsure (happy 43 %)` or `failed: it is damaged`."""
     if prediction.label is None:
-        return one_line(f"no answer: {prediction.error}" if prediction.error else "no answer")
+        return one_line(f"failed: {prediction.error}" if prediction.error else "failed")
     if prediction.label != UNSURE:
         return one_line(f"{prediction.label} {100 * prediction.confidence:.0f} %")
     best = max(prediction.probabilities, key=prediction.probabilities.__getitem__)

@@ -1,4 +1,4 @@
-"""What an annotated video shows over its frames: the answer of each window, and all answers over time."""
+"""What an annotated video shows over its frames: the prediction of each window, and all of them over time."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Overlay:
         return _Layer.of(np.asarray(picture), margin, margin, self._colorspace)
 
     def _draw_strip(self) -> _Layer:
-        """The probabilities over the whole video, stacked in the order of the classes; blank without an answer."""
+        """The probabilities over the whole video, stacked in the order of the classes; blank where it failed."""
         width, height = self._size[0], min(self._size[1], even(3 * self._em))
         palette = np.array([self._colour(name) for name in self._class_names], np.uint8)
         windows = [self._window_at((column + 0.5) / width * self._total) for column in range(width)]

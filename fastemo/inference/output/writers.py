@@ -71,7 +71,7 @@ class FeatureWriter(Writer):
     """Embeddings, collected and written when the context is left, to an .npz without pickled objects.
 
     Arrays: `embedding` float32 [N, features], `path` and `label` str [N], `start` and `end` float64 [N], in seconds.
-    Predictions without an answer are left out.
+    Failed predictions are left out.
 
     Raises:
         ValueError: Another suffix.

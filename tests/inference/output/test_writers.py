@@ -184,7 +184,7 @@ def test_each_window_is_shown_around_its_centre(tmp_path, suffix):
     assert cues(written(tmp_path / f"out{suffix}", made)) == [
         (0, 2, "happy 75 %"),
         (2, 3, 'sad, "very" 75 %'),
-        (3, 4, f"no answer: frame 7 {'→' if suffix == '.srt' else '--&gt;'} does not decode"),
+        (3, 4, f"failed: frame 7 {'→' if suffix == '.srt' else '--&gt;'} does not decode"),
         (4, 6, 'sad, "very" 75 %'),
     ]
 
