@@ -19,6 +19,7 @@ RUNGS = (
     *("demux", "prune", "decode_full", "decode_pruned", "decode_resize", "loader_cold"),
     *("disk_read", "loader_disk_cold", "loader_disk_warm", "loader_memory", "loader_memory_augmented"),
 )
+FROM_DISK = ("disk_read", "loader_disk_cold")
 ENTRIES = (
     *("date", "command", "minutes", "machine", "versions", "settings", "corpus"),
     *("rungs", "peers", "memory", "ratios", "targets"),
@@ -49,7 +50,9 @@ def test_the_json_holds_everything(quick):
     assert found["peers"]["jpeg"]["extraction"]["seconds"] > 0
     assert found["corpus"]["kind"] == "generated"
     assert str(out.parent) not in out.read_text()
-    shares = (f"{it['share_of_decode_pruned']:,.1%}" for it in found["rungs"].values())
+    # A system may keep pages of the store that it was asked to drop.
+    measured = [it for name, it in found["rungs"].items() if name not in FROM_DISK or "skipped" not in it]
+    shares = (f"{it['share_of_decode_pruned']:,.1%}" for it in measured)
     texts = ("medians of 2 rounds", "PyAV + DataLoader", "jpeg: the extraction beforehand took", "targets, stated for")
     for text in ("decord skipped: no decord here", *texts, *shares):
         assert text in output
