@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastemo.config import RunConfig, read_config
+from fastemo.config import RunConfig
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip, Root, class_name, folders
 from fastemo.corpus.config import LABELS, CorpusConfig
@@ -25,6 +25,7 @@ from fastemo.experiment.examples import write_examples
 from fastemo.experiment.results import results_line
 from fastemo.experiment.resume import with_classes_of
 from fastemo.experiment.run import make_loader, say_left_to_pyav
+from fastemo.inference.runs import config_of
 from fastemo.machine import write_text
 from fastemo.models.build import build_model
 from fastemo.training import checkpoint
@@ -44,11 +45,10 @@ def evaluate_run(
 
     Without `root`, on one of the run's own splits, as its manifest lists them; with `root` and `split`, the same, with
     the corpus at `root`. With `root` alone, on another corpus: on all its labelled clips of shared classes, one file
-    per take. Clips of other classes are left out and counted, and the model chooses only among the shared classes. The
-    run's temperature calibrates probabilities.
+    per take. Clips of other classes are left out and counted, and the model chooses only among the shared classes.
 
-    Writes `SPLIT.json` (`all.json` for another corpus) and `predictions.csv` to `out`, by default
-    `RUN/evaluation/SPLIT` (`all-FOLDER`), and replaces earlier results there.
+    Writes `SPLIT.json` (`all.json` for another corpus) and `predictions.csv`, calibrated by the run's temperature, to
+    `out`, by default `RUN/evaluation/SPLIT` (`all-FOLDER`), and replaces earlier results there.
 
     Args:
         split: `train`, `val` or `test`; `None` is `test` without `root`.
@@ -59,7 +59,7 @@ def evaluate_run(
             usable: it shares fewer than two classes, or holds clips that the run was trained on.
         DecodeError: A clip no longer decodes as it did in the run.
     """
-    config = _config_of(run_dir)
+    config = config_of(run_dir)
     is_other = root is not None and split is None
     if not is_other and any(value is not None for value in other.values()):
         raise ValueError(f"{', '.join(other)} need another corpus: give its --corpus.root without --split")
@@ -110,13 +110,6 @@ def _rebased(own: Manifest, home: Root, console: Console) -> Manifest:
     if changed:
         console.say(f"note: {len(changed)} clips are upright and in shape now; the run was trained on them as stored")
     return found
-
-
-def _config_of(run_dir: Path) -> RunConfig:
-    config_file = run_dir / "config.yaml"
-    if not config_file.is_file():
-        raise ValueError(f"{run_dir} is not a run folder: it has no config.yaml")
-    return read_config(["--config", str(config_file)])
 
 
 def _write(

@@ -11,7 +11,8 @@ from typing import Any
 import av
 import numpy as np
 
-from fastemo.inference.windows import SAME, Plan, WindowClip
+from fastemo.corpus.files.probe import SAME
+from fastemo.inference.windows import Plan, WindowClip
 
 SILENCE = 10.0  # seconds without a packet, after which a stream has failed
 BEHIND = 1.0  # seconds of packets that may wait for the decoder

@@ -13,10 +13,10 @@ import av.error
 import numpy as np
 
 from fastemo.corpus.files.display import Display
-from fastemo.corpus.files.probe import CONTAINERS_ONLY, BadFile, holds_images, probe_images, probe_video
+from fastemo.corpus.files.probe import CONTAINERS_ONLY, SAME, BadFile, holds_images, probe_images, probe_video
 from fastemo.corpus.files.truncation import cut_off
 from fastemo.inference.parts import file_parts
-from fastemo.inference.windows import SAME, Frames, Plan, WindowClip
+from fastemo.inference.windows import Frames, Plan, WindowClip
 from fastemo.video.bitstream.frame_headers import NotUnderstood
 from fastemo.video.bitstream.pruning import BitstreamError
 from fastemo.video.bitstream.sections import sections
@@ -48,14 +48,13 @@ def read_clip(path: Path, spec: FrameSpec, *, most_seconds: float = math.inf) ->
     if size > _SMALL_BYTES and most_seconds < math.inf and _header_seconds(path) > most_seconds:
         return None
     if size > _MOST_BYTES:
-        return _read_twice(path, spec)
+        return _read_twice(path, spec, most_seconds)
     try:
         with sections(path, seconds=math.inf, most_bytes=_MOST_BYTES) as found:
             section = next(iter(found), None)
             if section is None or not section.times or cut_off(path, size):
                 raise NotUnderstood
-            clip = whole_clip(section.times, spec)
-            if clip.end - clip.start > most_seconds + SAME:
+            if (clip := whole_clip(section.times, spec, most_seconds)) is None:
                 return None
             wanted = [*dict.fromkeys(clip.numbers)]
             pruned = section.pruned(wanted)
@@ -89,30 +88,30 @@ def array_clip(frames_NHWC: np.ndarray, spec: FrameSpec) -> WindowClip:
     return WindowClip(0.0, 0.0, tuple(numbers), (), pixels)
 
 
-def whole_clip(times: Sequence[float], spec: FrameSpec) -> WindowClip:
-    """All frames of a video as one clip, without pixels."""
+def whole_clip(times: Sequence[float], spec: FrameSpec, most_seconds: float = math.inf) -> WindowClip | None:
+    """All frames of a video as one clip, without pixels; `None` if it is longer than `most_seconds`."""
     plan = Plan(1.0, 1.0, spec.num_frames, whole_up_to=math.inf)
     plan.add(times)
     [clip] = plan.finish()
-    return clip
+    return None if clip.end - clip.start > most_seconds + SAME else clip
 
 
 def _read_probed(path: Path, spec: FrameSpec, most_seconds: float) -> WindowClip | None:
     """What pruning does not understand, or cannot read: probed as a scan does."""
     probe = probe_video(path, with_times=True)
-    clip = whole_clip(probe.times, spec)
-    if clip.end - clip.start > most_seconds + SAME:
+    if (clip := whole_clip(probe.times, spec, most_seconds)) is None:
         return None
     return replace(clip, frames=by_number(clip.numbers, decode_clip(path, clip.numbers, spec)))
 
 
-def _read_twice(path: Path, spec: FrameSpec) -> WindowClip:
+def _read_twice(path: Path, spec: FrameSpec, most_seconds: float) -> WindowClip | None:
     """A file that is too large for memory: read once for its times, and once more for the wanted frames."""
     with file_parts(path, spec) as parts:
         times = [time for part in parts for time in part.times]
     if not times:
         raise BadFile("no frame decodes: the video stream has no packets")
-    clip = whole_clip(times, spec)
+    if (clip := whole_clip(times, spec, most_seconds)) is None:
+        return None
     pixels: dict[int, np.ndarray] = {}
     with file_parts(path, spec) as parts:
         for part in parts:

@@ -28,7 +28,7 @@ from fastemo.video.decode import ToRGB, decode_pruned
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MOST_THREADS = 8
+_MOST_THREADS = 8  # of a codec
 
 
 class DecodePool(ThreadPoolExecutor):
@@ -114,7 +114,7 @@ def _decoded(path: Path, spec: FrameSpec, first: int, given: float) -> Iterator[
             if stream is None or stream.codec_context is None:
                 raise BitstreamError(path, "the file has no video stream")
             stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = min(available_processors(), _MOST_THREADS)
+            stream.codec_context.thread_count = codec_threads()
             start = (container.start_time or 0) / av.time_base
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             to_rgb: ToRGB | None = None
@@ -138,3 +138,8 @@ def _known(frames: dict[int, np.ndarray], wanted: list[int]) -> Future[Frames]:
     done: Future[Frames] = Future()
     done.set_result(frames)
     return done
+
+
+def codec_threads() -> int:
+    """Threads of a decoder or encoder that has this process's processors to itself."""
+    return min(available_processors(), _MOST_THREADS)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from fastemo.corpus.clip import Clip
+from fastemo.corpus.files.examining import PROBED
 from fastemo.corpus.files.probe import holds_images, probe_video
 from fastemo.inference.files import by_number, read_clip, whole_clip
-from fastemo.inference.windows import SAME, WindowClip
+from fastemo.inference.windows import WindowClip
 from fastemo.video import dali
 from fastemo.video.backends import Decoder, choose_backend
 from fastemo.video.bitstream.source import Source
@@ -53,12 +54,10 @@ class Reader:
         if self.backend == "pyav" or holds_images(path):
             return read_clip(path, self._spec, most_seconds=most_seconds)
         probe = probe_video(path, with_times=True)
-        found = whole_clip(probe.times, self._spec)
-        if found.end - found.start > most_seconds + SAME:
+        if (found := whole_clip(probe.times, self._spec, most_seconds)) is None:
             return None
         size = self._spec.out_size(probe.width, probe.height)
-        known = {field.name for field in fields(Clip)}
-        row = Clip(key=path.name, **{name: value for name, value in vars(probe).items() if name in known})
+        row = Clip(key=path.name, **{name: getattr(probe, name) for name in PROBED})
         decoder = Decoder([row], path.parent, self._spec, size, self.backend, self._device)
         source = decoder.prune(0) if decoder.by_dali(0) else None
         if source is not None:

@@ -99,10 +99,18 @@ def read_runs(folder: Path) -> list[TrainedRun]:
     return found
 
 
-def _read_run(folder: Path) -> TrainedRun:
+def config_of(folder: Path) -> RunConfig:
+    """Raises:
+    ValueError: It is not a run folder, or its configuration is damaged.
+    """
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
+    return read_config(["--config", str(config_file)])
+
+
+def _read_run(folder: Path) -> TrainedRun:
+    config = config_of(folder)
     if not (folder / "test.json").is_file():
         raise ValueError(
             f"{folder} is not finished: it has no test.json; finish it with fastemo train --resume {folder}"
@@ -113,7 +121,6 @@ def _read_run(folder: Path) -> TrainedRun:
         raise ValueError(f"{folder / 'test.json'}: per_class must name the classes")
     versions = result.get("versions")
     version = versions.get("fastemo", "") if isinstance(versions, Mapping) else ""
-    config = read_config(["--config", str(config_file)])
     return TrainedRun(folder, config, tuple(per_class), temperature_of(folder), str(version))
 
 

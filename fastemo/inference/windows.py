@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fastemo.corpus.files.probe import SAME
 from fastemo.errors import DecodeError, UserError
 from fastemo.video.sampling import frame_indices
 
-SAME = 1e-6  # seconds: a frame at a window's start belongs to it, one at its end to the next
 WINDOW_SECONDS, HOP_SECONDS = 3.0, 0.5  # where no others are asked for
 
 Frames = Mapping[int, np.ndarray]

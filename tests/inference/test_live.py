@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 from helpers import frame_number, free_port, numbered_frame, sent, write_video
 
+from fastemo.corpus.files.probe import SAME
 from fastemo.errors import UserError
 from fastemo.inference import live
 from fastemo.inference.buffers import BEHIND, SILENCE, Inbox, StreamClock, WindowRing
 from fastemo.inference.live import LiveWindows, is_url, shown_name
-from fastemo.inference.windows import SAME, WindowClip
+from fastemo.inference.windows import WindowClip
 from fastemo.video.config import FrameSpec
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices

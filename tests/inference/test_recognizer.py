@@ -246,6 +246,7 @@ def test_a_file_too_large_for_memory_is_read_twice_to_the_same_frames(model, vid
         with monkeypatch.context() as patch:
             patch.setattr(files_module, "_MOST_BYTES", 0)
             twice = read_clip(path, model.spec)
+            assert read_clip(path, model.spec, most_seconds=1.0) is None
         assert (twice.numbers, twice.times, twice.start, twice.end) == (
             once.numbers,
             pytest.approx(once.times),

@@ -16,8 +16,8 @@ from fastemo.corpus.files.isolation import Examiner, Unsettled
 from fastemo.corpus.files.probe import BadFile, Probe, image_files
 from fastemo.corpus.table import segment_seconds
 
-_PROBED = [field.name for field in fields(Probe) if field.name not in ("ranges", "times")]
-_KEPT = ["key", "segment", "first_frame", "first_pts", "size_bytes", "mtime_ns", "verified", *_PROBED]
+PROBED = [field.name for field in fields(Probe) if field.name not in ("ranges", "times")]
+_KEPT = ["key", "segment", "first_frame", "first_pts", "size_bytes", "mtime_ns", "verified", *PROBED]
 _NOTHING = Clip(key="")
 _MOST_PAST_END = 1.0  # seconds: times are rounded when they are written down
 
@@ -47,7 +47,7 @@ def examine(
             return [replace(clip, status="rejected", reason=str(error), **found) for clip in clips]
     except OSError as error:
         return [replace(clip, status="rejected", reason=f"unreadable: {error.strerror}") for clip in clips]
-    found |= {name: getattr(probe, name) for name in _PROBED}
+    found |= {name: getattr(probe, name) for name in PROBED}
     clips, ranges = [replace(clip, **found) for clip in clips], iter(probe.ranges)
     return [_segment(clip, *next(ranges)) if clip.segment else clip for clip in clips]
 

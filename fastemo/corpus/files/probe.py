@@ -41,7 +41,7 @@ IMAGES_ONLY = {
 
 # Recordings of these begin anywhere and have gaps, and may hold the two fields of a frame in a packet each.
 _BROADCAST = frozenset({"mpegts", "mpeg"})
-_SAME = 1e-6  # seconds
+SAME = 1e-6  # seconds: a frame at a range's start belongs to it, one at its end to the next
 _HDR = {16: "PQ", 18: "HLG"}  # FFmpeg's numbers of the transfer functions
 
 
@@ -158,7 +158,7 @@ def _ranges(
 ) -> list[tuple[int, int, int]]:
     """`Probe.ranges`."""
     known, times = _times(timestamps, clock, fps)
-    ranges = [(bisect_left(times, start - _SAME), bisect_left(times, end - _SAME)) for start, end in segments]
+    ranges = [(bisect_left(times, start - SAME), bisect_left(times, end - SAME)) for start, end in segments]
     return [(first, stop, known[first] if first < stop else 0) for first, stop in ranges]
 
 

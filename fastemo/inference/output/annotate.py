@@ -16,12 +16,12 @@ from fastemo.corpus.files.display import Display
 from fastemo.corpus.files.probe import CONTAINERS_ONLY, holds_images, pixel_aspect, video_stream
 from fastemo.errors import UserError
 from fastemo.inference.output.overlay import Overlay
+from fastemo.inference.parts import codec_threads
 from fastemo.inference.prediction import Prediction
-from fastemo.machine import available_processors, replacing
+from fastemo.machine import replacing
 
 # Codecs of sound that players expect in MP4; others become AAC.
 _COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
-_MOST_THREADS = 8
 _SOUND_RATE = 48000
 _H264 = {"preset": "veryfast", "crf": "20"}
 _MP4 = {"movie_timescale": "90000"}  # of the tracks' starts, by default milliseconds
@@ -113,7 +113,7 @@ class _Picture:
         self._encoder.width, self._encoder.height, self._encoder.pix_fmt = width, height, "yuv420p"
         context = self._encoder.codec_context
         context.time_base = self._tick
-        context.thread_count = source.codec_context.thread_count = _threads()
+        context.thread_count = source.codec_context.thread_count = codec_threads()
         shown = first.reformat(format="yuv420p")
         context.color_range, context.colorspace = shown.color_range, shown.colorspace
         context.color_trc, context.color_primaries = shown.color_trc, shown.color_primaries
@@ -207,7 +207,3 @@ def _first_frame(video: Path) -> tuple[av.VideoFrame, Display]:
                 for frame in packet.decode():
                     return frame, Display.of(frame, pixel_aspect(stream))
     raise UserError(f"{video}: no frame decodes")
-
-
-def _threads() -> int:
-    return min(available_processors(), _MOST_THREADS)

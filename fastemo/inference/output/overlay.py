@@ -12,9 +12,9 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fastemo.corpus.files.probe import SAME
 from fastemo.inference.output.captions import caption, handover, one_line
 from fastemo.inference.prediction import Prediction
-from fastemo.inference.windows import SAME
 from fastemo.palette import SERIES
 
 # Red, green, blue and opacity.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -87,7 +87,7 @@ def prune(
     assert wanted.ndim == 1, "frame indices are a flat list"
     assert wanted.size, "a sample has at least one frame"
     name = "(bytes in memory)" if isinstance(source, bytes) else source
-    try:
+    with as_bitstream_errors(name):
         file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
         with av.open(file, options=UNPROBED if is_mp4(source) else CONTAINERS_ONLY) as container:
             stream = video_stream(container)
@@ -114,6 +114,13 @@ def prune(
             except NotUnderstood:
                 whole = source if isinstance(source, bytes) else Path(source).read_bytes()
                 return PrunedClip(whole, wanted, is_whole=True)
+
+
+@contextmanager
+def as_bitstream_errors(name: Path | str) -> Iterator[None]:
+    """Inside, an error of reading a file becomes a `BitstreamError`."""
+    try:
+        yield
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise BitstreamError(name, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

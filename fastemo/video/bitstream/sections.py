@@ -15,7 +15,14 @@ from fastemo.corpus.files.probe import CONTAINERS_ONLY, video_stream
 from fastemo.video.bitstream import nal
 from fastemo.video.bitstream.frame_headers import NotUnderstood
 from fastemo.video.bitstream.layout import Layout, layout_of
-from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, PrunedClip, cut_packets, is_mp4
+from fastemo.video.bitstream.pruning import (
+    UNPROBED,
+    BitstreamError,
+    PrunedClip,
+    as_bitstream_errors,
+    cut_packets,
+    is_mp4,
+)
 
 # Decoding a section costs the opening of a file; a longer one needs more memory.
 SECTION_SECONDS = 5.0
@@ -64,7 +71,7 @@ def sections(
         NotUnderstood: While it is read: the stream cannot be pruned or split, or a section exceeds `most_bytes`.
         BitstreamError: The file cannot be read, or has no video.
     """
-    with _as_bitstream_errors(path):
+    with as_bitstream_errors(path):
         container = av.open(str(path.absolute()), options=UNPROBED if is_mp4(path) else CONTAINERS_ONLY)
     with container:
         stream = video_stream(container)
@@ -73,16 +80,8 @@ def sections(
         yield _split(path, container, stream, seconds, most_bytes)
 
 
-@contextmanager
-def _as_bitstream_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise BitstreamError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
 def _demuxed(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    with _as_bitstream_errors(path):
+    with as_bitstream_errors(path):
         yield from container.demux(stream)
 
 
