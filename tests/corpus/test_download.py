@@ -179,7 +179,7 @@ def test_lists_of_actors() -> None:
 
 
 class TestInterrupted:
-    """At five places; the same command then ends in the tree of one that nothing interrupted."""
+    """At six places; the same command then ends in the tree of one that nothing interrupted."""
 
     def killed(self, server: Zenodo, root: Path, program: str = "") -> None:
         """Run the command until the server holds a response back, or the program kills itself."""
@@ -251,6 +251,13 @@ class TestInterrupted:
         assert 0 < len(clips) < len(whole)
         assert clips.items() <= whole.items()
         assert not find_files(tmp_path)[0][len(clips) :]  # what is not complete is not seen
+        self.again(tmp_path, archives)
+
+    def test_mid_record(self, server: Zenodo, tmp_path: Path, archives) -> None:
+        self.killed(
+            server, tmp_path, "import os; from pathlib import Path; Path.replace = lambda *_: os.kill(os.getpid(), 9)"
+        )
+        assert list((tmp_path / STATE).glob(".*"))
         self.again(tmp_path, archives)
 
     def test_by_the_user(self, server: Zenodo, tmp_path: Path, archives) -> None:

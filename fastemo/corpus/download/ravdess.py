@@ -193,7 +193,8 @@ class _Download:
         except OSError as error:
             raise UserError(f"{self._root} cannot be written: {error.strerror}; choose another --root") from error
         with only_one(state, f"{self._root}: the download"):
-            for leftover in (*state.glob("*.clip"), *(self._part(it) for it in self._archives if it not in self.todo)):
+            parts = (self._part(archive) for archive in self._archives if archive not in self.todo)
+            for leftover in (*state.glob("*.clip"), *state.glob(".*.json.*"), *parts):  # of a process that was killed
                 leftover.unlink(missing_ok=True)
             queue, before = deque(self.todo), self._received()
             # Daemons: one that waits for a silent server does not keep the command from ending.
