@@ -75,10 +75,10 @@ def test_the_other_commands_run_in_order(checkout, few_clips, record, tmp_path):
         rows += [
             f"{split}.mp4,{name},{split},{split},{place},{place + 0.5}" for place, name in enumerate(("joy", "calm"))
         ]
+    (tmp_path / "long.csv").write_text("\n".join(["path,label,subject,split,start,end", *rows]))
     study = checkout / "configs" / "study" / "quick.yaml"
     content = yaml.safe_load(study.read_text())
     study.write_text(json.dumps(content | {"parts": content["parts"][-1:]}))  # test_shipped.py trains all rows
-    (tmp_path / "long.csv").write_text("\n".join(["path,label,subject,split,start,end", *rows]))
     for line in sorted(OTHERS, key=lambda line: line.startswith("fastemo predict")):  # `latest` needs a run
         line = line.replace("/data/", f"{tmp_path}/")
         if line.startswith("fastemo download"):

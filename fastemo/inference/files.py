@@ -79,12 +79,11 @@ def array_clip(frames_NHWC: np.ndarray, spec: FrameSpec) -> WindowClip:
         raise ValueError(f"frames must be uint8 [N, H, W, 3], RGB, not {shape}")
     numbers = frame_indices(len(frames_NHWC), spec.num_frames).tolist()
     height, width = frames_NHWC.shape[1:3]
-    to_rgb: ToRGB | None = None
+    to_rgb = ToRGB(spec)
     pixels: dict[int, np.ndarray] = {}
     for number in dict.fromkeys(numbers):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames_NHWC[number]), format="rgb24")
-        to_rgb = to_rgb or ToRGB(frame, Display(width, height), spec)
-        pixels[number] = to_rgb(frame).transpose(2, 0, 1)
+        pixels[number] = to_rgb(frame, Display(width, height)).transpose(2, 0, 1)
     return WindowClip(0.0, 0.0, tuple(numbers), (), pixels)
 
 

@@ -142,9 +142,9 @@ class LiveWindows:
         if isinstance(source, str) and _scheme(source) not in _SCHEMES:
             raise ValueError(f"{self.name}: live input is read from {', '.join(_SCHEMES)}, not {_scheme(source)}")
         self._silent = f"{self.name}: no data for {SILENCE:g} s: check the source, and that this machine can reach it"
-        self._source, self._spec, self._patience = source, spec, window + _PATIENCE
+        self._source, self._patience = source, window + _PATIENCE
         self._ring, self._clock, self._inbox = WindowRing(spec.num_frames, window, hop), StreamClock(), Inbox()
-        self._to_rgb: ToRGB | None = None
+        self._to_rgb = ToRGB(spec)
         self._size: tuple[int, int] | None = None
         self._after_gap = False
         # Guards the ring and what follows.
@@ -295,9 +295,7 @@ class LiveWindows:
             raise UserError(f"{self.name}: its picture changed from {sizes}: start again for the new size")
         if (placed := self._clock.place(seconds, arrived)) is None:
             return
-        if self._to_rgb is None or not self._to_rgb.fits(frame, display):
-            self._to_rgb = ToRGB(frame, display, self._spec)
-        pixels = self._to_rgb(frame).transpose(2, 0, 1)
+        pixels = self._to_rgb(frame, display).transpose(2, 0, 1)
         with self._changed:
             self._ring.add(placed[0], pixels, arrived, after_gap=self._after_gap or placed[1])
             self._after_gap = False

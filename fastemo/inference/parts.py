@@ -117,18 +117,16 @@ def _decoded(path: Path, spec: FrameSpec, first: int, given: float) -> Iterator[
             stream.codec_context.thread_count = codec_threads()
             start = (container.start_time or 0) / av.time_base
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            to_rgb: ToRGB | None = None
+            to_rgb = ToRGB(spec)
             for place, frame in enumerate(container.decode(stream)):
                 if frame.time is None and not rate:
                     raise DecodeError(path, number, "its frames have no times")
                 time = place / rate if frame.time is None else frame.time - start
                 if time <= given:
                     continue
-                display = Display.of(frame, pixel_aspect(stream))
-                if to_rgb is None or not to_rgb.fits(frame, display):
-                    to_rgb = ToRGB(frame, display, spec)
+                pixels = to_rgb(frame, Display.of(frame, pixel_aspect(stream))).transpose(2, 0, 1)
                 time = max(time, before)
-                yield Part(number, [time], partial(_known, {number: to_rgb(frame).transpose(2, 0, 1)}))
+                yield Part(number, [time], partial(_known, {number: pixels}))
                 number, before = number + 1, time
     except av.error.FFmpegError as error:
         raise DecodeError(path, number, error.strerror or str(error)) from error

@@ -111,16 +111,14 @@ def _as_rgb(
 ) -> np.ndarray:
     unique: dict[int, np.ndarray] = {}
     sizes: set[tuple[int, int]] = set()
-    to_rgb: ToRGB | None = None
+    to_rgb = None if spec is None else ToRGB(spec)
     try:
         for index, (frame, display) in zip(dict.fromkeys(wanted), frames, strict=False):
             sizes.add(display.size)
-            if spec is None:
+            if to_rgb is None:
                 unique[index] = display.upright(frame.to_ndarray(format="rgb24"))
-                continue
-            if to_rgb is None or not to_rgb.fits(frame, display):
-                to_rgb = ToRGB(frame, display, spec)
-            unique[index] = to_rgb(frame)
+            else:
+                unique[index] = to_rgb(frame, display)
     except (av.error.FFmpegError, ValueError) as error:
         raise DecodeError(path, wanted[0], str(error)) from error
     if len(sizes) > 1:
@@ -129,10 +127,28 @@ def _as_rgb(
 
 
 class ToRGB:
-    """One antialiased resize from the decoder's own planes to packed RGB, cropped first and turned upright last."""
+    """One antialiased resize from the decoder's own planes to packed RGB, cropped first and turned upright last.
 
-    def __init__(self, frame: av.VideoFrame, display: Display, spec: FrameSpec) -> None:
-        self._geometry, self._display = self._describe(frame, display), display
+    Made for a stream's frames, whose geometry may change.
+    """
+
+    def __init__(self, spec: FrameSpec) -> None:
+        self._spec = spec
+        self._geometry: tuple[object, ...] = ()
+
+    def __call__(self, frame: av.VideoFrame, display: Display) -> np.ndarray:
+        """uint8 [h, w, 3]."""
+        geometry = display, frame.format.name, frame.colorspace, frame.color_range
+        if geometry != self._geometry:
+            self._geometry, self._graph = geometry, self._graph_for(frame, display)
+        frame.pts = None
+        self._graph.push(frame)
+        result = self._graph.pull()
+        assert isinstance(result, av.VideoFrame)
+        upright: np.ndarray = display.upright(result.to_ndarray())
+        return upright
+
+    def _graph_for(self, frame: av.VideoFrame, display: Display) -> Graph:
         graph = Graph()
         graph.threads = 1
         last = graph.add_buffer(
@@ -141,8 +157,8 @@ class ToRGB:
             format=frame.format,
             time_base=frame.time_base or Fraction(1, 30),
         )
-        left, top, width, height = display.stored_box(*spec.box(*display.size))
-        out_size = spec.out_size(*display.size)
+        left, top, width, height = display.stored_box(*self._spec.box(*display.size))
+        out_size = self._spec.out_size(*display.size)
         out_width, out_height = out_size[::-1] if display.is_turned else out_size
         for name, arguments in (
             ("crop", f"{width}:{height}:{left}:{top}:exact=1"),
@@ -155,22 +171,7 @@ class ToRGB:
         sink = graph.add("buffersink")
         last.link_to(sink)
         graph.configure()
-        self._graph = graph
-
-    @staticmethod
-    def _describe(frame: av.VideoFrame, display: Display) -> tuple[object, ...]:
-        return display, frame.format.name, frame.colorspace, frame.color_range
-
-    def fits(self, frame: av.VideoFrame, display: Display) -> bool:
-        return self._geometry == self._describe(frame, display)
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        frame.pts = None
-        self._graph.push(frame)
-        result = self._graph.pull()
-        assert isinstance(result, av.VideoFrame)
-        upright: np.ndarray = self._display.upright(result.to_ndarray())
-        return upright
+        return graph
 
 
 def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray, anchor: tuple[int, int] | None = None) -> PrunedClip:

@@ -285,9 +285,9 @@ def test_a_decoder_that_falls_behind_skips_whole_windows(monkeypatch, tmp_path, 
     """A window begins at each frame: after a gap also at those that refer to frames before it, which open GOPs have."""
     convert, converted, hop = live.ToRGB.__call__, count(), 1 / RATE
 
-    def slow(self, frame):
+    def slow(self, frame, display):
         time.sleep(0.1 if 60 <= next(converted) < 90 else 0)  # a third of the stream's speed, for a second of it
-        return convert(self, frame)
+        return convert(self, frame, display)
 
     monkeypatch.setattr(live.ToRGB, "__call__", slow)
     numbered(tmp_path / "a.ts", 8, options={"g": "15"} | options)
