@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from fastemo.version import __version__
 
 if TYPE_CHECKING:
+    from fastemo.inference.loading import load
     from fastemo.inference.prediction import Prediction
-    from fastemo.inference.recognizer import Recognizer, load
+    from fastemo.inference.recognizer import Recognizer
 
 __all__ = ["Prediction", "Recognizer", "__version__", "load"]
 
@@ -20,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return Prediction
     if name in ("Recognizer", "load"):
-        from fastemo.inference import recognizer
+        from fastemo.inference import loading
 
-        return getattr(recognizer, name)
+        return getattr(loading, name)
     raise AttributeError(f"module 'fastemo' has no attribute '{name}'")

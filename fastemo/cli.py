@@ -12,6 +12,7 @@ from pathlib import Path
 from fastemo.errors import one_line_errors
 from fastemo.machine import check_platform, commit
 from fastemo.version import __version__
+from fastemo.video.config import CROPS, VideoConfig
 
 _LABELS = "ravdess or cremad (file names), folder, or a label table (.csv, .tsv)"
 _SUBJECTS = "regular expression that finds the person in a path"
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--twins", action="store_true", help="audio-video and video-only copies of each take")
     for name in ("identity", "timing", "motion", "light", "noise"):
         synthesize.add_argument(f"--{name}", type=float, default=1.0, help="difficulty, 0 to 2")
+    synthesize.add_argument("--place", type=float, default=0.0, help="the same: heads anywhere in the picture")
     synthesize.set_defaults(command=_synthesize)
 
     _add_download(commands)
@@ -100,6 +102,12 @@ def _add_labels(command: argparse.ArgumentParser) -> None:
     command.add_argument("--subjects", "--corpus.subjects", dest="subjects", metavar="REGEX", help=_SUBJECTS)
 
 
+def _add_detector(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--faces.weights", dest="faces_weights", type=Path, metavar="FILE", help="face detector's (default: downloaded)"
+    )
+
+
 def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     predict = commands.add_parser(
         "predict",
@@ -117,6 +125,10 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     predict.add_argument("--out", type=Path, metavar="FILE", help=".csv, .json, .jsonl, .srt, .vtt or .parquet")
     predict.add_argument("--features", type=Path, metavar="FILE", help="embeddings, .npz")
     predict.add_argument("--annotate", type=Path, metavar="FILE", help="the video with its labels, .mp4")
+    predict.add_argument(
+        "--faces", choices=("largest", "all"), help="with video.crop: face: predict the largest face (default) or all"
+    )
+    _add_detector(predict)
     predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
     predict.set_defaults(command=_predict)
 
@@ -172,7 +184,8 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     of_corpus.add_argument(
         "--protocol", help="protocol whose splits are counted, of folds the first, such as report (default: by labels)"
     )
-    of_corpus.add_argument("--crop", choices=("center", "full", "squash", "head"), default="center")
+    of_corpus.add_argument("--crop", choices=CROPS, default="center")
+    _add_detector(of_corpus)
     of_corpus.add_argument("--max_rejected", type=int, default=0, help="number of files that may be rejected")
     of_corpus.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
     of_corpus.set_defaults(command=_corpus_figures)
@@ -288,17 +301,18 @@ def _corpus_figures(options: argparse.Namespace) -> None:
     from fastemo.corpus.prepare import prepare_corpus
     from fastemo.corpus.protocol import split_clips
     from fastemo.report.corpus import save_corpus_figures
-    from fastemo.video.config import FrameSpec
+    from fastemo.video.faces.boxes import with_faces
 
     console = Console()
     config = CorpusConfig(
         root=options.folder, labels=options.labels, subjects=options.subjects, max_rejected=options.max_rejected
     )
-    manifest = prepare_corpus(config, console)
+    video = VideoConfig(crop=options.crop)
+    manifest = with_faces(prepare_corpus(config, console), video, options.faces_weights, console)
     splits = split_clips(manifest, options.protocol, allow_shared_subjects=True)
     for note in splits.notes:
         console.say(f"note: {note}")
-    for path in save_corpus_figures(manifest, splits, FrameSpec(crop=options.crop), options.out):
+    for path in save_corpus_figures(manifest, splits, video.spec, options.out):
         console.say(f"written: {path}")
 
 

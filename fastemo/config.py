@@ -22,7 +22,7 @@ from fastemo.corpus.config import CorpusConfig
 from fastemo.machine import write_text
 from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
-from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
+from fastemo.video.config import AugmentConfig, FacesConfig, StoreConfig, VideoConfig
 from fastemo.yaml_files import MOST_BYTES, check_digits, file_root, parse
 
 _SEVERAL = ("--corpus.root", "--corpus.labels")
@@ -45,6 +45,7 @@ class RunConfig:
             model; a new run if there is none.
         corpus: Which clips are used.
         video: How clips are sampled and decoded.
+        faces: The face detector.
         store: Where decoded clips are cached.
         augment: Augmentation in training.
         model: The model.
@@ -57,6 +58,7 @@ class RunConfig:
     resume: str | None = None
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
+    faces: FacesConfig = field(default_factory=FacesConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

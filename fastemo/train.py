@@ -33,9 +33,9 @@ Corpus:
 
 Frames:
   --video.num_frames T          frames per clip (default: {config.video.num_frames})
+  --video.crop KIND             center, full, squash, head, or face: around the face (default: {config.video.crop})
   --video.size PIXELS           side of the cached frames (default: {config.video.size})
   --augment.crop_size PIXELS    side of the square that the model sees (default: {config.augment.crop_size})
-  --store.tier KIND             cache of decoded clips: none, disk, memory, device (default: {config.store.tier})
 
 Model:
   --model.name NAME             early_cnn, early_resnet18, late_fusion, r3d18, cnn_lstm (default: {config.model.name})

@@ -54,6 +54,9 @@ class Clip:
         width, height, orientation, pixel_aspect, hdr: See `Probe`; an orientation of 0 is not known.
         size_bytes, mtime_ns: Fingerprint of the file; for a folder of images the sum and the newest.
         verified: How far it was decoded, `quick` or `full`; empty if the probe did not finish.
+        face: Where its face is, `left top width height` in pixels of the displayed picture; empty: it has none, or
+            was not looked for.
+        num_faces: Faces found in it.
     """
 
     key: str
@@ -85,6 +88,16 @@ class Clip:
     size_bytes: int = 0
     mtime_ns: int = 0
     verified: str = ""
+    face: str = ""
+    num_faces: int = 0
+
+    @property
+    def face_box(self) -> tuple[int, int, int, int] | None:
+        """`face` as numbers."""
+        if not self.face:
+            return None
+        left, top, width, height = map(int, self.face.split())
+        return left, top, width, height
 
     @property
     def take(self) -> str:

@@ -21,7 +21,7 @@ OnError = Literal["stop", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Difficulty:
-    """Strength of each nuisance: 0 = none, 1 = the default, 2 = twice that, the maximum.
+    """Strength of each nuisance: 0 = none, 1 = the default of all but `place`, 2 = twice that, the maximum.
 
     Attributes:
         identity: Spread of proportions, colours, hair, clothes and personal strength of expressions.
@@ -29,6 +29,7 @@ class Difficulty:
         motion: Head sway, turn and approach.
         light: Brightness from take to take and its drift within a take.
         noise: Sensor noise; 1 is a standard deviation of 2.5 grey levels before encoding.
+        place: Where the head is and how large, from take to take; 0 is the middle, 1 anywhere in the picture.
     """
 
     identity: float = 1.0
@@ -36,6 +37,7 @@ class Difficulty:
     motion: float = 1.0
     light: float = 1.0
     noise: float = 1.0
+    place: float = 0.0
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -28,10 +28,13 @@ from fastemo.corpus.table import TableRow, by_file, read_columns, read_table
 from fastemo.machine import available_processors, write_text
 
 _DISPLAY = frozenset({"orientation", "pixel_aspect", "hdr"})
-_SINCE_0_2 = _DISPLAY | {"subject", "corpus", "columns", "segment", "first_frame", "first_pts"}
+_SINCE_0_2 = _DISPLAY | {
+    *("subject", "corpus", "columns", "segment", "first_frame", "first_pts", "face", "num_faces"),
+}
 _NOTHING = Clip(key="")
 _Row = tuple[Clip, TableRow | None]
 _LARGE = ("size_bytes", "first_pts")
+_FACE = re.compile(r"(?:\d{1,6} \d{1,6} [1-9]\d{0,5} [1-9]\d{0,5})?")
 _DRIVE_OR_SHARE = re.compile(r"[A-Za-z]:[\\/]|\\")
 
 
@@ -147,6 +150,8 @@ def read_manifest(path: Path, root: Root) -> Manifest:
                 if not isinstance(root, Path) and values["corpus"] not in root:
                     raise ValueError(f"its corpus {values['corpus']!r} is none of {', '.join(root)}")
                 read_columns(values.get("columns", ""))
+                if not _FACE.fullmatch(values.get("face", "")):
+                    raise ValueError(f"face is {values['face']!r}")
                 _check_numbers(values)
                 rows.append(Clip(**values))
                 _check_key(rows[-1].path)  # without a segment, `..#1-2` would be the folder above

@@ -135,7 +135,8 @@ def corpus_root(config: CorpusConfig, console: Console) -> Root:
     if config.root is not None:
         return named_root(config)
     # A changed default gives a new corpus beside the old one, never a mixture.
-    digest = hashlib.blake2b(f"{GENERATOR_VERSION} {config.synthetic}".encode(), digest_size=6).hexdigest()
+    described = f"{GENERATOR_VERSION} {config.synthetic}".replace(", place=0.0", "")  # as before there was this key
+    digest = hashlib.blake2b(described.encode(), digest_size=6).hexdigest()
     root = cache_folder() / "synthetic" / digest
     with console.track("generating the built-in corpus", "files") as advance, ExitStack() as stack:
         # Without a lock (read-only cache, file system without locks) a complete corpus can still be used.

@@ -89,7 +89,7 @@ def write_examples(
 
 def _strips(config: RunConfig, root: Root, clip: Clip, model: nn.Module, predicted: int) -> dict[str, Any]:
     """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, and their indices in the clip."""
-    spec = config.video.spec
+    spec = config.video.spec.at(clip.face_box)
     indices = frame_indices(clip.num_frames, spec.num_frames, clip.first_frame)
     decoded = torch.from_numpy(decode_clip(clip.file(root), indices, spec, anchor=clip.anchor))[None]
     device = next(model.parameters()).device

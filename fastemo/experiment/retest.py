@@ -30,6 +30,7 @@ from fastemo.machine import write_text
 from fastemo.models.build import build_model
 from fastemo.training import checkpoint
 from fastemo.training.trainer import Trainer
+from fastemo.video.faces.boxes import with_faces
 
 
 def evaluate_run(
@@ -149,7 +150,7 @@ def _shared_clips(
     chosen: CorpusConfig, config: RunConfig, splits: Splits, console: Console
 ) -> tuple[tuple[Clip, ...], tuple[str, ...], dict[str, Any]]:
     """The clips of another corpus that a run's model can be tested on, their classes, and notes about them."""
-    manifest = prepare_corpus(chosen, console)
+    manifest = with_faces(prepare_corpus(chosen, console), config.video, config.faces.weights, console)
     own = {class_name(name): name for name in splits.class_names}  # version 0.1.0 spelled classes as the folders
     found = [replace(clip, emotion=own.get(clip.emotion, clip.emotion)) for clip in manifest.clips]
     trained_on = {(clip.path, clip.size_bytes) for clip in splits.train}

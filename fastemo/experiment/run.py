@@ -36,6 +36,7 @@ from fastemo.training import checkpoint, faults
 from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.stopping import StopSignals
 from fastemo.training.trainer import Trainer
+from fastemo.video.faces.boxes import with_faces
 from fastemo.video.loader import ClipLoader
 
 
@@ -260,8 +261,10 @@ def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Ma
     if found.checkpoint is None and config.model.weights is not None:
         _check_start(config.model.weights)
     manifest = prepare_corpus(config.corpus, console)
-    if found.checkpoint is not None:
-        manifest = check_same_corpus(read_manifest(run_dir / "manifest.csv", manifest.root), manifest, run_dir)
+    own = None if found.checkpoint is None else read_manifest(run_dir / "manifest.csv", manifest.root)
+    manifest = with_faces(manifest, config.video, config.faces.weights, console, known=own)
+    if found.checkpoint is not None and own is not None:
+        manifest = check_same_corpus(own, manifest, run_dir)
         console.say(f"resuming after epoch {found.checkpoint.info['epoch']}, clip {found.checkpoint.info['clips']}")
     if found.former is not None:
         # In this order: if the process is killed between the two, the same command still trains the run further.

@@ -54,12 +54,12 @@ class WindowRing:
 
     def __init__(self, num_frames: int, window: float, hop: float) -> None:
         self._plan = Plan(window, hop, num_frames)
-        self._frames: dict[int, tuple[float, np.ndarray]] = {}
+        self._frames: dict[int, tuple[float, Any]] = {}
         self._ready: deque[tuple[WindowClip, float]] = deque()
         self.num_added = self.skipped = 0
         self._arrived, self._whole_from = 0.0, float("-inf")
 
-    def add(self, time: float, pixels: np.ndarray, arrived: float, *, after_gap: bool = False) -> None:
+    def add(self, time: float, pixels: Any, arrived: float, *, after_gap: bool = False) -> None:
         """Add the next frame, at `time` seconds; `after_gap`: frames directly before it are missing."""
         if after_gap:
             self._whole_from = time

@@ -16,11 +16,12 @@ from fastemo.corpus.files.probe import IMAGE_NAME
 from fastemo.inference.live import LiveWindows, is_url, shown_name
 from fastemo.inference.output.annotate import annotate, check_annotation
 from fastemo.inference.output.writers import FeatureWriter, Writer, check_format, writer_of
-from fastemo.inference.prediction import Prediction
+from fastemo.inference.prediction import NO_FACE, Prediction
 from fastemo.inference.windows import Plan, window_and_hop
 
 if TYPE_CHECKING:
     from fastemo.inference.recognizer import Recognizer
+    from fastemo.inference.tracks import Faces
 
 _SOUND = ".wav"
 _SHOWN_CLASSES = 3
@@ -38,6 +39,7 @@ class Request:
         out: File of the predictions.
         features: File of the embeddings.
         annotate: Video to write, of the one video that is asked about.
+        faces, faces_weights: As `load` takes them.
 
     Raises:
         ValueError: These contradict each other.
@@ -53,6 +55,8 @@ class Request:
     out: Path | None = None
     features: Path | None = None
     annotate: Path | None = None
+    faces: Faces | None = None
+    faces_weights: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.camera is None) == (not self.sources):
@@ -88,11 +92,17 @@ def predict(request: Request, console: Console) -> int:
         raise ValueError(f"--annotate takes one video, not {len(files)}")
     if request.annotate is not None:
         check_annotation(files[0], request.annotate)
-    from fastemo.inference.recognizer import load  # imports torch: what was refused before was refused at once
+    from fastemo.inference.loading import load  # imports torch: what was refused before was refused at once
 
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)
-        model = load(request.run, device=request.device, min_confidence=request.min_confidence)
+        model = load(
+            request.run,
+            device=request.device,
+            min_confidence=request.min_confidence,
+            faces=request.faces,
+            face_weights=request.faces_weights,
+        )
     for note in notes:
         console.say(f"note: {note.message}")
     console.say(f"{request.run}: {model!r}")
@@ -101,17 +111,18 @@ def predict(request: Request, console: Console) -> int:
     with ExitStack() as stack:
         writers: list[Writer] = []
         if request.out is not None:
-            writers.append(stack.enter_context(writer_of(request.out, model.class_names)))
+            writer = writer_of(request.out, model.class_names, has_faces=model.faces is not None)
+            writers.append(stack.enter_context(writer))
         if request.features is not None:
             writers.append(stack.enter_context(FeatureWriter(request.features)))
         if request.live is None:
             found = model.predict_videos(files, window=request.window, hop=request.hop)
         else:
             found = _live(model, request, stack, console)
-        lines = Lines(console)
+        lines = Lines(console, names_faces=model.faces == "all")
         for prediction in found:
             lines.show(prediction)
-            num_failed += prediction.error is not None
+            num_failed += prediction.error not in (None, NO_FACE)
             for writer in writers:
                 writer.write(prediction)
             if request.annotate is not None:
@@ -168,14 +179,15 @@ def expanded(sources: Sequence[str], console: Console) -> list[Path]:
 class Lines:
     """Predictions on the terminal, a line each; windows of one video follow its name."""
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._last = console, ""
+    def __init__(self, console: Console, *, names_faces: bool = False) -> None:
+        self._console, self._names_faces, self._last = console, names_faces, ""
 
     def show(self, found: Prediction) -> None:
         if found.path != self._last:
             self._console.say(found.path)
             self._last = found.path
         when = f"  {found.start:8.2f} -{found.end:8.2f} s  " if found.end else "  "
+        when += f"face {found.face:<3} " if self._names_faces and found.face else ""
         if found.error is not None:
             self._console.say(f"{when}{found.error}")
             return

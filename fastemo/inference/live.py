@@ -22,7 +22,7 @@ from fastemo.errors import UserError
 from fastemo.inference.buffers import BEHIND, SILENCE, Inbox, StreamClock, WindowRing
 from fastemo.inference.windows import WindowClip
 from fastemo.video.config import FrameSpec
-from fastemo.video.decode import ToRGB
+from fastemo.video.decode import taker
 
 _UDP = {"fifo_size": "50000", "overrun_nonfatal": "1"}  # packets of 188 bytes: 9 MiB
 # Scheme -> its options for FFmpeg. Only these: others (file, concat, subfile, pipe) read local files.
@@ -144,7 +144,7 @@ class LiveWindows:
         self._silent = f"{self.name}: no data for {SILENCE:g} s: check the source, and that this machine can reach it"
         self._source, self._patience = source, window + _PATIENCE
         self._ring, self._clock, self._inbox = WindowRing(spec.num_frames, window, hop), StreamClock(), Inbox()
-        self._to_rgb = ToRGB(spec)
+        self._take = taker(spec)
         self._size: tuple[int, int] | None = None
         self._after_gap = False
         # Guards the ring and what follows.
@@ -295,7 +295,7 @@ class LiveWindows:
             raise UserError(f"{self.name}: its picture changed from {sizes}: start again for the new size")
         if (placed := self._clock.place(seconds, arrived)) is None:
             return
-        pixels = self._to_rgb(frame, display).transpose(2, 0, 1)
+        pixels = self._take(frame, display)
         with self._changed:
             self._ring.add(placed[0], pixels, arrived, after_gap=self._after_gap or placed[1])
             self._after_gap = False

@@ -12,7 +12,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import av
 import av.error
-import numpy as np
 
 from fastemo.corpus.files.display import Display
 from fastemo.corpus.files.probe import CONTAINERS_ONLY, pixel_aspect, video_stream
@@ -20,10 +19,10 @@ from fastemo.errors import DecodeError
 from fastemo.inference.windows import Frames, Part
 from fastemo.machine import available_processors, lower_thread_priority
 from fastemo.video.bitstream.frame_headers import NotUnderstood
-from fastemo.video.bitstream.pruning import BitstreamError, PrunedClip
+from fastemo.video.bitstream.pruning import BitstreamError
 from fastemo.video.bitstream.sections import Section, sections
 from fastemo.video.config import FrameSpec
-from fastemo.video.decode import ToRGB, decode_pruned
+from fastemo.video.decode import frames_by_number, taker
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,17 +91,13 @@ def _decode_section(
     try:
         clip = section.pruned(wanted)
         if pool is not None:
-            return pool.submit(_decode, path, wanted, clip, spec)
-        done.set_result(_decode(path, wanted, clip, spec))
+            return pool.submit(frames_by_number, path, wanted, spec, clip)
+        done.set_result(frames_by_number(path, wanted, spec, clip))
     except NotUnderstood as error:
         done.set_exception(DecodeError(path, wanted[0], f"cannot be pruned: {error}"))
     except DecodeError as error:
         done.set_exception(error)
     return done
-
-
-def _decode(path: Path, wanted: list[int], clip: PrunedClip, spec: FrameSpec) -> Frames:
-    return dict(zip(wanted, decode_pruned(path, wanted, clip, spec), strict=True))
 
 
 def _decoded(path: Path, spec: FrameSpec, first: int, given: float) -> Iterator[Part]:
@@ -117,14 +112,14 @@ def _decoded(path: Path, spec: FrameSpec, first: int, given: float) -> Iterator[
             stream.codec_context.thread_count = codec_threads()
             start = (container.start_time or 0) / av.time_base
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            to_rgb = ToRGB(spec)
+            take = taker(spec)
             for place, frame in enumerate(container.decode(stream)):
                 if frame.time is None and not rate:
                     raise DecodeError(path, number, "its frames have no times")
                 time = place / rate if frame.time is None else frame.time - start
                 if time <= given:
                     continue
-                pixels = to_rgb(frame, Display.of(frame, pixel_aspect(stream))).transpose(2, 0, 1)
+                pixels = take(frame, Display.of(frame, pixel_aspect(stream)))
                 time = max(time, before)
                 yield Part(number, [time], partial(_known, {number: pixels}))
                 number, before = number + 1, time
@@ -132,7 +127,7 @@ def _decoded(path: Path, spec: FrameSpec, first: int, given: float) -> Iterator[
         raise DecodeError(path, number, error.strerror or str(error)) from error
 
 
-def _known(frames: dict[int, np.ndarray], wanted: list[int]) -> Future[Frames]:
+def _known(frames: Frames, wanted: list[int]) -> Future[Frames]:
     done: Future[Frames] = Future()
     done.set_result(frames)
     return done

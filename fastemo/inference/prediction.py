@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastemo.video.config import Box
+
 UNSURE = "unsure"
+NO_FACE = "no face"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,9 @@ class Prediction:
         probabilities: Class -> calibrated probability; they sum to 1. Empty if it failed.
         times: Of the T frames that the model saw, in seconds; empty where frames have no times (pictures, arrays).
         embedding: float32 [features], what the classifier saw; `None` if it failed.
-        error: Why it failed; `None` if it did not.
+        error: Why it failed; `None` if it did not. Of a run that crops faces `no face`, where there is none.
+        face: Number of the face in the video, from 1; 0 where the run does not crop faces.
+        box: Where it is, left, top, width and height in pixels of the displayed picture: its median over the T frames.
     """
 
     path: str = ""
@@ -32,11 +37,18 @@ class Prediction:
     times: tuple[float, ...] = ()
     embedding: np.ndarray | None = field(default=None, repr=False, compare=False)
     error: str | None = None
+    face: int = 0
+    box: Box | None = None
 
     @property
     def confidence(self) -> float:
         """The highest probability; 0 if it failed."""
         return max(self.probabilities.values(), default=0.0)
+
+
+def of_largest_face(predictions: Sequence[Prediction]) -> Prediction:
+    """Of the faces of one clip, or the only prediction."""
+    return max(predictions, key=lambda it: it.box[2] * it.box[3] if it.box else 0)
 
 
 def label_of(probabilities: Sequence[float] | np.ndarray, class_names: Sequence[str], min_confidence: float) -> str:

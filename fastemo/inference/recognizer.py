@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import overload
+from typing import get_args, overload
 
 import numpy as np
 import torch
@@ -18,57 +18,23 @@ import torch
 from fastemo.corpus.files.probe import holds_images
 from fastemo.corpus.files.truncation import cut_off
 from fastemo.errors import DecodeError, UserError
-from fastemo.inference.files import array_clip
+from fastemo.inference.files import Reader, array_clip
 from fastemo.inference.live import LiveWindows, is_url, shown_name
 from fastemo.inference.network import Known, Network, model_threads
 from fastemo.inference.parts import decode_pool, file_parts
-from fastemo.inference.prediction import Prediction, label_of
-from fastemo.inference.reader import Reader
-from fastemo.inference.runs import TrainedRun, find_run, read_runs
+from fastemo.inference.prediction import Prediction, label_of, of_largest_face
+from fastemo.inference.runs import TrainedRun
+from fastemo.inference.tracks import SIDES_FOR_ALL, Faces, FaceTracks
 from fastemo.inference.windows import HOP_SECONDS, WINDOW_SECONDS, Plan, WindowClip, window_and_hop, window_clips
 from fastemo.machine import available_processors
-from fastemo.version import __version__
 from fastemo.video.bitstream.pruning import BitstreamError
+from fastemo.video.faces.detector import FaceDetector
 
 WHOLE_SECONDS = 10.0  # `predict_videos` takes longer files as windows
 # Clips that go through the model together.
 _CLIPS_ON_CPU, _CLIPS_ON_GPU = 8, 64
 # Files read, or parts of a video decoded, ahead of the model, for each thread.
 _AHEAD = 2
-
-
-def load(run: Path | str, *, device: str = "auto", min_confidence: float = 0.0) -> Recognizer:
-    """A finished run's model, as `fastemo predict` uses it.
-
-    Args:
-        run: A run folder, its name in `runs/`, or `latest`, the newest finished run; or the folder of a study whose
-            runs are folds or seeds of one configuration: the prediction is the mean of theirs.
-        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ...
-        min_confidence: A prediction whose highest probability is lower has the label `unsure`.
-
-    Raises:
-        ValueError: There is no such run, it is not finished, or its files do not fit; the device is not available.
-    """
-    runs = read_runs(find_run(run))
-    if older := next((it for it in runs if it.version != __version__), None):
-        made = older.version or "another version"
-        warnings.warn(f"{older.folder} was made by fastemo {made}, this is {__version__}", stacklevel=2)
-    found = Recognizer(runs, _device(device), min_confidence=min_confidence)
-    if found.note:
-        warnings.warn(found.note, stacklevel=2)
-    return found
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device(kind.type if kind else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name} is not available: {str(error).splitlines()[0]}") from error
-    return device
 
 
 class Recognizer:
@@ -84,16 +50,31 @@ class Recognizer:
         precision: `fp32`, `bf16` or `fp16`.
         backend: What decodes whole files; PyAV decodes windows and live input.
         note: Why that is not the run's backend; empty if it is.
-        min_confidence: See `load`.
+        min_confidence, faces: See `load`; without `video.crop: face`, `faces` is `None`.
 
     Raises:
-        ValueError: `min_confidence` is not between 0 and 1.
+        ValueError: `min_confidence` is not between 0 and 1, or `faces` does not fit the run.
+        UserError: The face detector's weights are not available.
     """
 
-    def __init__(self, runs: Sequence[TrainedRun], device: torch.device, *, min_confidence: float = 0.0) -> None:
+    def __init__(
+        self,
+        runs: Sequence[TrainedRun],
+        device: torch.device,
+        *,
+        min_confidence: float = 0.0,
+        faces: Faces | None = None,
+        face_weights: Path | None = None,
+    ) -> None:
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence must be from 0 to 1, not {min_confidence}")
         self.device, self.min_confidence, self._config = device, min_confidence, runs[0].config
+        self.faces = _faces(runs[0], faces)
+        if self.faces is not None:
+            own = self._config.faces.weights
+            weights = face_weights or (own if own is not None and own.is_file() else None)
+            sides = {"sides": SIDES_FOR_ALL} if self.faces == "all" else {}
+            self._detector = FaceDetector(weights, **sides)
         self._networks = [Network(run, device) for run in runs]
         self.class_names, self.precision = runs[0].class_names, self._networks[0].speed.precision
         self.spec, self._reader = self._config.video.spec, Reader(self._config.video, device)
@@ -121,14 +102,15 @@ class Recognizer:
             source: One file, or any number of them, which are read ahead and go through the model in batches.
 
         Returns:
-            Its prediction; or one for each file, in their order, where a file that fails has `error` set.
+            Its prediction, of several faces that of the largest; or one for each file, in their order, with `faces:
+            all` one for each face. A file that fails has `error` set.
 
         Raises:
-            UserError, OSError: The only file cannot be used; the message names it.
+            UserError, OSError: The only file cannot be used, or shows no face; the message names it.
         """
         if not isinstance(source, str | Path):
             return self._predictions(source, None)
-        [found] = self._predictions([source], None)
+        found = of_largest_face([*self._predictions([source], None)])
         if found.error is not None:
             raise UserError(f"{found.path}: {found.error}")
         return found
@@ -178,10 +160,15 @@ class Recognizer:
         Args:
             frames: uint8 [N, H, W, 3], RGB, upright; T of them are sampled evenly.
 
+        Returns:
+            Their prediction, of several faces that of the largest; without the face that the run crops, its `error` is
+            `no face`.
+
         Raises:
             ValueError: The array has another shape or dtype, or no frames.
         """
-        return self._of_clips([""], [array_clip(frames, self.spec)])[0]
+        clips = self._of_faces(array_clip(frames, self.spec))
+        return of_largest_face(self._of_clips([""] * len(clips), clips))
 
     def embed(self, source: Path | str | np.ndarray) -> np.ndarray:
         """What the classifier sees of a file or of frames as in `predict_frames`: float32 [features].
@@ -189,7 +176,8 @@ class Recognizer:
         Of several models their features follow each other. Errors are those of `predict` and `predict_frames`.
         """
         found = self.predict_frames(source) if isinstance(source, np.ndarray) else self.predict(source)
-        assert found.embedding is not None
+        if found.embedding is None:
+            raise UserError(f"the frames cannot be embedded: {found.error}")
         return found.embedding
 
     def predict_windows(
@@ -209,12 +197,26 @@ class Recognizer:
         """
         known: list[Known] = [{} for _ in self._networks]
         source = iter(windows)
-        while batch := [*islice(source, batch_size)]:
-            yield from self._of_clips([path] * len(batch), batch, known, num_busy=num_busy())
-            first = next((clip.numbers[0] for clip in reversed(batch) if clip.numbers), 0)
-            for features in known:  # those that later windows cannot hold
-                for name in [name for name in features if name[1] < first]:
-                    del features[name]
+        with ExitStack() as stack:
+            tracks = self._tracks(stack.enter_context(ThreadPoolExecutor(self._threads))) if self.faces else None
+            while batch := [*islice(source, batch_size)]:
+                if tracks is not None:  # each window's crops are its own: no features are shared
+                    clips = [clip for window in batch for clip in tracks.clips(window)]
+                    yield from self._of_clips([path] * len(clips), clips, num_busy=num_busy())
+                    continue
+                yield from self._of_clips([path] * len(batch), batch, known, num_busy=num_busy())
+                first = next((clip.numbers[0] for clip in reversed(batch) if clip.numbers), 0)
+                for features in known:  # those that later windows cannot hold
+                    for name in [name for name in features if name[1] < first]:
+                        del features[name]
+
+    def _tracks(self, pool: ThreadPoolExecutor | None = None) -> FaceTracks:
+        assert self.faces is not None
+        return FaceTracks(self._detector, self.spec, self.faces, pool)
+
+    def _of_faces(self, clip: WindowClip) -> list[WindowClip]:
+        """A whole file's clip, or that of each of its faces."""
+        return [clip] if self.faces is None else self._tracks().clips(clip)
 
     def _of_clips(
         self,
@@ -252,12 +254,14 @@ class Recognizer:
             probabilities=dict(zip(self.class_names, probabilities.tolist(), strict=True)),
             times=clip.times,
             embedding=embedding,
+            face=clip.face,
+            box=clip.box,
         )
 
     def _predictions(self, paths: Iterable[Path | str], make_plan: Callable[[], Plan] | None) -> Iterator[Prediction]:
         """Predictions of files, in their order, read ahead on threads; with `make_plan`, long ones as windows."""
         source = map(Path, paths)
-        reading: deque[tuple[Path, Future[WindowClip | None]]] = deque()
+        reading: deque[tuple[Path, Future[list[WindowClip] | None]]] = deque()
         with decode_pool(self._threads) as pool:
 
             def read_ahead() -> None:
@@ -267,32 +271,33 @@ class Recognizer:
             read_ahead()
             while reading:
                 path, future = reading.popleft()
-                clip = future.result()
-                if clip is None and make_plan is not None:
+                found = future.result()
+                if found is None and make_plan is not None:
                     yield from self._windows(path, make_plan(), or_error=True)
                     read_ahead()
                     continue
-                assert clip is not None
-                names, clips = [str(path)], [clip]
+                assert found is not None
+                names, clips = [str(path)] * len(found), found
                 while reading and len(clips) < self._batch_size and reading[0][1].done():
                     path, future = reading[0]
-                    if (clip := future.result()) is None:
+                    if (found := future.result()) is None:
                         break
                     reading.popleft()
-                    names.append(str(path))
-                    clips.append(clip)
+                    names += [str(path)] * len(found)
+                    clips += found
                 read_ahead()
                 yield from self._of_clips(names, self._reader.finished(clips), num_busy=pool.num_busy())
 
-    def _read(self, path: Path, make_plan: Callable[[], Plan] | None) -> WindowClip | None:
-        """A file as one clip, or why it is none; `None`: as windows."""
+    def _read(self, path: Path, make_plan: Callable[[], Plan] | None) -> list[WindowClip] | None:
+        """A file as one clip, or one a face, or why it is none; `None`: as windows."""
         most_seconds = math.inf if make_plan is None else make_plan().whole_up_to
         try:
             if not most_seconds and not holds_images(path):
                 return None
-            return self._reader.read(path, most_seconds)
+            clip = self._reader.read(path, most_seconds)
+            return None if clip is None else self._of_faces(clip)
         except (UserError, ValueError, OSError) as error:
-            return WindowClip(0.0, 0.0, error=_reason(error))
+            return [WindowClip(0.0, 0.0, error=_reason(error))]
 
     def _windows(self, path: Path, plan: Plan, *, or_error: bool = False) -> Iterator[Prediction]:
         """Predictions of a video's windows; with `or_error`, one that names the error of a video without windows."""
@@ -313,6 +318,20 @@ class Recognizer:
             if not or_error:
                 raise
             yield Prediction(path=str(path), error=_reason(error))
+
+
+def _faces(run: TrainedRun, asked: Faces | None) -> Faces | None:
+    crop = run.config.video.crop
+    if asked not in (None, *get_args(Faces)):
+        raise ValueError(f"faces must be {' or '.join(get_args(Faces))}, not '{asked}'")
+    if crop == "face":
+        return asked or "largest"
+    if asked is not None:
+        raise ValueError(
+            f"faces {asked}: {run.folder} was trained on the crop {crop}, and a window has one prediction; to predict "
+            f"faces, train a run with video.crop: face"
+        )
+    return None
 
 
 def _reason(error: Exception) -> str:

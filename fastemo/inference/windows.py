@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-
-import numpy as np
+from typing import Any
 
 from fastemo.corpus.files.probe import SAME
 from fastemo.errors import DecodeError, UserError
+from fastemo.video.config import Box
 from fastemo.video.sampling import frame_indices
 
 WINDOW_SECONDS, HOP_SECONDS = 3.0, 0.5  # where no others are asked for
 
-Frames = Mapping[int, np.ndarray]
+Frames = Mapping[int, Any]  # each as `taker` gives it
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,10 @@ class WindowClip:
         start, end: In seconds, as a player counts them.
         numbers: T frame numbers in the video, ascending; a window of fewer frames repeats some.
         times: Of these frames, in seconds.
-        frames: Frame number -> uint8 [3, h, w], RGB, as `decode_clip` gives it; at least those of `numbers`.
+        frames: Frame number -> uint8 [3, h, w], RGB, as `decode_clip` gives it; at least those of `numbers`. Until the
+            face is found that is cropped, `DecodedFrame`s.
         error: Why the window has no frames; `None` if it has.
+        face, box: As in `Prediction`.
     """
 
     start: float
@@ -38,6 +40,8 @@ class WindowClip:
     times: tuple[float, ...] = ()
     frames: Frames = field(default_factory=dict)
     error: str | None = None
+    face: int = 0
+    box: Box | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +179,7 @@ class _Assembly:
         self._waiting: deque[WindowClip] = deque()
         self._open: deque[tuple[Part, set[int]]] = deque()  # later windows may need more of their frames
         self._flying: deque[tuple[Part, list[int], Future[Frames] | None]] = deque()
-        self._pixels: dict[int, np.ndarray] = {}
+        self._pixels: dict[int, Any] = {}
         self._failed: dict[int, str] = {}
         self._num_landed = 0
 

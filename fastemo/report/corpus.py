@@ -29,7 +29,8 @@ from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
 _EXAMPLES, _PIXELS, _GAP = 4, 160, 4
-_ORANGE = (230, 159, 0)
+_ORANGE, _BLUE = (230, 159, 0), (86, 180, 233)
+_FACES = 3
 _CORPUS_KEYS = tuple(f"corpus.{name}" for name in ["root", "labels", "subjects", "classes", "protocol", "synthetic"])
 
 
@@ -70,22 +71,40 @@ def example_sheet(manifest: Manifest, spec: FrameSpec) -> Figure:
 def crop_picture(manifest: Manifest, spec: FrameSpec) -> Figure:
     """A whole frame with the crop marked, and the crop as the model gets it: Figure 5 of Roy (2025).
 
+    With crop `face`, of three people: their faces are where they are found.
+
     Raises:
         ValueError: There is no clip.
         DecodeError: The clip does not decode; the message names it.
     """
     if not manifest.clips:
         raise ValueError(f"{manifest.where} holds no clips to show the crop on")
-    clip = _examples(manifest.clips)[0]
-    whole, seen = _middle_frame(manifest.root, clip, None), _middle_frame(manifest.root, clip, spec)
+    rows = []
+    for clip in _examples(manifest.clips)[: _FACES if spec.crop == "face" else 1]:
+        seen = _middle_frame(manifest.root, clip, spec)
+        whole = _with_crop(_middle_frame(manifest.root, clip, None), spec.at(clip.face_box))
+        titles = f"{whole.shape[1]} x {whole.shape[0]}, crop {spec.crop}", f"{seen.shape[1]} x {seen.shape[0]} kept"
+        if spec.crop == "face":
+            beside = cv2.resize(seen, (whole.shape[0], whole.shape[0]), interpolation=cv2.INTER_AREA)
+            rows.append((", ".join(titles), np.hstack([whole, beside])))
+        else:
+            rows += [(titles[0], whole), (titles[1], seen)]
+    return strips(rows)
+
+
+def _with_crop(whole: np.ndarray, spec: FrameSpec) -> np.ndarray:
+    """A frame uint8 [h, w, 3] with the crop marked, and the face that it is around."""
     height, width = whole.shape[:2]
     left, top, kept_width, kept_height = spec.box(width, height)
     right, bottom = left + kept_width, top + kept_height
     dimmed = (whole * 0.4).astype(np.uint8)
     dimmed[top:bottom, left:right] = whole[top:bottom, left:right]
-    cv2.rectangle(dimmed, (left - 1, top - 1), (right, bottom), _ORANGE, max(1, height // 180))
-    titles = f"{width} x {height}, crop {spec.crop}", f"{seen.shape[1]} x {seen.shape[0]} kept"
-    return strips([(titles[0], dimmed), (titles[1], seen)])
+    line = max(1, height // 180)
+    cv2.rectangle(dimmed, (left - 1, top - 1), (right, bottom), _ORANGE, line)
+    if spec.face is not None:
+        x, y, *sides = spec.face
+        cv2.rectangle(dimmed, (x, y), (x + sides[0] - 1, y + sides[1] - 1), _BLUE, line)
+    return dimmed
 
 
 _PICTURES = {"Example frames by emotion": example_sheet, "What the model sees of a frame": crop_picture}
@@ -167,7 +186,7 @@ def _examples(clips: Sequence[Clip]) -> list[Clip]:
 
 def _middle_frame(root: Root, clip: Clip, spec: FrameSpec | None) -> np.ndarray:
     """uint8 [h, w, 3], RGB."""
-    one = None if spec is None else replace(spec, num_frames=1)
+    one = None if spec is None else replace(spec.at(clip.face_box), num_frames=1)
     (frame,) = decode_clip(
         clip.file(root), frame_indices(clip.num_frames, 1, clip.first_frame), one, anchor=clip.anchor
     )

@@ -142,7 +142,7 @@ class Decoder:
         with _as_scanned(clip, path, int(indices[0])):
             frames, reason = self._by_decord(row, path, indices)
             if frames is None:
-                frames = decode_clip(path, indices, self.spec, anchor=clip.anchor)
+                frames = decode_clip(path, indices, self.spec.at(clip.face_box), anchor=clip.anchor)
                 self._leave_to_pyav(row, reason)
         width, height = self.frame_size
         if frames.shape[2:] != (height, width):
@@ -162,7 +162,8 @@ class Decoder:
         if clip.orientation in (2, 4, 5, 7) or clip.pixel_aspect != 1:
             return None, "decord neither mirrors frames nor knows the shape of their pixels"
         try:
-            return decode_clip(path, indices, self.spec, backend="decord", anchor=clip.anchor), None
+            spec = self.spec.at(clip.face_box)
+            return decode_clip(path, indices, spec, backend="decord", anchor=clip.anchor), None
         except DecodeError as error:
             return None, error.reason
 
@@ -178,7 +179,8 @@ class Decoder:
             pruned = pruned_clip(path, indices, clip.anchor)
         # DALI relies on timestamps, which are bad in files that pruning left whole; VP8 is merely unknown to pruning.
         is_timed = not pruned.is_whole or clip.codec == "vp8"
-        source = Source(path, indices, pruned, clip.width, clip.height, clip.orientation, clip.pixel_aspect)
+        shape = clip.width, clip.height, clip.orientation, clip.pixel_aspect
+        source = Source(path, indices, pruned, *shape, clip.face_box)
         if not is_timed:
             reason: str | None = "a stream that pruning leaves whole"
         elif source.display.is_turned and self.frame_size[0] != self.frame_size[1]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-Crop = Literal["full", "squash", "center", "head"]
-CROPS: tuple[Crop, ...] = ("full", "squash", "center", "head")
+Crop = Literal["full", "squash", "center", "head", "face"]
+CROPS: tuple[Crop, ...] = ("full", "squash", "center", "head", "face")
+Box = tuple[int, int, int, int]  # left, top, width, height of a part of the displayed picture, in pixels
+NoFace = Literal["center", "reject"]
 Backend = Literal["auto", "dali", "pyav", "decord"]
 BACKENDS: tuple[Backend, ...] = ("auto", "dali", "pyav", "decord")
 Tier = Literal["auto", "none", "disk", "memory", "device"]
@@ -29,13 +31,18 @@ class FrameSpec:
     Attributes:
         num_frames: T, frames per clip, spread evenly over it.
         crop: `full` (whole frame, aspect kept: shorter side = size), `squash` (whole frame to a square),
-            `center` (centre square) or `head` (a square around the head in RAVDESS's framing).
+            `center` (centre square), `head` (a square around the head in RAVDESS's framing) or `face` (a square
+            around the clip's face).
         size: Side of the square in pixels; with `full`, the shorter side.
+        face_margin: Around the face on each side, as a share of the longer side of its box.
+        face: With crop `face`, where the clip's face is; `None`: it has none, and the crop is the centre square.
     """
 
     num_frames: int = 10
     crop: Crop = "center"
     size: int = 128
+    face_margin: float = 0.25
+    face: Box | None = None
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
@@ -44,20 +51,33 @@ class FrameSpec:
             raise ValueError(f"video.crop must be one of {', '.join(CROPS)}, not '{self.crop}'")
         if self.size < 1:
             raise ValueError(f"video.size must be at least 1 pixel, not {self.size}")
+        if not 0 <= self.face_margin <= 2:
+            raise ValueError(f"video.face_margin must be 0 to 2, not {self.face_margin}")
 
-    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+    def at(self, face: Box | None) -> FrameSpec:
+        """The same for a clip with its face there; other crops do not depend on it."""
+        return replace(self, face=face) if self.crop == "face" else self
+
+    def box(self, width: int, height: int) -> Box:
         """The crop of a frame: left, top, width, height in pixels.
 
         Offsets and sides are even, so that subsampled chroma is cropped exactly.
         """
         if self.crop in ("full", "squash") or min(width, height) < 4:
             return 0, 0, width, height
-        side, top = float(min(width, height)), None
-        if self.crop == "head":
-            side, top = min(side, HEAD_SIDE * height), HEAD_TOP * height
-        even = int(side) // 2 * 2
-        left = (width - even) // 4 * 2
-        return left, (height - even) // 4 * 2 if top is None else int(top) // 2 * 2, even, even
+        most = min(width, height)
+        if self.face is not None:
+            x, y, *sides = self.face
+            side = min(most, max(4, round((1 + 2 * self.face_margin) * max(sides)))) // 2 * 2
+            middle = x + sides[0] / 2, y + sides[1] / 2
+            left, top = (
+                min(max(0, round(at - side / 2)), extent - side) // 2 * 2
+                for at, extent in zip(middle, (width, height), strict=True)
+            )
+            return left, top, side, side
+        side = int(min(most, HEAD_SIDE * height) if self.crop == "head" else most) // 2 * 2
+        top = int(HEAD_TOP * height) if self.crop == "head" else (height - side) // 2
+        return (width - side) // 4 * 2, top // 2 * 2, side, side
 
     def out_size(self, width: int, height: int) -> tuple[int, int]:
         """The sampled frame's width and height in pixels for a file of that frame size."""
@@ -75,8 +95,12 @@ class VideoConfig:
     Attributes:
         num_frames: T, frames per clip, spread evenly over it.
         crop: `full` (whole frame, aspect kept: shorter side = size), `squash` (whole frame to a square),
-            `center` (centre square) or `head` (a square around the head in RAVDESS's framing).
+            `center` (centre square), `head` (a square around the head in RAVDESS's framing) or `face` (a square
+            around the face that is found in the clip).
         size: Side of the cached frames in pixels; with `full`, the shorter side.
+        face_margin: With crop `face`, the margin on each side, as a share of the longer side of the face's box.
+        no_face: With crop `face`, what happens to clips without a face: `center` takes their centre square, `reject`
+            leaves them out.
         backend: `dali` (on the GPU), `pyav`, `decord`, or `auto`: DALI if there is a GPU and DALI, else PyAV.
         decode_threads: Clips decoded at once on the CPU, each on one thread; `None`: one per core of this
             process.
@@ -86,12 +110,16 @@ class VideoConfig:
     num_frames: int = 10
     crop: Crop = "center"
     size: int = 128
+    face_margin: float = 0.25
+    no_face: NoFace = "center"
     backend: Backend = "auto"
     decode_threads: int | None = None
     prefetch_batches: int = 4
 
     def __post_init__(self) -> None:
         assert self.spec  # checks its fields
+        if self.no_face not in ("center", "reject"):
+            raise ValueError(f"video.no_face must be center or reject, not '{self.no_face}'")
         if self.backend not in BACKENDS:
             raise ValueError(f"video.backend must be one of {', '.join(BACKENDS)}, not '{self.backend}'")
         if self.decode_threads is not None and self.decode_threads < 1:
@@ -101,7 +129,18 @@ class VideoConfig:
 
     @property
     def spec(self) -> FrameSpec:
-        return FrameSpec(num_frames=self.num_frames, crop=self.crop, size=self.size)
+        return FrameSpec(num_frames=self.num_frames, crop=self.crop, size=self.size, face_margin=self.face_margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacesConfig:
+    """The face detector of crop `face`.
+
+    Attributes:
+        weights: File of YuNet's weights (ONNX); `None`: downloaded once into the cache.
+    """
+
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

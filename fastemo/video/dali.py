@@ -257,7 +257,7 @@ class DaliDecoder:
             raise StopIteration
         group = self._waiting.popleft()
         sources = [self._sources[index] for index in group]
-        boxes = [source.display.stored_box(*self._spec.box(*source.display.size)) for source in sources]
+        boxes = [it.display.stored_box(*self._spec.at(it.face).box(*it.display.size)) for it in sources]
         batch = (
             [np.frombuffer(source.clip.data, np.uint8) for source in sources],
             [source.positions for source in sources],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from fastemo.video.bitstream.pruning import UNPROBED, BitstreamError, PrunedClip
 from fastemo.video.config import FrameSpec
 
 Library = Literal["pyav", "decord"]
+DecodedFrame = tuple[av.VideoFrame, Display]
 # Increased whenever the same file and `FrameSpec` give different bytes, so that older cached clips are not used.
 # 2: upright, and cropped in the displayed shape.
 DECODE_VERSION = 2
@@ -106,24 +107,61 @@ def decode_pruned(
     return _as_rgb(path, wanted, (_decord if backend == "decord" else _pyav)(path, wanted, clip), spec)
 
 
-def _as_rgb(
-    path: Path, wanted: list[int], frames: Iterator[tuple[av.VideoFrame, Display]], spec: FrameSpec | None
-) -> np.ndarray:
-    unique: dict[int, np.ndarray] = {}
+def decoded_frames(
+    path: Path, wanted: Sequence[int], clip: PrunedClip | None = None, *, anchor: tuple[int, int] | None = None
+) -> Iterator[DecodedFrame]:
+    """The wanted frames, ascending and each once, as PyAV decodes them, and how they are displayed.
+
+    Args:
+        clip: A video that was pruned for them before.
+        anchor: As for `prune`.
+
+    Raises:
+        DecodeError: As `decode_clip`.
+    """
+    unique = [*dict.fromkeys(map(int, wanted))]
+    if holds_images(path):
+        return _images(path, unique)
+    return _pyav(path, unique, clip or pruned_clip(path, unique, anchor))
+
+
+def _as_rgb(path: Path, wanted: list[int], frames: Iterator[DecodedFrame], spec: FrameSpec | None) -> np.ndarray:
+    def upright(frame: av.VideoFrame, display: Display) -> Any:
+        return display.upright(frame.to_ndarray(format="rgb24"))
+
+    unique = _taken(path, wanted, frames, upright if spec is None else ToRGB(spec))
+    return np.stack([unique[index] for index in wanted]).transpose(0, 3, 1, 2)
+
+
+def frames_by_number(
+    path: Path, wanted: Sequence[int], spec: FrameSpec, clip: PrunedClip | None = None
+) -> dict[int, Any]:
+    """The wanted frames of a clip by their numbers, each as `taker` gives it; `clip` as for `decoded_frames`."""
+    return _taken(path, wanted, decoded_frames(path, wanted, clip), taker(spec))
+
+
+def taker(spec: FrameSpec) -> Callable[[av.VideoFrame, Display], Any]:
+    """What a stream's frames become: uint8 [3, h, w]; before the face is found that is cropped, `DecodedFrame`s."""
+    if spec.crop == "face":
+        return lambda frame, display: (frame, display)
+    to_rgb = ToRGB(spec)
+    return lambda frame, display: to_rgb(frame, display).transpose(2, 0, 1)
+
+
+def _taken(
+    path: Path, wanted: Sequence[int], frames: Iterator[DecodedFrame], take: Callable[[av.VideoFrame, Display], Any]
+) -> dict[int, Any]:
+    unique: dict[int, Any] = {}
     sizes: set[tuple[int, int]] = set()
-    to_rgb = None if spec is None else ToRGB(spec)
     try:
         for index, (frame, display) in zip(dict.fromkeys(wanted), frames, strict=False):
             sizes.add(display.size)
-            if to_rgb is None:
-                unique[index] = display.upright(frame.to_ndarray(format="rgb24"))
-            else:
-                unique[index] = to_rgb(frame, display)
+            unique[index] = take(frame, display)
     except (av.error.FFmpegError, ValueError) as error:
         raise DecodeError(path, wanted[0], str(error)) from error
     if len(sizes) > 1:
         raise DecodeError(path, wanted[0], f"frames of several sizes in one clip: {sorted(sizes)}")
-    return np.stack([unique[index] for index in wanted]).transpose(0, 3, 1, 2)
+    return unique
 
 
 class ToRGB:
@@ -186,7 +224,7 @@ def pruned_clip(path: Path, wanted: Sequence[int] | np.ndarray, anchor: tuple[in
         raise DecodeError(path, wanted[0] if error.frame is None else error.frame, error.reason) from error
 
 
-def _pyav(path: Path, wanted: list[int], clip: PrunedClip) -> Iterator[tuple[av.VideoFrame, Display]]:
+def _pyav(path: Path, wanted: list[int], clip: PrunedClip) -> Iterator[DecodedFrame]:
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
     try:
@@ -212,7 +250,7 @@ def unpadded(frame: np.ndarray) -> np.ndarray:
     return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
-def _decord(path: Path, wanted: list[int], clip: PrunedClip) -> Iterator[tuple[av.VideoFrame, Display]]:
+def _decord(path: Path, wanted: list[int], clip: PrunedClip) -> Iterator[DecodedFrame]:
     decord = _load_decord()
     positions = dict(zip(wanted, clip.positions.tolist(), strict=True))
     count, missing = 0, [*positions]
@@ -233,7 +271,7 @@ def _decord(path: Path, wanted: list[int], clip: PrunedClip) -> Iterator[tuple[a
         raise DecodeError(path, missing[0], f"decord: {_DECORD_PLACE.sub('', reason)}") from error
 
 
-def _images(folder: Path, wanted: list[int]) -> Iterator[tuple[av.VideoFrame, Display]]:
+def _images(folder: Path, wanted: list[int]) -> Iterator[DecodedFrame]:
     files = image_files(folder)
     for index in dict.fromkeys(wanted):
         if index >= len(files):

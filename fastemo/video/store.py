@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
@@ -32,7 +33,8 @@ FRAMES, RECORDS, HEADER, LOCK = "frames.bin", "records.bin", "header.json", "loc
 
 _GIB = 2**30
 _OR_NONE = "or do without a store: --store.tier none"
-# A record: a mark that unwritten records lack, the clip's size, modification time and frame count, a SHA-256.
+# A record: a mark that unwritten records lack, the clip's size, modification time and frame count (above it, with crop
+# `face`, the CRC of its box), a SHA-256.
 _STAMP = struct.Struct("<8sqQq")
 _MARK = b"fastemo\x01"
 _RECORD_BYTES = _STAMP.size + hashlib.sha256().digest_size
@@ -88,10 +90,11 @@ class ClipStore:
         self._identity = {
             "version": STORE_VERSION,
             "corpus": "\n".join(f"{name}{folder}" for name, folder in self._corpus_root.items()),
-            "spec": asdict(spec),
+            "spec": _spec_identity(spec),
             "frame_size": [width, height],
             "decoder": decoder,
         }
+        self._depends_on_face = spec.crop == "face"
         self._sha256 = hashlib.sha256(json.dumps(self._identity).encode())
         self._root = (config.root or cache_folder() / "store").expanduser().absolute()
         self._limit = None if config.max_gib is None else int(config.max_gib * _GIB)
@@ -197,7 +200,7 @@ class ClipStore:
         """Whether a record of this version of the file exists; the row's bytes are not checked."""
         row = self._rows.get(clip.key)
         try:
-            return row is not None and self._read_record(row).startswith(_stamp(clip))
+            return row is not None and self._read_record(row).startswith(self._stamp(clip))
         except OSError:
             return False
 
@@ -221,7 +224,8 @@ class ClipStore:
             record, changed_ns = self._read_record(row), self._changed_ns()
             # pread, not mmap: a disk error is then an exception instead of a crash, and cold reads, which are limited
             # by the disk, take as long.
-            if not record.startswith(_stamp(clip)) or not read_at(self._frames.fileno(), flat, row * self._row_bytes):
+            is_same = record.startswith(self._stamp(clip))
+            if not is_same or not read_at(self._frames.fileno(), flat, row * self._row_bytes):
                 return False
             verified = self._verified.get(row) == (record, changed_ns)
             if verified and (self._read_record(row), self._changed_ns()) == (record, changed_ns):
@@ -283,10 +287,15 @@ class ClipStore:
 
     def _record(self, clip: Clip, pixels: memoryview) -> bytes:
         # SHA-256 is hashlib's fastest hash on processors with instructions for it: 2 GB/s on one core.
-        stamp, digest = _stamp(clip), self._sha256.copy()
+        stamp, digest = self._stamp(clip), self._sha256.copy()
         digest.update(stamp + clip.key.encode("utf-8", "surrogateescape") + b"\0")
         digest.update(pixels)
         return stamp + digest.digest()
+
+    def _stamp(self, clip: Clip) -> bytes:
+        box = zlib.crc32(clip.face.encode()) << 31 if self._depends_on_face else 0
+        # File systems have times past 2262, which do not fit in 63 bits of nanoseconds.
+        return _STAMP.pack(_MARK, clip.size_bytes, clip.mtime_ns % 2**64, clip.num_frames | box)
 
     def close(self) -> None:
         self._frames.close()
@@ -301,9 +310,10 @@ class ClipStore:
         self.close()
 
 
-def _stamp(clip: Clip) -> bytes:
-    # File systems have times past 2262, which do not fit in 63 bits of nanoseconds.
-    return _STAMP.pack(_MARK, clip.size_bytes, clip.mtime_ns % 2**64, clip.num_frames)
+def _spec_identity(spec: FrameSpec) -> dict[str, object]:
+    """What every row depends on; each clip's face is in its own record."""
+    without = {"face"} if spec.crop == "face" else {"face", "face_margin"}
+    return {name: value for name, value in asdict(spec).items() if name not in without}
 
 
 def _remove_unless_file(path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.common.inference.material import CONFIG, HOP, WINDOW
 from benchmarks.common.measure import REPOSITORY, Skipped, Stage, cpu_seconds, timed
 from fastemo.errors import UserError
-from fastemo.inference.recognizer import load
+from fastemo.inference.loading import load
 from fastemo.machine import resident_memory
 
 LIVE_HOP = 0.5  # seconds

@@ -35,7 +35,9 @@ SYLLABLE_OPENING = ((0.55, 0.45, 1.0, 0.5, 1.0, 0.45, 0.55), (0.95, 0.4, 0.6, 0.
 SYLLABLE_ROUNDING = ((0.0, 0.2, 0.5, -0.4, 0.5, 0.2, 0.0), (0.7, 0.1, -0.5, -0.3, -0.5, 0.1, 0.7))
 
 _INTENSITY_GAIN = {1: 0.6, 2: 0.95}
-_TAKE, _BLINK, _SPEECH, _GAIN = range(4)
+_TAKE, _BLINK, _SPEECH, _GAIN, _PLACE = range(5)
+# A head's half width, half height and the distance from its middle down to the neck, in face units.
+_HALF_WIDTH, _HALF_HEIGHT, _TO_NECK = 0.8, 1.05, 1.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,31 @@ def speech_track(performance: ravdess.Performance, *, num_frames: int, seed: int
     opening = bumps @ np.array(SYLLABLE_OPENING[performance.statement - 1])
     rounding = bumps @ np.array(SYLLABLE_ROUNDING[performance.statement - 1])
     return np.stack([opening, rounding], axis=1)
+
+
+def head_place(
+    performance: ravdess.Performance, *, seed: int, place: float, aspect: float, unit: float, neck: tuple[float, float]
+) -> np.ndarray:
+    """What a take adds to every row of `Tracks.pose`, float64 [4]: where the head is in the picture, and its size.
+
+    At `place` 1 the head is 40 to 100 % of its size and wholly in the picture, anywhere; both classes of a pair have
+    the same places.
+
+    Args:
+        aspect: The picture's width, in its heights.
+        unit: A face unit, in frame heights.
+        neck: x and y of the neck in the middle of the picture, in frame heights.
+    """
+    order = next((pair for pair in PAIRS if performance.emotion_name in pair), (performance.emotion_name,))
+    leader = ravdess.EMOTIONS.index(order[0])
+    rng = generator(seed, _PLACE, performance.actor, leader, *_take_fields(performance))
+    smaller = -0.9 * place * rng.uniform()
+    unit *= np.exp(smaller)
+    sides = np.array([_HALF_WIDTH, _HALF_HEIGHT]) * unit
+    middle = sides + rng.uniform(size=2) * np.maximum(0, np.array([aspect, 1.0]) - 2 * sides)
+    shift = middle - neck
+    shift[1] += _TO_NECK * unit
+    return np.array([*min(1.0, place) * shift, 0.0, smaller])
 
 
 def _take_fields(performance: ravdess.Performance) -> tuple[int, int, int, int]:

@@ -129,6 +129,9 @@ _FOLD_LINES: dict[str, list[list[tuple[float, float]]]] = {
 }  # fmt: skip
 
 
+NECK = 1.1  # y of the point about which a head turns, in face units
+
+
 class FacePainter:
     """Paints the frames of one actor, one clip at a time: it reuses its canvas."""
 
@@ -188,7 +191,7 @@ class FacePainter:
 
     def _views(self, pose: np.ndarray) -> np.ndarray:
         """Affine maps from frame pixels to canvas pixels, float64 [N, 2, 3]: sway about the neck."""
-        neck = self.canvas.origin / self.zoom + [0.0, 1.1 * self.canvas.unit / self.zoom]
+        neck = self.canvas.origin / self.zoom + [0.0, NECK * self.canvas.unit / self.zoom]
         cos, sin = np.cos(pose[:, 2]), np.sin(pose[:, 2])
         turn = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], axis=1)
         turn = turn * np.exp(-pose[:, 3])[:, None, None]

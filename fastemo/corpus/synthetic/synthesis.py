@@ -32,7 +32,7 @@ from fastemo.corpus import ravdess
 from fastemo.corpus.config import SyntheticConfig
 from fastemo.corpus.synthetic import action_units
 from fastemo.corpus.synthetic.encode import TEMPORARY_SUFFIX, encode_clip
-from fastemo.corpus.synthetic.faces import FacePainter
+from fastemo.corpus.synthetic.faces import NECK, FacePainter
 from fastemo.corpus.synthetic.identity import draw_identity
 from fastemo.corpus.synthetic.workers import start_worker
 from fastemo.machine import available_processors
@@ -98,7 +98,13 @@ def render_frames(
     if speech:
         mouth = action_units.speech_track(performance, num_frames=length, seed=seed, timing=hard.timing)
         tracks = replace(tracks, mouth=mouth)
-    frames = _painter(seed, performance.actor, hard.identity, config.width, config.height).paint(tracks)
+    painter = _painter(seed, performance.actor, hard.identity, config.width, config.height)
+    if hard.place:
+        aspect, unit = config.width / config.height, painter.identity.head_scale
+        neck = aspect / 2 + painter.identity.head_x, painter.identity.head_y + NECK * unit
+        placed = action_units.head_place(performance, seed=seed, place=hard.place, aspect=aspect, unit=unit, neck=neck)
+        tracks = replace(tracks, pose=tracks.pose + placed)
+    frames = painter.paint(tracks)
     if noise and hard.noise > 0:
         _add_noise(frames, performance, config)
     return frames
@@ -235,7 +241,10 @@ def _is_written(path: Path) -> bool:
 
 
 def _description(config: SyntheticConfig) -> dict[str, object]:
-    return {"version": GENERATOR_VERSION, **asdict(config)}
+    difficulty = asdict(config.difficulty)
+    if not config.difficulty.place:  # corpora from before there was one have no such key
+        del difficulty["place"]
+    return {"version": GENERATOR_VERSION, **asdict(config), "difficulty": difficulty}
 
 
 def _check_folder(root: Path, config: SyntheticConfig, expected: set[Path]) -> None:

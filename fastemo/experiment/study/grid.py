@@ -45,7 +45,10 @@ _NO_RESULT = re.compile(
 REPEATS = ("seed", "corpus.fold")
 _NUM_FOLDS = {"kfold": CorpusConfig.folds, **{name: len(folds) for name, folds in RAVDESS_FOLDS.items()}}
 # Keys that version 0.1.0 did not have: at their defaults, a run stays the same run.
-_LATER = ("corpus.folds", "corpus.allow_shared_subjects", "corpus.subjects", "corpus.classes", "train.test_every_epoch")
+_LATER = (
+    *("corpus.folds", "corpus.allow_shared_subjects", "corpus.subjects", "corpus.classes", "train.test_every_epoch"),
+    *("corpus.synthetic.difficulty.place", "video.face_margin", "video.no_face", "faces.weights"),
+)
 _MOST_CELLS = 1000
 _LONGEST_NAME = 80
 

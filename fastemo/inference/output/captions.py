@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastemo.inference.prediction import UNSURE, Prediction
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from fastemo.inference.prediction import NO_FACE, UNSURE, Prediction
 
 
 def valid(text: str) -> str:
@@ -16,13 +19,30 @@ def one_line(text: str) -> str:
 
 
 def caption(prediction: Prediction) -> str:
-    """Such as `happy 87 %`, `unsure (happy 43 %)` or `failed: it is damaged`."""
+    """Such as `happy 87 %`, `unsure (happy 43 %)`, `no face` or `failed: it is damaged`."""
+    if prediction.error == NO_FACE:
+        return NO_FACE
     if prediction.label is None:
         return one_line(f"failed: {prediction.error}" if prediction.error else "failed")
     if prediction.label != UNSURE:
         return one_line(f"{prediction.label} {100 * prediction.confidence:.0f} %")
     best = max(prediction.probabilities, key=prediction.probabilities.__getitem__)
     return one_line(f"{UNSURE} ({best} {100 * prediction.confidence:.0f} %)")
+
+
+def captions(window: Sequence[Prediction]) -> list[str]:
+    """A line for each face of a window; the number of a face only where there are several."""
+    return [f"{it.face}: {caption(it)}" for it in window] if len(window) > 1 else [caption(it) for it in window]
+
+
+def by_window(predictions: Iterable[Prediction]) -> list[list[Prediction]]:
+    """Consecutive predictions of one window of a video together: those of its faces."""
+    return [[*group] for _, group in groupby(predictions, window_of)]
+
+
+def window_of(prediction: Prediction) -> tuple[str, float, float]:
+    """What the predictions of a window's faces share."""
+    return prediction.path, prediction.start, prediction.end
 
 
 def handover(before: Prediction, after: Prediction) -> tuple[float, float]:

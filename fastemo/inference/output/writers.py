@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from fastemo.errors import UserError
-from fastemo.inference.output.captions import caption, handover, valid
+from fastemo.inference.output.captions import captions, handover, valid, window_of
 from fastemo.inference.prediction import Prediction
 from fastemo.machine import replacing
 
 _PROBABILITY = "probability_"
+_FACE = ("face", "left", "top", "width", "height")
 _ROW_GROUP = 1000  # rows of a Parquet file that are written at once
 
 
@@ -41,12 +42,16 @@ class Writer(ABC):
         self.close()
 
 
-def writer_of(path: Path, class_names: Sequence[str]) -> Writer:
+def writer_of(path: Path, class_names: Sequence[str], *, has_faces: bool = False) -> Writer:
     """Open a file in the format of its suffix; one that exists is replaced.
 
     Tables (.csv, .parquet) have the columns path, start, end, label, `probability_<class>` for each class, and error;
     JSON has one object a prediction, in a list (.json) or one a line (.jsonl); subtitles (.srt, .vtt) show each window
-    of one video around its centre. Times are in seconds.
+    of one video around its centre, with a line for each of its faces. Times are in seconds.
+
+    Args:
+        has_faces: Whether tables and JSON also have `face`, its number, and its box: `left`, `top`, `width`, `height`
+            in pixels.
 
     Raises:
         ValueError: Another suffix.
@@ -54,7 +59,7 @@ def writer_of(path: Path, class_names: Sequence[str]) -> Writer:
         OSError: The file cannot be created.
     """
     check_format(path)
-    return _WRITERS[path.suffix.lower()](path, class_names)
+    return _WRITERS[path.suffix.lower()](path, class_names, has_faces)
 
 
 def check_format(path: Path, *, several: bool = False) -> None:
@@ -70,8 +75,8 @@ def check_format(path: Path, *, several: bool = False) -> None:
 class FeatureWriter(Writer):
     """Embeddings, collected and written when the context is left, to an .npz without pickled objects.
 
-    Arrays: `embedding` float32 [N, features], `path` and `label` str [N], `start` and `end` float64 [N], in seconds.
-    Failed predictions are left out.
+    Arrays: `embedding` float32 [N, features], `path` and `label` str [N], `start` and `end` float64 [N], in seconds,
+    `face` int64 [N], 0 where the run does not crop faces. Failed predictions are left out.
 
     Raises:
         ValueError: Another suffix.
@@ -85,15 +90,16 @@ class FeatureWriter(Writer):
             pass
         self._path = path
         self._embeddings: list[np.ndarray] = []
-        self._rows: list[tuple[str, float, float, str]] = []
+        self._rows: list[tuple[str, float, float, str, int]] = []
 
     def write(self, prediction: Prediction) -> None:
         if prediction.embedding is not None and prediction.label is not None:
             self._embeddings.append(prediction.embedding)
-            self._rows.append((valid(prediction.path), prediction.start, prediction.end, valid(prediction.label)))
+            times = prediction.start, prediction.end
+            self._rows.append((valid(prediction.path), *times, valid(prediction.label), prediction.face))
 
     def close(self) -> None:
-        paths, starts, ends, labels = zip(*self._rows, strict=True) if self._rows else ((), (), (), ())
+        paths, starts, ends, labels, faces = zip(*self._rows, strict=True) if self._rows else ((),) * 5
         with replacing(self._path) as partial, partial.open("wb") as file:
             np.savez(
                 file,
@@ -102,12 +108,13 @@ class FeatureWriter(Writer):
                 start=np.array(starts, np.float64),
                 end=np.array(ends, np.float64),
                 label=np.array(labels, np.str_),
+                face=np.array(faces, np.int64),
             )
 
 
 class _TextWriter(Writer):
-    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
-        self._path, self._class_names = path, class_names
+    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
+        self._path, self._class_names, self._has_faces = path, class_names, has_faces
         # Flushed after each line; lines end as they are written.
         self._file = path.open("w", encoding="utf-8", newline="", buffering=1)
 
@@ -116,13 +123,13 @@ class _TextWriter(Writer):
 
 
 class _Csv(_TextWriter):
-    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
-        super().__init__(path, class_names)
-        self._writer = csv.DictWriter(self._file, _columns(class_names), lineterminator="\n")
+    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
+        super().__init__(path, class_names, has_faces)
+        self._writer = csv.DictWriter(self._file, _columns(class_names, has_faces), lineterminator="\n")
         self._writer.writeheader()
 
     def write(self, prediction: Prediction) -> None:
-        row = _row(prediction, self._class_names)
+        row = _row(prediction, self._class_names, self._has_faces)
         row |= {name: f"{row[name]:.3f}" for name in ("start", "end")}
         row |= {
             name: f"{value:.6f}" for name, value in row.items() if name.startswith(_PROBABILITY) and value is not None
@@ -135,7 +142,7 @@ class _Jsonl(_TextWriter):
         self._file.write(f"{self._object(prediction)}\n")
 
     def _object(self, prediction: Prediction) -> str:
-        row = _row(prediction, ())
+        row = _row(prediction, (), self._has_faces)
         row["probabilities"] = {valid(name): round(float(it), 6) for name, it in prediction.probabilities.items()}
         row["times"] = [round(float(it), 6) for it in prediction.times]
         row["error"] = row.pop("error")
@@ -143,8 +150,8 @@ class _Jsonl(_TextWriter):
 
 
 class _Json(_Jsonl):
-    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
-        super().__init__(path, class_names)
+    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
+        super().__init__(path, class_names, has_faces)
         self._before = "\n"
         self._file.write("[")
 
@@ -163,42 +170,45 @@ class _Srt(_TextWriter):
 
     _point = ","
 
-    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
-        super().__init__(path, class_names)
-        self._last: Prediction | None = None
+    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
+        super().__init__(path, class_names, has_faces)
+        self._last: list[Prediction] = []  # of one window
         self._start, self._count = 0.0, 0
 
     def write(self, prediction: Prediction) -> None:
         last, since = self._last, self._start
-        if last is None:
-            self._last, self._start = prediction, prediction.start
+        if not last:
+            self._start = prediction.start
+        if not last or window_of(last[0]) == window_of(prediction):
+            last.append(prediction)
             return
-        if prediction.path != last.path:
+        if prediction.path != last[0].path:
             raise ValueError(
                 f"{self._path}: subtitles hold one video, and {prediction.path} is a second one: "
                 "choose .csv or .jsonl, or one file a video"
             )
-        end, start = handover(last, prediction)
-        self._last, self._start = prediction, start
+        end, start = handover(last[0], prediction)
+        self._last, self._start = [prediction], start
         self._cue(last, since, end)
 
     def close(self) -> None:
-        if self._last is not None and not self._file.closed:
-            last, self._last = self._last, None
-            self._cue(last, self._start, last.end)
+        if self._last and not self._file.closed:
+            last, self._last = self._last, []
+            self._cue(last, self._start, last[0].end)
         super().close()
 
-    def _cue(self, prediction: Prediction, start: float, end: float) -> None:
+    def _cue(self, window: Sequence[Prediction], start: float, end: float) -> None:
         shown, hidden = self._clock(start), self._clock(end)
         if shown < hidden:  # a file that failed has no duration
             self._count += 1
-            self._file.write(f"{self._head()}{shown} --> {hidden}\n{self._text(prediction)}\n\n")
+            lines = "\n".join(map(self._text, captions(window)))
+            self._file.write(f"{self._head()}{shown} --> {hidden}\n{lines}\n\n")
 
     def _head(self) -> str:
         return f"{self._count}\n"
 
-    def _text(self, prediction: Prediction) -> str:
-        return caption(prediction).replace("-->", "→")
+    def _text(self, line: str) -> str:
+        return line.replace("-->", "→")
 
     def _clock(self, seconds: float) -> str:
         whole, milliseconds = divmod(round(seconds * 1000), 1000)
@@ -209,33 +219,34 @@ class _Srt(_TextWriter):
 class _Vtt(_Srt):
     _point = "."
 
-    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
-        super().__init__(path, class_names)
+    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
+        super().__init__(path, class_names, has_faces)
         self._file.write("WEBVTT\n\n")
 
     def _head(self) -> str:
         return ""
 
-    def _text(self, prediction: Prediction) -> str:
-        return html.escape(caption(prediction), quote=False)
+    def _text(self, line: str) -> str:
+        return html.escape(line, quote=False)
 
 
 class _Parquet(Writer):
-    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
+    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
         try:
             import pyarrow.parquet
         except ImportError as error:
             raise UserError(f"{path}: .parquet needs pyarrow: pip install 'fastemo[parquet]'") from error
-        self._class_names, self._rows = class_names, list[dict[str, Any]]()
+        self._class_names, self._has_faces, self._rows = class_names, has_faces, list[dict[str, Any]]()
         self._table_of = pyarrow.Table.from_pylist
-        numbers = {"start", "end", *_probabilities(class_names)}
-        types = {True: pyarrow.float64(), False: pyarrow.string()}
-        self._schema = pyarrow.schema([(name, types[name in numbers]) for name in _columns(class_names)])
+        types = dict.fromkeys(("start", "end", *_probabilities(class_names)), pyarrow.float64())
+        types |= dict.fromkeys(_FACE, pyarrow.int64())
+        columns = _columns(class_names, has_faces)
+        self._schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in columns])
         self._file = path.open("wb")
         self._writer = pyarrow.parquet.ParquetWriter(self._file, self._schema)
 
     def write(self, prediction: Prediction) -> None:
-        self._rows.append(_row(prediction, self._class_names))
+        self._rows.append(_row(prediction, self._class_names, self._has_faces))
         if len(self._rows) == _ROW_GROUP:
             self._flush()
 
@@ -255,17 +266,19 @@ def _probabilities(class_names: Sequence[str]) -> list[str]:
     return [valid(f"{_PROBABILITY}{name}") for name in class_names]
 
 
-def _columns(class_names: Sequence[str]) -> list[str]:
-    return ["path", "start", "end", "label", *_probabilities(class_names), "error"]
+def _columns(class_names: Sequence[str], has_faces: bool) -> list[str]:
+    return ["path", "start", "end", *_FACE * has_faces, "label", *_probabilities(class_names), "error"]
 
 
-def _row(prediction: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
+def _row(prediction: Prediction, class_names: Sequence[str], has_faces: bool) -> dict[str, Any]:
     """Column -> text, number or None, for a table of these classes."""
     shares = [prediction.probabilities.get(name) for name in class_names]
+    face = [prediction.face, *prediction.box] if prediction.box else [None] * len(_FACE)
     return {
         "path": valid(prediction.path),
         "start": round(float(prediction.start), 3),
         "end": round(float(prediction.end), 3),
+        **(dict(zip(_FACE, face, strict=True)) if has_faces else {}),
         "label": None if prediction.label is None else valid(prediction.label),
         **{
             name: None if share is None else round(float(share), 6)
@@ -275,7 +288,7 @@ def _row(prediction: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-_WRITERS: dict[str, Callable[[Path, Sequence[str]], Writer]] = {
+_WRITERS: dict[str, Callable[[Path, Sequence[str], bool], Writer]] = {
     ".csv": _Csv,
     ".json": _Json,
     ".jsonl": _Jsonl,

@@ -14,6 +14,7 @@ from fastemo.corpus.files.display import Display, as_ratio
 from fastemo.corpus.files.probe import video_stream
 from fastemo.errors import DecodeError
 from fastemo.video.bitstream.pruning import PrunedClip
+from fastemo.video.config import Box
 
 # Header -> the stream's pixel format and matrix: clips of one encoder share them, and finding out costs a decoded
 # frame, 10 ms at 720p.
@@ -28,7 +29,8 @@ class Source:
         path, indices: The file and its T frame numbers, for messages.
         clip: The result of `prune` for these frames.
         width, height, orientation, pixel_aspect: How the file's frames are displayed, from the manifest.
-        display: The same, with the size of the stored frames.
+        face: Where the clip's face is, for crop `face`.
+        display: How the frames are displayed, with the size of the stored ones.
         positions: int32 [U], the distinct frames among the T, ascending.
         places: int64 [T], the index of each of the T in `positions`.
         matrix: FFmpeg's number for the matrix between RGB and the stream's YCbCr.
@@ -45,6 +47,7 @@ class Source:
     height: int
     orientation: int = 1
     pixel_aspect: float = 1.0
+    face: Box | None = None
     display: Display = field(init=False)
     positions: np.ndarray = field(init=False)
     places: np.ndarray = field(init=False)
