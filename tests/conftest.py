@@ -73,6 +73,16 @@ def clips_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def face_weights() -> Path:
+    """The face detector's weights; tests that need them are skipped where they are absent."""
+    name = "face_detection_yunet_2026may.onnx"
+    path = Path(os.environ.get("FASTEMO_FACE_WEIGHTS") or REPOSITORY / "../shared/models" / name).resolve()
+    if not path.is_file():
+        pytest.skip(f"no face detector at {path}; FASTEMO_FACE_WEIGHTS names the file {name}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in corpus, small: 24 actors, 8 clips each, 128x72, 12 frames."""
     from fastemo.corpus.config import SyntheticConfig

@@ -10,10 +10,13 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TypeVar
 
@@ -300,7 +303,8 @@ def decoded_clips(manifest, config) -> dict[str, np.ndarray]:
     backend, found = config.backend.replace("auto", "pyav"), {}
     for clip in manifest.clips:
         indices = frame_indices(clip.num_frames, config.num_frames)
-        found[clip.key] = decode_clip(manifest.root / clip.key, indices, config.spec, backend=backend)
+        spec = config.spec.at(clip.face_box)
+        found[clip.key] = decode_clip(manifest.root / clip.key, indices, spec, backend=backend)
     return found
 
 
@@ -318,6 +322,24 @@ def free_port(kind: socket.SocketKind) -> int:
     with socket.socket(socket.AF_INET, kind) as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder over HTTP: its URL."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @contextmanager

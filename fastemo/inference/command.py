@@ -16,12 +16,11 @@ from fastemo.corpus.files.probe import IMAGE_NAME
 from fastemo.inference.live import LiveWindows, is_url, shown_name
 from fastemo.inference.output.annotate import annotate, check_annotation
 from fastemo.inference.output.writers import FeatureWriter, Writer, check_format, writer_of
-from fastemo.inference.prediction import NO_FACE, Prediction
+from fastemo.inference.prediction import NO_FACE, Faces, Prediction
 from fastemo.inference.windows import Plan, window_and_hop
 
 if TYPE_CHECKING:
     from fastemo.inference.recognizer import Recognizer
-    from fastemo.inference.tracks import Faces
 
 _SOUND = ".wav"
 _SHOWN_CLASSES = 3

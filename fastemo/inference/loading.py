@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from fastemo.inference.prediction import Faces
 from fastemo.inference.recognizer import Recognizer
 from fastemo.inference.runs import find_run, read_runs
-from fastemo.inference.tracks import Faces
 from fastemo.version import __version__
 
 

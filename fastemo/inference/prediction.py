@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from fastemo.video.config import Box
 
+Faces = Literal["largest", "all"]
 UNSURE = "unsure"
 NO_FACE = "no face"
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import get_args, overload
+from typing import TYPE_CHECKING, get_args, overload
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from fastemo.inference.files import Reader, array_clip
 from fastemo.inference.live import LiveWindows, is_url, shown_name
 from fastemo.inference.network import Known, Network, model_threads
 from fastemo.inference.parts import decode_pool, file_parts
-from fastemo.inference.prediction import Prediction, label_of, of_largest_face
+from fastemo.inference.prediction import Faces, Prediction, label_of, of_largest_face
 from fastemo.inference.runs import TrainedRun
-from fastemo.inference.tracks import SIDES_FOR_ALL, Faces, FaceTracks
 from fastemo.inference.windows import HOP_SECONDS, WINDOW_SECONDS, Plan, WindowClip, window_and_hop, window_clips
 from fastemo.machine import available_processors
 from fastemo.video.bitstream.pruning import BitstreamError
-from fastemo.video.faces.detector import FaceDetector
+
+if TYPE_CHECKING:
+    from fastemo.inference.tracks import FaceTracks
 
 WHOLE_SECONDS = 10.0  # `predict_videos` takes longer files as windows
 # Clips that go through the model together.
@@ -69,15 +70,17 @@ class Recognizer:
         if not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence must be from 0 to 1, not {min_confidence}")
         self.device, self.min_confidence, self._config = device, min_confidence, runs[0].config
-        self.faces = _faces(runs[0], faces)
+        self.faces, self.spec = _faces(runs[0], faces), self._config.video.spec
         if self.faces is not None:
+            from fastemo.inference import tracks  # imports OpenCV and SciPy
+
             own = self._config.faces.weights
             weights = face_weights or (own if own is not None and own.is_file() else None)
-            sides = {"sides": SIDES_FOR_ALL} if self.faces == "all" else {}
-            self._detector = FaceDetector(weights, **sides)
+            detector = tracks.detector_for(self.faces, weights)
+            self._tracks = partial(tracks.FaceTracks, detector, self.spec, self.faces)
         self._networks = [Network(run, device) for run in runs]
         self.class_names, self.precision = runs[0].class_names, self._networks[0].speed.precision
-        self.spec, self._reader = self._config.video.spec, Reader(self._config.video, device)
+        self._reader = Reader(self._config.video, device)
         self.backend, self.note = self._reader.backend, self._reader.note
         self._batch_size = _CLIPS_ON_CPU if device.type == "cpu" else _CLIPS_ON_GPU
         self._threads = available_processors()
@@ -198,7 +201,9 @@ class Recognizer:
         known: list[Known] = [{} for _ in self._networks]
         source = iter(windows)
         with ExitStack() as stack:
-            tracks = self._tracks(stack.enter_context(ThreadPoolExecutor(self._threads))) if self.faces else None
+            tracks: FaceTracks | None = None
+            if self.faces is not None:
+                tracks = self._tracks(pool=stack.enter_context(ThreadPoolExecutor(self._threads)))
             while batch := [*islice(source, batch_size)]:
                 if tracks is not None:  # each window's crops are its own: no features are shared
                     clips = [clip for window in batch for clip in tracks.clips(window)]
@@ -209,10 +214,6 @@ class Recognizer:
                 for features in known:  # those that later windows cannot hold
                     for name in [name for name in features if name[1] < first]:
                         del features[name]
-
-    def _tracks(self, pool: ThreadPoolExecutor | None = None) -> FaceTracks:
-        assert self.faces is not None
-        return FaceTracks(self._detector, self.spec, self.faces, pool)
 
     def _of_faces(self, clip: WindowClip) -> list[WindowClip]:
         """A whole file's clip, or that of each of its faces."""

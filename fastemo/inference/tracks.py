@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
-from typing import Literal
 
 import numpy as np
 
-from fastemo.inference.prediction import NO_FACE
+from fastemo.inference.prediction import NO_FACE, Faces
 from fastemo.inference.windows import WindowClip
 from fastemo.video.config import Box, FrameSpec
 from fastemo.video.decode import ToRGB
 from fastemo.video.faces.detector import FaceDetector, area
 from fastemo.video.faces.linking import assign, lasting, link, median_box, overlap
 
-Faces = Literal["largest", "all"]
-# A longer picture than in training: small faces beside a large one count as well.
-SIDES_FOR_ALL = (320, 640)
+# Larger pictures than in training: small faces beside a large one count as well.
+_SIDES_FOR_ALL = (320, 640)
 _MOST_SECONDS = 1.0  # for which a face may be hidden; then it is another one
 
 _Path = dict[float, Box]  # a face's boxes by their times
+
+
+def detector_for(faces: Faces, weights: Path | None) -> FaceDetector:
+    """The detector for a number of faces; `weights` and errors as those of `FaceDetector`."""
+    return FaceDetector(weights, sides=_SIDES_FOR_ALL) if faces == "all" else FaceDetector(weights)
 
 
 class FaceTracks:

@@ -311,7 +311,7 @@ class TestCsv:
         values = {"str": 'é, \n"quoted" {}'.format, "int": lambda n: 2**31 - n, "float": lambda n: n + 1 / 3}
         values["Status"] = lambda _: "rejected"
         clip = Clip(**{field.name: values[field.type](n) for n, field in enumerate(fields(Clip), start=1)})
-        clip = replace(clip, columns=json.dumps({"é, \n": '"quoted"'}))
+        clip = replace(clip, columns=json.dumps({"é, \n": '"quoted"'}), face="0 1 20 300000")
         awkward = [Clip(key=f"{name}/{name}.mp4", reason=name) for name in AWKWARD_NAMES]
         assert_read_back(Manifest.of(tmp_path, [replace(clip, size_bytes=2**40, mtime_ns=2**62), *awkward]))
         assert_read_back(Manifest(tmp_path, ()))

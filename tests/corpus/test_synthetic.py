@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import av
 import numpy as np
 import pytest
 
+from fastemo.console import Console
 from fastemo.corpus import ravdess
-from fastemo.corpus.config import Difficulty, SyntheticConfig
+from fastemo.corpus.config import CorpusConfig, Difficulty, SyntheticConfig
+from fastemo.corpus.prepare import corpus_root
 from fastemo.corpus.synthetic import action_units, synthesis
 from fastemo.corpus.synthetic.synthesis import render_frames, synthesize
 
@@ -119,15 +122,48 @@ def test_every_nuisance_has_its_switch():
     everything = render_frames(take, plain)
     for name in ("identity", "timing", "motion", "light", "noise"):
         assert (render_frames(take, replace(plain, difficulty=Difficulty(**{name: 0.0}))) != everything).any()
+    assert (render_frames(take, replace(plain, difficulty=Difficulty(place=1.0))) != everything).any()
     alike = replace(plain, difficulty=Difficulty(identity=0, motion=0, light=0, timing=0))
     odd, even = (bare(performance("sad", actor=actor), alike) for actor in (1, 2))
     assert np.abs(odd.astype(int) - even).mean() < 1.5
 
 
+def test_a_place_is_drawn_for_each_take_alike_in_both_classes_of_a_pair():
+    config = replace(SMALL, difficulty=Difficulty(motion=0, light=0, place=1.0))
+    one, other, repeated = (
+        bare(performance("sad"), config), bare(performance("disgust"), config), bare(performance("sad"), config)
+    )  # fmt: skip
+    assert np.array_equal(one, other[::-1])
+    assert np.array_equal(one, repeated)
+    places = [
+        action_units.head_place(take, seed=0, place=1.0, aspect=16 / 9, unit=0.32, neck=(8 / 9, 0.8))
+        for take in ravdess.speech_performances(3)
+    ]
+    assert len({place.tobytes() for place in places}) == 60 - 16  # those of eight takes of two pairs are alike
+    x, y, turn, size = np.transpose(places)
+    assert (turn == 0).all()
+    assert -0.9 <= size.min() < -0.7 < -0.2 < size.max() <= 0
+    assert x.max() - x.min() > 1.0
+    assert y.max() - y.min() > 0.4
+
+
+def test_a_corpus_from_before_there_were_places_is_the_same(tmp_path, monkeypatch):
+    config = SyntheticConfig(actors=1, clips_per_actor=1, width=64, height=64, num_frames=2)
+    synthesize(tmp_path / "corpus", config)
+    assert "place" not in (tmp_path / "corpus" / "synthetic.json").read_text()
+    with pytest.raises(ValueError, match=r"difficulty\.place None \(wanted 1\.0\)"):
+        synthesize(tmp_path / "corpus", replace(config, difficulty=Difficulty(place=1.0)))
+    monkeypatch.setenv("FASTEMO_CACHE", str(tmp_path / "cache"))
+    root = corpus_root(CorpusConfig(synthetic=config), Console(show=False))
+    before = "1 SyntheticConfig(actors=1, clips_per_actor=1, width=64, height=64, num_frames=2, seed=0, twins=False, "
+    before += "difficulty=Difficulty(identity=1.0, timing=1.0, motion=1.0, light=1.0, noise=1.0))"
+    assert root.name == hashlib.blake2b(before.encode(), digest_size=6).hexdigest()
+
+
 @pytest.mark.parametrize("strength", [0.0, 2.0])
 @pytest.mark.parametrize("num_frames", [1, 2, 7])
 def test_extreme_difficulties_and_lengths_draw(strength, num_frames):
-    hard = Difficulty(identity=strength, timing=strength, motion=strength, light=strength, noise=strength)
+    hard = Difficulty(**{field.name: strength for field in fields(Difficulty)})
     config = SyntheticConfig(width=96, height=64, num_frames=num_frames, difficulty=hard)
     for actor in (5, 6):
         assert render_frames(performance("fearful", actor=actor), config).shape == (num_frames, 64, 96, 3)

@@ -8,15 +8,18 @@ import subprocess
 import sys
 
 import pytest
+from doubles import SquareDetector
 from helpers import TRAIN, wait_until
 from same_bits import SMALL, assert_same_bits, bits, trained
 
 from fastemo.config import read_config, write_config
+from fastemo.corpus.manifest import read_manifest
 from fastemo.errors import Stopped
 from fastemo.experiment.resume import resolve
 from fastemo.report.folders import read_folders
 from fastemo.training import trainer as trainer_module
 from fastemo.training.stopping import STOP
+from fastemo.video.faces import boxes as face_boxes
 
 
 def options(corpus, tmp_path, *more):
@@ -62,6 +65,25 @@ def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, folde
     assert trained(["--resume", str(folder)]) == folder
     assert_same_bits(bits(whole), bits(folder))
     assert trained(["--resume", str(folder)]) == folder, "a finished run is left as it is"
+
+
+def test_a_run_on_faces_resumes_in_the_same_bits_without_the_detector(few_clips, tmp_path, folder, monkeypatch):
+    """The detector is a double, whose boxes follow from the pictures' colours."""
+
+    class Detector(SquareDetector):
+        def faces(self, frame):
+            return [(round(frame[0].to_ndarray().mean() * 10) % 90, 10, 30, 36)]
+
+    monkeypatch.setattr(face_boxes, "FaceDetector", Detector)
+    faces = ["--video.crop", "face"]
+    whole = trained(options(few_clips, tmp_path / "whole", *faces))
+    clips = read_manifest(whole / "manifest.csv", few_clips).clips
+    assert len({clip.face for clip in clips}) > 10
+    stopped(options(few_clips, tmp_path, *faces), monkeypatch, 5)
+    monkeypatch.setattr(face_boxes, "FaceDetector", None)
+    assert trained(["--resume", str(folder)]) == folder
+    assert_same_bits(bits(whole), bits(folder))
+    assert read_manifest(folder / "manifest.csv", few_clips).clips == clips
 
 
 def test_testing_every_epoch_changes_nothing_else_and_survives_a_resume(

@@ -196,8 +196,10 @@ def test_a_rejected_file_stops_training_unless_allowed(tiny_corpus, tmp_path, ca
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_config_runs(config, few_clips, tmp_path):
+def test_every_shipped_config_runs(config, few_clips, tmp_path, request):
     options = ["--corpus.root", str(few_clips), "--model.pretrained", "false", "--train.epochs", "1"]
+    if "crop: face" in config.read_text():
+        options += ["--faces.weights", str(request.getfixturevalue("face_weights"))]
     assert_run_files(run_here(tmp_path, *options, config=config))
 
 

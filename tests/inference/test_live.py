@@ -10,8 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from queue import Queue
@@ -19,7 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import frame_number, free_port, numbered_frame, sent, write_video
+from helpers import frame_number, free_port, numbered_frame, sent, served, write_video
 
 from fastemo.corpus.files.probe import SAME
 from fastemo.errors import UserError
@@ -27,6 +25,7 @@ from fastemo.inference import live
 from fastemo.inference.buffers import BEHIND, SILENCE, Inbox, StreamClock, WindowRing
 from fastemo.inference.live import LiveWindows, is_url, shown_name
 from fastemo.inference.windows import WindowClip
+from fastemo.video import decode
 from fastemo.video.config import FrameSpec
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
@@ -185,24 +184,6 @@ def udp_url() -> str:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """A folder over HTTP: its URL."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-@contextmanager
 def poured(data: bytes, *, holds: bool = False) -> Iterator[str]:
     """Bytes over TCP, as fast as they are read, then the end, at once or (`holds`) on leaving: the URL."""
     is_left = threading.Event()
@@ -283,13 +264,13 @@ def test_tcp_is_read_at_its_own_speed(tmp_path):
 )
 def test_a_decoder_that_falls_behind_skips_whole_windows(monkeypatch, tmp_path, options):
     """A window begins at each frame: after a gap also at those that refer to frames before it, which open GOPs have."""
-    convert, converted, hop = live.ToRGB.__call__, count(), 1 / RATE
+    convert, converted, hop = decode.ToRGB.__call__, count(), 1 / RATE
 
     def slow(self, frame, display):
         time.sleep(0.1 if 60 <= next(converted) < 90 else 0)  # a third of the stream's speed, for a second of it
         return convert(self, frame, display)
 
-    monkeypatch.setattr(live.ToRGB, "__call__", slow)
+    monkeypatch.setattr(decode.ToRGB, "__call__", slow)
     numbered(tmp_path / "a.ts", 8, options={"g": "15"} | options)
     with served(tmp_path) as url, LiveWindows(f"{url}/a.ts", SPEC, window=1.0, hop=hop) as stream:
         clips = list(stream)
@@ -340,8 +321,8 @@ def test_a_silent_stream_is_an_error(monkeypatch, udp_url):
 def test_a_stream_without_a_whole_window_is_an_error(monkeypatch, tmp_path, is_cut, reason):
     monkeypatch.setattr(live, "_PATIENCE", 0.0)
     monkeypatch.setattr(live, "_PACED", ())
-    convert = live.ToRGB.__call__
-    monkeypatch.setattr(live.ToRGB, "__call__", lambda *arguments: time.sleep(0.01) or convert(*arguments))
+    convert = decode.ToRGB.__call__
+    monkeypatch.setattr(decode.ToRGB, "__call__", lambda *arguments: time.sleep(0.01) or convert(*arguments))
     options = {"g": "1000", "sc_threshold": "0"} if is_cut else {"g": "15"}
     data = numbered(tmp_path / "a.ts", 30, options=options).read_bytes()
     with (

@@ -72,6 +72,21 @@ def test_the_crop_is_drawn_where_the_decoder_crops(manifest):
     assert np.array_equal(seen, model.transpose(1, 2, 0))
 
 
+def test_with_crop_face_three_people_are_drawn_with_their_faces_and_crops(manifest):
+    spec = FrameSpec(crop="face", size=48)
+    faced = Manifest.of(manifest.root, [replace(clip, face="70 20 20 24") for clip in manifest.clips])
+    with drawing.style():
+        pictures = [np.asarray(axes.images[0].get_array()) for axes in crop_picture(faced, spec).axes]
+    assert len(pictures) == 3
+    for picture in pictures:
+        assert picture.shape == (72, 128 + 72, 3)  # the whole frame, and the crop as high as it
+        rows, columns = (picture[:, :128] == (86, 180, 233)).all(-1).nonzero()
+        assert (columns.min(), rows.min(), columns.max(), rows.max()) == (70, 20, 89, 43)
+        rows, columns = (picture[:, :128] == (230, 159, 0)).all(-1).nonzero()
+        left, top, side, _ = spec.at((70, 20, 20, 24)).box(128, 72)
+        assert (columns.min(), rows.min(), columns.max(), rows.max()) == (left - 1, top - 1, left + side, top + side)
+
+
 def test_examples_are_of_different_actors_and_always_the_same(manifest):
     chosen = corpus._examples([clip for clip in manifest.clips if clip.emotion == "angry"])
     assert len({clip.actor for clip in chosen}) == len(chosen) == 4

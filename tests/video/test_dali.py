@@ -118,9 +118,9 @@ def by_codec(folder, videos):
 @pytest.mark.parametrize("codec", sorted(backends.CODECS_CPU))
 @pytest.mark.parametrize("crop", CROPS)
 def test_frames_are_pyavs(by_codec, codec, crop):
-    for num_samples in (1, 7, 60):
-        spec = FrameSpec(num_frames=num_samples, crop=crop, size=48)
-        clip = source(by_codec[codec], num_samples)
+    for num_samples, face in ((1, (100, 50, 40, 44)), (7, (3, 60, 22, 30)), (60, (40, 0, 20, 24))):
+        spec = FrameSpec(num_frames=num_samples, crop=crop, size=48).at(face)
+        clip = replace(source(by_codec[codec], num_samples), face=face)
         assert_as_pyavs(frames_of(decoder(spec), [clip]), [clip], spec, FLOOR[codec])
 
 

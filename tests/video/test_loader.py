@@ -74,23 +74,36 @@ def test_closing_ends_an_epoch_that_something_holds_on_to(manifest, tmp_path, ti
 @pytest.fixture(scope="module")
 def decoded(manifest):
     """What decoding gives: {backend: {key: pixels}}."""
-    part = Manifest(manifest.root, manifest.clips[:22])
-    return {backend: decoded_clips(part, replace(SMALL, backend=backend)) for backend in ("pyav", "decord")}
+    part = Manifest(manifest.root, with_boxes(manifest.clips[:22]))
+    return {
+        (backend, crop): decoded_clips(part, replace(SMALL, backend=backend, crop=crop))
+        for backend in ("pyav", "decord")
+        for crop in ("center", "face")
+    }
+
+
+def with_boxes(clips):
+    """Each clip's face is elsewhere; every fifth has none."""
+    boxes = [f"{5 * n % 90} {3 * n % 40} {20 + n % 7} {24 + n % 5}" if n % 5 else "" for n in range(len(clips))]
+    return tuple(replace(clip, face=box) for clip, box in zip(clips, boxes, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 @pytest.mark.parametrize("tier", ["none", "disk", "memory", "device"])
 @pytest.mark.parametrize(
-    ("threads", "world_size", "batch_size"), [(1, 1, 4), (4, 1, 1), (4, 1, 16), (2, 2, 4)], ids=str
+    ("crop", "threads", "world_size", "batch_size"),
+    [("center", 1, 1, 4), ("center", 4, 1, 1), ("face", 4, 1, 16), ("center", 2, 2, 4), ("face", 2, 2, 4)],
+    ids=str,
 )
-def test_laws_2_and_3_for_every_backend_tier_threads_ranks_and_batch_size(
-    manifest, decoded, tmp_path, backend, tier, threads, world_size, batch_size
+def test_laws_2_and_3_for_every_backend_tier_crop_threads_ranks_and_batch_size(
+    manifest, decoded, tmp_path, backend, tier, crop, threads, world_size, batch_size
 ):
     """Three epochs, of which the first decodes: order by (seed, epoch, key), and the bytes that decoding gives."""
-    config, clips = replace(SMALL, backend=backend, decode_threads=threads), manifest.clips[:22]
+    config = replace(SMALL, backend=backend, decode_threads=threads, crop=crop)
+    clips = with_boxes(manifest.clips[:22])
     options = {"shuffle": True, "even": True, "seed": 7, "world_size": world_size, "batch_size": batch_size}
     store = StoreConfig(tier=tier, root=tmp_path)
-    loaders = [make_loader(manifest, config, rank=rank, store=store, **options) for rank in range(world_size)]
+    loaders = [make_loader(manifest, config, clips, rank=rank, store=store, **options) for rank in range(world_size)]
     for epoch in (1, 2, 3):
         order = epoch_order([clip.key for clip in clips], seed=7, epoch=epoch)
         for rank, loader in enumerate(loaders):
@@ -99,7 +112,7 @@ def test_laws_2_and_3_for_every_backend_tier_threads_ranks_and_batch_size(
                 (clips[i].key, EMOTIONS.index(clips[i].emotion)) for i in order[rank::world_size]
             ]
             for key, _, frames in seen:
-                assert np.array_equal(frames, decoded[backend][key])
+                assert np.array_equal(frames, decoded[backend, crop][key])
     for loader in loaders:
         loader.close()
     assert any(tmp_path.iterdir()) == (tier != "none")
@@ -112,10 +125,10 @@ def test_without_a_disk_for_the_store_the_memory_still_holds_the_clips(manifest,
     store = StoreConfig(tier=tier, root=tmp_path / "file")
     with make_loader(manifest, store=store, say=messages.append) as loader:
         assert loader.kept.tier == ("memory" if tier == "memory" else "none")
-        check_epoch(loader, decoded["pyav"])
+        check_epoch(loader, decoded["pyav", "center"])
         if tier == "memory":
             monkeypatch.setattr("fastemo.video.backends.decode_clip", None)
-        check_epoch(loader, decoded["pyav"], 1)
+        check_epoch(loader, decoded["pyav", "center"], 1)
     (message,) = messages
     assert re.search(r"cannot store decoded clips in .*Not a directory; .*--store.root.*tier none; training", message)
 
@@ -193,10 +206,11 @@ def mixed_corpus(tmp_path_factory):
     return scan(folder)
 
 
-@pytest.mark.parametrize("tier", ["none", "disk", "memory"])
-def test_dali_fills_the_same_batches(mixed_corpus, tmp_path, tier):
+@pytest.mark.parametrize(("tier", "crop"), [("none", "center"), ("disk", "center"), ("memory", "face")])
+def test_dali_fills_the_same_batches(mixed_corpus, tmp_path, tier, crop):
     """Order and labels are PyAV's, frames within law 1, cached bytes those that were decoded (law 3)."""
-    config, clips = VideoConfig(num_frames=4, size=32, backend="dali"), mixed_corpus.clips
+    config = VideoConfig(num_frames=4, size=32, backend="dali", crop=crop)
+    clips = with_boxes(mixed_corpus.clips)
     expected = rows(make_loader(mixed_corpus, replace(config, backend="pyav"), clips, batch_size=3, shuffle=True))
     store = StoreConfig(tier=tier, root=tmp_path)
     with make_loader(mixed_corpus, config, clips, batch_size=3, shuffle=True, store=store) as loader:

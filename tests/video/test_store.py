@@ -150,6 +150,26 @@ def test_a_clip_with_another_frame_count_is_another_sample(config, corpus):
         assert not is_stored(store, replace(clip, num_frames=13))
 
 
+def test_a_clip_whose_face_is_elsewhere_is_another_sample(config, corpus):
+    [clip] = (replace(it, face="1 2 3 4") for it in make_clips(corpus, 1))
+    moved, spec = replace(clip, face="1 2 3 5"), replace(SPEC, crop="face")
+    with open_store(config, corpus, [clip], spec=spec) as store:
+        fill(store, [clip])
+        assert store.has(clip)
+        assert is_stored(store, clip)
+        assert not store.has(moved)
+        assert not is_stored(store, moved)
+    for other in (replace(spec, face_margin=0.5), replace(spec, num_frames=2)):
+        with open_store(config, corpus, [clip], spec=other) as another:
+            assert another.folder != store.folder
+    with open_store(config, corpus, [clip]) as center:  # which does not depend on the face
+        fill(center, [clip])
+        assert center.has(moved)
+        assert is_stored(center, moved)
+    with open_store(config, corpus, [clip], spec=replace(SPEC, face_margin=0.5)) as same:
+        assert same.folder == center.folder
+
+
 def test_stores_with_different_clips_share_a_folder(config, corpus):
     clips = make_clips(corpus, 9)
     train, val = clips[:6], clips[4:]

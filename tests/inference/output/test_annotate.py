@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -222,6 +223,36 @@ def test_the_strip_has_each_class_colour_and_a_cursor_at_the_time(tmp_path):
         assert red > blue + 60  # "sad", #c05000
     for number in (5, 20, 30, 45):
         assert strips[number].sum(-1).argmax() == pytest.approx(number / 50 * SIZE[0], abs=2)
+
+
+def near(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.abs(pixels.astype(int) - colour).max(-1) < 60
+
+
+def test_faces_are_drawn_where_they_are_in_the_colour_of_their_class(tmp_path):
+    video = write_video(tmp_path / "clip.mp4", 50, *SIZE, draw=grey)
+    one = replace(window(0, 1), face=1, box=(40, 70, 60, 60))
+    other = replace(window(0, 1, 1), face=2, box=(201, 71, 61, 61))  # odd, as boxes may be
+    none = Prediction(path="clip.mp4", start=1, end=2, error="no face")
+    _, frames = frames_of(annotated(video, [one, other, none]))
+    for found, colour in ((one, (0, 114, 178)), (other, (192, 80, 0))):
+        left, top, width, height = found.box
+        edges = near(frames[5][top + 8 : top + height - 8, left - 3 : left + width + 3], colour)
+        assert edges[:, :8].any(1).all()  # the left line, and the right one
+        assert edges[:, -8:].any(1).all()
+        assert not near(frames[5][top + 15 : top + height - 15, left + 15 : left + width - 15], colour).any()
+        assert (frames[5][top - 18 : top - 2, left : left + 60] > 180).any()  # its caption
+    assert np.abs(frames[40][70:130].astype(int) - 90).max() < 20
+    strip = frames[5][-26:, 20:140].astype(int).mean(1)  # a row for each: "happy", #0072b2, above "sad", #c05000
+    assert (strip[4:10, 2] > strip[4:10, 0] + 40).all()
+    assert (strip[-8:-2, 0] > strip[-8:-2, 2] + 40).all()
+
+
+@pytest.mark.parametrize("box", [(0, 0, 320, 180), (-1, 0, 2, 2), (318, 178, 1, 1), (0, 170, 320, 10)])
+def test_boxes_at_the_edge_are_drawn(tmp_path, box):
+    video = write_video(tmp_path / "clip.mp4", 3, *SIZE)
+    found = [replace(window(0, 1, n % 2), face=n, box=(max(0, box[0]), *box[1:])) for n in range(1, 7)]
+    assert len(frames_of(annotated(video, found))[0]) == 3
 
 
 @pytest.mark.parametrize(("name", "codec"), [("clip.mp4", "libx264"), ("clip.mkv", "mjpeg"), ("clip.mkv", "ffv1")])

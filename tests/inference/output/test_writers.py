@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,12 +16,13 @@ import pytest
 
 from fastemo.errors import UserError
 from fastemo.inference.output.writers import FeatureWriter, writer_of
-from fastemo.inference.prediction import UNSURE, Prediction
+from fastemo.inference.prediction import NO_FACE, UNSURE, Prediction
 
 CLASSES = ["happy", 'sad, "very"', "<b>&amp;"]
 SUFFIXES = [".csv", ".json", ".jsonl", ".srt", ".vtt", ".parquet"]
 TABLES = [".csv", ".json", ".jsonl", ".parquet"]
 SUBTITLES = [".srt", ".vtt"]
+FACE = ["face", "left", "top", "width", "height"]
 NAMES = ["a,b.mp4", 'say "x".mp4', "two  spaces\tand\nlines\r.mp4", "=1+1.mp4", "日本 \x85.mp4", "-->.mp4", "{<b>&.mp4"]
 
 
@@ -31,8 +33,8 @@ def answer(path="clip.mp4", start=0.0, end=1.0, best=0, share=0.75, **fields) ->
     return Prediction(path=path, start=start, end=end, **fields)
 
 
-def written(path: Path, predictions) -> Path:
-    with writer_of(path, CLASSES) as writer:
+def written(path: Path, predictions, *, has_faces: bool = False) -> Path:
+    with writer_of(path, CLASSES, has_faces=has_faces) as writer:
         for prediction in predictions:
             writer.write(prediction)
     return path
@@ -45,7 +47,7 @@ def table(path: Path) -> list[dict]:
         return pyarrow.parquet.read_table(path).to_pylist()
     if path.suffix == ".csv":
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        numbers = {"start", "end", *(f"probability_{name}" for name in CLASSES)}
+        numbers = {"start", "end", *FACE, *(f"probability_{name}" for name in CLASSES)}
         return [{key: (float(it) if key in numbers else it) if it else None for key, it in row.items()} for row in rows]
     rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.split("\n")[:-1]]
     for row in rows:
@@ -84,6 +86,27 @@ def test_a_table_reads_back_as_what_was_written(tmp_path, suffix):
     assert rows == expected
     if suffix in (".csv", ".parquet"):
         assert [*rows[0]] == [*expected[0]]
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_faces_have_their_number_and_box_in_every_table(tmp_path, suffix):
+    made = [answer(face=1, box=(10, 20, 30, 40)), answer(face=12, box=(0, 0, 5, 6)), Prediction(error=NO_FACE, end=1.0)]
+    rows = table(written(tmp_path / f"out{suffix}", made, has_faces=True))
+    assert [[row[name] for name in FACE] for row in rows] == [[1, 10, 20, 30, 40], [12, 0, 0, 5, 6], [None] * 5]
+    assert [row["error"] for row in rows] == [None, None, "no face"]
+    if suffix in (".csv", ".parquet"):
+        assert [*rows[0]][3:8] == FACE
+    assert not {*FACE} & {*table(written(tmp_path / f"plain{suffix}", made))[0]}
+
+
+@pytest.mark.parametrize("suffix", SUBTITLES)
+def test_subtitles_have_a_line_for_each_face_of_a_window(tmp_path, suffix):
+    made = [answer(face=1), answer(best=1, face=2), answer(start=1.0, end=2.0, face=2), Prediction(start=2.0, end=3.0)]
+    made[3] = replace(made[3], path="clip.mp4", error=NO_FACE)
+    first, second, third = cues(written(tmp_path / f"out{suffix}", made, has_faces=True))
+    assert first == (0.0, 1.0, '1: happy 75 %\n2: sad, "very" 75 %')
+    assert second == (1.0, 2.0, "happy 75 %")
+    assert third == (2.0, 3.0, "no face")
 
 
 def test_numbers_of_a_csv_have_as_many_decimals_as_a_run_gives(tmp_path):
@@ -241,6 +264,7 @@ def test_embeddings_of_all_answers_are_kept(tmp_path):
             "start": "f",
             "end": "f",
             "label": "U",
+            "face": "i",
         }
         np.testing.assert_array_equal(found["embedding"], rows, strict=True)
         assert found["path"].tolist() == ["a.mp4", "日本.mp4", r"bad\udcff.mp4"]
