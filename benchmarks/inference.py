@@ -7,7 +7,9 @@
   window needs counts once, and against a loop as most projects write it, which OpenCV feeds with every frame;
 - live: the time from a window's last frame to the answer, for a stream that ffmpeg sends over udp on this machine;
 - start: `fastemo predict` of one clip from the start of Python on, against the imports of torch and timm;
-- memory: over many files, and over the long video.
+- memory: over many files, and over the long video;
+- faces: of a run with `video.crop: face`, the loader, the search for the boxes, `stream` against OpenCV's loop with a
+  face detector, and live input that shows two people. It needs the detector's weights (`--faces.weights`).
 
 What is compared takes turns for several rounds. The clips are real ones of RAVDESS if there are any (`FASTEMO_CLIPS`,
 or `../shared/clips`), joined to a long video without encoding them again; otherwise generated ones of their shape,
@@ -21,6 +23,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,14 +34,17 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
 
 from benchmarks.common import corpus, measure, results
 from benchmarks.common.inference import report
+from benchmarks.common.inference.faces import FACE_VIDEO, face_stages, face_weights, two_people
 from benchmarks.common.inference.material import CONFIG, WINDOW, LongVideo, join, make_run
 from benchmarks.common.inference.processes import live, memory, start_stages
 from benchmarks.common.inference.stages import file_stages, window_stages
 from benchmarks.common.options import Numbers, add_numbers, choose, make_parser, parse_checked
 from fastemo.console import Console
+from fastemo.corpus.manifest import Manifest
 from fastemo.errors import UserError
+from fastemo.video.config import FacesConfig
 
-PARTS = ("files", "windows", "live", "start", "memory")
+PARTS = ("files", "windows", "live", "start", "memory", "faces")
 _NUMBERS: Numbers = {
     "rounds": (3, 1, "measurement rounds"),
     "clips": (200, 8, "clips of a pass"),
@@ -55,6 +61,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--corpus", default="auto", help="a folder; generated; or auto: real clips if available")
     parser.add_argument("--parts", default="all", help=f"all, or some of {', '.join(PARTS)}")
     add_numbers(parser, _NUMBERS)
+    parser.add_argument(
+        "--faces.weights", dest="faces_weights", type=Path, metavar="FILE", help="face detector's (default: downloaded)"
+    )
     parser.add_argument("--quick", action="store_true", help="small generated clips, one round: a smoke test")
     options = parse_checked(parser, arguments, numbers=_NUMBERS)
     if options.live_seconds <= WINDOW:
@@ -107,6 +116,20 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             minutes = options.memory_minutes
             long = _apart(console, memory, trained, video_of(minutes).path)
             found["memory_windows"] = {"minutes": minutes, **long}
+        if "faces" in parts:
+            try:
+                weights = face_weights(options.faces_weights, scratch)
+            except UserError as error:
+                found["live_faces"] = {"skipped": str(error)}
+            else:
+                config = replace(CONFIG, video=FACE_VIDEO, faces=FacesConfig(weights=weights))
+                face_run = make_run(scratch / "faces", manifest.class_names, config)
+                some = Manifest.of(manifest.root, manifest.clips[: options.clips])
+                with ExitStack() as stack:
+                    video = video_of(options.minutes)
+                    measured(face_stages(face_run, some, video, weights, stack), options.rounds)
+                pair = two_people(manifest, scratch / "two.mp4")
+                found["live_faces"] = _apart(console, live, face_run, pair, options.live_seconds, "all")
     entries = {name: results.entry(record.rounds[name], title) for name, title in titles.items()}
     for name, reason in record.skipped.items():
         entries[name]["skipped"] = reason

@@ -23,13 +23,21 @@ STAGES = {
     *("decode_windows", "forward_windows", "stream", "loop"),
     *("imports", "command"),
 }
+FACE_STAGES = {
+    *("decode_for_faces", "find_faces", "loader_center", "loader_face"),
+    *("stream_faces", "loop_faces", "loop_every_face"),
+}
+FACE_RATIOS = {
+    *("find_faces_over_decode_for_faces", "loader_face_over_loader_center"),
+    *("stream_faces_over_loop_faces", "stream_faces_over_loop_every_face"),
+}
 RATIOS = {
     *("predict_over_sum_files", "predict_over_decode_files", "stream_over_sum_windows", "stream_over_decode_windows"),
     *("stream_over_loop", "command_over_imports"),
 }
 ENTRIES = (
     *("date", "command", "minutes", "machine", "versions", "settings", "network", "corpus", "passes"),
-    *("video", "live", "memory_files", "memory_windows", "ratios", "headlines", "targets"),
+    *("video", "live", "live_faces", "memory_files", "memory_windows", "ratios", "headlines", "targets"),
 )
 ROUNDS = {
     "decode_files": {1: Pass(8, 2.0, 4.0), 2: Pass(8, 4.0, 4.0)},
@@ -134,23 +142,38 @@ def test_generated_clips_claim_nothing_about_pruning():
 @pytest.mark.slow
 def test_the_command_measures_everything(run_script, tmp_path):
     out = tmp_path / "found.json"
-    done = run_script([*documented_command("benchmarks/inference.py"), "--quick"], "--out", out)
+    words = [*documented_command("benchmarks/inference.py"), "--quick", "--faces.weights", "none.onnx"]
+    done = run_script(words, "--out", out)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert set(found) == set(ENTRIES)
     assert set(found["passes"]) == STAGES
     assert set(found["ratios"]) == RATIOS
+    assert "none.onnx cannot be read" in found["live_faces"]["skipped"]
     assert all(len(it["rounds"]) == 1 for it in found["passes"].values())
     assert found["video"]["needed_frames"] <= 10 * found["video"]["windows"]
     assert found["memory_files"]["answers"] == 20
     assert found["memory_windows"]["answers"] == found["video"]["windows"]
-    assert len(found["targets"]) == 9
+    assert len(found["targets"]) == 15
     assert str(tmp_path) not in out.read_text()
     if shutil.which("ffmpeg"):
         assert found["live"]["windows"] + found["live"]["windows_skipped"] >= 2
     else:
         assert "ffmpeg" in found["live"]["skipped"]
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_the_command_measures_faces(run_script, tmp_path, face_weights):
+    out = tmp_path / "found.json"
+    words = [*documented_command("benchmarks/inference.py"), "--quick", "--parts", "faces"]
+    done = run_script(words, "--faces.weights", face_weights, "--out", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert set(found["passes"]) == FACE_STAGES
+    assert set(found["ratios"]) == FACE_RATIOS
+    if shutil.which("ffmpeg"):
+        assert found["live_faces"]["answers_a_window"] == 2
 
 
 def test_what_is_not_an_option_is_refused_in_one_line(one_line_of):

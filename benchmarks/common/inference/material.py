@@ -56,12 +56,12 @@ class LongVideo:
         return sum(len(wanted) for _, wanted in self.parts)
 
 
-def make_run(folder: Path, class_names: tuple[str, ...]) -> Path:
+def make_run(folder: Path, class_names: tuple[str, ...], config: RunConfig = CONFIG) -> Path:
     """A finished run's folder, as far as inference reads it."""
     torch.manual_seed(0)
     model = build_model(CONFIG.model, len(class_names))
     checkpoint.save(folder / "checkpoints" / "best", model=model.state_dict(), state={}, info={})
-    write_config(CONFIG, folder / "config.yaml")
+    write_config(config, folder / "config.yaml")
     tested = {"per_class": {name: {} for name in class_names}, "versions": {"fastemo": __version__}}
     (folder / "test.json").write_text(json.dumps(tested), encoding="utf-8")
     return folder

@@ -19,6 +19,7 @@ from benchmarks.common.inference.material import CONFIG, HOP, WINDOW
 from benchmarks.common.measure import REPOSITORY, Skipped, Stage, cpu_seconds, timed
 from fastemo.errors import UserError
 from fastemo.inference.loading import load
+from fastemo.inference.prediction import Faces
 from fastemo.machine import resident_memory
 
 LIVE_HOP = 0.5  # seconds
@@ -44,12 +45,12 @@ def start_stages(run: Path, clip: Path) -> list[Stage]:
     ]
 
 
-def live(run: Path, video: Path, seconds: int) -> dict[str, Any]:
+def live(run: Path, video: Path, seconds: int, faces: Faces | None = None) -> dict[str, Any]:
     """Answer about a stream that ffmpeg sends at its own speed to this machine, with a window each half second.
 
     Returns:
-        Windows answered and skipped, the times from a window's last frame to its answer in milliseconds, and the
-        processors that this process kept busy.
+        Windows answered and skipped, the times from a window's last frame to its last answer in milliseconds, and the
+        processors that this process kept busy; with `faces`, the answers a window.
 
     Raises:
         UserError: There is no ffmpeg, or the stream failed.
@@ -58,15 +59,17 @@ def live(run: Path, video: Path, seconds: int) -> dict[str, Any]:
 
     if shutil.which("ffmpeg") is None:
         raise UserError("ffmpeg, which sends the stream, is not installed")
-    model = load(run, device="cpu")
+    model = load(run, device="cpu", faces=faces)
     model.predict_frames(np.zeros((CONFIG.video.num_frames, 72, 128, 3), np.uint8))
     url = f"udp://127.0.0.1:{_free_port()}"
     wanted = int((seconds - WINDOW) / LIVE_HOP)
-    delays: list[float] = []
+    delays: dict[float, float] = {}
+    num_answers = 0
     with LiveWindows(url, model.spec, window=WINDOW, hop=LIVE_HOP) as windows, _sent(video, url):
         started, cpu = time.monotonic(), cpu_seconds()
         for found in model.predict_windows(windows, windows.name):
-            delays.append(1000 * (time.monotonic() - windows.last_arrival))
+            delays[found.start] = 1000 * (time.monotonic() - windows.last_arrival)
+            num_answers += 1
             if found.error:
                 raise UserError(found.error)
             if len(delays) + windows.skipped >= wanted:
@@ -77,11 +80,12 @@ def live(run: Path, video: Path, seconds: int) -> dict[str, Any]:
         "windows": len(delays),
         "windows_skipped": windows.skipped,
         "delay_ms": {
-            "median": statistics.median(delays),
-            "p95": float(np.percentile(delays, 95)),
-            "max": max(delays),
+            "median": statistics.median(delays.values()),
+            "p95": float(np.percentile([*delays.values()], 95)),
+            "max": max(delays.values()),
         },
         "processors_busy": busy,
+        **({"answers_a_window": num_answers / len(delays)} if faces else {}),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -26,7 +27,9 @@ def ratios(rounds: measure.Rounds) -> dict[str, dict[str, float]]:
     for name in _STARTS:
         speed[name] = {number: 1 / rate for number, rate in speed.get(name, {}).items()}
     pairs = [("predict", "sum_files"), ("stream", "sum_windows"), ("stream", "loop"), ("command", "imports")]
-    return measure.paired_ratios(speed, [*pairs, ("predict", "decode_files"), ("stream", "decode_windows")])
+    pairs += [("predict", "decode_files"), ("stream", "decode_windows"), ("find_faces", "decode_for_faces")]
+    pairs += [("loader_face", "loader_center"), ("stream_faces", "loop_faces"), ("stream_faces", "loop_every_face")]
+    return measure.paired_ratios(speed, pairs)
 
 
 def headlines(entries: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -45,19 +48,11 @@ def targets(found: Mapping[str, Any], *, is_genuine: bool) -> list[measure.Targe
     """Stated for T = 10, 128x128, 720p H.264 at 30 frames/s, two cores.
 
     Args:
-        found: `ratios`, and what was measured of `video`, `live`, `memory_files` and `memory_windows`.
+        found: `ratios`, and what was measured of `video`, `live`, `live_faces`, `memory_files` and `memory_windows`.
     """
     origin = "" if is_genuine else "generated clips: says nothing about the gain by pruning"
 
-    def ratio(name: str, title: str, bound: float, note: str = "", *, is_upper: bool = False) -> measure.Target:
-        it = found["ratios"].get(name)
-        notes = [f"{it['min']:.2f} to {it['max']:.2f}" if it else "", note]
-        text = "; ".join(filter(None, notes))
-        return measure.Target(name, title, it and it["median"], bound, "x", is_upper=is_upper, note=text)
-
-    def at_most(name: str, title: str, value: float | None, bound: float, unit: str, note: str) -> measure.Target:
-        return measure.Target(name, title, value, bound, unit, is_upper=True, note=note)
-
+    ratio = partial(_ratio, found)
     live, files, windows = (found.get(name, {}) for name in ("live", "memory_files", "memory_windows"))
     of_live, of_files, of_windows = (it.get("skipped", "") for it in (live, files, windows))
     if "windows" in live:
@@ -71,16 +66,16 @@ def targets(found: Mapping[str, Any], *, is_genuine: bool) -> list[measure.Targe
         ratio("predict_over_sum_files", "predict over the sum of decoding and the model, each alone", 0.9, origin),
         ratio("stream_over_sum_windows", "stream over the same sum, each needed frame counted once", 0.8, origin),
         ratio("stream_over_loop", "stream over a loop with OpenCV", 1.7, origin),
-        at_most("live_skipped", "live: windows skipped", live.get("windows_skipped"), 0, "windows", of_live),
-        at_most("live_delay", "live: from the last frame to the answer, 95th percentile", delay, 200, "ms", of_live),
+        _at_most("live_skipped", "live: windows skipped", live.get("windows_skipped"), 0, "windows", of_live),
+        _at_most("live_delay", "live: from the last frame to the answer, 95th percentile", delay, 200, "ms", of_live),
         ratio(
             "command_over_imports", "cold start of fastemo predict over import torch, timm: time", 1.3, is_upper=True
         ),
-        at_most("files_growth", "resident memory growth over files", files.get("growth_mib"), 20, "MiB", of_files),
-        at_most(
+        _at_most("files_growth", "resident memory growth over files", files.get("growth_mib"), 20, "MiB", of_files),
+        _at_most(
             "windows_growth", "resident memory growth over a video", windows.get("growth_mib"), 20, "MiB", of_windows
         ),
-        at_most(
+        _at_most(
             "windows_memory",
             "highest resident memory over a video, above imports and model",
             windows.get("above_mib"),
@@ -88,14 +83,44 @@ def targets(found: Mapping[str, Any], *, is_genuine: bool) -> list[measure.Targe
             "MiB",
             of_windows,
         ),
+        *_face_targets(found),
     ]
+
+
+def _face_targets(found: Mapping[str, Any]) -> list[measure.Target]:
+    ratio, live = partial(_ratio, found), found.get("live_faces", {})
+    note, skipped = live.get("skipped", ""), live.get("windows_skipped")
+    delay = live.get("delay_ms", {}).get("p95")
+    if "windows" in live:
+        note = f"of {live['windows']} windows of {live['answers_a_window']:.1f} faces"
+        note += f", {live['processors_busy']:.2f} processors busy"
+    return [
+        ratio("loader_face_over_loader_center", "loader without a store, crop face (boxes known) over center", 0.98),
+        ratio("find_faces_over_decode_for_faces", "finding the boxes of a corpus over decoding alone", 0.75),
+        ratio("stream_faces_over_loop_faces", "stream with faces over OpenCV's loop, faces of windows' frames", 1.7),
+        ratio("stream_faces_over_loop_every_face", "stream with faces over OpenCV's loop, faces of every frame", 2.4),
+        _at_most("live_faces_skipped", "live, two faces: windows skipped", skipped, 0, "windows", note),
+        _at_most("live_faces_delay", "live, two faces: to the last answer, 95th percentile", delay, 250, "ms", note),
+    ]
+
+
+def _ratio(
+    found: Mapping[str, Any], name: str, title: str, bound: float, note: str = "", *, is_upper: bool = False
+) -> measure.Target:
+    it = found["ratios"].get(name)
+    text = "; ".join(filter(None, [f"{it['min']:.2f} to {it['max']:.2f}" if it else "", note]))
+    return measure.Target(name, title, it and it["median"], bound, "x", is_upper=is_upper, note=text)
+
+
+def _at_most(name: str, title: str, value: float | None, bound: float, unit: str, note: str) -> measure.Target:
+    return measure.Target(name, title, value, bound, unit, is_upper=True, note=note)
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
     """Show the tables."""
     measured = [it for it in found["passes"].values() if it["rounds"]]
     console.table("medians of the rounds", [results.entry_row(it) for it in measured])
-    for name in ("live", "memory_files", "memory_windows"):
+    for name in ("live", "live_faces", "memory_files", "memory_windows"):
         if name in found:
             console.table(name, [results.figures_of(found[name])])
     for name, it in {**found["passes"], **found}.items():

@@ -37,7 +37,8 @@ class FaceDetector:
         sides: Longer sides of the pictures in which faces are sought, one after the other until one shows any.
 
     Attributes:
-        digest: SHA-256 of the weights, in hexadecimal.
+        weights: The file's bytes.
+        digest: Their SHA-256, in hexadecimal.
 
     Raises:
         UserError: The weights cannot be read, had, or opened; the message names the option.
@@ -46,8 +47,8 @@ class FaceDetector:
     def __init__(self, weights: Path | None = None, *, sides: Sequence[int] = _SIDES) -> None:
         self._sides, self._of_thread = sides, local()
         self._source = ADDRESS if weights is None else str(weights)
-        self._data = _cached_weights() if weights is None else _read(weights)
-        self.digest = hashlib.sha256(self._data).hexdigest()
+        self.weights = _cached_weights() if weights is None else _read(weights)
+        self.digest = hashlib.sha256(self.weights).hexdigest()
         self._open()
 
     def faces(self, frame: DecodedFrame) -> list[Box]:
@@ -79,7 +80,7 @@ class FaceDetector:
         nothing = np.empty(0, np.uint8)
         try:
             net = cv2.FaceDetectorYN.create(
-                "onnx", np.frombuffer(self._data, np.uint8), nothing, (_SIDES[0], _SIDES[0]), _LEAST_SCORE
+                "onnx", np.frombuffer(self.weights, np.uint8), nothing, (_SIDES[0], _SIDES[0]), _LEAST_SCORE
             )
             net.detect(np.zeros((_SIDES[0], _SIDES[0], 3), np.uint8))
         except cv2.error as error:
