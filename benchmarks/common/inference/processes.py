@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,12 @@ def live(run: Path, video: Path, seconds: int, faces: Faces | None = None) -> di
     num_answers = 0
     with LiveWindows(url, model.spec, window=WINDOW, hop=LIVE_HOP) as windows, _sent(video, url):
         started, cpu = time.monotonic(), cpu_seconds()
-        for found in model.predict_windows(windows, windows.name):
-            delays[found.start] = 1000 * (time.monotonic() - windows.last_arrival)
-            num_answers += 1
-            if found.error:
-                raise UserError(found.error)
+        for start, answers in groupby(model.predict_windows(windows, windows.name), lambda found: found.start):
+            for found in answers:
+                delays[start] = 1000 * (time.monotonic() - windows.last_arrival)
+                num_answers += 1
+                if found.error:
+                    raise UserError(found.error)
             if len(delays) + windows.skipped >= wanted:
                 break
         busy = (cpu_seconds() - cpu) / (time.monotonic() - started)
