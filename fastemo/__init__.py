@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from fastemo.version import __version__
 
 if TYPE_CHECKING:
-    from fastemo.inference.loading import load
     from fastemo.inference.prediction import Prediction
     from fastemo.inference.recognizer import Recognizer
+    from fastemo.inference.runs import load
 
 __all__ = ["Prediction", "Recognizer", "__version__", "load"]
 
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return Prediction
     if name in ("Recognizer", "load"):
-        from fastemo.inference import loading
+        from fastemo.inference import recognizer, runs
 
-        return getattr(loading, name)
+        return runs.load if name == "load" else recognizer.Recognizer
     raise AttributeError(f"module 'fastemo' has no attribute '{name}'")

@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--corpus.subjects", dest="subjects", metavar="REGEX", help=_SUBJECTS)
     evaluate.add_argument("--corpus.classes", dest="classes", type=Path, help="YAML file that renames classes")
     evaluate.add_argument("--corpus.max_rejected", dest="max_rejected", type=int)
+    _add_detector(evaluate)
     evaluate.set_defaults(command=_evaluate)
     _add_comparing(commands)
     return parser
@@ -267,6 +268,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         subjects=options.subjects,
         classes=options.classes,
         max_rejected=options.max_rejected,
+        face_weights=options.faces_weights,
     )
 
 

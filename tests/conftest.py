@@ -75,10 +75,11 @@ def clips_folder() -> Path:
 @pytest.fixture(scope="session")
 def face_weights() -> Path:
     """The face detector's weights; tests that need them are skipped where they are absent."""
-    name = "face_detection_yunet_2026may.onnx"
-    path = Path(os.environ.get("FASTEMO_FACE_WEIGHTS") or REPOSITORY / "../shared/models" / name).resolve()
+    from helpers import face_weights
+
+    path = face_weights()
     if not path.is_file():
-        pytest.skip(f"no face detector at {path}; FASTEMO_FACE_WEIGHTS names the file {name}")
+        pytest.skip(f"no face detector at {path}; FASTEMO_FACE_WEIGHTS names the file")
     return path
 
 

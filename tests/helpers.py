@@ -38,6 +38,12 @@ TINY_RUN = [
 T = TypeVar("T")
 
 
+def face_weights() -> Path:
+    """Where the face detector's weights are, if they are anywhere."""
+    default = REPOSITORY / "../shared/models/face_detection_yunet_2026may.onnx"
+    return Path(os.environ.get("FASTEMO_FACE_WEIGHTS") or default).resolve()
+
+
 def full_or(sample: T, full: T) -> T:
     """What a long test tries: `full` where FASTEMO_FULL=1 (`reliability.py --full` sets it), else a sample of it."""
     return full if os.environ.get("FASTEMO_FULL") == "1" else sample

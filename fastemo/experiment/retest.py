@@ -31,6 +31,7 @@ from fastemo.models.build import build_model
 from fastemo.training import checkpoint
 from fastemo.training.trainer import Trainer
 from fastemo.video.faces.boxes import with_faces
+from fastemo.video.faces.detector import weights_of_run
 
 
 def evaluate_run(
@@ -40,6 +41,7 @@ def evaluate_run(
     split: str | None = None,
     out: Path | None = None,
     root: list[Path] | Path | None = None,
+    face_weights: Path | None = None,
     **other: Any,
 ) -> dict[str, Any]:
     """Test the best checkpoint of a run in one process.
@@ -53,11 +55,10 @@ def evaluate_run(
 
     Args:
         split: `train`, `val` or `test`; `None` is `test` without `root`.
-        other: Of another corpus, `labels`, `subjects`, `classes` and `max_rejected` as in `CorpusConfig`.
+        face_weights, other: Of another corpus: as `load` takes them; `labels`, `subjects`, `classes`, `max_rejected`.
 
     Raises:
-        ValueError: `run_dir` is not a run folder, its checkpoint or test.json is damaged, or the other corpus is not
-            usable: it shares fewer than two classes, or holds clips that the run was trained on.
+        ValueError: The run is damaged, or the other corpus shares fewer than two classes or has clips of its training.
         DecodeError: A clip no longer decodes as it did in the run.
     """
     config = config_of(run_dir)
@@ -72,7 +73,7 @@ def evaluate_run(
     splits = with_classes_of(weights, split_corpus(own, config.corpus))
     if is_other:
         chosen = _other_corpus(config.corpus, root=root, **other)
-        clips, names, head = _shared_clips(chosen, config, splits, console)
+        clips, names, head = _shared_clips(chosen, config, splits, face_weights, console)
         home, split = named_root(chosen), "all"
         where = "-".join(["all", *(folder.resolve().name for folder in folders(home).values())])
     else:
@@ -147,10 +148,11 @@ def restricted(predictions: Predictions, class_names: Sequence[str], chosen: Seq
 
 
 def _shared_clips(
-    chosen: CorpusConfig, config: RunConfig, splits: Splits, console: Console
+    chosen: CorpusConfig, config: RunConfig, splits: Splits, face_weights: Path | None, console: Console
 ) -> tuple[tuple[Clip, ...], tuple[str, ...], dict[str, Any]]:
     """The clips of another corpus that a run's model can be tested on, their classes, and notes about them."""
-    manifest = with_faces(prepare_corpus(chosen, console), config.video, config.faces.weights, console)
+    weights = weights_of_run(config.faces.weights, face_weights)
+    manifest = with_faces(prepare_corpus(chosen, console), config.video, weights, console)
     own = {class_name(name): name for name in splits.class_names}  # version 0.1.0 spelled classes as the folders
     found = [replace(clip, emotion=own.get(clip.emotion, clip.emotion)) for clip in manifest.clips]
     trained_on = {(clip.path, clip.size_bytes) for clip in splits.train}

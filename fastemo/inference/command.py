@@ -91,7 +91,7 @@ def predict(request: Request, console: Console) -> int:
         raise ValueError(f"--annotate takes one video, not {len(files)}")
     if request.annotate is not None:
         check_annotation(files[0], request.annotate)
-    from fastemo.inference.loading import load  # imports torch: what was refused before was refused at once
+    from fastemo.inference.runs import load  # imports torch: what was refused before was refused at once
 
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, overload
+from typing import get_args, overload
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from fastemo.inference.runs import TrainedRun
 from fastemo.inference.windows import HOP_SECONDS, WINDOW_SECONDS, Plan, WindowClip, window_and_hop, window_clips
 from fastemo.machine import available_processors
 from fastemo.video.bitstream.pruning import BitstreamError
-
-if TYPE_CHECKING:
-    from fastemo.inference.tracks import FaceTracks
 
 WHOLE_SECONDS = 10.0  # `predict_videos` takes longer files as windows
 # Clips that go through the model together.
@@ -73,10 +70,9 @@ class Recognizer:
         self.faces, self.spec = _faces(runs[0], faces), self._config.video.spec
         if self.faces is not None:
             from fastemo.inference import tracks  # imports OpenCV and SciPy
+            from fastemo.video.faces.detector import weights_of_run
 
-            own = self._config.faces.weights
-            weights = face_weights or (own if own is not None and own.is_file() else None)
-            detector = tracks.detector_for(self.faces, weights)
+            detector = tracks.detector_for(self.faces, weights_of_run(self._config.faces.weights, face_weights))
             self._tracks = partial(tracks.FaceTracks, detector, self.spec, self.faces)
         self._networks = [Network(run, device) for run in runs]
         self.class_names, self.precision = runs[0].class_names, self._networks[0].speed.precision
@@ -195,23 +191,20 @@ class Recognizer:
 
         Args:
             path: The video's name, for the predictions.
-            batch_size: Windows that go through the model together; 1: each as soon as it is there.
+            batch_size: Windows, or faces of them, that go through the model together; 1: each as soon as it is there.
             num_busy: Processors that decode meanwhile, which a model on the CPU leaves to that.
         """
-        known: list[Known] = [{} for _ in self._networks]
-        source = iter(windows)
         with ExitStack() as stack:
-            tracks: FaceTracks | None = None
+            known: list[Known] | None = [{} for _ in self._networks]
+            source = iter(windows)
             if self.faces is not None:
                 tracks = self._tracks(pool=stack.enter_context(ThreadPoolExecutor(self._threads)))
+                source = chain.from_iterable(map(tracks.clips, windows))
+                known = None  # each window's crops are its own: no features are shared
             while batch := [*islice(source, batch_size)]:
-                if tracks is not None:  # each window's crops are its own: no features are shared
-                    clips = [clip for window in batch for clip in tracks.clips(window)]
-                    yield from self._of_clips([path] * len(clips), clips, num_busy=num_busy())
-                    continue
                 yield from self._of_clips([path] * len(batch), batch, known, num_busy=num_busy())
                 first = next((clip.numbers[0] for clip in reversed(batch) if clip.numbers), 0)
-                for features in known:  # those that later windows cannot hold
+                for features in known or ():  # those that later windows cannot hold
                     for name in [name for name in features if name[1] < first]:
                         del features[name]
 

@@ -14,7 +14,7 @@ from benchmarks.common.inference.material import CONFIG, join, make_run
 from benchmarks.common.inference.stages import Alone, opencv_loop
 from benchmarks.common.measure import Pass
 from fastemo.corpus.manifest import Manifest, scan
-from fastemo.inference.loading import load
+from fastemo.inference.runs import load
 from fastemo.inference.windows import Plan
 from fastemo.video.decode import decode_clip
 

@@ -23,7 +23,7 @@ from benchmarks.common.stages import cold_stage
 from fastemo.console import Console
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.synthetic.encode import encode_clip
-from fastemo.inference.loading import load
+from fastemo.inference.runs import load
 from fastemo.machine import available_processors
 from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastemo.video.config import VideoConfig

@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.common.inference.material import CONFIG, HOP, WINDOW
 from benchmarks.common.measure import REPOSITORY, Skipped, Stage, cpu_seconds, timed
 from fastemo.errors import UserError
-from fastemo.inference.loading import load
 from fastemo.inference.prediction import Faces
+from fastemo.inference.runs import load
 from fastemo.machine import resident_memory
 
 LIVE_HOP = 0.5  # seconds

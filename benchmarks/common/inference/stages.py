@@ -15,8 +15,7 @@ import torch
 from benchmarks.common.inference.material import CONFIG, HOP, WINDOW, LongVideo
 from benchmarks.common.measure import Pass, Stage, timed
 from fastemo.corpus.manifest import Manifest
-from fastemo.inference.loading import load
-from fastemo.inference.runs import read_runs
+from fastemo.inference.runs import load, read_runs
 from fastemo.machine import available_processors
 from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD, center_crop
 from fastemo.video.decode import decode_clip

@@ -117,15 +117,19 @@ class _TextWriter(Writer):
         self._path, self._class_names, self._has_faces = path, class_names, has_faces
         # Flushed after each line; lines end as they are written.
         self._file = path.open("w", encoding="utf-8", newline="", buffering=1)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Write what comes before the first prediction."""
 
     def close(self) -> None:
         self._file.close()
 
 
 class _Csv(_TextWriter):
-    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
-        super().__init__(path, class_names, has_faces)
-        self._writer = csv.DictWriter(self._file, _columns(class_names, has_faces), lineterminator="\n")
+    def _begin(self) -> None:
+        columns = _columns(self._class_names, self._has_faces)
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         self._writer.writeheader()
 
     def write(self, prediction: Prediction) -> None:
@@ -150,8 +154,7 @@ class _Jsonl(_TextWriter):
 
 
 class _Json(_Jsonl):
-    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
-        super().__init__(path, class_names, has_faces)
+    def _begin(self) -> None:
         self._before = "\n"
         self._file.write("[")
 
@@ -170,8 +173,7 @@ class _Srt(_TextWriter):
 
     _point = ","
 
-    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
-        super().__init__(path, class_names, has_faces)
+    def _begin(self) -> None:
         self._last: list[Prediction] = []  # of one window
         self._start, self._count = 0.0, 0
 
@@ -219,8 +221,8 @@ class _Srt(_TextWriter):
 class _Vtt(_Srt):
     _point = "."
 
-    def __init__(self, path: Path, class_names: Sequence[str], has_faces: bool) -> None:
-        super().__init__(path, class_names, has_faces)
+    def _begin(self) -> None:
+        super()._begin()
         self._file.write("WEBVTT\n\n")
 
     def _head(self) -> str:

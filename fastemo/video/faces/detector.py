@@ -91,6 +91,11 @@ class FaceDetector:
         return net
 
 
+def weights_of_run(own: Path | None, chosen: Path | None) -> Path | None:
+    """The weights to use a run with: those chosen, else its own if the file is here, else the downloaded ones."""
+    return chosen or (own if own is not None and own.is_file() else None)
+
+
 def area(box: Box) -> int:
     """In pixels."""
     return box[2] * box[3]
