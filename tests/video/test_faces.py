@@ -238,8 +238,14 @@ def test_a_manifest_keeps_the_boxes_and_resuming_needs_no_detector(squares_corpu
     assert own == found
     assert own.clips[0].face_box == (25, 30, 24, 24)
     assert Clip(key="a").face_box is None
-    again = with_faces(scan(squares_corpus, labels="folder"), video, None, Console(show=False), known=own)
-    assert (again, len(double)) == (found, 1)
+    copies = scan(squares_corpus, labels="folder")  # with other modification times
+    copies = Manifest.of(squares_corpus, [replace(clip, mtime_ns=7) for clip in copies.clips])
+    again = with_faces(copies, video, None, Console(show=False), known=own)
+    assert [replace(row, mtime_ns=0) for row in again.rows] == [replace(row, mtime_ns=0) for row in found.rows]
+    fewer = Manifest.of(squares_corpus, own.clips[1:])
+    assert len(double) == 1
+    assert with_faces(scan(squares_corpus, labels="folder"), video, None, Console(show=False), known=fewer) == found
+    assert len(double) == 2  # it is asked for the clip that is not known
     text = (tmp_path / "manifest.csv").read_text()
     for face in ("1 2 3", "-1 2 3 4", "1 2 3 0", "1 2 3 4 5", "a b c d", "1 2 3 9999999"):
         (tmp_path / "manifest.csv").write_text(text.replace("25 30 24 24", face))
@@ -252,6 +258,7 @@ def test_a_clip_that_does_not_decode_is_left_to_who_uses_it(squares_corpus, doub
     (squares_corpus / "happy" / "one.mp4").write_bytes(b"no video")
     found = with_faces(manifest, replace(VIDEO, no_face="reject"), None, Console(show=False))
     assert listed(found)["happy/one.mp4"] == ("", 0)
+    assert with_faces(manifest, replace(VIDEO, no_face="reject"), None, Console(show=False), known=found) == found
     with_faces(manifest, VIDEO, None, Console(show=False))
     assert double[1].seen == 0  # it is not known, and asked again in vain
 

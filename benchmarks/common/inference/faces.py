@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections import deque
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,7 +14,15 @@ import numpy as np
 import torch
 
 from benchmarks.common.inference.material import CONFIG, HOP, WINDOW, LongVideo
-from benchmarks.common.inference.stages import LOOP_SECONDS, Alone, _stage
+from benchmarks.common.inference.stages import (
+    LOOP_SECONDS,
+    Alone,
+    check_windows,
+    in_rgb,
+    normalised,
+    opencv_loop,
+    whole_stage,
+)
 from benchmarks.common.measure import Pass, Stage, timed
 from benchmarks.common.stages import cold_stage
 from fastemo.console import Console
@@ -25,7 +30,6 @@ from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.synthetic.encode import encode_clip
 from fastemo.inference.runs import load
 from fastemo.machine import available_processors
-from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastemo.video.config import VideoConfig
 from fastemo.video.decode import decode_clip
 from fastemo.video.faces.boxes import with_faces
@@ -72,16 +76,16 @@ def face_stages(run: Path, manifest: Manifest, video: LongVideo, weights: Path, 
 
     count, num_windows = len(wanted), round(video.seconds / HOP)
     return [
-        _stage(
+        whole_stage(
             "decode_for_faces", "faces: decoding alone", count, partial(alone.decode, wanted),
             partial(alone.decode, wanted[:2]),
         ),
-        _stage("find_faces", "faces: finding the boxes", count, find, partial(_find, few, weights)),
+        whole_stage("find_faces", "faces: finding the boxes", count, find, partial(_find, few, weights)),
         cold("loader_center", "faces: loader, no store, crop center", manifest, CONFIG.video),
         cold("loader_face", "faces: loader, no store, crop face", boxed, FACE_VIDEO),
-        _stage(
-            "stream_faces", "windows: stream, faces", num_windows, partial(_answered, windows, video.num_windows),
-            lambda: list(islice(windows(), 4)),
+        whole_stage(
+            "stream_faces", "windows: stream, faces", num_windows, partial(check_windows, windows, video),
+            lambda: next(windows()),
         ),
         Stage(
             "loop_faces", "windows: loop with OpenCV, faces of each window's frames", partial(loop, False),
@@ -94,44 +98,27 @@ def face_stages(run: Path, manifest: Manifest, video: LongVideo, weights: Path, 
     ]  # fmt: skip
 
 
-def _answered(windows: Callable[[], Sequence[object]], num_windows: int) -> None:
-    found = list(windows())
-    if len(found) != num_windows or any(it.error for it in found):  # type: ignore[attr-defined]
-        raise ValueError(f"the joined video has {len(found)} windows with a face and not {num_windows}")
-
-
 def _find(manifest: Manifest, weights: Path) -> Manifest:
     """Find the boxes of all clips, none of which is cached."""
     with tempfile.TemporaryDirectory() as folder, patch.dict("os.environ", FASTEMO_CACHE=folder):
         return with_faces(manifest, FACE_VIDEO, weights, Console(show=False))
 
 
-@torch.inference_mode()
 def opencv_face_loop(model: torch.nn.Module, video: LongVideo, seconds: float, weights: Path, *, every: bool) -> int:
-    """The loop as most projects write it, over the first seconds of a video.
+    """`opencv_loop` with faces, found by YuNet at 320 pixels in every frame or in the T frames of each window.
 
-    OpenCV reads every frame and finds faces by YuNet, at 320 pixels, in every frame or in the T frames of each window;
-    the largest is cropped, resized and normalised, and the model sees them.
+    The largest face of a frame is cropped.
     """
-    capture = cv2.VideoCapture(str(video.path))
     net = cv2.FaceDetectorYN.create(str(weights), "", (_SIDE, _SIDE), 0.7)
-    mean, std = (np.array(it, np.float32) for it in (IMAGENET_MEAN, IMAGENET_STD))
-    window, hop, read = round(WINDOW * video.rate), round(HOP * video.rate), 0
-    frames: deque[tuple[np.ndarray, np.ndarray | None]] = deque(maxlen=window)
-    while read < min(video.num_frames, round(seconds * video.rate)):
-        is_read, frame = capture.read()
-        if not is_read:
-            raise ValueError(f"OpenCV reads only {read} frames of the joined video")
-        frames.append((frame, _face(net, frame) if every else None))
-        read += 1
-        if read < window or (read - window) % hop:
-            continue
-        chosen = [frames[it] for it in frame_indices(window, _T)]
-        boxes = [box if every else _face(net, frame) for frame, box in chosen]
-        clip = [_prepared(frame, box, mean, std) for (frame, _), box in zip(chosen, boxes, strict=True)]
-        torch.softmax(model(torch.from_numpy(np.stack(clip)).permute(0, 3, 1, 2)[None]), dim=1)
-    capture.release()
-    return round(read / video.rate / HOP)
+
+    def look(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return frame, _face(net, frame) if every else None
+
+    def prepare(seen: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
+        frame, box = seen
+        return _cropped(frame, box if every else _face(net, frame))
+
+    return opencv_loop(model, video, seconds, look=look, prepare=prepare)
 
 
 def _face(net: cv2.FaceDetectorYN, frame: np.ndarray) -> np.ndarray | None:
@@ -143,7 +130,7 @@ def _face(net: cv2.FaceDetectorYN, frame: np.ndarray) -> np.ndarray | None:
     return None if found is None else max(found, key=lambda row: row[2] * row[3])[:4] / scale
 
 
-def _prepared(frame: np.ndarray, box: np.ndarray | None, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def _cropped(frame: np.ndarray, box: np.ndarray | None) -> np.ndarray:
     """The square around a face, or the centre square, as the model's input: float32 [H, W, 3]."""
     height, width = frame.shape[:2]
     middle, side = (width / 2, height / 2), float(height)
@@ -152,8 +139,7 @@ def _prepared(frame: np.ndarray, box: np.ndarray | None, mean: np.ndarray, std: 
     left = int(np.clip(middle[0] - side / 2, 0, width - side))
     top = int(np.clip(middle[1] - side / 2, 0, height - side))
     crop = frame[top : top + int(side), left : left + int(side)]
-    small = cv2.cvtColor(cv2.resize(crop, (_CROP, _CROP)), cv2.COLOR_BGR2RGB)
-    return (small.astype(np.float32) / 255 - mean) / std
+    return normalised(in_rgb(cv2.resize(crop, (_CROP, _CROP))))
 
 
 def two_people(manifest: Manifest, path: Path) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from benchmarks.common.inference.material import CONFIG, HOP, WINDOW, LongVideo
 from benchmarks.common.measure import Pass, Stage, timed
 from fastemo.corpus.manifest import Manifest
+from fastemo.inference.prediction import Prediction
 from fastemo.inference.runs import load, read_runs
 from fastemo.machine import available_processors
 from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD, center_crop
@@ -23,6 +25,7 @@ from fastemo.video.sampling import frame_indices
 
 LOOP_SECONDS = 60
 _BATCH = 8  # clips
+_MEAN, _STD = (np.array(it, np.float32) for it in (IMAGENET_MEAN, IMAGENET_STD))
 _T, _SIZE, _CROP = CONFIG.video.num_frames, CONFIG.video.size, CONFIG.augment.crop_size
 
 
@@ -62,7 +65,9 @@ def file_stages(run: Path, manifest: Manifest) -> list[Stage]:
                 raise ValueError(f"{Path(found.path).name}: {found.error}")
 
     def stage(name: str, title: str, work: Callable[[int], None]) -> Stage:
-        return _stage(name, title, len(wanted), partial(work, len(wanted)), partial(work, min(_BATCH, len(wanted))))
+        return whole_stage(
+            name, title, len(wanted), partial(work, len(wanted)), partial(work, min(_BATCH, len(wanted)))
+        )
 
     return [
         stage("decode_files", "clips: decoding alone", lambda count: alone.decode(wanted[:count])),
@@ -80,26 +85,31 @@ def window_stages(run: Path, video: LongVideo) -> list[Stage]:
     num_windows, few = round(video.seconds / HOP), video.parts[: available_processors()]
     windows_of_video = partial(model.stream, video.path, window=WINDOW, hop=HOP)
 
-    def stream() -> None:
-        found = list(windows_of_video())
-        if failed := next((it.error for it in found if it.error), None):
-            raise ValueError(f"the joined video: {failed}")
-        if len(found) != video.num_windows:
-            raise ValueError(f"the joined video has {len(found)} windows and not {video.num_windows}")
-
     def loop(seconds: float = LOOP_SECONDS) -> Pass:
         return timed(lambda: opencv_loop(alone.model, video, seconds))
 
+    stream = partial(check_windows, windows_of_video, video)
     decode, forward = partial(alone.decode, video.parts), partial(alone.forward, video.num_needed)
     return [
-        _stage("decode_windows", "windows: decoding alone", num_windows, decode, lambda: alone.decode(few)),
-        _stage("forward_windows", "windows: the model alone", num_windows, forward, lambda: alone.forward(1)),
-        _stage("stream", "windows: stream", num_windows, stream, lambda: next(windows_of_video())),
+        whole_stage("decode_windows", "windows: decoding alone", num_windows, decode, lambda: alone.decode(few)),
+        whole_stage("forward_windows", "windows: the model alone", num_windows, forward, lambda: alone.forward(1)),
+        whole_stage("stream", "windows: stream", num_windows, stream, lambda: next(windows_of_video())),
         Stage("loop", "windows: loop with OpenCV", loop, lambda: loop(WINDOW + 1)),
     ]
 
 
-def _stage(name: str, title: str, count: int, work: Callable[[], object], warm: Callable[[], object]) -> Stage:
+def check_windows(windows: Callable[[], Iterable[Prediction]], video: LongVideo) -> None:
+    """Predict the windows of a video, of which each must have one prediction."""
+    found = list(windows())
+    if failed := next((it.error for it in found if it.error), None):
+        raise ValueError(f"the joined video: {failed}")
+    if len(found) != video.num_windows:
+        raise ValueError(f"the joined video has {len(found)} windows and not {video.num_windows}")
+
+
+def whole_stage(name: str, title: str, count: int, work: Callable[[], object], warm: Callable[[], object]) -> Stage:
+    """A stage that counts so many clips or windows a pass."""
+
     def run() -> int:
         work()
         return count
@@ -107,34 +117,54 @@ def _stage(name: str, title: str, count: int, work: Callable[[], object], warm: 
     return Stage(name, title, lambda: timed(run), warm)
 
 
+def in_rgb(frame: np.ndarray) -> np.ndarray:
+    """OpenCV's frame or picture in RGB."""
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
 @torch.inference_mode()
-def opencv_loop(model: torch.nn.Module, video: LongVideo, seconds: float) -> int:
+def opencv_loop(
+    model: torch.nn.Module,
+    video: LongVideo,
+    seconds: float,
+    *,
+    look: Callable[[np.ndarray], Any] = in_rgb,
+    prepare: Callable[[Any], np.ndarray] | None = None,
+) -> int:
     """The loop as most projects write it, over the first seconds of a video.
 
     OpenCV reads every frame; of each window, T frames are cropped, resized and normalised, and the model sees them.
+
+    Args:
+        look: What is kept of each frame, uint8 [H, W, 3] in BGR.
+        prepare: That -> the model's input, float32 [H, W, 3]; by default of the centre square.
     """
-    capture = cv2.VideoCapture(str(video.path))
-    mean, std = (np.array(it, np.float32) for it in (IMAGENET_MEAN, IMAGENET_STD))
+    capture, prepare = cv2.VideoCapture(str(video.path)), prepare or _centred
     window, hop, read = round(WINDOW * video.rate), round(HOP * video.rate), 0
-    frames: deque[np.ndarray] = deque(maxlen=window)
+    frames: deque[Any] = deque(maxlen=window)
     while read < min(video.num_frames, round(seconds * video.rate)):
         is_read, frame = capture.read()
         if not is_read:
             raise ValueError(f"OpenCV reads only {read} frames of the joined video")
-        frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        frames.append(look(frame))
         read += 1
         if read < window or (read - window) % hop:
             continue
-        clip = [_prepared(frames[it], mean, std) for it in frame_indices(window, _T)]
+        clip = [prepare(frames[it]) for it in frame_indices(window, _T)]
         torch.softmax(model(torch.from_numpy(np.stack(clip)).permute(0, 3, 1, 2)[None]), dim=1)
     capture.release()
     return round(read / video.rate / HOP)
 
 
-def _prepared(frame: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def normalised(picture: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] in RGB -> float32."""
+    return (picture.astype(np.float32) / 255 - _MEAN) / _STD
+
+
+def _centred(frame: np.ndarray) -> np.ndarray:
     """The centre square, resized and cropped to the model's input: float32 [H, W, 3]."""
     height, width = frame.shape[:2]
     side, margin = min(height, width), (_SIZE - _CROP) // 2
     top, left = (height - side) // 2, (width - side) // 2
     small = cv2.resize(frame[top : top + side, left : left + side], (_SIZE, _SIZE))
-    return (small[margin : margin + _CROP, margin : margin + _CROP].astype(np.float32) / 255 - mean) / std
+    return normalised(small[margin : margin + _CROP, margin : margin + _CROP])

@@ -41,8 +41,8 @@ def with_faces(
     they are rejected.
 
     Args:
-        weights: The detector's, as `FaceDetector` takes them; they are only needed for clips that are not cached.
-        known: Another manifest of the same files, whose boxes are used.
+        weights: The detector's, as `FaceDetector` takes them; not needed if `known` has every clip.
+        known: What this gave for the same files, which may have other modification times: its boxes are taken.
 
     Raises:
         ValueError: No clip has a face.
@@ -50,9 +50,9 @@ def with_faces(
     """
     if video.crop != "face":
         return manifest
-    boxes = {} if known is None else _of_manifest(known)
-    if any(_identity(clip) not in boxes for clip in manifest.clips):
-        boxes = _found(manifest, video, FaceDetector(weights), console)
+    if known is not None and (same := _as_known(manifest, known)) is not None:
+        return same
+    boxes = _found(manifest, video, FaceDetector(weights), console)
     clips, without = [], []
     for clip in manifest.clips:
         face, num_faces = boxes.get(_identity(clip), ("", 0))
@@ -74,17 +74,28 @@ def with_faces(
     if is_rejected:
         left_out = set(without)
         clips = [replace(it, status="rejected", reason=NO_FACE) if it.key in left_out else it for it in clips]
+    return _with_clips(manifest, clips)
+
+
+def _with_clips(manifest: Manifest, clips: list[Clip]) -> Manifest:
     others = [row for row in manifest.rows if row.status != "clip"]
     return Manifest.of(manifest.root, [*clips, *others], manifest.passed_over)
 
 
+def _as_known(manifest: Manifest, known: Manifest) -> Manifest | None:
+    """The manifest with another one's boxes; `None` if that lacks a clip."""
+    rows = {_identity(row)[:-1]: row for row in (*known.clips, *known.rejected) if row.reason in ("", NO_FACE)}
+    clips = []
+    for clip in manifest.clips:
+        if (row := rows.get(_identity(clip)[:-1])) is None:
+            return None
+        found = {name: getattr(row, name) for name in ("status", "reason", "face", "num_faces")}
+        clips.append(replace(clip, **found))
+    return _with_clips(manifest, clips)
+
+
 def _identity(clip: Clip) -> tuple[str, ...]:
-    return clip.key, *map(str, (clip.size_bytes, clip.mtime_ns, clip.num_frames, clip.first_frame))
-
-
-def _of_manifest(known: Manifest) -> _Boxes:
-    rows = [*known.clips, *(row for row in known.rejected if row.reason == NO_FACE)]
-    return {_identity(row): (row.face, row.num_faces) for row in rows}
+    return clip.key, *map(str, (clip.size_bytes, clip.num_frames, clip.first_frame, clip.mtime_ns))
 
 
 def _found(manifest: Manifest, video: VideoConfig, detector: FaceDetector, console: Console) -> _Boxes:

@@ -25,9 +25,6 @@ _MOST_BYTES = 2**26
 _SIDES = (160, 320, 640)
 _LEAST_SCORE = 0.7
 
-# Of every detector OpenCV warns that a target, which is the only one, cannot be chosen.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-
 
 class FaceDetector:
     """Finds faces in decoded frames. Threads may use it at once.
@@ -77,7 +74,8 @@ class FaceDetector:
         return [] if rows is None else [row[:4] * ratio for row in rows]
 
     def _open(self) -> cv2.FaceDetectorYN:
-        nothing = np.empty(0, np.uint8)
+        nothing, logging = np.empty(0, np.uint8), cv2.utils.logging
+        level = logging.setLogLevel(logging.LOG_LEVEL_ERROR)  # it warns that its only target cannot be chosen
         try:
             net = cv2.FaceDetectorYN.create(
                 "onnx", np.frombuffer(self.weights, np.uint8), nothing, (_SIDES[0], _SIDES[0]), _LEAST_SCORE
@@ -88,6 +86,8 @@ class FaceDetector:
             raise UserError(
                 f"{self._source}: OpenCV cannot use it as YuNet's weights ({reason}): name others with {_OPTION}"
             ) from error
+        finally:
+            logging.setLogLevel(level)
         return net
 
 
