@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from threading import local
+from threading import Lock, local
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ _MOST_BYTES = 2**26
 # pictures in a tenth of the time.
 _SIDES = (160, 320, 640)
 _LEAST_SCORE = 0.7
+_QUIETLY = Lock()  # OpenCV's level of logging is one for all threads
 
 
 class FaceDetector:
@@ -74,20 +75,21 @@ class FaceDetector:
         return [] if rows is None else [row[:4] * ratio for row in rows]
 
     def _open(self) -> cv2.FaceDetectorYN:
-        nothing, logging = np.empty(0, np.uint8), cv2.utils.logging
-        level = logging.setLogLevel(logging.LOG_LEVEL_ERROR)  # it warns that its only target cannot be chosen
         try:
-            net = cv2.FaceDetectorYN.create(
-                "onnx", np.frombuffer(self.weights, np.uint8), nothing, (_SIDES[0], _SIDES[0]), _LEAST_SCORE
-            )
+            with _QUIETLY:
+                # It warns that its only target cannot be chosen.
+                level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+                try:
+                    data, nothing = np.frombuffer(self.weights, np.uint8), np.empty(0, np.uint8)
+                    net = cv2.FaceDetectorYN.create("onnx", data, nothing, (_SIDES[0], _SIDES[0]), _LEAST_SCORE)
+                finally:
+                    cv2.utils.logging.setLogLevel(level)
             net.detect(np.zeros((_SIDES[0], _SIDES[0], 3), np.uint8))
         except cv2.error as error:
             reason = " ".join(str(error.err or error).split())
             raise UserError(
                 f"{self._source}: OpenCV cannot use it as YuNet's weights ({reason}): name others with {_OPTION}"
             ) from error
-        finally:
-            logging.setLogLevel(level)
         return net
 
 
