@@ -17,6 +17,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ |= {"LOCAL_WORLD_SIZE": str(os.cpu_count()), "OMP_NUM_THREADS": "1"}
 
 import torch  # noqa: E402 -- before decord, after which torch's own threads crash
+from hypothesis import settings  # noqa: E402
+
+# Beside other programs an example may take seconds.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

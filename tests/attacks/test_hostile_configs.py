@@ -330,9 +330,7 @@ def test_anything(file, fault, fault_log):
     drawn, (sample, full) = ANYTHING[fault]
     outcomes: Counter[str] = Counter()
 
-    @settings(
-        max_examples=full_or(sample, full), deadline=None, derandomize=True, database=None, suppress_health_check=CHECKS
-    )
+    @settings(max_examples=full_or(sample, full), derandomize=True, database=None, suppress_health_check=CHECKS)
     @given(values=drawn)
     def attack(values: dict[str, Any] | tuple[str, str] | list[str]) -> None:
         arguments, keys = ["--config", str(file)], sorted(KEYS)

@@ -349,7 +349,7 @@ class TestUntrustedManifests:
         st.text(st.characters(exclude_characters="/\\\0:", exclude_categories=["Cs"]), min_size=1),
         st.binary(max_size=8).filter(lambda it: not set(it) & set(b"/\\\0:")),
     )
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_any_name_comes_back(self, name, some_bytes):
         with tempfile.TemporaryDirectory() as folder:
             assert_read_back(Manifest(Path(folder), (Clip(key=f"folder/{name}{os.fsdecode(some_bytes)}x.mp4"),)))

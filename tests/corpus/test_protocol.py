@@ -288,7 +288,7 @@ def test_a_take_in_two_splits_is_refused():
         Splits(protocol="folders", class_names=("a",), train=(), val=(one,), test=(twin,))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(PROTOCOLS),
     st.sets(st.sampled_from(ACTORS), min_size=3),

@@ -20,7 +20,7 @@ CLIPS = st.lists(
 
 
 @given(CLIPS, st.integers(1, 15))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_agrees_with_a_plain_loop(clips, num_bins):
     correct, confidence = zip(*clips, strict=True)
     found = calibration(correct, confidence, num_bins=num_bins)
@@ -69,7 +69,7 @@ def test_a_known_temperature_is_recovered(temperature, num_classes):
 
 
 @given(st.integers(2, 9), st.integers(1, 60), st.floats(0.1, 30), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_other_temperature_has_a_lower_cross_entropy(num_classes, num_clips, scale, seed):
     logits, labels = drawn(num_clips, num_classes, seed)
     logits *= scale
@@ -117,7 +117,7 @@ def test_what_has_no_temperature_is_an_error(logits, labels, message):
 
 
 @given(st.floats(LOWEST, HIGHEST), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_temperature_changes_no_prediction(temperature, seed):
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (20, 5)).astype(np.float32)

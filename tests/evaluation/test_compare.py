@@ -54,7 +54,7 @@ def drawn(seed: int, share: float, count: int = 120) -> np.ndarray:
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_mcnemar_agrees_with_scipy(only_a, only_b):
     found = mcnemar(only_a, only_b)
     differing = only_a + only_b
@@ -70,7 +70,7 @@ def test_mcnemar_agrees_with_scipy(only_a, only_b):
 
 
 @given(P_VALUES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_holm_agrees_with_a_plain_reference(p_values):
     """Step down: the k-th smallest p is rejected at level a where all up to it are below a / (m - k + 1)."""
     found = holm(p_values)

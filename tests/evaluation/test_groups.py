@@ -32,7 +32,7 @@ CLIPS = [*ravdess_clips(9, 10, 23), *CREMAD]
 
 
 @given(st.lists(st.tuples(st.integers(0, len(CLIPS) - 1), st.integers(0, 7)), min_size=1, max_size=80))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_groups_share_out_the_clips(rows):
     clips = [CLIPS[row] for row, _ in rows]
     labels, predicted = labels_of(clips), np.array([guess for _, guess in rows])

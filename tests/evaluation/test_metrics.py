@@ -29,7 +29,7 @@ def test_a_table_done_by_hand():
 
 
 @given(CLIPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_agrees_with_scikit_learn(clips):
     labels, predictions = map(list, zip(*clips, strict=True))
     with warnings.catch_warnings():

@@ -31,7 +31,7 @@ def predictions(seed: int = 0) -> Predictions:
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_was_written_is_read(tmp_path_factory, seed):
     path = tmp_path_factory.getbasetemp() / "predictions.csv"
     written = predictions(seed)
@@ -110,7 +110,7 @@ def test_a_malformed_table_is_named_with_its_line(tmp_path, text, line, message)
 
 
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 400))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damage_is_read_or_refused(tmp_path_factory, noise, start, end):
     path = tmp_path_factory.getbasetemp() / "damaged.csv"
     write_predictions(path, predictions(), CLIPS, NAMES)

@@ -50,7 +50,7 @@ def test_blocks_of_draws_change_nothing(monkeypatch):
 
 
 @given(CLIPS, st.integers(0, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_intervals_agree_with_metrics_of_clips_drawn_one_by_one(clips, seed):
     labels, predicted = map(np.array, zip(*clips, strict=True))
     takes = [f"take{i // 2:03d}" for i in range(len(labels))]
@@ -68,7 +68,7 @@ def test_intervals_agree_with_metrics_of_clips_drawn_one_by_one(clips, seed):
 
 
 @given(CLIPS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_twins_of_every_clip_change_no_interval(clips):
     labels, predicted = map(np.array, zip(*clips, strict=True))
     takes = names("take", len(labels))

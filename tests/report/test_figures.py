@@ -19,7 +19,7 @@ from fastemo.report.view import Corpus, Part, Row, Run
 
 AWKWARD = ("$\\frac{", "under_score", "a_name_" * 12, "50% & more", "$x$", "ünïcode", "", "plain")
 SHARES = st.floats(0, 1)
-SOME = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)

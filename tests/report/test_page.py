@@ -432,9 +432,7 @@ class TestHostileFolders:
 
         count = full_or(60, 300)
 
-        @settings(
-            max_examples=count, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
-        )
+        @settings(max_examples=count, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
         @given(st.sampled_from(files), st.data())
         def attack(path: Path, data: st.DataObject) -> None:
             where = data.draw(st.sampled_from(all_places[path]))
