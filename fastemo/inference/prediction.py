@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastemo.video.config import Box
+from fastemo.video.config import Box, area
 
 Faces = Literal["largest", "all"]
 UNSURE = "unsure"
@@ -50,7 +50,7 @@ class Prediction:
 
 def of_largest_face(predictions: Sequence[Prediction]) -> Prediction:
     """Of the faces of one clip, or the only prediction."""
-    return max(predictions, key=lambda it: it.box[2] * it.box[3] if it.box else 0)
+    return max(predictions, key=lambda it: area(it.box) if it.box else 0)
 
 
 def label_of(probabilities: Sequence[float] | np.ndarray, class_names: Sequence[str], min_confidence: float) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 
 from fastemo.inference.prediction import NO_FACE, Faces
 from fastemo.inference.windows import WindowClip
-from fastemo.video.config import Box, FrameSpec
+from fastemo.video.config import Box, FrameSpec, area
 from fastemo.video.decode import ToRGB
-from fastemo.video.faces.detector import FaceDetector, area
+from fastemo.video.faces.detector import FaceDetector
 from fastemo.video.faces.linking import assign, lasting, link, median_box, overlap
 
 # Larger pictures than in training: small faces beside a large one count as well.

@@ -24,6 +24,11 @@ HEAD_SIDE = 0.875
 HEAD_TOP = 0.0
 
 
+def area(box: Box) -> int:
+    """In pixels."""
+    return box[2] * box[3]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameSpec:
     """How a clip is sampled.

@@ -224,9 +224,10 @@ def test_each_clip_gets_its_box_once(squares_corpus, double, cache, capsys):
     changed = Manifest.of(squares_corpus, [replace(clip, mtime_ns=1) for clip in manifest.clips[:1]])
     with_faces(changed, VIDEO, None, Console())
     assert double[3].seen == 4
-    for path in (cache / "manifests").glob("*-faces.csv"):
-        path.write_text("a,b\nc")
-    assert with_faces(manifest, VIDEO, None, Console()) == found
+    for damaged in ("a,b\nc", None):
+        for path in (cache / "manifests").glob("*-faces.csv"):
+            path.write_text(damaged or path.read_text().replace("60 10 40 40", "60 10 x"))
+        assert with_faces(manifest, VIDEO, None, Console()) == found
 
 
 def test_a_manifest_keeps_the_boxes_and_resuming_needs_no_detector(squares_corpus, double, cache, tmp_path):

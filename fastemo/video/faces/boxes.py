@@ -16,7 +16,7 @@ from fastemo.corpus.clip import Clip, Root, folders
 from fastemo.corpus.manifest import Manifest
 from fastemo.errors import DecodeError
 from fastemo.machine import available_processors, cache_folder, write_text
-from fastemo.video.config import VideoConfig
+from fastemo.video.config import Box, VideoConfig
 from fastemo.video.decode import DECODE_VERSION, decoded_frames
 from fastemo.video.faces.detector import FaceDetector
 from fastemo.video.faces.linking import clip_face
@@ -130,7 +130,7 @@ def _find(
         indices = frame_indices(clip.num_frames, num_frames, clip.first_frame)
         frames = decoded_frames(clip.file(root), indices.tolist(), anchor=clip.anchor)
         box, num_faces = clip_face([detector.faces(frame) for frame in frames])
-        return " ".join(map(str, box or ())), num_faces
+        return _text(box), num_faces
 
     with ThreadPoolExecutor(available_processors()) as pool:
         jobs = {pool.submit(find, clip): clip for clip in clips}
@@ -144,11 +144,17 @@ def _find(
             raise
 
 
+def _text(box: Box | None) -> str:
+    """A box as `Clip.face`."""
+    return " ".join(map(str, box or ()))
+
+
 def _read(path: Path) -> _Boxes:
     """A cache's boxes; none if there is no cache, or it is damaged."""
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            return {tuple(row[:-2]): (Clip(key="", face=row[-2]).face, int(row[-1])) for row in csv.reader(file)}
+            rows = [(tuple(row[:-2]), Clip(key="", face=row[-2], num_faces=int(row[-1]))) for row in csv.reader(file)]
+        return {identity: (_text(clip.face_box), clip.num_faces) for identity, clip in rows}
     except (OSError, ValueError, IndexError, csv.Error):
         return {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock, local
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from fastemo.errors import UserError
 from fastemo.machine import cache_folder, replacing
-from fastemo.video.config import Box, FrameSpec
+from fastemo.video.config import Box, FrameSpec, area
 from fastemo.video.decode import DecodedFrame, ToRGB
 
 # OpenCV's model zoo, MIT licence. Wu, Peng & Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023.
@@ -25,6 +25,13 @@ _MOST_BYTES = 2**26
 _SIDES = (160, 320, 640)
 _LEAST_SCORE = 0.7
 _QUIETLY = Lock()  # OpenCV's level of logging is one for all threads
+
+
+class _OfThread(local):
+    """A thread's own net, opened when the thread first uses it, and its conversions by their size."""
+
+    def __init__(self, open_net: Callable[[], cv2.FaceDetectorYN]) -> None:
+        self.net, self.to_rgb = open_net(), dict[int, ToRGB]()
 
 
 class FaceDetector:
@@ -43,11 +50,11 @@ class FaceDetector:
     """
 
     def __init__(self, weights: Path | None = None, *, sides: Sequence[int] = _SIDES) -> None:
-        self._sides, self._of_thread = sides, local()
+        self._sides = sides
         self._source = ADDRESS if weights is None else str(weights)
         self.weights = _cached_weights() if weights is None else _read(weights)
         self.digest = hashlib.sha256(self.weights).hexdigest()
-        self._open()
+        self._of_thread = _OfThread(self._open)
 
     def faces(self, frame: DecodedFrame) -> list[Box]:
         """The boxes of the faces in a frame, in pixels of the displayed picture; the largest first."""
@@ -65,8 +72,6 @@ class FaceDetector:
         width, height = frame[1].size
         scale = min(1.0, side / max(width, height))
         size = max(1, round(scale * min(width, height)))
-        if not hasattr(self._of_thread, "net"):
-            self._of_thread.net, self._of_thread.to_rgb = self._open(), {}
         to_rgb = self._of_thread.to_rgb.setdefault(size, ToRGB(FrameSpec(num_frames=1, crop="full", size=size)))
         picture = np.ascontiguousarray(to_rgb(*frame)[..., ::-1])
         self._of_thread.net.setInputSize(picture.shape[1::-1])
@@ -96,11 +101,6 @@ class FaceDetector:
 def weights_of_run(own: Path | None, chosen: Path | None) -> Path | None:
     """The weights to use a run with: those chosen, else its own if the file is here, else the downloaded ones."""
     return chosen or (own if own is not None and own.is_file() else None)
-
-
-def area(box: Box) -> int:
-    """In pixels."""
-    return box[2] * box[3]
 
 
 def _within(box: np.ndarray, width: int, height: int) -> Box | None:

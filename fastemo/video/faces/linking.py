@@ -8,8 +8,7 @@ from statistics import median
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from fastemo.video.config import Box
-from fastemo.video.faces.detector import area
+from fastemo.video.config import Box, area
 
 LEAST_OVERLAP = 0.2  # of a face's expected and found box, as intersection over union
 _MOST_MISSED = 2  # frames in a row in which a face may be hidden
