@@ -11,8 +11,10 @@ from packaging.requirements import Requirement
 def requirements() -> list[Requirement]:
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg", encoding="utf-8")
-    text = config["options"]["install_requires"] + config["options.extras_require"]["test"]
-    return [Requirement(line) for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+    extras = config["options.extras_require"]
+    text = config["options"]["install_requires"] + "".join(map(extras.get, ("export", "demo", "trackers", "test")))
+    lines = filter(None, map(str.strip, text.splitlines()))
+    return [Requirement(line) for line in lines if not line.startswith(("#", "fastemo["))]
 
 
 def test_the_lowest_versions_are_those_of_setup_cfg():

@@ -1,0 +1,1 @@
+"""`fastemo demo`: a trained model on a page in the browser."""
