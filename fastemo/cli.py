@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_detector(evaluate)
     evaluate.set_defaults(command=_evaluate)
     _add_comparing(commands)
+    _add_sharing(commands)
     return parser
 
 
@@ -190,6 +191,28 @@ def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     of_corpus.add_argument("--max_rejected", type=int, default=0, help="number of files that may be rejected")
     of_corpus.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
     of_corpus.set_defaults(command=_corpus_figures)
+
+
+def _add_sharing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The commands that take a model elsewhere."""
+    export = commands.add_parser("export", help="write a trained model for use by other programs")
+    export.add_argument("run", metavar="RUN", type=Path, help="folder of a run, its name in runs/, or latest")
+    export.add_argument(
+        "--to", choices=("onnx", "torch", "safetensors"), required=True, help="ONNX, torch.export (.pt2) or weights"
+    )
+    export.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export/FORMAT")
+    export.set_defaults(command=_export)
+
+    push = commands.add_parser(
+        "push",
+        help="upload a trained model to the Hugging Face Hub",
+        description="Upload weights, configuration, metrics, figures and a model card as one commit. The token is that "
+        "of hf auth login or HF_TOKEN.",
+    )
+    push.add_argument("run", metavar="RUN", type=Path, help="folder of a run, its name in runs/, or latest")
+    push.add_argument("repository", metavar="USER/NAME", help="created if there is none")
+    push.add_argument("--private", action="store_true", help="create it as a private one")
+    push.set_defaults(command=_push)
 
 
 def _synthesize(options: argparse.Namespace) -> None:
@@ -295,6 +318,24 @@ def _page(options: argparse.Namespace) -> None:
 
     folders = [find_run(folder) if folder.name == LATEST else folder for folder in options.folders]
     write_page(folders, options.out, Console(), corpus_root=options.root)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.inference.runs import find_run
+    from fastemo.sharing.export import export_run
+
+    export_run(find_run(options.run), options.to, Console(), out=options.out)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.inference.runs import find_run
+    from fastemo.sharing.push import push
+
+    console = Console()
+    address = push(find_run(options.run), options.repository, console, private=options.private)
+    console.say(f'in Python: fastemo.load("{address}")')
 
 
 def _corpus_figures(options: argparse.Namespace) -> None:

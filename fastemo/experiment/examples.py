@@ -12,7 +12,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastemo.config import RunConfig
 from fastemo.corpus.clip import Clip, Root
@@ -87,14 +87,23 @@ def write_examples(
     write_text(out / "examples.json", json.dumps({"examples": told}, indent=1) + "\n")
 
 
-def _strips(config: RunConfig, root: Root, clip: Clip, model: nn.Module, predicted: int) -> dict[str, Any]:
-    """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, and their indices in the clip."""
+def sampled(config: RunConfig, root: Root, clip: Clip) -> tuple[Tensor, np.ndarray]:
+    """A clip's T frames as training samples them, uint8 [1, T, 3, h, w], and their indices in the clip.
+
+    Raises:
+        DecodeError: A frame does not decode.
+    """
     spec = config.video.spec.at(clip.face_box)
     indices = frame_indices(clip.num_frames, spec.num_frames, clip.first_frame)
-    decoded = torch.from_numpy(decode_clip(clip.file(root), indices, spec, anchor=clip.anchor))[None]
+    return torch.from_numpy(decode_clip(clip.file(root), indices, spec, anchor=clip.anchor))[None], indices
+
+
+def _strips(config: RunConfig, root: Root, clip: Clip, model: nn.Module, predicted: int) -> dict[str, Any]:
+    """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, and their indices in the clip."""
+    decoded, indices = sampled(config, root, clip)
     device = next(model.parameters()).device
     heat = gradcam(model, center_crop(decoded.to(device), config.augment), torch.tensor([predicted]))
-    shown = frame_indices(spec.num_frames, STRIP_FRAMES)
+    shown = frame_indices(len(indices), STRIP_FRAMES)
     frames = _cropped(decoded[0].numpy(), config.augment.crop_size)[shown]
     return {
         "frames": frames,

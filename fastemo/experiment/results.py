@@ -15,9 +15,10 @@ from fastemo.corpus.splits import Splits
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
+from fastemo.json_files import parse_json, read_json
 from fastemo.machine import describe_machine, versions, write_text
 from fastemo.report import figures, words
-from fastemo.report.schema import Epoch, Examples, Result, parse_json, read_json
+from fastemo.report.schema import Epoch, Examples, Result
 from fastemo.report.view import Run
 from fastemo.training.progress import best_epoch_on_test
 

@@ -28,10 +28,11 @@ from fastemo.evaluation.calibration import fit_temperature
 from fastemo.evaluation.evaluate import Predictions
 from fastemo.experiment.results import best_line, calibration_line, results_line, write_report
 from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of
+from fastemo.json_files import read_json
 from fastemo.machine import only_one, write_text
 from fastemo.models.build import build_model, check_backbone
 from fastemo.models.weights import weights_file
-from fastemo.report.schema import Result, read_json
+from fastemo.report.schema import Result
 from fastemo.training import checkpoint, faults
 from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.stopping import StopSignals

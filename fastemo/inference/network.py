@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastemo.inference.runs import TrainedRun
 from fastemo.inference.windows import WindowClip
-from fastemo.models.fusion import FrameModel
+from fastemo.models.fusion import ClipModel, FrameModel
 from fastemo.training.speed import Speed, keep_conv3d_right, pick, to_channels_last
 from fastemo.video.augment import center_crop, center_crop_place
 
@@ -30,17 +30,11 @@ class Network:
         train = replace(run.config.train, precision="fp32") if device.type == "cpu" else run.config.train
         self.speed: Speed = pick(train, device.type)
         self._device, self._temperature, self._augment = device, run.temperature, run.config.augment
-        self._model = run.model().to(device)
-        if self.speed.channels_last:
-            to_channels_last(self._model)
-        keep_conv3d_right(self._model, device, self.speed)
-        self._seen: Tensor | None = None
-        classifier = self._model.classifier
-        assert isinstance(classifier, nn.Module)
-        classifier.register_forward_pre_hook(self._look)
-
-    def _look(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen = inputs[0]
+        self._model = run.model(device)
+        if isinstance(self._model, ClipModel):
+            if self.speed.channels_last:
+                to_channels_last(self._model)
+            keep_conv3d_right(self._model, device, self.speed)
 
     @torch.inference_mode()
     def predict(
@@ -55,14 +49,13 @@ class Network:
         """
         with self._precision():
             if isinstance(self._model, FrameModel):
-                logits = self._model.decide(self._features(videos, clips, known))
+                embedding = self._model.join(self._features(videos, clips, known))
+                logits = self._model.classifier(embedding)
             else:
                 frames = self._input([clip.frames[number] for clip in clips for number in clip.numbers])
-                logits = self._model(frames.unflatten(0, (len(clips), -1)))
-        assert self._seen is not None
+                logits, embedding = self._model.logits_and_embedding(frames.unflatten(0, (len(clips), -1)))
         probabilities = torch.softmax((logits.float() / self._temperature).double(), dim=1)
-        seen, self._seen = self._seen, None
-        return probabilities.cpu().numpy(), seen.float().cpu().numpy()
+        return probabilities.cpu().numpy(), embedding.float().cpu().numpy()
 
     def _features(self, videos: Sequence[str], clips: Sequence[WindowClip], known: Known) -> Tensor:
         """[B, T, F]; each frame is encoded once."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from fastemo.config import RunConfig, config_leaves, read_config
 from fastemo.evaluation.calibration import temperature_of
+from fastemo.inference.exports import hub
+from fastemo.inference.exports.preprocess import FILES, PREPROCESS_FILE, Preprocess, read_preprocess
 from fastemo.inference.prediction import Faces
+from fastemo.json_files import Record, read_json
 from fastemo.version import __version__
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from fastemo.inference.exports.graphs import Graph
     from fastemo.inference.recognizer import Recognizer
+    from fastemo.models.fusion import ClipModel
 
 LATEST = "latest"
 # Keys in which the runs of one study may differ and still be one recognizer.
@@ -37,8 +41,9 @@ def load(
     """A finished run's model, as `fastemo predict` uses it.
 
     Args:
-        run: A run folder, its name in `runs/`, or `latest`, the newest finished run; or the folder of a study whose
-            runs are folds or seeds of one configuration: the prediction is the mean of theirs.
+        run: A run folder, its name in `runs/`, or `latest`, the newest finished run; the folder of a study whose
+            runs are folds or seeds of one configuration: the prediction is the mean of theirs; the folder of an
+            export; or `hf://USER/NAME` or `hf://USER/NAME@REVISION`, a model on the Hugging Face Hub.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1` ...
         min_confidence: A prediction whose highest probability is lower has the label `unsure`.
         faces: Of a run with `video.crop: face`, whether each window is predicted for its `largest` face, which is the
@@ -49,11 +54,12 @@ def load(
     Raises:
         ValueError: There is no such run, it is not finished, or its files do not fit; the device is not available, or
             `faces` is asked of a run that does not crop them.
-        UserError: The detector's weights are not available.
+        UserError: The detector's weights, the model on the hub or ONNX Runtime are not available.
     """
     from fastemo.inference.recognizer import Recognizer  # imports torch
 
-    runs = read_runs(find_run(run))
+    is_on_hub = str(run).startswith(hub.PREFIX)
+    runs = read_runs(hub.downloaded(str(run)) if is_on_hub else find_run(run))
     if older := next((it for it in runs if it.version != __version__), None):
         made = older.version or "another version"
         warnings.warn(f"{older.folder} was made by fastemo {made}, this is {__version__}", stacklevel=2)
@@ -98,12 +104,13 @@ def find_run(name: Path | str, runs_dir: Path = RunConfig.runs_dir) -> Path:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run.
+    """A finished run, or its export.
 
     Attributes:
         class_names: Of the model's outputs.
         temperature: Logits are divided by it.
         version: Of the fastemo that tested it; empty where it is not known.
+        exported: Of an export, what it is.
     """
 
     folder: Path
@@ -111,36 +118,45 @@ class TrainedRun:
     class_names: tuple[str, ...]
     temperature: float
     version: str
+    exported: Preprocess | None = None
 
-    def model(self) -> nn.Module:
-        """The best checkpoint, on the CPU, in evaluation mode.
+    def model(self, device: torch.device) -> ClipModel | Graph:
+        """The best checkpoint, or the exported model, in evaluation mode.
 
         Raises:
             ValueError: It is missing, damaged, or of other classes.
+            UserError: ONNX Runtime is missing, or cannot use the device.
         """
+        from fastemo.inference.exports.graphs import open_graph
         from fastemo.models.build import build_model
+        from fastemo.models.weights import read_state_dict
         from fastemo.training.checkpoint import load_model
 
-        weights, _ = load_model(self.folder / "checkpoints" / "best")
+        if self.exported is None:
+            weights, _ = load_model(self.folder / "checkpoints" / "best")
+        else:
+            file = self.folder / FILES[self.exported.format]
+            if self.exported.format != "safetensors":
+                return open_graph(file, self.exported.format, device)
+            weights = read_state_dict(file)
         # The checkpoint holds every weight: nothing is downloaded.
         model = build_model(replace(self.config.model, pretrained=False, weights=None), len(self.class_names))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{self.folder}: the checkpoint does not fit its config.yaml: {error}") from error
-        return model.eval()
+        return model.eval().to(device)
 
 
 def read_runs(folder: Path) -> list[TrainedRun]:
-    """A run folder's run, or the finished runs of a study folder, which must be folds or seeds of one configuration.
+    """The run of a run folder or an export, or a study folder's finished runs: folds or seeds of one configuration.
 
     Raises:
         ValueError: It is neither, is not finished, or the study's runs differ; the message says in which keys.
     """
     if not (folder / "study.json").is_file():
         return [_read_run(folder)]
-    cells = _read_json(folder / "study.json").get("cells")
-    places = [folder / str(cell.get("folder")) for cell in cells or () if isinstance(cell, dict)]
+    places = [folder / cell.folder for cell in read_json(folder / "study.json", _Study).cells]
     found = [_read_run(place) for place in places if (place / "test.json").is_file()]
     if not found:
         raise ValueError(f"{folder}: no run of the study is finished")
@@ -166,26 +182,30 @@ def config_of(folder: Path) -> RunConfig:
     return read_config(["--config", str(config_file)])
 
 
+class _Test(Record):
+    per_class: Annotated[dict[str, float | None], Field(min_length=1)]
+    versions: dict[str, str] | None = None
+
+
+class _Cell(Record):
+    folder: str
+
+
+class _Study(Record):
+    cells: list[_Cell]
+
+
 def _read_run(folder: Path) -> TrainedRun:
     config = config_of(folder)
+    if (folder / PREPROCESS_FILE).is_file():
+        found = read_preprocess(folder)
+        if found.format != "safetensors":  # exported graphs compute in float32
+            config = replace(config, train=replace(config.train, precision="fp32"))
+        return TrainedRun(folder, config, tuple(found.class_names), found.temperature, found.fastemo, found)
     if not (folder / "test.json").is_file():
         raise ValueError(
             f"{folder} is not finished: it has no test.json; finish it with fastemo train --resume {folder}"
         )
-    result = _read_json(folder / "test.json")
-    per_class = result.get("per_class")
-    if not isinstance(per_class, Mapping) or not per_class:
-        raise ValueError(f"{folder / 'test.json'}: per_class must name the classes")
-    versions = result.get("versions")
-    version = versions.get("fastemo", "") if isinstance(versions, Mapping) else ""
-    return TrainedRun(folder, config, tuple(per_class), temperature_of(folder), str(version))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return value
+    result = read_json(folder / "test.json", _Test)
+    version = (result.versions or {}).get("fastemo", "")
+    return TrainedRun(folder, config, tuple(result.per_class), temperature_of(folder), version)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import timm
-from torch import nn
 
 from fastemo.models.config import ModelConfig
-from fastemo.models.fusion import EarlyCNN, EarlyResNet18, LateFusion
+from fastemo.models.fusion import ClipModel, EarlyCNN, EarlyResNet18, LateFusion
 from fastemo.models.temporal import CNNRNN, R3D18
 from fastemo.models.weights import load_weights, r3d18_backbone, timm_backbone
 
@@ -26,7 +25,7 @@ def check_backbone(config: ModelConfig) -> None:
 
 def build_model(
     config: ModelConfig, num_classes: int, *, same_classes: bool = False, say: Callable[[str], None] = lambda _: None
-) -> nn.Module:
+) -> ClipModel:
     """Build the model that `config` names, in float32 on the CPU; random weights follow torch's global seed.
 
     Args:
@@ -47,7 +46,7 @@ def build_model(
     return model
 
 
-def _build(config: ModelConfig, num_classes: int, *, pretrained: bool) -> nn.Module:
+def _build(config: ModelConfig, num_classes: int, *, pretrained: bool) -> ClipModel:
     if config.name == "r3d18":
         return R3D18(r3d18_backbone(pretrained=pretrained), num_classes)
     if config.name == "early_cnn":

@@ -14,7 +14,30 @@ _EARLY_WIDTHS = (64, 128, 256, 512)
 _EARLY_HIDDEN = 1024
 
 
-class EarlyCNN(nn.Module):
+class ClipModel(nn.Module):
+    """Base of all models: a clip's embedding, and the classifier that sees it.
+
+    Attributes:
+        classifier: Embedding [B, F] -> logits [B, num_classes].
+    """
+
+    classifier: nn.Module
+
+    def embed(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] -> embedding [B, F]."""
+        raise NotImplementedError
+
+    def logits_and_embedding(self, frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Float [B, T, 3, H, W] -> logits [B, num_classes] and embedding [B, F]."""
+        embedding = self.embed(frames_BTCHW)
+        return self.classifier(embedding), embedding
+
+    def forward(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
+        return self.classifier(self.embed(frames_BTCHW))
+
+
+class EarlyCNN(ClipModel):
     """Architecture 1 of Roy (2025): four convolution blocks on 3T channels, global average pooling, an MLP.
 
     Convolutions have a bias, as the plain `Conv2d` of Roy (2025) has.
@@ -41,13 +64,12 @@ class EarlyCNN(nn.Module):
             nn.Linear(_EARLY_HIDDEN, num_classes),
         )
 
-    def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Float [B, T, 3, H, W] with H, W >= 16 -> logits [B, num_classes]."""
-        maps = self.blocks(frames_BTCHW.flatten(1, 2))
-        return self.classifier(self.pool(maps).flatten(1))
+    def embed(self, frames_BTCHW: Tensor) -> Tensor:
+        """Float [B, T, 3, H, W] with H, W >= 16 -> embedding [B, 512]."""
+        return self.pool(self.blocks(frames_BTCHW.flatten(1, 2))).flatten(1)
 
 
-class EarlyResNet18(nn.Module):
+class EarlyResNet18(ClipModel):
     """Architecture 2 of Roy (2025): ResNet-18 with a first convolution on 3T channels.
 
     Args:
@@ -70,12 +92,11 @@ class EarlyResNet18(nn.Module):
         self.backbone = backbone
         self.classifier = nn.Linear(feature_width(backbone), num_classes)
 
-    def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
-        return self.classifier(self.backbone(frames_BTCHW.flatten(1, 2)))
+    def embed(self, frames_BTCHW: Tensor) -> Tensor:
+        return self.backbone(frames_BTCHW.flatten(1, 2))
 
 
-class FrameModel(nn.Module):
+class FrameModel(ClipModel):
     """Base of the models that encode each frame by itself: whoever uses them may encode a frame once for many clips.
 
     Attributes:
@@ -88,14 +109,13 @@ class FrameModel(nn.Module):
         """Float [N, 3, H, W] -> features [N, F], each frame by itself."""
         return self.backbone(frames_NCHW)
 
-    def decide(self, features_BTF: Tensor) -> Tensor:
-        """Features of T frames [B, T, F] -> logits [B, num_classes]."""
+    def join(self, features_BTF: Tensor) -> Tensor:
+        """Features of T frames [B, T, F] -> the clip's embedding, which the classifier takes."""
         raise NotImplementedError
 
-    def forward(self, frames_BTCHW: Tensor) -> Tensor:
-        """Float [B, T, 3, H, W] -> logits [B, num_classes], without copying the frames."""
-        batch, num_frames = frames_BTCHW.shape[:2]
-        return self.decide(self.encode(frames_BTCHW.flatten(0, 1)).unflatten(0, (batch, num_frames)))
+    def embed(self, frames_BTCHW: Tensor) -> Tensor:
+        """Without copying the frames."""
+        return self.join(self.encode(frames_BTCHW.flatten(0, 1)).unflatten(0, (-1, frames_BTCHW.shape[1])))
 
 
 class LateFusion(FrameModel):
@@ -117,14 +137,10 @@ class LateFusion(FrameModel):
         self.backbone = backbone
         self.classifier = nn.Linear(width, num_classes)
 
-    def decide(self, features_BTF: Tensor) -> Tensor:
+    def join(self, features_BTF: Tensor) -> Tensor:
         if self.fusion == "mean":
-            fused = features_BTF.mean(dim=1)
-        elif self.fusion == "max":
-            fused = features_BTF.amax(dim=1)
-        else:
-            fused = features_BTF.flatten(1)
-        return self.classifier(fused)
+            return features_BTF.mean(dim=1)
+        return features_BTF.amax(dim=1) if self.fusion == "max" else features_BTF.flatten(1)
 
 
 def inflated(kernel: Tensor, num_frames: int) -> Tensor:

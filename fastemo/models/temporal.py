@@ -5,18 +5,18 @@ Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from fastemo.models.config import Rnn
-from fastemo.models.fusion import FrameModel, feature_width
+from fastemo.models.fusion import ClipModel, FrameModel, feature_width
 
 _R3D18_FEATURES = 512
 
 
-class R3D18(nn.Module):
+class R3D18(ClipModel):
     """Convolution over time and space, global average pooling, one Linear.
 
     Args:
@@ -28,14 +28,16 @@ class R3D18(nn.Module):
         self.backbone = backbone
         self.classifier = nn.Linear(_R3D18_FEATURES, num_classes)
 
+    def embed(self, frames_BTCHW: Tensor) -> Tensor:
+        return self.backbone(frames_BTCHW.transpose(1, 2))
+
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Float [B, T, 3, H, W] -> logits [B, num_classes]; on a CPU always in float32, whatever the precision set."""
-        clips_BCTHW = frames_BTCHW.transpose(1, 2)
-        if clips_BCTHW.device.type == "cpu":
-            # On a CPU, bf16 conv3d gave NaN weight gradients at some shapes (benchmarks/LOG.md).
-            with torch.autocast("cpu", enabled=False):
-                return self.classifier(self.backbone(clips_BCTHW.float()))
-        return self.classifier(self.backbone(clips_BCTHW))
+        if frames_BTCHW.device.type != "cpu":
+            return super().forward(frames_BTCHW)
+        # On a CPU, bf16 conv3d gave NaN weight gradients at some shapes (benchmarks/LOG.md).
+        with _without_autocast("cpu"):
+            return super().forward(frames_BTCHW.float())
 
 
 class CNNRNN(FrameModel):
@@ -56,11 +58,16 @@ class CNNRNN(FrameModel):
         self.rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[rnn](width, hidden, batch_first=True)
         self.classifier = nn.Linear(hidden, num_classes)
 
-    def decide(self, features_BTF: Tensor) -> Tensor:
+    def join(self, features_BTF: Tensor) -> Tensor:
         features_BTF = self.norm(features_BTF)
         # Under CUDA's autocast cuDNN's RNNs compute in fp16 even if bf16 is requested, and without loss scaling the
         # gradients of early frames vanish (torch's AutocastRNN.cpp). float32 costs little compared to the backbone.
-        kind = features_BTF.device.type
-        with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():  # meta: nothing is computed
+        with _without_autocast(features_BTF.device.type):
             hidden_BTF, _ = self.rnn(features_BTF.float())
-        return self.classifier(hidden_BTF[:, -1])
+        return hidden_BTF[:, -1]
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[object]:
+    """Nothing where autocast is off, which keeps it out of exported graphs, and on `meta`, which computes nothing."""
+    is_on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()

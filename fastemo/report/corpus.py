@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fastemo.config import RunConfig, read_config
 from fastemo.corpus.clip import Clip, Root, folders
-from fastemo.corpus.config import SPLITS
+from fastemo.corpus.config import SPLITS, CorpusConfig
 from fastemo.corpus.folds import by_number
 from fastemo.corpus.manifest import Manifest, read_manifest
 from fastemo.corpus.prepare import named_root
@@ -146,11 +146,11 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
     own = named_root(corpus)
     listed = read_manifest(folder / "manifest.csv", chosen_root or own)
     splits = split_corpus(listed, corpus)
-    root: Root | None = chosen_root or (_built_in_root(listed) if corpus.root is None else own)
+    root = home_of(listed, corpus, chosen_root)
     notes, pictures = list(splits.notes), {}
     if num_folds(listed, splits.protocol, corpus.folds) > 1:
         notes.append(f"The splits shown are those of fold {corpus.fold}.")
-    if root is None or not all(folder.is_dir() for folder in folders(root).values()):
+    if root is None:
         notes.append("The corpus is not where the run found it: for pictures, give its folder with --corpus.root.")
     else:
         manifest = Manifest.of(root, listed.rows)
@@ -161,6 +161,12 @@ def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None)
                 notes.append(f"A picture of the corpus could not be made: {error}.")
     title = run.result.corpus or "as listed in the run folder"
     return corpus_of(splits, title, pictures=pictures, notes=list(dict.fromkeys(notes)))
+
+
+def home_of(listed: Manifest, corpus: CorpusConfig, chosen_root: Path | None = None) -> Root | None:
+    """The folder, or folders by name, where a run's corpus is now; None if it is not there."""
+    root: Root | None = chosen_root or (_built_in_root(listed) if corpus.root is None else named_root(corpus))
+    return root if root is not None and all(folder.is_dir() for folder in folders(root).values()) else None
 
 
 def _built_in_root(listed: Manifest) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 from fastemo.config import config_leaves
 from fastemo.evaluation.compare import compare
 from fastemo.evaluation.tables import read_predictions
+from fastemo.json_files import read_json, read_json_lines
 from fastemo.report import schema
 from fastemo.report.published import report_accuracy
 from fastemo.report.view import AUGMENTED, FRAMES, MODEL, Part, Row, Run, differing_keys, setting_words
@@ -99,8 +100,8 @@ def _read_run(folder: Path, path: Path, settings: Mapping[str, Any]) -> Run:
         )
     names = ("metrics.jsonl", "examples.json", "predictions.csv", "log.txt")
     history, examples, predictions, log = (folder / name if (folder / name).is_file() else None for name in names)
-    epochs = schema.read_json_lines(history, schema.Epoch) if history else []
-    result = schema.read_json(path, schema.Result)
+    epochs = read_json_lines(history, schema.Epoch) if history else []
+    result = read_json(path, schema.Result)
     logged = _LOGGED_COMMAND.match(log.read_bytes()[:5000].decode("utf-8", "replace")) if log else None
     return Run(
         name=folder.resolve().name,
@@ -108,7 +109,7 @@ def _read_run(folder: Path, path: Path, settings: Mapping[str, Any]) -> Run:
         result=result.model_copy(update={"epochs": len(epochs) or result.epochs}),
         settings=settings,
         history=epochs,
-        examples=schema.read_json(examples, schema.Examples).examples if examples else None,
+        examples=read_json(examples, schema.Examples).examples if examples else None,
         table=read_predictions(predictions) if predictions else None,
         date=logged and logged[1],
         command=logged and logged[2],
@@ -139,7 +140,7 @@ def _retest(name: str, again: Run) -> tuple[str, Run]:
 def _read_study(folder: Path, found: Found, numbers: Iterator[int], *, has_others: bool) -> None:
     """Add a study folder; of a finished run without a folder, only what `study.json` holds."""
     path = folder / "study.json"
-    file = schema.read_json(path, schema.StudyFile)
+    file = read_json(path, schema.StudyFile)
     runs: dict[str, Run] = {}
     for it in file.cells:
         place, settings, order = folder / it.folder, it.settings or {}, it.result and it.result.order

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fastemo.machine import flush
+from fastemo.machine import flush, sha256_of
 from fastemo.training import tree
 
 MODEL_FILE = "model.safetensors"
@@ -95,7 +94,7 @@ def save(
         (partial / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         for name in _FILES:
             flush(partial / name)
-        sums = {name: _checksum(partial / name) for name in _FILES}
+        sums = {name: sha256_of(partial / name) for name in _FILES}
         (partial / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
         flush(partial / CHECKSUMS_FILE)
         flush(partial)
@@ -208,7 +207,7 @@ def verify(folder: Path) -> None:
     sums = _read_json(folder, CHECKSUMS_FILE)
     for name in _FILES:
         try:
-            found = _checksum(folder / name)
+            found = sha256_of(folder / name)
         except OSError as error:
             raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
         if not isinstance(sums, dict) or sums.get(name) != found:
@@ -280,14 +279,6 @@ def _read_json(folder: Path, name: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest()
 
 
 def snapshot(value: Any) -> Any:

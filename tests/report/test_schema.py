@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastemo.report.schema import Epoch, Example, Result, StudyRow, parse_json, read_json, read_json_lines
+from fastemo.json_files import parse_json, read_json, read_json_lines
+from fastemo.report.schema import Epoch, Example, Result, StudyRow
 
 RESULT = {"accuracy": 0.5, "uar": 0.5, "macro_f1": 0.4, "num_clips": 2, "confusion": [[1, 1], [0, 0]]}
 RESULT |= {"per_class": {"sad": 0.5, "calm": None}}

@@ -1,0 +1,1 @@
+"""Exported models, used: which file, what it takes, and what runs it."""
