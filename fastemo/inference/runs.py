@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from fastemo.config import RunConfig, config_leaves, read_config
 from fastemo.evaluation.calibration import temperature_of
-from fastemo.inference.exports import hub
-from fastemo.inference.exports.preprocess import FILES, PREPROCESS_FILE, Preprocess, read_preprocess
+from fastemo.inference.exports import FILES, PREPROCESS_FILE, hub
 from fastemo.inference.prediction import Faces
-from fastemo.json_files import Record, read_json
 from fastemo.version import __version__
 
 if TYPE_CHECKING:
     import torch
 
     from fastemo.inference.exports.graphs import Graph
+    from fastemo.inference.exports.preprocess import Preprocess
     from fastemo.inference.recognizer import Recognizer
     from fastemo.models.fusion import ClipModel
 
@@ -156,7 +155,8 @@ def read_runs(folder: Path) -> list[TrainedRun]:
     """
     if not (folder / "study.json").is_file():
         return [_read_run(folder)]
-    places = [folder / cell.folder for cell in read_json(folder / "study.json", _Study).cells]
+    cells = _read_json(folder / "study.json").get("cells")
+    places = [folder / str(cell.get("folder")) for cell in cells or () if isinstance(cell, dict)]
     found = [_read_run(place) for place in places if (place / "test.json").is_file()]
     if not found:
         raise ValueError(f"{folder}: no run of the study is finished")
@@ -182,22 +182,11 @@ def config_of(folder: Path) -> RunConfig:
     return read_config(["--config", str(config_file)])
 
 
-class _Test(Record):
-    per_class: Annotated[dict[str, float | None], Field(min_length=1)]
-    versions: dict[str, str] | None = None
-
-
-class _Cell(Record):
-    folder: str
-
-
-class _Study(Record):
-    cells: list[_Cell]
-
-
 def _read_run(folder: Path) -> TrainedRun:
     config = config_of(folder)
     if (folder / PREPROCESS_FILE).is_file():
+        from fastemo.inference.exports.preprocess import read_preprocess  # imports pydantic
+
         found = read_preprocess(folder)
         if found.format != "safetensors":  # exported graphs compute in float32
             config = replace(config, train=replace(config.train, precision="fp32"))
@@ -206,6 +195,20 @@ def _read_run(folder: Path) -> TrainedRun:
         raise ValueError(
             f"{folder} is not finished: it has no test.json; finish it with fastemo train --resume {folder}"
         )
-    result = read_json(folder / "test.json", _Test)
-    version = (result.versions or {}).get("fastemo", "")
-    return TrainedRun(folder, config, tuple(result.per_class), temperature_of(folder), version)
+    result = _read_json(folder / "test.json")
+    per_class = result.get("per_class")
+    if not isinstance(per_class, Mapping) or not per_class:
+        raise ValueError(f"{folder / 'test.json'}: per_class must name the classes")
+    versions = result.get("versions")
+    version = versions.get("fastemo", "") if isinstance(versions, Mapping) else ""
+    return TrainedRun(folder, config, tuple(per_class), temperature_of(folder), str(version))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value

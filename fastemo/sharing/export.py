@@ -11,8 +11,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from fastemo.config import RunConfig, write_config
@@ -21,8 +21,9 @@ from fastemo.corpus.manifest import read_manifest
 from fastemo.corpus.prepare import named_root
 from fastemo.errors import UserError
 from fastemo.experiment.examples import sampled
+from fastemo.inference.exports import FILES, PREPROCESS_FILE, Format
 from fastemo.inference.exports.graphs import INPUT, OUTPUTS
-from fastemo.inference.exports.preprocess import FILES, PREPROCESS_FILE, Format, Preprocess
+from fastemo.inference.exports.preprocess import Preprocess
 from fastemo.inference.runs import TrainedRun, read_runs
 from fastemo.machine import sha256_of, write_text
 from fastemo.models.fusion import ClipModel

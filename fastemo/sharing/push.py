@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fastemo.console import Console
 from fastemo.errors import UserError
+from fastemo.inference.exports import FILES
 from fastemo.inference.exports.hub import LOG_IN, PREFIX, unavailable
-from fastemo.inference.exports.preprocess import FILES
 from fastemo.inference.runs import TrainedRun
 from fastemo.json_files import read_json
 from fastemo.machine import write_text

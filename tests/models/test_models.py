@@ -142,7 +142,7 @@ def test_frames_fold_into_the_batch_without_a_copy():
     logits = model(frames)
     assert seen[0].data_ptr() == frames.data_ptr()
     features = frames.mean(dim=(3, 4))
-    torch.testing.assert_close(model.decide(features), logits)
+    torch.testing.assert_close(model.classifier(model.join(features)), logits)
 
 
 def logits_of(model: nn.Module, frames: Tensor) -> Tensor:

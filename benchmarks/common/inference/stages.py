@@ -34,7 +34,7 @@ class Alone:
 
     def __init__(self, run: Path) -> None:
         [trained] = read_runs(run)
-        self.model = trained.model()
+        self.model = trained.model(torch.device("cpu"))
         frames = np.random.default_rng(0).integers(0, 256, (_BATCH, _T, 3, _SIZE, _SIZE), dtype=np.uint8)
         self._batch = torch.from_numpy(frames)
 

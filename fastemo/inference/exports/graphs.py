@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastemo.errors import UserError
-from fastemo.inference.exports.preprocess import Format
+from fastemo.inference.exports import Format
 from fastemo.machine import available_processors
 
 INPUT, OUTPUTS = "frames", ("logits", "embedding")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from fastemo.errors import UserError
-from fastemo.inference.exports.preprocess import FILES, PREPROCESS_FILE
+from fastemo.inference.exports import FILES, PREPROCESS_FILE
 from fastemo.version import __version__
 
 PREFIX = "hf://"
@@ -14,7 +14,7 @@ LOG_IN = "log in with hf auth login, or set HF_TOKEN"
 # Never a pickle, nor a program.
 _WANTED = ("config.yaml", PREPROCESS_FILE, FILES["safetensors"])
 _REASONS = {
-    "LocalEntryNotFoundError": "it is not in the cache, and the hub cannot be asked: no network, or HF_HUB_OFFLINE is set",
+    "LocalEntryNotFoundError": "it is not in the cache, and the hub cannot be asked: no network, or HF_HUB_OFFLINE=1",
     "RepositoryNotFoundError": f"the hub has no such model, or it is private: {LOG_IN}",
     "RevisionNotFoundError": "the model has no such revision",
 }

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from fastemo.inference.exports import FILES, PREPROCESS_FILE, Format
 from fastemo.json_files import Record, read_json
 from fastemo.machine import sha256_of
 from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastemo.video.config import Crop
-
-Format = Literal["onnx", "torch", "safetensors"]
-FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": "model.safetensors"}
-PREPROCESS_FILE = "preprocess.json"
 
 Count = Annotated[int, Field(gt=0)]
 _Colour = tuple[float, float, float]
