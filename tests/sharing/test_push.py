@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 from helpers import command
 from hub import TOKEN, Hub, served_hub
+from huggingface_hub import constants
 from sharing.runs import run_of
 
-import fastemo
+from fastemo.cli import main
 from fastemo.inference.exports.hub import downloaded
 from fastemo.json_files import read_json
 from fastemo.report.schema import Gap, Result
 from fastemo.sharing.card import without_names
-
-PREDICT = """
-import sys, fastemo
-print(*fastemo.load(sys.argv[1]).predict(sys.argv[2]).probabilities.values())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +30,53 @@ def hub():
 
 
 @pytest.fixture
-def call(hub, tmp_path):
-    """Run Python beside the hub: its exit status and all that it printed."""
+def call(hub, tmp_path, monkeypatch, capfd):
+    """Run a command in this process beside the hub: its exit status and all that it printed."""
+    settings = {"ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hf"), "HF_TOKEN_PATH": str(tmp_path / "token")}
+    # The hub's own protocol for large files is no part of the server here.
+    settings["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {**settings, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(constants, name, value)
 
-    def run_python(*words: object, **environment: str) -> tuple[int, str]:
-        known = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "", "HF_HUB_OFFLINE": ""}
-        # The hub's own protocol for large files is no part of the server here.
-        known |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-        done = command(sys.executable, *words, cwd=tmp_path, **known)
-        said = done.stdout + done.stderr
+    def run_command(*words: object, token: str = "", offline: bool = False) -> tuple[int, str]:
+        monkeypatch.setenv("HF_TOKEN", token)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        status = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = "".join(capfd.readouterr())
         assert "Traceback" not in said, said
         assert TOKEN not in said
-        return done.returncode, said
+        return status, said
 
-    return run_python
-
-
-def push(call, run: Path, *more: str, **environment: str) -> tuple[int, str]:
-    return call("-m", "fastemo.cli", "push", run, "user/name", *more, **{"HF_TOKEN": TOKEN, **environment})
+    return run_command
 
 
-@pytest.mark.slow
-def test_a_pushed_model_is_loaded_with_the_same_predictions(hub: Hub, call, run, few_clips, tmp_path):
+@pytest.fixture
+def shares(call, few_clips, tmp_path):
+    """What a model predicts for a clip: its probabilities."""
+    clip = min(few_clips.rglob("*.mp4"))
+
+    def predicted(model: object, **options: bool) -> list[float]:
+        status, said = call("predict", model, clip, "--out", tmp_path / "found.json", **options)
+        assert status == 0, said
+        [found] = json.loads((tmp_path / "found.json").read_text())
+        return [*found["probabilities"].values()]
+
+    return predicted
+
+
+def push(call, run: Path, token: str = TOKEN, **options: bool) -> tuple[int, str]:
+    return call("push", run, "user/name", token=token, **options)
+
+
+def test_a_pushed_model_is_loaded_with_the_same_predictions(hub: Hub, call, shares, run, few_clips, tmp_path):
     status, said = push(call, run)
     assert status == 0, said
     [(commit, files)] = hub.commits["user/name"]
-    assert said.splitlines()[-1] == f'in Python: fastemo.load("hf://user/name@{commit}")'
+    assert f'in Python: fastemo.load("hf://user/name@{commit}")' in said.splitlines()
     assert {*files} == {
         "README.md", "config.yaml", "model.safetensors", "preprocess.json", "test.json", "metrics.jsonl",
         "curves.png", "confusion_matrix.png", "per_class_accuracy.png", "reliability.png",
@@ -72,56 +89,64 @@ def test_a_pushed_model_is_loaded_with_the_same_predictions(hub: Hub, call, run,
     assert result["accuracy"] == json.loads((run / "test.json").read_text())["accuracy"]
     assert not {"actor", "subject"} & {*result["groups"]}
 
-    clip = sorted(few_clips.rglob("*.mp4"))[0]
-    expected = fastemo.load(run).predict(clip).probabilities.values()
-    status, said = call("-c", PREDICT, "hf://user/name", clip)
-    assert (status, [float(it) for it in said.split()]) == (0, pytest.approx([*expected], abs=1e-6))
+    expected = shares(run)
+    assert shares("hf://user/name") == pytest.approx(expected, abs=1e-6)
     # Another model under the same name: the pinned revision stays what it was, and the cache needs no network.
     other = run_of(run, tmp_path / "other", name="early_cnn")
     assert push(call, other)[0] == 0
     assert len(hub.commits["user/name"]) == 2
-    newest, pinned = (call("-c", PREDICT, f"hf://user/name{it}", clip)[1] for it in ("", f"@{commit}"))
-    assert (pinned, newest != pinned) == (said, True)
+    assert shares("hf://user/name") != pytest.approx(expected, abs=1e-6)
+    assert shares(f"hf://user/name@{commit}") == pytest.approx(expected, abs=1e-6)
     hub.requests.clear()
-    assert call("-c", PREDICT, f"hf://user/name@{commit}", clip, HF_HUB_OFFLINE="1") == (0, said)
+    assert shares(f"hf://user/name@{commit}", offline=True) == pytest.approx(expected, abs=1e-6)
     assert hub.requests == []
     assert not [file for file in (tmp_path / "hf").rglob("*") if file.is_file() and TOKEN in file.read_text("latin-1")]
 
 
 @pytest.mark.slow
-def test_an_interruption_is_made_good_by_the_same_command(hub: Hub, call, run, few_clips):
-    hub.cut, hub.cuts = "/upload/", 99  # longer than the client's own retries
+def test_the_command_in_a_process_of_its_own(hub: Hub, run, tmp_path):
+    known = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    words = [sys.executable, "-m", "fastemo.cli"]
+    done = command(*words, "push", run, "user/name", "--private", cwd=tmp_path, **known)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert [*hub.commits["user/name"][0][1]]
+    done = command(*words, "predict", "hf://user/name", "no.mp4", cwd=tmp_path, **known)
+    assert (done.returncode, "8 classes" in done.stdout) == (1, True)
+
+
+def test_an_interruption_is_made_good_by_the_same_command(hub: Hub, call, shares, run, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's own retries
+    hub.cut, hub.cuts = "/upload/", 99
     status, said = push(call, run)
     assert (status, hub.commits["user/name"]) == (2, [])
     assert "fastemo: error: hf://user/name: the hub's client failed" in said
     hub.cuts = 0
     assert push(call, run)[0] == 0
 
-    hub.cut, hub.cuts = "/model.safetensors", 1
-    clip = sorted(few_clips.rglob("*.mp4"))[0]
-    call("-c", f"import contextlib\nwith contextlib.suppress(Exception):\n exec({PREDICT!r})", "hf://user/name", clip)
-    status, said = call("-c", PREDICT, "hf://user/name", clip)
-    assert (status, len(said.split())) == (0, 8)
+    hub.cut, hub.cuts = "/model.safetensors", 99
+    status, said = call("predict", "hf://user/name", "no.mp4")
+    assert (status, "fastemo: error: hf://user/name: " in said) == (2, True)
+    hub.cuts = 0
+    assert len(shares("hf://user/name")) == 8
 
 
-@pytest.mark.slow
 def test_what_cannot_be_pushed_or_loaded_is_said_in_one_line(hub: Hub, call, run):
     def error(words: tuple[int, str]) -> str:
         status, said = words
         assert status == 2
         return said.splitlines()[-1].removeprefix("fastemo: error: hf://user/")
 
-    predict = ("-m", "fastemo.cli", "predict")
-    assert error(push(call, run, HF_TOKEN="")).startswith("name: no token of the hub: log in with hf auth login")
-    assert "401" in error(push(call, run, HF_TOKEN="hf_another"))
-    assert error(push(call, run, HF_HUB_OFFLINE="1")) == "name: HF_HUB_OFFLINE is set: unset it to push"
-    assert error(call(*predict, "hf://user/none", "x.mp4")).startswith("none: the hub has no such model")
-    assert "HF_HUB_OFFLINE=1" in error(call(*predict, "hf://user/none", "x.mp4", HF_HUB_OFFLINE="1"))
+    assert error(push(call, run, token="")).startswith("name: no token of the hub: log in with hf auth login")
+    assert "401" in error(push(call, run, token="hf_another"))
+    assert error(push(call, run, offline=True)) == "name: HF_HUB_OFFLINE is set: unset it to push"
+    assert error(call("predict", "hf://user/none", "x.mp4")).startswith("none: the hub has no such model")
+    assert "HF_HUB_OFFLINE=1" in error(call("predict", "hf://user/none", "x.mp4", offline=True))
     hub.commits["user/others"] = [("0" * 40, {"config.json": b"{}"})]
-    assert error(call(*predict, "hf://user/others", "x.mp4")) == (
+    assert error(call("predict", "hf://user/others", "x.mp4")) == (
         "others is not complete, or no model of fastemo: it has no config.yaml, preprocess.json, model.safetensors"
     )
-    assert error(call(*predict, "hf://user/others@v2", "x.mp4")) == "others@v2: the model has no such revision"
+    assert error(call("predict", "hf://user/others@v2", "x.mp4")) == "others@v2: the model has no such revision"
     assert not any("model.safetensors" in request for request in hub.requests)
 
 
