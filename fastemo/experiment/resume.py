@@ -14,7 +14,7 @@ from fastemo.corpus.clip import class_name
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.corpus.splits import Splits
-from fastemo.inference.runs import LATEST, find_run
+from fastemo.inference.runs import LATEST, config_of, find_run
 from fastemo.training.config import TrainConfig
 from fastemo.training.progress import Progress
 
@@ -60,7 +60,7 @@ def resolve(arguments: Sequence[str], *, prog: str | None = None) -> tuple[RunCo
         return _with_weights(config), None
     saved = run_dir / "config.yaml"
     if saved.is_file():
-        own = read_config(["--config", str(saved)])
+        own = config_of(run_dir)
         config = _with_weights(read_config(["--config", str(saved), *arguments], prog=prog), own.model.weights)
         check_same(own, config, run_dir)
     else:

@@ -173,9 +173,17 @@ def read_runs(folder: Path) -> list[TrainedRun]:
 
 
 def config_of(folder: Path) -> RunConfig:
-    """Raises:
-    ValueError: It is not a run folder, or its configuration is damaged.
+    """The configuration of a run folder.
+
+    Raises:
+        ValueError: It is not a run folder, but perhaps an export, or its configuration is damaged.
     """
+    if (folder / PREPROCESS_FILE).is_file():
+        raise ValueError(f"{folder} is an export, which can only predict: give the run itself")
+    return _config_in(folder)
+
+
+def _config_in(folder: Path) -> RunConfig:
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
@@ -183,7 +191,7 @@ def config_of(folder: Path) -> RunConfig:
 
 
 def _read_run(folder: Path) -> TrainedRun:
-    config = config_of(folder)
+    config = _config_in(folder)
     if (folder / PREPROCESS_FILE).is_file():
         from fastemo.inference.exports.preprocess import read_preprocess  # imports pydantic
 

@@ -21,6 +21,7 @@ from helpers import REPOSITORY, command, smooth_frame, write_video
 from sharing.runs import run_of
 
 import fastemo
+from fastemo.cli import main
 from fastemo.config import read_config, write_config
 from fastemo.console import Console
 from fastemo.errors import UserError
@@ -31,16 +32,16 @@ from fastemo.sharing import export as export_module
 from fastemo.sharing.card import model_card
 from fastemo.sharing.export import export_run, one_run
 
-MOBILENET = {"backbone": "mobilenetv3_small_050"}
+SMALL = {"backbone": "test_resnet"}  # one block a stage
 # The first of each family is of full size.
 MODELS = {
     "early_resnet18": {},
     "early_cnn": {},
     "late_fusion": {},
-    "late_fusion-concat": {**MOBILENET, "fusion": "concat"},
-    "late_fusion-max": {**MOBILENET, "fusion": "max"},
+    "late_fusion-concat": {**SMALL, "fusion": "concat"},
+    "late_fusion-max": {**SMALL, "fusion": "max"},
     "cnn_lstm": {},
-    "cnn_lstm-gru": {**MOBILENET, "rnn": "gru", "rnn_hidden": 16, "rnn_norm": True},
+    "cnn_lstm-gru": {**SMALL, "rnn": "gru", "rnn_hidden": 16, "rnn_norm": True},
     "r3d18": {},
 }
 
@@ -146,11 +147,18 @@ def test_without_the_corpus_random_clips_are_checked_and_it_says_so(made, tmp_pa
     assert "0.0e+00 on 3 random clips, no real ones, for the run's corpus is not here" in lines[0]
 
 
-def test_what_is_no_single_run_is_refused(made, exported, made_study):
+def test_what_is_no_single_run_is_refused(made, exported, tmp_path, capsys):
     with pytest.raises(ValueError, match="is an export: give the run itself"):
         export_run(exported("safetensors"), "onnx", Console(show=False))
-    with pytest.raises(ValueError, match="study's runs are of several models"):
-        export_run(made_study, "onnx", Console(show=False))
+    for words in (["evaluate"], ["train", "--resume"]):
+        with pytest.raises(SystemExit):
+            main([*words, str(exported("safetensors"))])
+        assert "is an export, which can only predict: give the run itself" in capsys.readouterr().err
+    for name in "ab":
+        shutil.copytree(made("early_cnn"), tmp_path / name)
+    (tmp_path / "study.json").write_text(json.dumps({"cells": [{"folder": "a"}, {"folder": "b"}]}))
+    with pytest.raises(ValueError, match=f"holds 2 runs: give one of them, such as {tmp_path / 'a'}"):
+        export_run(tmp_path, "onnx", Console(show=False))
 
 
 def test_damaged_exports_are_named(exported, tmp_path):
