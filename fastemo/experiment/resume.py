@@ -27,7 +27,7 @@ _MOST_NAMES = 5
 _MAY_CHANGE = re.compile(
     r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|"
     r"corpus\.(root|verify|on_error|max_dropped|max_rejected)|"
-    r"train\.(checkpoint_minutes|keep|epochs|early_stop_patience|batch_size|accumulate_steps)"
+    r"train\.(checkpoint_minutes|keep|trackers|epochs|early_stop_patience|batch_size|accumulate_steps)"
 )
 # Fields of a clip that another file of the same name would change; copying a corpus only changes times.
 _LABEL_FIELDS = (

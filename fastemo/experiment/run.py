@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastemo.config import RunConfig, write_config
+from fastemo.config import RunConfig, config_leaves, write_config
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip, Root
 from fastemo.corpus.identical import with_identical
@@ -135,6 +135,7 @@ def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack
     run_dir = found.folder
     try:
         root, splits, loaders = _prepare(config, trainer, found, console)
+        stack.enter_context(trainer.tracked(config_leaves(config), run_dir, console))
     except BaseException:
         # Nothing was trained yet: free the name for the next attempt.
         if trainer.is_main and found.is_new:

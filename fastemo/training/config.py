@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -11,6 +11,7 @@ SpeedMode = Literal["auto", "fp32", "plain"]
 Compile = Literal["auto", "off", "default", "cudagraphs"]
 Exchange = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["plateau", "onecycle", "constant"]
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class TrainConfig:
         checkpoint_minutes: Minutes between writes of `checkpoints/last` within an epoch; 0: only at its end.
         keep: Older checkpoints to keep beside `last`, in case it is damaged.
         deterministic: Bitwise identical results from identical runs on one machine, with slower kernels if needed.
+        trackers: Experiment trackers that log the run: `tensorboard`, `wandb`, `trackio` and `mlflow`, as a list or
+            separated by commas.
     """
 
     batch_size: int = 8
@@ -66,8 +69,14 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     keep: int = 1
     deterministic: bool = False
+    trackers: list[str] | str = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if isinstance(self.trackers, str):
+            names = [name.strip() for name in self.trackers.split(",")] if self.trackers else []
+            object.__setattr__(self, "trackers", names)
+        if unknown := [name for name in self.trackers if name not in TRACKERS]:
+            raise ValueError(f"train.trackers must be among {', '.join(TRACKERS)}, not '{unknown[0]}'")
         if self.speed == "plain":  # its name in older configurations
             object.__setattr__(self, "speed", "fp32")
         for name in ("batch_size", "accumulate_steps", "epochs"):

@@ -1,9 +1,11 @@
-"""The process group of a run. The only module that uses Accelerate."""
+"""The process group of a run. Only this module and `trackers.py` use Accelerate."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +19,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
+from fastemo.console import Console
 from fastemo.errors import UserError
 from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.evaluation.probes import PROBES, Order
@@ -24,6 +27,7 @@ from fastemo.machine import available_processors
 from fastemo.training.progress import split_scores
 from fastemo.training.resume import join_after_restart
 from fastemo.training.speed import Speed
+from fastemo.training.trackers import Trackers, check_installed
 from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import keyed_seed
@@ -41,19 +45,22 @@ class Processes:
 
     Args:
         every_step: Whether gradients are averaged after every batch.
+        trackers: Names of experiment trackers.
 
     Attributes:
         device, rank, local_rank, world_size, is_main: Of this process.
         model: Wrapped for the process group, once prepared.
+        trackers: What logs the run; nothing outside `tracked`, and on every process but the main one.
 
     Raises:
-        ValueError: The precision is not available on this device.
+        ValueError: The precision is not available on this device, or a tracker's package is not installed.
     """
 
     model: nn.Module
 
-    def __init__(self, speed: Speed, *, seed: int, every_step: bool) -> None:
-        self._seed = seed
+    def __init__(self, speed: Speed, *, seed: int, every_step: bool, trackers: Sequence[str] = ()) -> None:
+        check_installed(trackers)
+        self._seed, self._tracker_names, self.trackers = seed, trackers, Trackers()
         hook = DDPCommunicationHookType.BF16 if speed.exchange == "bf16" else DDPCommunicationHookType.NO
         ddp = DistributedDataParallelKwargs(
             gradient_as_bucket_view=True,
@@ -118,6 +125,20 @@ class Processes:
             raise UserError(f"process {self.rank}: the first process ended: {trouble}")
         result: T = value
         return result
+
+    @contextmanager
+    def tracked(self, config: Iterable[tuple[str, object]], run_dir: Path, console: Console) -> Iterator[None]:
+        """Inside, the trackers log every epoch; at the end, unless it failed, also the test.
+
+        Args:
+            config: Every key of the run's configuration, and its value.
+
+        Raises:
+            UserError: A tracker cannot be started; raised on every process.
+        """
+        with self.trackers:
+            self.on_main(lambda: self.trackers.start(self._tracker_names, config, run_dir, console))
+            yield
 
     @property
     def bare_model(self) -> nn.Module:

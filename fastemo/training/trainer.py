@@ -45,7 +45,7 @@ class Trainer(Processes):
         self.speed = pick(config, kind.type if kind else "cpu")
         self.speed.set_backends()
         set_determinism(config.deterministic)
-        super().__init__(self.speed, seed=seed, every_step=config.accumulate_steps == 1)
+        super().__init__(self.speed, seed=seed, every_step=config.accumulate_steps == 1, trackers=config.trackers)
         self.progress = Progress()
         self._writer, self._agreement = checkpoint.Writer(), Agreement(self.world_size)
         self._watch, self._memory = FiniteWatch(self.device), faults.MemoryUse(self.device)
@@ -135,6 +135,7 @@ class Trainer(Processes):
                 self.note_dropped({"train": train, "val": val}, epoch, run_dir)
                 self._save(run_dir, epoch, len(train.clips), improved=improved)
                 console.say(epoch_line(row, self.config.epochs, improved))
+                self.trackers.log(self.history)
                 self._stop_between_epochs()
             self._writer.wait()
         if self.progress.stopped_early(self.config):

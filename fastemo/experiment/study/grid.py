@@ -39,7 +39,7 @@ _PART_KEYS = ("name", "title", "base", "cells", "grid")
 _OWN = ("name", "runs_dir", "resume")
 # Keys that do not affect the result: a run stays the same run.
 _NO_RESULT = re.compile(
-    r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|train\.(checkpoint_minutes|keep)"
+    r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|train\.(checkpoint_minutes|keep|trackers)"
 )
 # Keys in which the runs of one row differ: the row is their mean.
 REPEATS = ("seed", "corpus.fold")
