@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.set_defaults(command=_synthesize)
 
     _add_download(commands)
+    _add_fetch(commands)
 
     index = commands.add_parser("index", help="scan a corpus and list its clips")
     index.add_argument("folder", type=Path)
@@ -156,6 +157,16 @@ def _add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     ravdess.set_defaults(command=_download_ravdess)
 
 
+def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="download the weights that trainings need",
+        description="Download pretrained weights and the face detector to the caches, for trainings without a network.",
+    )
+    fetch.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="YAML file of a run or of a study")
+    fetch.set_defaults(command=_fetch)
+
+
 def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The commands about several runs or a whole corpus."""
     study = commands.add_parser(
@@ -242,6 +253,13 @@ def _download_ravdess(options: argparse.Namespace) -> None:
         keep=options.keep,
     )
     download_ravdess(options.root, wanted, Console(), yes=options.yes, dry_run=options.dry_run)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.experiment.fetch import fetch
+
+    fetch(options.configs, Console())
 
 
 def _index(options: argparse.Namespace) -> None:

@@ -146,6 +146,11 @@ def cache_folder() -> Path:
     return Path(base) / "fastemo"
 
 
+def is_offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` is set, as huggingface_hub reads it: then no weights are downloaded from anywhere."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def flush(path: Path) -> None:
     """Flush a file's bytes, or a folder's entries, to the disk.
 

@@ -9,7 +9,7 @@ import timm
 from fastemo.models.config import ModelConfig
 from fastemo.models.fusion import ClipModel, EarlyCNN, EarlyResNet18, LateFusion
 from fastemo.models.temporal import CNNRNN, R3D18
-from fastemo.models.weights import load_weights, r3d18_backbone, timm_backbone
+from fastemo.models.weights import KINETICS, RESNET18, load_weights, r3d18_backbone, timm_backbone
 
 
 def check_backbone(config: ModelConfig) -> None:
@@ -21,6 +21,16 @@ def check_backbone(config: ModelConfig) -> None:
             f"model.backbone is '{config.backbone}', must be one of timm.list_models(), "
             "such as resnet18, resnet50 or mobilenetv3_small_100"
         )
+
+
+def pretrained_backbone(config: ModelConfig) -> str | None:
+    """The backbone whose pretrained weights `build_model` loads, as `fetch_backbone` takes it; `None`: none."""
+    if not config.pretrained or config.weights is not None or config.name == "early_cnn":
+        return None
+    if config.name == "r3d18":
+        return KINETICS
+    name = "resnet18" if config.name == "early_resnet18" else config.backbone
+    return RESNET18 if name == "resnet18" else name
 
 
 def build_model(

@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from torchvision.models.video import R3D_18_Weights, r3d_18
 
 from fastemo.errors import UserError
+from fastemo.machine import is_offline
 from fastemo.models.fusion import EarlyResNet18, inflated
 
 RESNET18 = "resnet18.tv_in1k"
+KINETICS = "R3D-18 (torchvision, Kinetics-400)"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 REACH_SECONDS = 6.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -34,16 +36,35 @@ _NAMED_KEYS = 3
 
 
 class WeightsUnavailable(UserError):
-    """Pretrained weights are not available; the message names them and the two options."""
+    """Pretrained weights are not available; the message names them and the options."""
 
     def __init__(self, name: str, reason: object, *, keys: str, url: str | None) -> None:
         source = f", such as {url} fetched elsewhere" if url else ""
         why = " ".join(str(reason).split()) or type(reason).__name__
         super().__init__(
-            f"cannot get the pretrained weights {name} ({why}): train from scratch with --model.pretrained "
-            f"false, or use a local file with --model.weights PATH, a state dict with the keys of {keys} "
-            f"as .safetensors, .pt or .pth{source}"
+            f"cannot get the pretrained weights {name} ({why}): run fastemo fetch CONFIG on a machine with network, "
+            f"train from scratch with --model.pretrained false, or use a local file with --model.weights PATH, a "
+            f"state dict with the keys of {keys} as .safetensors, .pt or .pth{source}"
         )
+
+
+def fetch_backbone(name: str) -> bool:
+    """Load a backbone's pretrained weights, which caches them; return whether they were cached.
+
+    Args:
+        name: timm model with its tag, or `KINETICS`.
+
+    Raises:
+        WeightsUnavailable: They are not available.
+    """
+    if name == KINETICS:
+        was_cached = _torch_hub_file(R3D_18_Weights.KINETICS400_V1.url).exists()
+        r3d18_backbone(pretrained=True)
+    else:
+        config, url = _timm_source(name)
+        was_cached = config is not None and _cached(config.hf_hub_id, config.hf_hub_filename, url)
+        timm_backbone(name, pretrained=True)
+    return was_cached
 
 
 def timm_backbone(name: str, *, pretrained: bool) -> nn.Module:
@@ -74,10 +95,10 @@ def r3d18_backbone(*, pretrained: bool) -> nn.Module:
     backbone.fc = nn.Identity()
     if pretrained:
         kinetics = R3D_18_Weights.KINETICS400_V1
-        name, keys = "R3D-18 (torchvision, Kinetics-400)", "torchvision's r3d_18"
+        name, keys = KINETICS, "torchvision's r3d_18"
         try:
             if not _torch_hub_file(kinetics.url).exists():
-                check_reachable(kinetics.url)
+                _check_network(kinetics.url)
             state = kinetics.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError) as error:
             raise WeightsUnavailable(name, error, keys=keys, url=kinetics.url) from error
@@ -237,11 +258,25 @@ def check_reachable(url: str) -> None:
         raise errors[0]
 
 
-def _timm_from_hub(name: str) -> nn.Module:
-    architecture = name.split(".")[0]
+def _check_network(url: str) -> None:
+    """Raises:
+    OSError: `HF_HUB_OFFLINE` is set, or the host does not answer.
+    """
+    if is_offline():
+        raise OSError("they are not in the cache, and HF_HUB_OFFLINE is set")
+    check_reachable(url)
+
+
+def _timm_source(name: str) -> tuple[Any, str | None]:
+    """timm's configuration of pretrained weights and their url."""
     config = timm.get_pretrained_cfg(name)
     # timm's url may be a pair of url and file name; the hub then has the weights too.
-    url = config.url if config is not None and isinstance(config.url, str) else None
+    return config, config.url if config is not None and isinstance(config.url, str) else None
+
+
+def _timm_from_hub(name: str) -> nn.Module:
+    architecture = name.split(".")[0]
+    config, url = _timm_source(name)
 
     def unavailable(reason: object) -> WeightsUnavailable:
         return WeightsUnavailable(f"{name} (timm)", reason, keys=f"timm's {architecture}", url=url)
@@ -250,7 +285,7 @@ def _timm_from_hub(name: str) -> nn.Module:
         raise unavailable("timm has none for this model")
     try:
         if not _cached(config.hf_hub_id, config.hf_hub_filename, url):
-            check_reachable(huggingface_hub.constants.ENDPOINT if config.hf_hub_id or url is None else url)
+            _check_network(huggingface_hub.constants.ENDPOINT if config.hf_hub_id or url is None else url)
         return timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError) as error:
         raise unavailable(error) from error

@@ -28,7 +28,7 @@ _RESULTS = ("accuracy", "uar", "macro_f1", "num_clips", "num_takes", "per_class"
 # Their configuration may change, such as when a finished run is trained further.
 _UPDATABLE = ("wandb", "trackio")
 _LONGEST_REASON = 300
-_ADVICE = {"wandb": ": log in with wandb login, or set WANDB_MODE=offline"}
+_ADVICE = {"wandb": "; set WANDB_MODE=offline, or log in with wandb login"}
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -149,9 +149,12 @@ def _started(name: str, run_dir: Path, *, id: str | None, epoch: int) -> tuple[t
     else:
         import mlflow
 
+        folder = None
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            mlflow.set_tracking_uri((run_dir / "mlruns").as_uri())
-        tracker = tracking.MLflowTracker(_PROJECT, run_id=id, run_name=run_dir.name)
+            (folder := run_dir / "mlruns").mkdir(exist_ok=True)
+            mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        artifacts = None if folder is None else folder.as_uri()
+        tracker = tracking.MLflowTracker(_PROJECT, artifacts, run_id=id, run_name=run_dir.name)
     tracker.start()
     if name == "wandb":
         tracker.tracker.define_metric("*", step_metric="epoch")
@@ -201,4 +204,4 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+    return " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") or type(error).__name__

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from fastemo.errors import UserError
-from fastemo.machine import cache_folder, replacing
+from fastemo.machine import cache_folder, is_offline, replacing
 from fastemo.video.config import Box, FrameSpec, area
 from fastemo.video.decode import DecodedFrame, ToRGB
 
@@ -98,6 +98,19 @@ class FaceDetector:
         return net
 
 
+def fetch_weights() -> bool:
+    """Download the weights to the cache unless they are there; return whether they were.
+
+    Raises:
+        UserError: They cannot be downloaded, or not be written to the cache.
+    """
+    was_cached = _from_cache() is not None
+    _cached_weights()
+    if _from_cache() is None:
+        raise UserError(f"the face detector cannot be written to {_cache_path()}: set FASTEMO_CACHE to another folder")
+    return was_cached
+
+
 def weights_of_run(own: Path | None, chosen: Path | None) -> Path | None:
     """The weights to use a run with: those chosen, else its own if the file is here, else the downloaded ones."""
     return chosen or (own if own is not None and own.is_file() else None)
@@ -110,11 +123,21 @@ def _within(box: np.ndarray, width: int, height: int) -> Box | None:
     return (left, top, right - left, bottom - top) if left < right and top < bottom else None
 
 
+def _cache_path() -> Path:
+    return cache_folder() / "models" / Path(ADDRESS).name
+
+
+def _from_cache() -> bytes | None:
+    """The cached weights, unless they are damaged."""
+    path = _cache_path()
+    data = path.read_bytes() if path.is_file() else b""
+    return data if hashlib.sha256(data).hexdigest() == SHA256 else None
+
+
 def _cached_weights() -> bytes:
-    path = cache_folder() / "models" / Path(ADDRESS).name
-    if path.is_file() and hashlib.sha256(data := path.read_bytes()).hexdigest() == SHA256:
+    if (data := _from_cache()) is not None:
         return data
-    data = _downloaded()
+    path, data = _cache_path(), _downloaded()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
@@ -130,6 +153,9 @@ def _downloaded() -> bytes:
     from fastemo.corpus.download.zenodo import open_client
 
     data, get = bytearray(), f"get {Path(ADDRESS).name} elsewhere and name it with {_OPTION}"
+    if is_offline():
+        how = "run fastemo fetch CONFIG on a machine with network, or"
+        raise UserError(f"the face detector is not in the cache, and HF_HUB_OFFLINE is set: {how} {get}")
     try:
         with open_client() as client, client.stream("GET", ADDRESS) as response:
             response.raise_for_status()
