@@ -69,13 +69,12 @@ class Trackers:
             known = self._state.get(name)
             try:
                 with _no_questions():
-                    tracker, run_id = _started(name, run_dir.resolve(), **known or {"id": None, "epoch": 0})
+                    tracker, self._state[name] = _started(name, run_dir.resolve(), **known or {"id": None, "epoch": 0})
                 self._running[name] = tracker
                 if known is None or name in _UPDATABLE:
                     tracker.store_init_configuration(values)
             except Exception as error:
                 raise UserError(f"train.trackers {name}: {_reason(error)}{_ADVICE.get(name, '')}") from error
-            self._state.setdefault(name, {"id": run_id, "epoch": 0})
         if names:
             self._write()
 
@@ -86,7 +85,7 @@ class Trackers:
             state = self._state[name]
             for row in history:
                 if row["epoch"] > state["epoch"]:
-                    tracker.log(dict(_numbers(row)), step=_step(tracker, row["epoch"]))
+                    tracker.log(dict(_numbers(row)), step=row["epoch"])
                     state["epoch"] = row["epoch"]
             self._write()
 
@@ -107,9 +106,10 @@ class Trackers:
         """Log the results in `test.json` and the figures in the run folder."""
         result = json.loads((self._run_dir / "test.json").read_text(encoding="utf-8"))
         found = {key: result[key] for key in _RESULTS if key in result}
-        epoch = self._state[name]["epoch"]
-        step = _step(tracker, epoch)
-        tracker.log({"epoch": epoch, **dict(_numbers(found, "test/"))}, step=step)
+        step = self._state[name]["epoch"]
+        if name == "wandb":
+            step = max(step, tracker.tracker.step)  # it ignores what is logged to an earlier step
+        tracker.log(dict(_numbers(found, "test/")), step=step)
         for path in sorted(self._run_dir.glob("*.png")):
             _log_figure(name, tracker, path, step)
 
@@ -125,12 +125,12 @@ class Trackers:
                 self._console.say(f"tracker {name} failed: {_reason(error)}; training continues without it")
 
 
-def _started(name: str, run_dir: Path, *, id: str | None, epoch: int) -> tuple[tracking.GeneralTracker, str | None]:
-    """A tracker and the id of its run.
+def _started(name: str, run_dir: Path, *, id: str | None, epoch: int) -> tuple[tracking.GeneralTracker, dict[str, Any]]:
+    """A tracker, the id of its run, and the last epoch that the run has.
 
     Args:
         id: Of the run to continue; `None`: a new one.
-        epoch: The last that was logged.
+        epoch: The last that was logged; 0: none.
     """
     if name == "tensorboard":
         # Steps from `purge_step` on are hidden in earlier files: the process may have been killed just after logging.
@@ -151,14 +151,16 @@ def _started(name: str, run_dir: Path, *, id: str | None, epoch: int) -> tuple[t
 
         folder = None
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            (folder := run_dir / "mlruns").mkdir(exist_ok=True)
+            (folder := run_dir / "mlruns").mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         artifacts = None if folder is None else folder.as_uri()
         tracker = tracking.MLflowTracker(_PROJECT, artifacts, run_id=id, run_name=run_dir.name)
     tracker.start()
     if name == "wandb":
         tracker.tracker.define_metric("*", step_metric="epoch")
-    return tracker, tracker.tracker.info.run_id if name == "mlflow" else id
+        # The server knows what reached it. An offline session's file gets every epoch: it replaces the one before.
+        epoch = tracker.tracker.step - 1
+    return tracker, {"id": tracker.tracker.info.run_id if name == "mlflow" else id, "epoch": epoch}
 
 
 @contextmanager
@@ -170,11 +172,6 @@ def _no_questions() -> Iterator[None]:
             yield
         finally:
             sys.stdin = before
-
-
-def _step(tracker: tracking.GeneralTracker, epoch: int) -> int:
-    """The epoch, or W&B's own step where that is greater: it ignores what is logged to an earlier one."""
-    return max(epoch, tracker.tracker.step) if tracker.name == "wandb" else epoch
 
 
 def _log_figure(name: str, tracker: tracking.GeneralTracker, path: Path, step: int) -> None:
