@@ -331,10 +331,10 @@ def free_port(kind: socket.SocketKind) -> int:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, handler: type[SimpleHTTPRequestHandler] = SimpleHTTPRequestHandler) -> Iterator[str]:
     """A folder over HTTP: its URL."""
 
-    class Quiet(SimpleHTTPRequestHandler):
+    class Quiet(handler):
         def log_message(self, *_: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))

@@ -70,7 +70,7 @@ def _needed(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
 
 def _there(check: Callable[[Path], object], path: Path) -> str:
     check(path)
-    return "a file that is there"
+    return "there"
 
 
 def _fetched(get: Callable[..., bool], *arguments: str) -> str:

@@ -25,8 +25,6 @@ from fastemo.models.weights import check_reachable
 _PROJECT = "fastemo"
 # Of test.json: what a tracker gets.
 _RESULTS = ("accuracy", "uar", "macro_f1", "num_clips", "num_takes", "per_class", "intervals", "best_epoch_on_test")
-# Their configuration may change, such as when a finished run is trained further.
-_UPDATABLE = ("wandb", "trackio")
 _LONGEST_REASON = 300
 _ADVICE = {"wandb": "; set WANDB_MODE=offline, or log in with wandb login"}
 
@@ -50,7 +48,7 @@ class Trackers:
 
     def __init__(self) -> None:
         self._running: dict[str, tracking.GeneralTracker] = {}
-        # Of each tracker the id of its run, and the last epoch that it logged.
+        # Of each tracker the id of its run, which is null before it has one, and the last epoch that it logged.
         self._state: dict[str, dict[str, Any]] = {}
 
     def start(
@@ -66,13 +64,13 @@ class Trackers:
             self._state = json.loads(self._file.read_text(encoding="utf-8"))
         values = {key: value if isinstance(value, int | float | str | None) else str(value) for key, value in config}
         for name in names:
-            known = self._state.get(name)
+            state = self._state.setdefault(name, {"id": None, "epoch": 0})
+            is_new = state["id"] is None
             try:
                 with _no_questions():
-                    tracker, self._state[name] = _started(name, run_dir.resolve(), **known or {"id": None, "epoch": 0})
-                self._running[name] = tracker
-                if known is None or name in _UPDATABLE:
-                    tracker.store_init_configuration(values)
+                    self._running[name] = _started(name, run_dir.resolve(), state)
+                if is_new or name in ("wandb", "trackio"):
+                    self._running[name].store_init_configuration(values)
             except Exception as error:
                 raise UserError(f"train.trackers {name}: {_reason(error)}{_ADVICE.get(name, '')}") from error
         if names:
@@ -125,42 +123,46 @@ class Trackers:
                 self._console.say(f"tracker {name} failed: {_reason(error)}; training continues without it")
 
 
-def _started(name: str, run_dir: Path, *, id: str | None, epoch: int) -> tuple[tracking.GeneralTracker, dict[str, Any]]:
-    """A tracker, the id of its run, and the last epoch that the run has.
+def _started(name: str, run_dir: Path, state: dict[str, Any]) -> tracking.GeneralTracker:
+    """A tracker, started.
 
     Args:
-        id: Of the run to continue; `None`: a new one.
-        epoch: The last that was logged; 0: none.
+        state: Of an earlier session, if there was one; updated.
     """
+    is_new, state["id"] = state["id"] is None, state["id"] or run_dir.name
     if name == "tensorboard":
-        # Steps from `purge_step` on are hidden in earlier files: the process may have been killed just after logging.
-        tracker = tracking.TensorBoardTracker(name, run_dir, purge_step=epoch + 1)
+        # Hides steps of an earlier session that was killed after logging them.
+        tracker = tracking.TensorBoardTracker(name, run_dir, purge_step=state["epoch"] + 1)
+        tracker.start()
+    elif name == "trackio":
+        resume = "never" if is_new else "allow"
+        tracker = tracking.TrackioTracker(_PROJECT, name=run_dir.name, resume=resume, embed=False)
+        tracker.start()
     elif name == "wandb":
         import wandb
 
-        settings, id = wandb.setup().settings, id or uuid.uuid4().hex
+        state["id"] = uuid.uuid4().hex if is_new else state["id"]
+        settings = wandb.setup().settings
         if settings.mode in ("online", "shared"):
             check_reachable(settings.base_url)  # wandb itself tries for 90 s
         options = {"name": run_dir.name, "dir": run_dir, "settings": wandb.Settings(console="off")}
-        tracker = tracking.WandBTracker(_PROJECT, id=id, resume="allow", **options)
-    elif name == "trackio":
-        resume = "never" if id is None else "allow"
-        tracker, id = tracking.TrackioTracker(_PROJECT, name=run_dir.name, resume=resume, embed=False), run_dir.name
+        tracker = tracking.WandBTracker(_PROJECT, id=state["id"], resume="allow", **options)
+        tracker.start()
+        tracker.tracker.define_metric("*", step_metric="epoch")
+        # The server knows what reached it. An offline session's file gets every epoch: it replaces the one before.
+        state["epoch"] = tracker.tracker.step - 1
     else:
         import mlflow
 
-        folder = None
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            (folder := run_dir / "mlruns").mkdir(parents=True, exist_ok=True)
+        folder = None if "MLFLOW_TRACKING_URI" in os.environ else run_dir / "mlruns"
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        artifacts = None if folder is None else folder.as_uri()
-        tracker = tracking.MLflowTracker(_PROJECT, artifacts, run_id=id, run_name=run_dir.name)
-    tracker.start()
-    if name == "wandb":
-        tracker.tracker.define_metric("*", step_metric="epoch")
-        # The server knows what reached it. An offline session's file gets every epoch: it replaces the one before.
-        epoch = tracker.tracker.step - 1
-    return tracker, {"id": tracker.tracker.info.run_id if name == "mlflow" else id, "epoch": epoch}
+        artifacts, run_id = folder and folder.as_uri(), None if is_new else state["id"]
+        tracker = tracking.MLflowTracker(_PROJECT, artifacts, run_id=run_id, run_name=run_dir.name)
+        tracker.start()
+        state["id"] = tracker.tracker.info.run_id
+    return tracker
 
 
 @contextmanager
@@ -182,10 +184,9 @@ def _log_figure(name: str, tracker: tracking.GeneralTracker, path: Path, step: i
         import trackio
 
         tracker.log({key: trackio.Image(pixels)}, step=step)
-    elif name == "tensorboard":
-        tracker.log_images({key: pixels[None]}, step=step, dataformats="NHWC")
     else:
-        tracker.log_images({key: pixels[None]}, step=step)
+        options = {"dataformats": "NHWC"} if name == "tensorboard" else {}
+        tracker.log_images({key: pixels[None]}, step=step, **options)
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

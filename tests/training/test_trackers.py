@@ -218,7 +218,7 @@ def test_two_processes_log_once(options, tmp_path):
     assert "2 processes\n" in done.stdout
     folder = tmp_path / "runs" / "run"
     assert len(list(folder.glob("tensorboard/events*"))) == len(list(folder.glob("tensorboard/*/events*"))) == 1
-    assert json.loads((folder / "trackers.json").read_text()) == {"tensorboard": {"id": None, "epoch": 1}}
+    assert json.loads((folder / "trackers.json").read_text()) == {"tensorboard": {"id": "run", "epoch": 1}}
 
 
 class TestConfiguration:
@@ -317,10 +317,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Double]:
     """The doubles that take the place of the trackers, by name; those that a test puts there first are taken."""
     made: dict[str, Double] = {}
 
-    def started(name: str, run_dir: Path, **known: object) -> tuple[Double, dict]:
+    def started(name: str, run_dir: Path, state: dict) -> Double:
         double = made.setdefault(name, Double(name))
-        double.got.append(("start", *known.values()))
-        return double, {"id": known["id"] or f"id of {name}", "epoch": known["epoch"]}
+        double.got.append(("start", *state.values()))
+        state["id"] = state["id"] or f"id of {name}"
+        return double
 
     monkeypatch.setattr(trackers, "_started", started)
     return made
@@ -394,6 +395,7 @@ def test_a_run_whose_tracker_fails_is_finished(few_clips, tmp_path, made, capsys
     assert "trackers.json" in files_of(folder)
 
 
+@pytest.mark.slow
 def test_wandb_without_an_account_is_one_line_and_asks_nothing(tmp_path):
     """On a terminal, too: the script's standard input says that it is one."""
     script = tmp_path / "asks.py"
@@ -434,9 +436,11 @@ def test_mlflow_gets_its_folder_and_the_run_to_continue(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tracking, "MLflowTracker", MLflow)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert trackers._started("mlflow", tmp_path / "run", id=None, epoch=0)[1] == {"id": "theirs", "epoch": 0}
+    state = {"id": None, "epoch": 0}
+    trackers._started("mlflow", tmp_path / "run", state)
+    assert state == {"id": "theirs", "epoch": 0}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    trackers._started("mlflow", tmp_path / "run", id="theirs", epoch=2)
+    trackers._started("mlflow", tmp_path / "run", state)
     base = tmp_path / "run" / "mlruns"
     assert got == [
         ("uri", f"sqlite:///{base}/mlflow.db"),
