@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
 from helpers import REPOSITORY, command, documented_commands, documents, face_weights, write_video
+from safetensors.torch import save_file
+from torchvision.models.video import r3d_18
 from zenodo import serving, zipped
 
 from fastemo.corpus.cremad import split_actors
@@ -39,6 +43,21 @@ def record(few_clips, monkeypatch):
         yield
 
 
+@pytest.fixture
+def weights_caches(tmp_path, monkeypatch):
+    """Caches with random weights in place of the pretrained ones, for `fastemo fetch`."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    repository = tmp_path / "hf" / "hub" / "models--timm--resnet18.tv_in1k"
+    for folder in (snapshot := repository / "snapshots" / ("0" * 40), repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    save_file(timm.create_model("resnet18").state_dict(), snapshot / "model.safetensors")
+    (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    state = {key: value.half() for key, value in r3d_18(weights=None).state_dict().items()}
+    torch.save(state, tmp_path / "torch" / "hub" / "checkpoints" / "r3d_18-b3b3357e.pth")
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A folder with what a user has in a clone."""
@@ -62,7 +81,8 @@ def test_the_first_two_are_the_promised_lines():
 
 
 @pytest.mark.slow
-def test_the_other_commands_run_in_order(checkout, few_clips, record, tmp_path):
+@pytest.mark.usefixtures("record", "weights_caches")
+def test_the_other_commands_run_in_order(checkout, few_clips, tmp_path):
     """Synthesised corpora and trainings are small here; each command keeps its own words."""
     for emotion in ("ANG", "HAP", "SAD"):
         for actors in split_actors().values():
@@ -83,6 +103,8 @@ def test_the_other_commands_run_in_order(checkout, few_clips, record, tmp_path):
         line = line.replace("/data/", f"{tmp_path}/")
         if line.startswith("fastemo download"):
             line += " --yes"
+        if line.startswith("fastemo fetch"):
+            line = f"HF_HUB_OFFLINE=1 {line}"
         if "train" in line:
             line += SMALL
         if line.startswith("fastemo study"):
@@ -99,7 +121,7 @@ def test_the_other_commands_run_in_order(checkout, few_clips, record, tmp_path):
             shell(line, checkout)
     assert (checkout / "manifest.csv").is_file()
     assert len(list((checkout / "out").rglob("*.mp4"))) == 96
-    assert len(list((checkout / "runs").glob("*/test.json"))) == 8 + face_weights().is_file()
+    assert len(list((checkout / "runs").glob("*/test.json"))) == 9 + face_weights().is_file()
     assert (checkout / "runs" / "ravdess" / "evaluation" / "val" / "val.json").is_file()
     assert (checkout / "runs" / "ravdess" / "evaluation" / "all-CREMA-D" / "all.json").is_file()
     cells = json.loads((checkout / "studies" / "quick" / "study.json").read_text())["cells"]

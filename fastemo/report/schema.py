@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Share, Share]
 Difference = Annotated[float, Field(ge=-1, le=1)]
 Machine = dict[Text, Text | Count | None]
-Setting = bool | Annotated[int, Field(gt=-(2**63), lt=2**63)] | float | Text | None
+Setting = bool | Annotated[int, Field(gt=-(2**63), lt=2**63)] | float | Text | list[Text] | None
 
 
 class Probe(Record):

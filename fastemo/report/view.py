@@ -29,7 +29,7 @@ from fastemo.report.schema import (
 )
 
 MODEL, FRAMES, AUGMENTED = "model.name", "video.num_frames", "augment.enabled"
-_NO_DIFFERENCE = ("name", "runs_dir", "resume", "model.num_frames")
+_NO_DIFFERENCE = ("name", "runs_dir", "resume", "model.num_frames", "train.trackers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ from fastemo.console import Console
 from fastemo.errors import UserError
 from fastemo.experiment.resume import resolve
 from fastemo.experiment.run import run
+from fastemo.experiment.study.grid import read_study
+from fastemo.report.page import write_page
 from fastemo.training import trackers
 from fastemo.training.config import TRACKERS, TrainConfig
 from fastemo.training.trackers import Trackers, check_installed
@@ -219,6 +221,21 @@ def test_two_processes_log_once(options, tmp_path):
     folder = tmp_path / "runs" / "run"
     assert len(list(folder.glob("tensorboard/events*"))) == len(list(folder.glob("tensorboard/*/events*"))) == 1
     assert json.loads((folder / "trackers.json").read_text()) == {"tensorboard": {"id": "run", "epoch": 1}}
+
+
+@pytest.mark.slow
+def test_each_run_of_a_study_is_a_run_of_its_own(few_clips, tmp_path):
+    train = {"epochs": 1, "trackers": "tensorboard", "early_stop_patience": None}
+    base = {"model": {"name": "early_cnn", "pretrained": False}, "video": {"size": 20, "num_frames": 2}, "train": train}
+    study = {"name": "made", "base": {**base, "augment": {"crop_size": 16}}, "seeds": [0, 1], "parts": [{"name": "a"}]}
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    words = [sys.executable, "-m", "fastemo.cli", "study", "study.yaml", "--out", "out", "--corpus.root", few_clips]
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("out/cells/*/tensorboard/events*"))) == 2
+    write_page([tmp_path / "out"], tmp_path / "report.html", Console())
+    other = read_study(tmp_path / "study.yaml", ["--train.trackers", "wandb"])
+    assert [cell.name for cell in other.cells] == sorted(path.name for path in tmp_path.glob("out/cells/*"))
 
 
 class TestConfiguration:
