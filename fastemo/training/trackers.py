@@ -65,12 +65,9 @@ class Trackers:
         values = {key: value if isinstance(value, int | float | str | None) else str(value) for key, value in config}
         for name in names:
             state = self._state.setdefault(name, {"id": None, "epoch": 0})
-            is_new = state["id"] is None
             try:
                 with _no_questions():
-                    self._running[name] = _started(name, run_dir.resolve(), state)
-                if is_new or name in ("wandb", "trackio"):
-                    self._running[name].store_init_configuration(values)
+                    self._running[name] = _started(name, run_dir.resolve(), values, state)
             except Exception as error:
                 raise UserError(f"train.trackers {name}: {_reason(error)}{_ADVICE.get(name, '')}") from error
         if names:
@@ -83,7 +80,7 @@ class Trackers:
             state = self._state[name]
             for row in history:
                 if row["epoch"] > state["epoch"]:
-                    tracker.log(dict(_numbers(row)), step=row["epoch"])
+                    _log(name, tracker, dict(_numbers(row)), row["epoch"])
                     state["epoch"] = row["epoch"]
             self._write()
 
@@ -107,7 +104,7 @@ class Trackers:
         step = self._state[name]["epoch"]
         if name == "wandb":
             step = max(step, tracker.tracker.step)  # it ignores what is logged to an earlier step
-        tracker.log(dict(_numbers(found, "test/")), step=step)
+        _log(name, tracker, dict(_numbers(found, "test/")), step)
         for path in sorted(self._run_dir.glob("*.png")):
             _log_figure(name, tracker, path, step)
 
@@ -123,8 +120,10 @@ class Trackers:
                 self._console.say(f"tracker {name} failed: {_reason(error)}; training continues without it")
 
 
-def _started(name: str, run_dir: Path, state: dict[str, Any]) -> tracking.GeneralTracker:
-    """A tracker, started.
+def _started(
+    name: str, run_dir: Path, config: Mapping[str, bool | int | float | str | None], state: dict[str, Any]
+) -> tracking.GeneralTracker:
+    """A tracker, started, with the run's configuration.
 
     Args:
         state: Of an earlier session, if there was one; updated.
@@ -133,11 +132,9 @@ def _started(name: str, run_dir: Path, state: dict[str, Any]) -> tracking.Genera
     if name == "tensorboard":
         # Hides steps of an earlier session that was killed after logging them.
         tracker = tracking.TensorBoardTracker(name, run_dir, purge_step=state["epoch"] + 1)
-        tracker.start()
     elif name == "trackio":
-        resume = "never" if is_new else "allow"
-        tracker = tracking.TrackioTracker(_PROJECT, name=run_dir.name, resume=resume, embed=False)
-        tracker.start()
+        options = {"name": run_dir.name, "config": config, "resume": "never" if is_new else "allow", "embed": False}
+        tracker = tracking.TrackioTracker(_PROJECT, **options)
     elif name == "wandb":
         import wandb
 
@@ -145,12 +142,8 @@ def _started(name: str, run_dir: Path, state: dict[str, Any]) -> tracking.Genera
         settings = wandb.setup().settings
         if settings.mode in ("online", "shared"):
             check_reachable(settings.base_url)  # wandb itself tries for 90 s
-        options = {"name": run_dir.name, "dir": run_dir, "settings": wandb.Settings(console="off")}
-        tracker = tracking.WandBTracker(_PROJECT, id=state["id"], resume="allow", **options)
-        tracker.start()
-        tracker.tracker.define_metric("*", step_metric="epoch")
-        # The server knows what reached it. An offline session's file gets every epoch: it replaces the one before.
-        state["epoch"] = tracker.tracker.step - 1
+        options = {"name": run_dir.name, "dir": run_dir, "config": config, "allow_val_change": True, "resume": "allow"}
+        tracker = tracking.WandBTracker(_PROJECT, id=state["id"], settings=wandb.Settings(console="off"), **options)
     else:
         import mlflow
 
@@ -160,9 +153,21 @@ def _started(name: str, run_dir: Path, state: dict[str, Any]) -> tracking.Genera
             mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         artifacts, run_id = folder and folder.as_uri(), None if is_new else state["id"]
         tracker = tracking.MLflowTracker(_PROJECT, artifacts, run_id=run_id, run_name=run_dir.name)
-        tracker.start()
+    tracker.start()
+    if name == "wandb":
+        tracker.tracker.define_metric("*", step_metric="epoch")
+        # The server knows what reached it. An offline session's file gets every epoch: it replaces the one before.
+        state["epoch"] = tracker.tracker.step - 1
+    if name == "mlflow":
         state["id"] = tracker.tracker.info.run_id
+    if name in ("tensorboard", "mlflow") and is_new:
+        tracker.store_init_configuration(config)
     return tracker
+
+
+def _log(name: str, tracker: tracking.GeneralTracker, values: dict[str, Any], step: int) -> None:
+    # Accelerate 1.10's class for Trackio ignores the step.
+    (tracker.tracker if name == "trackio" else tracker).log(values, step=step)
 
 
 @contextmanager
@@ -183,7 +188,7 @@ def _log_figure(name: str, tracker: tracking.GeneralTracker, path: Path, step: i
     elif name == "trackio":  # Accelerate's class logs no images
         import trackio
 
-        tracker.log({key: trackio.Image(pixels)}, step=step)
+        _log(name, tracker, {key: trackio.Image(pixels)}, step)
     else:
         options = {"dataformats": "NHWC"} if name == "tensorboard" else {}
         tracker.log_images({key: pixels[None]}, step=step, **options)

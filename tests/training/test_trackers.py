@@ -289,25 +289,25 @@ class Double(tracking.GeneralTracker):
         self.tracker = SimpleNamespace(step=0, info=SimpleNamespace(run_id="theirs"))
         self.got: list[tuple] = []
 
-    def _note(self, what: str, *values: object) -> None:
+    def note(self, what: str, *values: object) -> None:
         if what == self.fails:
             raise ConnectionError("no\nroute to host.")
         self.got.append((what, *values))
 
     def store_init_configuration(self, values: dict) -> None:
-        self._note("config", values)
+        self.note("config", values)
 
     def log(self, values: dict, step: int | None = None) -> None:
-        self._note("log", values, step)
+        self.note("log", values, step)
 
     def log_images(self, values: dict, step: int | None = None, **options: object) -> None:
-        self._note("images", *values, step)
+        self.note("images", *values, step)
 
     def log_artifact(self, path: str, folder: str) -> None:
-        self._note("artifact", path)
+        self.note("artifact", path)
 
     def finish(self) -> None:
-        self._note("finish")
+        self.note("finish")
 
 
 ROWS = [{"epoch": epoch, "train_loss": 1 / epoch, "test_confusion": [[1, 0], [0, 1]]} for epoch in (1, 2, 3)]
@@ -334,9 +334,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Double]:
     """The doubles that take the place of the trackers, by name; those that a test puts there first are taken."""
     made: dict[str, Double] = {}
 
-    def started(name: str, run_dir: Path, state: dict) -> Double:
+    def started(name: str, run_dir: Path, config: dict, state: dict) -> Double:
         double = made.setdefault(name, Double(name))
-        double.got.append(("start", *state.values()))
+        double.note("start", *state.values())
+        double.got.append(("config", config))
         state["id"] = state["id"] or f"id of {name}"
         return double
 
@@ -368,7 +369,7 @@ def test_a_session_logs_what_earlier_ones_did_not(folder, made):
     numbers |= {"intervals/accuracy/high": 1.0, "intervals/actors/uar/low": 0.25, "intervals/actors/uar/high": 0.5}
     test = {f"test/{name}": value for name, value in numbers.items()}
     figure = ("artifact", str(folder / "curves.png"))
-    assert made["mlflow"].got == [("start", "id of mlflow", 2), rows[2], ("log", test, 3), figure, ("finish",)]
+    assert made["mlflow"].got == [("start", "id of mlflow", 2), config, rows[2], ("log", test, 3), figure, ("finish",)]
     # W&B ignores what is logged to an earlier step than its own.
     later = [rows[2], ("log", test, 7), ("images", "figures/curves", 7)]
     assert made["wandb"].got == [("start", "id of wandb", 2), config, *later, ("finish",)]
@@ -393,7 +394,7 @@ def test_a_tracker_that_fails_is_reported_once_and_left_out(folder, made, capsys
 
 
 def test_a_tracker_that_cannot_be_started_is_an_error_and_ends_the_others(folder, made):
-    made["wandb"] = Double("wandb", "config")
+    made["wandb"] = Double("wandb", "start")
     session = Trackers()
     message = r"^train\.trackers wandb: no route to host; set WANDB_MODE=offline, or log in with wandb login$"
     with pytest.raises(UserError, match=message), session:
@@ -454,10 +455,10 @@ def test_mlflow_gets_its_folder_and_the_run_to_continue(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "MLflowTracker", MLflow)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     state = {"id": None, "epoch": 0}
-    trackers._started("mlflow", tmp_path / "run", state)
+    trackers._started("mlflow", tmp_path / "run", {"a": 1}, state)
     assert state == {"id": "theirs", "epoch": 0}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    trackers._started("mlflow", tmp_path / "run", state)
+    trackers._started("mlflow", tmp_path / "run", {"a": 1}, state)
     base = tmp_path / "run" / "mlruns"
     assert got == [
         ("uri", f"sqlite:///{base}/mlflow.db"),
