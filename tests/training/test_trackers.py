@@ -167,22 +167,20 @@ def wandb_records(path: Path):
 def test_wandb_has_one_run_with_every_epoch_once(killed):
     folder = killed / "runs" / "run"
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(files) == 2
-    config, ids, images, sessions = {}, set(), set(), []
-    for path in files:
-        sessions.append([])
-        for record in wandb_records(path):
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                ids.add((record.run.project, record.run.display_name, record.run.run_id))
-            for update in (*record.run.config.update, *record.config.update):
-                config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
-            if kind == "history":
-                row = {it.key or "/".join(it.nested_key): json.loads(it.value_json) for it in record.history.item}
-                images |= {name.rpartition("/")[0] for name in row if name.startswith("figures/")}
-                sessions[-1].append(row)
-    assert [it[:2] for it in ids] == [("fastemo", "run")]
-    expected, rows = metrics_of(folder), sessions[-1]
+    assert (len(files), len({path.name for path in files})) == (2, 1)
+    rows, config, ids, images = [], {}, set(), set()
+    for record in wandb_records(files[-1]):  # of the session that ended
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            ids.add((record.run.project, record.run.display_name, f"run-{record.run.run_id}.wandb"))
+        for update in (*record.run.config.update, *record.config.update):
+            config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
+        if kind == "history":
+            row = {it.key or "/".join(it.nested_key): json.loads(it.value_json) for it in record.history.item}
+            images |= {name.rpartition("/")[0] for name in row if name.startswith("figures/")}
+            rows.append(row)
+    assert ids == {("fastemo", "run", files[0].name)}
+    expected = metrics_of(folder)
     assert [row["_step"] for row in rows] == [1, 2, 3]
     assert [{name: row[name] for name in expected[0]} for row in rows] == expected
     for name, value in flat_results(json.loads((folder / "test.json").read_text())).items():
@@ -224,17 +222,17 @@ def test_two_processes_log_once(options, tmp_path):
 
 
 @pytest.mark.slow
-def test_each_run_of_a_study_is_a_run_of_its_own(few_clips, tmp_path):
+def test_a_study_and_its_page_take_trackers(few_clips, tmp_path):
     train = {"epochs": 1, "trackers": "tensorboard", "early_stop_patience": None}
     base = {"model": {"name": "early_cnn", "pretrained": False}, "video": {"size": 20, "num_frames": 2}, "train": train}
-    study = {"name": "made", "base": {**base, "augment": {"crop_size": 16}}, "seeds": [0, 1], "parts": [{"name": "a"}]}
+    study = {"name": "made", "base": {**base, "augment": {"crop_size": 16}}, "parts": [{"name": "a"}]}
     (tmp_path / "study.yaml").write_text(json.dumps(study))
     words = [sys.executable, "-m", "fastemo.cli", "study", "study.yaml", "--out", "out", "--corpus.root", few_clips]
     done = command(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("out/cells/*/tensorboard/events*"))) == 2
+    assert len(list(tmp_path.glob("out/cells/*/tensorboard/events*"))) == 1
     write_page([tmp_path / "out"], tmp_path / "report.html", Console())
-    other = read_study(tmp_path / "study.yaml", ["--train.trackers", "wandb"])
+    other = read_study(tmp_path / "study.yaml", ["--train.trackers", "wandb", "--corpus.root", str(few_clips)])
     assert [cell.name for cell in other.cells] == sorted(path.name for path in tmp_path.glob("out/cells/*"))
 
 
