@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     index.set_defaults(command=_index)
 
     _add_predict(commands)
+    _add_demo(commands)
 
     evaluate = commands.add_parser("evaluate", help="test the best checkpoint of a run")
     evaluate.add_argument("run", type=Path, help="folder, its name in runs/, or latest")
@@ -134,6 +135,24 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_detector(predict)
     predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
     predict.set_defaults(command=_predict)
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="run a trained model on a page in the browser",
+        description="A page on this machine alone that predicts videos dropped on it or recorded there. Ctrl-C ends it "
+        "and deletes them.",
+    )
+    demo.add_argument("run", metavar="RUN", help="folder of a run or of a study's folds, name in runs/, or latest")
+    demo.add_argument("--port", type=int, metavar="N", help="of 127.0.0.1 (default: the first free one from 7860)")
+    demo.add_argument("--window", type=float, metavar="S", help="seconds (default: as fastemo predict)")
+    demo.add_argument("--hop", type=float, metavar="S", help="seconds between windows (default: 0.5)")
+    demo.add_argument("--min_confidence", type=float, default=0.0, metavar="P", help="below it: unsure (default: 0)")
+    demo.add_argument("--faces", choices=("largest", "all"), help="with video.crop: face, as fastemo predict")
+    _add_detector(demo)
+    demo.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    demo.set_defaults(command=_demo)
 
 
 def _add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -292,6 +311,15 @@ def _predict(options: argparse.Namespace) -> None:
     if num_failed := predict(Request(**chosen), console := Console()):
         console.say(f"failed: {num_failed}")
         sys.exit(1)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from fastemo.console import Console
+    from fastemo.demo.command import Request, demo
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal deletes the videos, too
+        signal.signal(number, signal.default_int_handler)
+    demo(Request(**{field.name: getattr(options, field.name) for field in fields(Request)}), Console())
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastemo.console import Console
 from fastemo.corpus.files.finding import find_files
@@ -91,20 +91,14 @@ def predict(request: Request, console: Console) -> int:
         raise ValueError(f"--annotate takes one video, not {len(files)}")
     if request.annotate is not None:
         check_annotation(files[0], request.annotate)
-    from fastemo.inference.runs import load  # imports torch: what was refused before was refused at once
-
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
-        model = load(
-            request.run,
-            device=request.device,
-            min_confidence=request.min_confidence,
-            faces=request.faces,
-            face_weights=request.faces_weights,
-        )
-    for note in notes:
-        console.say(f"note: {note.message}")
-    console.say(f"{request.run}: {model!r}")
+    model = load_with_notes(
+        request.run,
+        console,
+        device=request.device,
+        min_confidence=request.min_confidence,
+        faces=request.faces,
+        face_weights=request.faces_weights,
+    )
     kept: list[Prediction] = []
     num_failed = 0
     with ExitStack() as stack:
@@ -131,6 +125,19 @@ def predict(request: Request, console: Console) -> int:
     for path in filter(None, (request.out, request.features, request.annotate)):
         console.say(f"written: {path}")
     return num_failed
+
+
+def load_with_notes(run: str, console: Console, **options: Any) -> Recognizer:
+    """What `load` returns for these arguments; its warnings and the model are a line each on the console."""
+    from fastemo.inference.runs import load  # imports torch: what was refused before was refused at once
+
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        model = load(run, **options)
+    for note in notes:
+        console.say(f"note: {note.message}")
+    console.say(f"{run}: {model!r}")
+    return model
 
 
 def _live(model: Recognizer, request: Request, stack: ExitStack, console: Console) -> Iterator[Prediction]:

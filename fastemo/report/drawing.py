@@ -33,6 +33,8 @@ _STYLE = matplotlib.rc_params_from_file(
     Path(__file__).parent / "templates" / "figures.mplstyle", use_default_template=False
 )
 style = partial(matplotlib.rc_context, _STYLE)
+# The CSS variables of both themes that an SVG element needs around it.
+COLOURS = (Path(__file__).parent / "templates" / "colours.css").read_text(encoding="utf-8")
 INK, SOFT, RULE, PAGE = (_STYLE[name] for name in ("text.color", "xtick.color", "grid.color", "figure.facecolor"))
 WIDTH, CHARACTER = 4.4, 0.07  # inches, of a figure and of a character
 _VARIABLES = {it: f"c{number}" for number, it in enumerate(SERIES, start=1)}

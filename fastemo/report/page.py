@@ -20,7 +20,7 @@ from fastemo.console import Console
 from fastemo.machine import write_text
 from fastemo.report import words
 from fastemo.report.corpus import corpora_of
-from fastemo.report.drawing import pixels, style, svg
+from fastemo.report.drawing import COLOURS, pixels, style, svg
 from fastemo.report.figures import drawn
 from fastemo.report.folders import read_folders
 from fastemo.report.schema import Example
@@ -77,7 +77,7 @@ def _render(**shown: Any) -> str:
     numbers = count()
     html = environment.get_template("page.html").render(
         **shown,
-        css=Markup(css),
+        css=Markup(COLOURS + css),
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
         figures=lambda kind, of: [(name, svg(it, told, next(numbers)), told) for name, it, told in drawn(kind, of)],

@@ -1,0 +1,90 @@
+"""The page, in Gradio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from markupsafe import Markup
+
+from fastemo.demo.videos import MAX_BYTES, MAX_SECONDS, Videos
+from fastemo.report.drawing import COLOURS
+
+_CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+_FONT = ["system-ui", "sans-serif"]  # the system's: none is loaded
+_INTRODUCTION = Markup("""<h1>Displayed emotions in videos</h1>
+<p>Drop a video of a face here, or record one with the camera button. The model {model} predicts which expression is
+displayed: {classes}. It was trained on videos of people who display them, mostly actors, and does not know what a
+person feels.</p>
+<p class="small">Videos stay on this machine. Each is deleted once it is predicted, and its results when the next video
+comes, this page is closed or fastemo ends. At most {megabytes} MB and {minutes} minutes.</p>""")
+_MESSAGE = Markup('<p class="message" role="status">{}</p>')
+
+
+def make_page(videos: Videos, run: str) -> FastAPI:
+    """The page of a model as an ASGI application.
+
+    Args:
+        run: The model's name.
+    """
+    facts = {"megabytes": MAX_BYTES // 2**20, "minutes": f"{MAX_SECONDS / 60:.0f}"}
+    introduction = _INTRODUCTION.format(model=run, classes=", ".join(videos.model.class_names), **facts)
+    with gr.Blocks(title="fastemo", analytics_enabled=False) as blocks:
+        gr.HTML(introduction, elem_classes="prose")
+        with gr.Row():
+            with gr.Column():
+                source = gr.Video(
+                    label="Your video",
+                    sources=["upload", "webcam"],
+                    webcam_options=gr.WebcamOptions(mirror=False),
+                    buttons=[],
+                )
+                message = gr.HTML(_MESSAGE.format("No video yet."))
+                annotated = gr.Video(
+                    label="With predictions", show_label=False, interactive=False, visible=False, buttons=[]
+                )
+            with gr.Column():
+                details = gr.HTML(visible=False, elem_classes="results", padding=False)
+                table = gr.DownloadButton("Download the table (CSV)", visible=False)
+
+        def predict(path: str | None, request: gr.Request, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+            if path is None:
+                return [gr.skip()] * 5
+            session = request.session_hash or ""
+            result = videos.predict(Path(path), session, lambda share, what: progress(share, desc=what))
+            shown = [(annotated, result.annotated), (details, result.html), (table, result.table)]
+            updates = [gr.update(value=value or None, visible=bool(value)) for _, value in shown]
+            return [None, _MESSAGE.format(result.message), *updates]
+
+        gr.on(
+            [source.upload, source.stop_recording],
+            predict,
+            source,
+            [source, message, annotated, details, table],
+            show_progress_on=message,
+            concurrency_limit=1,
+            api_visibility="private",
+        )
+
+        def forget(request: gr.Request) -> None:
+            videos.forget(request.session_hash or "")
+
+        blocks.unload(forget)
+    return gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        blocks,
+        path="",
+        server_name="127.0.0.1",
+        footer_links=[],
+        allowed_paths=[],
+        show_error=False,
+        max_file_size=MAX_BYTES,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gr.themes.Default(font=_FONT, font_mono=["ui-monospace", "monospace"]),
+        css=COLOURS + _CSS,
+    )

@@ -1,0 +1,107 @@
+"""The page's server: on this machine alone, for pages of its own, with bounded uploads."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import uvicorn
+from starlette.responses import PlainTextResponse
+
+from fastemo.console import Console
+from fastemo.demo.videos import MAX_BYTES, Videos
+from fastemo.errors import UserError
+
+HOST, _PORTS = "127.0.0.1", range(7860, 7960)
+_FORM_BYTES = 2**16  # of an upload's request besides the file
+
+_Scope = MutableMapping[str, Any]
+_App = Callable[[_Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
+
+
+def listen(port: int | None) -> socket.socket:
+    """A socket on a port of 127.0.0.1; `None`: the first free one from 7860.
+
+    Raises:
+        UserError: It is taken.
+    """
+    for number in _PORTS if port is None else (port,):
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, number))
+        except OSError:
+            listener.close()
+            continue
+        return listener
+    raise UserError(f"port {port or f'{_PORTS[0]} to {_PORTS[-1]}'} of {HOST} is taken: choose another with --port")
+
+
+def serve(page: _App, listener: socket.socket, videos: Videos, console: Console) -> None:
+    """Serve a page until Ctrl-C, and end the prediction that is being made."""
+    port = listener.getsockname()[1]
+    guarded = Guard(page, port, videos.folder)
+    server = uvicorn.Server(uvicorn.Config(guarded, log_level="critical", log_config=None))
+    # Not in the main thread, uvicorn leaves signals alone.
+    thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
+        console.say(f"open http://{HOST}:{port} in a browser on this machine; Ctrl-C ends it and deletes the videos")
+        thread.join()
+        raise UserError("the server has failed")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.should_exit = server.force_exit = True
+        with videos.stopping():
+            thread.join()
+
+
+class Guard:
+    """Passes on what the page asks for.
+
+    Refused are pages of other hosts (by `Host` and `Origin`), Gradio's routes to other hosts, and uploads that are too
+    large, before they are read. Half an upload is deleted.
+
+    Args:
+        folder: Where Gradio writes uploads: `tmp...` at first, then in folders.
+    """
+
+    def __init__(self, app: _App, port: int, folder: Path) -> None:
+        self._app, self._folder, self._num_uploads = app, folder, 0
+        self._hosts = [f"{name}:{port}" for name in (HOST, "localhost")]
+
+    async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and (refusal := self._refusal(scope)):
+            status, reason = refusal
+            await PlainTextResponse(reason, status)(scope, receive, send)
+            return
+        is_upload = scope["type"] == "http" and scope["path"].endswith("/upload")
+        self._num_uploads += is_upload
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_uploads -= is_upload
+            if is_upload and not self._num_uploads:
+                for half in self._folder.glob("tmp*"):
+                    if half.is_file():
+                        half.unlink()
+
+    def _refusal(self, scope: _Scope) -> tuple[int, str] | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if host not in self._hosts or origin not in (None, f"http://{host}"):
+            return 403, "only pages of this server may ask"
+        if "://" in scope["path"] or "proxy=" in scope["path"]:
+            return 403, "other hosts are not asked"
+        if scope["method"] == "POST" and not (length := headers.get(b"content-length", "")).isdecimal():
+            return 411, "the request does not give its length"
+        if scope["method"] == "POST" and int(length) > MAX_BYTES + _FORM_BYTES:
+            return 413, f"the file is larger than {MAX_BYTES // 2**20} MB"
+        return None
