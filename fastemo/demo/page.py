@@ -13,6 +13,8 @@ from fastemo.demo.videos import MAX_BYTES, MAX_SECONDS, Videos
 from fastemo.report.drawing import COLOURS
 
 _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+# By default, Gradio asks for 1920 x 1440.
+_CAMERA = {"video": {"width": {"ideal": 1280}, "height": {"ideal": 720}}}
 _FONT = ["system-ui", "sans-serif"]  # the system's: none is loaded
 _INTRODUCTION = Markup("""<h1>Displayed emotions in videos</h1>
 <p>Drop a video of a face here, or record one with the camera button. The model {model} predicts which expression is
@@ -38,7 +40,7 @@ def make_page(videos: Videos, run: str) -> FastAPI:
                 source = gr.Video(
                     label="Your video",
                     sources=["upload", "webcam"],
-                    webcam_options=gr.WebcamOptions(mirror=False),
+                    webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA),
                     buttons=[],
                 )
                 message = gr.HTML(_MESSAGE.format("No video yet."))

@@ -18,6 +18,8 @@ from fastemo.errors import UserError
 
 HOST, _PORTS = "127.0.0.1", range(7860, 7960)
 _FORM_BYTES = 2**16  # of an upload's request besides the file
+# The browser itself asks no other host: Gradio 6.2 would fetch FFmpeg for an upload.
+_POLICY = b"default-src 'self' blob: data: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"
 
 _Scope = MutableMapping[str, Any]
 _App = Callable[[_Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
@@ -67,7 +69,7 @@ class Guard:
     """Passes on what the page asks for.
 
     Refused are pages of other hosts (by `Host` and `Origin`), Gradio's routes to other hosts, and uploads that are too
-    large, before they are read. Half an upload is deleted.
+    large, before they are read. Half an upload is deleted. The browser is told to ask no other host.
 
     Args:
         folder: Where Gradio writes uploads: `tmp...` at first, then in folders.
@@ -78,6 +80,11 @@ class Guard:
         self._hosts = [f"{name}:{port}" for name in (HOST, "localhost")]
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
+        async def send_guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"content-security-policy", _POLICY)]
+            await send(message)
+
         if scope["type"] == "http" and (refusal := self._refusal(scope)):
             status, reason = refusal
             await PlainTextResponse(reason, status)(scope, receive, send)
@@ -85,7 +92,7 @@ class Guard:
         is_upload = scope["type"] == "http" and scope["path"].endswith("/upload")
         self._num_uploads += is_upload
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send_guarded)
         finally:
             self._num_uploads -= is_upload
             if is_upload and not self._num_uploads:

@@ -56,11 +56,11 @@ class Videos:
         self._results: dict[str, Path] = {}
         self._one, self._stopped = Lock(), Event()
 
-    def predict(self, video: Path, session: str, on_progress: Callable[[float, str], None]) -> Result:
+    def predict(self, video: Path, session: str, on_progress: Callable[[float | None, str], None]) -> Result:
         """Predict a video, which is deleted then; its results replace those of the session's last one.
 
         Args:
-            on_progress: Called with the share that is done and what is being done.
+            on_progress: Called with the share that is done, where it is known, and what is being done.
         """
         with self._one:
             self.forget(session)
@@ -86,13 +86,13 @@ class Videos:
         with self._one:
             yield
 
-    def _result(self, video: Path, folder: Path, on_progress: Callable[[float, str], None]) -> Result:
+    def _result(self, video: Path, folder: Path, on_progress: Callable[[float | None, str], None]) -> Result:
         def advance(seconds: float, what: str) -> None:
             if self._stopped.is_set() or not folder.is_dir():
                 raise UserError("stopped")
             if max(seconds, total) > MAX_SECONDS:
                 raise UserError(f"{video.name} is longer than {MAX_SECONDS / 60:.0f} minutes")
-            on_progress(min(seconds / total, 1.0) if total else 0.0, what)
+            on_progress(min(seconds / total, 1.0) if total else None, what)
 
         total = duration_seconds(video)
         advance(0.0, "Predicting")
@@ -103,6 +103,7 @@ class Videos:
         if all(it.label is None for it in found):
             error = found[0].error if found else "no frame"
             raise UserError(f"{video.name}: {'no face was found' if error == NO_FACE else error}")
+        total = total or found[-1].end
         annotated, table = folder / "annotated.mp4", folder / f"{video.stem}.csv"
         annotate(video, found, self.model.class_names, annotated, lambda done, _: advance(done, "Drawing"))
         with writer_of(table, self.model.class_names, has_faces=self.model.faces is not None) as writer:
