@@ -17,7 +17,7 @@ _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 _CAMERA = {"video": {"width": {"ideal": 1280}, "height": {"ideal": 720}}}
 _FONT = ["system-ui", "sans-serif"]  # the system's: none is loaded
 _INTRODUCTION = Markup("""<h1>Displayed emotions in videos</h1>
-<p>Drop a video of a face here, or record one with the camera button. The model {model} predicts which expression is
+<p>Drop a video of a face here, or record one with your camera. The model {model} predicts which expression is
 displayed: {classes}. It was trained on videos of people who display them, mostly actors, and does not know what a
 person feels.</p>
 <p class="small">Videos stay on this machine. Each is deleted once it is predicted, and its results when the next video
@@ -37,12 +37,11 @@ def make_page(videos: Videos, run: str) -> FastAPI:
         gr.HTML(introduction, elem_classes="prose")
         with gr.Row():
             with gr.Column():
-                source = gr.Video(
-                    label="Your video",
-                    sources=["upload", "webcam"],
-                    webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA),
-                    buttons=[],
-                )
+                with gr.Tab("File"):
+                    file = gr.File(label="Video", height=220)
+                with gr.Tab("Camera"):
+                    options = gr.WebcamOptions(mirror=False, constraints=_CAMERA)
+                    camera = gr.Video(label="Recording", sources=["webcam"], webcam_options=options, buttons=[])
                 message = gr.HTML(_MESSAGE.format("No video yet."))
                 annotated = gr.Video(
                     label="With predictions", show_label=False, interactive=False, visible=False, buttons=[]
@@ -60,15 +59,16 @@ def make_page(videos: Videos, run: str) -> FastAPI:
             updates = [gr.update(value=value or None, visible=bool(value)) for _, value in shown]
             return [None, _MESSAGE.format(result.message), *updates]
 
-        gr.on(
-            [source.upload, source.stop_recording],
-            predict,
-            source,
-            [source, message, annotated, details, table],
-            show_progress_on=message,
-            concurrency_limit=1,
-            api_visibility="private",
-        )
+        for source, event in ((file, file.upload), (camera, camera.stop_recording)):
+            event(
+                predict,
+                source,
+                [source, message, annotated, details, table],
+                show_progress_on=message,
+                concurrency_limit=1,
+                concurrency_id="model",
+                api_visibility="private",
+            )
 
         def forget(request: gr.Request) -> None:
             videos.forget(request.session_hash or "")

@@ -13,7 +13,7 @@ from threading import Event, Lock
 import av
 import av.error
 
-from fastemo.corpus.files.probe import CONTAINERS_ONLY
+from fastemo.corpus.files.probe import CONTAINERS_ONLY, holds_images
 from fastemo.demo.results import result_html, summary
 from fastemo.errors import UserError
 from fastemo.inference.output.annotate import annotate
@@ -94,6 +94,8 @@ class Videos:
                 raise UserError(f"{video.name} is longer than {MAX_SECONDS / 60:.0f} minutes")
             on_progress(min(seconds / total, 1.0) if total else None, what)
 
+        if holds_images(video):
+            raise UserError(f"{video.name} is a picture: only videos are taken here")
         total = duration_seconds(video)
         advance(0.0, "Predicting")
         found: list[Prediction] = []
