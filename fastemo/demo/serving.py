@@ -17,7 +17,10 @@ from fastemo.demo.videos import MAX_BYTES, Videos
 from fastemo.errors import UserError
 
 HOST, _PORTS = "127.0.0.1", range(7860, 7960)
-_FORM_BYTES = 2**16  # of an upload's request besides the file
+_UPLOAD = "/gradio_api/upload"
+# Where the page posts, and the most bytes: of an upload, the form's besides the file's.
+_POSTS = dict.fromkeys((f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset")), 2**20)
+_POSTS[_UPLOAD] = MAX_BYTES + 2**16
 # The browser itself asks no other host: Gradio 6.2 would fetch FFmpeg for an upload.
 _POLICY = b"default-src 'self' blob: data: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"
 
@@ -36,6 +39,7 @@ def listen(port: int | None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, number))
+            listener.listen()
         except OSError:
             listener.close()
             continue
@@ -68,8 +72,9 @@ def serve(page: _App, listener: socket.socket, videos: Videos, console: Console)
 class Guard:
     """Passes on what the page asks for.
 
-    Refused are pages of other hosts (by `Host` and `Origin`), Gradio's routes to other hosts, and uploads that are too
-    large, before they are read. Half an upload is deleted. The browser is told to ask no other host.
+    Refused are pages of other hosts (by `Host` and `Origin`), Gradio's routes to other hosts and for other uses, and
+    uploads that are too large, before they are read. Half an upload is deleted. The browser is told to ask no other
+    host.
 
     Args:
         folder: Where Gradio writes uploads: `tmp...` at first, then in folders.
@@ -89,7 +94,7 @@ class Guard:
             status, reason = refusal
             await PlainTextResponse(reason, status)(scope, receive, send)
             return
-        is_upload = scope["type"] == "http" and scope["path"].endswith("/upload")
+        is_upload = scope["type"] == "http" and scope["path"] == _UPLOAD
         self._num_uploads += is_upload
         try:
             await self._app(scope, receive, send_guarded)
@@ -107,8 +112,12 @@ class Guard:
             return 403, "only pages of this server may ask"
         if "://" in scope["path"] or "proxy=" in scope["path"]:
             return 403, "other hosts are not asked"
-        if scope["method"] == "POST" and not (length := headers.get(b"content-length", "")).isdecimal():
+        if scope["method"] in ("GET", "HEAD"):
+            return None
+        if scope["method"] != "POST" or scope["path"] not in _POSTS:
+            return 403, "the page does not ask for this"
+        if not (length := headers.get(b"content-length", "")).isdecimal():
             return 411, "the request does not give its length"
-        if scope["method"] == "POST" and int(length) > MAX_BYTES + _FORM_BYTES:
+        if int(length) > _POSTS[scope["path"]]:
             return 413, f"the file is larger than {MAX_BYTES // 2**20} MB"
         return None
