@@ -88,5 +88,5 @@ def make_page(videos: Videos, run: str) -> FastAPI:
         pwa=False,
         mcp_server=False,
         theme=gr.themes.Default(font=_FONT, font_mono=["ui-monospace", "monospace"]),
-        css=COLOURS + _CSS,
+        head=f"<style>{COLOURS}{_CSS}</style>",  # Gradio rewrites rules in `css`, and loses those of the dark theme
     )
