@@ -27,5 +27,5 @@ def serving(
             said, errors = running.communicate(timeout=60)
         finally:
             running.kill()
-    assert (running.returncode, errors) == (0, "")
+    assert (running.returncode, errors) == (0, ""), errors
     assert said.splitlines()[-1] == "stopped: the videos and what was made of them are deleted"

@@ -13,8 +13,8 @@ from fastemo.demo.videos import MAX_BYTES, MAX_SECONDS, Videos
 from fastemo.report.drawing import COLOURS
 
 _CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-# By default, Gradio asks for 1920 x 1440.
-_CAMERA = {"video": {"width": {"ideal": 1280}, "height": {"ideal": 720}}}
+# Without sound, which no model hears; by default, Gradio asks for 1920 x 1440.
+_CAMERA = {"video": {"width": {"ideal": 1280}, "height": {"ideal": 720}}, "audio": False}
 _FONT = ["system-ui", "sans-serif"]  # the system's: none is loaded
 _INTRODUCTION = Markup("""<h1>Displayed emotions in videos</h1>
 <p>Drop a video of a face here, or record one with your camera. The model {model} predicts which expression is
@@ -40,8 +40,13 @@ def make_page(videos: Videos, run: str) -> FastAPI:
                 with gr.Tab("File"):
                     file = gr.File(label="Video", height=220)
                 with gr.Tab("Camera"):
-                    options = gr.WebcamOptions(mirror=False, constraints=_CAMERA)
-                    camera = gr.Video(label="Recording", sources=["webcam"], webcam_options=options, buttons=[])
+                    camera = gr.Video(
+                        label="Recording",
+                        sources=["webcam"],
+                        webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA),
+                        include_audio=True,  # otherwise Gradio would remove it by running ffmpeg
+                        buttons=[],
+                    )
                 message = gr.HTML(_MESSAGE.format("No video yet."))
                 annotated = gr.Video(
                     label="With predictions", show_label=False, interactive=False, visible=False, buttons=[]
