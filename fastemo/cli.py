@@ -315,11 +315,21 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     from fastemo.console import Console
-    from fastemo.demo.command import Request, demo
+    from fastemo.demo.command import demo
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal deletes the videos, too
         signal.signal(number, signal.default_int_handler)
-    demo(Request(**{field.name: getattr(options, field.name) for field in fields(Request)}), Console())
+    demo(
+        options.run,
+        Console(),
+        port=options.port,
+        window=options.window,
+        hop=options.hop,
+        min_confidence=options.min_confidence,
+        faces=options.faces,
+        face_weights=options.faces_weights,
+        device=options.device,
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:

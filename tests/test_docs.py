@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import demo_server
 import pytest
 import timm
 import torch
@@ -67,8 +68,13 @@ def checkout(tmp_path_factory):
     return folder
 
 
+def environment_path():
+    """Where the shell finds the commands of this environment first."""
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
 def shell(line, cwd):
-    done = command("bash", "-c", line, cwd=cwd, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = command("bash", "-c", line, cwd=cwd, PATH=environment_path())
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -99,7 +105,8 @@ def test_the_other_commands_run_in_order(checkout, few_clips, tmp_path):
     study = checkout / "configs" / "study" / "quick.yaml"
     content = yaml.safe_load(study.read_text())
     study.write_text(json.dumps(content | {"parts": content["parts"][-1:]}))  # test_shipped.py trains all rows
-    for line in sorted(OTHERS, key=lambda line: line.startswith("fastemo predict")):  # `latest` needs a run
+    need_a_run = ("fastemo predict", "fastemo demo")  # for `latest`
+    for line in sorted(OTHERS, key=lambda line: line.startswith(need_a_run)):
         line = line.replace("/data/", f"{tmp_path}/")
         if line.startswith("fastemo download"):
             line += " --yes"
@@ -117,7 +124,10 @@ def test_the_other_commands_run_in_order(checkout, few_clips, tmp_path):
             line += f" --corpus.root {few_clips}"
         if line.startswith("fastemo synthesize"):
             line += " --clips_per_actor 4 --width 128 --height 72 --num_frames 6"
-        if not line.startswith(("pip", "python")):  # tests/benchmarks and .ci/run run these
+        if line.startswith("fastemo demo"):  # until Ctrl-C
+            with demo_server.serving(*shlex.split(line), cwd=checkout, PATH=environment_path()) as url:
+                assert url.startswith("http://127.0.0.1:")
+        elif not line.startswith(("pip", "python")):  # tests/benchmarks and .ci/run run these
             shell(line, checkout)
     assert (checkout / "manifest.csv").is_file()
     assert len(list((checkout / "out").rglob("*.mp4"))) == 96

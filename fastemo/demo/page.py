@@ -31,67 +31,58 @@ def make_page(videos: Videos, run: str) -> FastAPI:
     Args:
         run: The model's name.
     """
-    facts = {"megabytes": MAX_BYTES // 2**20, "minutes": f"{MAX_SECONDS / 60:.0f}"}
-    introduction = _INTRODUCTION.format(model=run, classes=", ".join(videos.model.class_names), **facts)
     with gr.Blocks(title="fastemo", analytics_enabled=False) as blocks:
-        gr.HTML(introduction, elem_classes="prose")
-        with gr.Row():
-            with gr.Column():
-                with gr.Tab("File"):
-                    file = gr.File(label="Video", height=220)
-                with gr.Tab("Camera"):
-                    camera = gr.Video(
-                        label="Recording",
-                        sources=["webcam"],
-                        webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA),
-                        include_audio=True,  # otherwise Gradio would remove it by running ffmpeg
-                        buttons=[],
-                    )
-                message = gr.HTML(_MESSAGE.format("No video yet."))
-                annotated = gr.Video(
-                    label="With predictions", show_label=False, interactive=False, visible=False, buttons=[]
-                )
-            with gr.Column():
-                details = gr.HTML(visible=False, elem_classes="results", padding=False)
-                table = gr.DownloadButton("Download the table (CSV)", visible=False)
-
-        def predict(path: str | None, request: gr.Request, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
-            if path is None:
-                return [gr.skip()] * 5
-            session = request.session_hash or ""
-            result = videos.predict(Path(path), session, lambda share, what: progress(share, desc=what))
-            shown = [(annotated, result.annotated), (details, result.html), (table, result.table)]
-            updates = [gr.update(value=value or None, visible=bool(value)) for _, value in shown]
-            return [None, _MESSAGE.format(result.message), *updates]
-
-        for source, event in ((file, file.upload), (camera, camera.stop_recording)):
-            event(
-                predict,
-                source,
-                [source, message, annotated, details, table],
-                show_progress_on=message,
-                concurrency_limit=1,
-                concurrency_id="model",
-                api_visibility="private",
-            )
-
-        def forget(request: gr.Request) -> None:
-            videos.forget(request.session_hash or "")
-
-        blocks.unload(forget)
+        _fill(blocks, videos, run)
     return gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         blocks,
         path="",
-        server_name="127.0.0.1",
         footer_links=[],
-        allowed_paths=[],
-        show_error=False,
         max_file_size=MAX_BYTES,
-        ssr_mode=False,
         enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
         theme=gr.themes.Default(font=_FONT, font_mono=["ui-monospace", "monospace"]),
         head=f"<style>{COLOURS}{_CSS}</style>",  # Gradio rewrites rules in `css`, and loses those of the dark theme
     )
+
+
+def _fill(blocks: gr.Blocks, videos: Videos, run: str) -> None:
+    facts = {"megabytes": MAX_BYTES // 2**20, "minutes": f"{MAX_SECONDS / 60:.0f}"}
+    gr.HTML(_INTRODUCTION.format(model=run, classes=", ".join(videos.model.class_names), **facts), elem_classes="prose")
+    with gr.Row():
+        with gr.Column():
+            with gr.Tab("File"):
+                file = gr.File(label="Video", height=220)
+            with gr.Tab("Camera"):
+                # Without sound, Gradio would run ffmpeg to remove it; `_CAMERA` records none.
+                options = gr.WebcamOptions(mirror=False, constraints=_CAMERA)
+                camera = gr.Video(
+                    label="Recording", sources=["webcam"], webcam_options=options, include_audio=True, buttons=[]
+                )
+            message = gr.HTML(_MESSAGE.format("No video yet."))
+            annotated = gr.Video(label="Predictions", show_label=False, interactive=False, visible=False, buttons=[])
+        with gr.Column():
+            details = gr.HTML(visible=False, elem_classes="results", padding=False)
+            table = gr.DownloadButton("Download the table (CSV)", visible=False)
+
+    def predict(path: str | None, request: gr.Request, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+        if path is None:
+            return [gr.skip()] * 5
+        session = request.session_hash or ""
+        result = videos.predict(Path(path), session, lambda share, what: progress(share, desc=what))
+        shown = (result.annotated, result.html, result.table)
+        return [None, _MESSAGE.format(result.message), *(gr.update(value=it or None, visible=bool(it)) for it in shown)]
+
+    def forget(request: gr.Request) -> None:
+        videos.forget(request.session_hash or "")
+
+    for source, event in ((file, file.upload), (camera, camera.stop_recording)):
+        event(
+            predict,
+            source,
+            [source, message, annotated, details, table],
+            show_progress_on=message,
+            concurrency_limit=1,
+            concurrency_id="model",
+            api_visibility="private",
+        )
+    blocks.unload(forget)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import uvicorn
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastemo.console import Console
 from fastemo.demo.videos import MAX_BYTES, Videos
@@ -23,9 +22,6 @@ _POSTS = dict.fromkeys((f"/gradio_api/{name}" for name in ("queue/join", "cancel
 _POSTS[_UPLOAD] = MAX_BYTES + 2**16
 # The browser itself asks no other host: Gradio 6.2 would fetch FFmpeg for an upload.
 _POLICY = b"default-src 'self' blob: data: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"
-
-_Scope = MutableMapping[str, Any]
-_App = Callable[[_Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
 
 def listen(port: int | None) -> socket.socket:
@@ -47,7 +43,7 @@ def listen(port: int | None) -> socket.socket:
     raise UserError(f"port {port or f'{_PORTS[0]} to {_PORTS[-1]}'} of {HOST} is taken: choose another with --port")
 
 
-def serve(page: _App, listener: socket.socket, videos: Videos, console: Console) -> None:
+def serve(page: ASGIApp, listener: socket.socket, videos: Videos, console: Console) -> None:
     """Serve a page until Ctrl-C, and end the prediction that is being made."""
     port = listener.getsockname()[1]
     guarded = Guard(page, port, videos.folder)
@@ -80,12 +76,12 @@ class Guard:
         folder: Where Gradio writes uploads: `tmp...` at first, then in folders.
     """
 
-    def __init__(self, app: _App, port: int, folder: Path) -> None:
+    def __init__(self, app: ASGIApp, port: int, folder: Path) -> None:
         self._app, self._folder, self._num_uploads = app, folder, 0
         self._hosts = [f"{name}:{port}" for name in (HOST, "localhost")]
 
-    async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
-        async def send_guarded(message: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"content-security-policy", _POLICY)]
             await send(message)
@@ -105,7 +101,7 @@ class Guard:
                     if half.is_file():
                         half.unlink()
 
-    def _refusal(self, scope: _Scope) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if host not in self._hosts or origin not in (None, f"http://{host}"):
