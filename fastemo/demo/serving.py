@@ -47,7 +47,9 @@ def serve(page: ASGIApp, listener: socket.socket, videos: Videos, console: Conso
     """Serve a page until Ctrl-C, and end the prediction that is being made."""
     port = listener.getsockname()[1]
     guarded = Guard(page, port, videos.folder)
-    server = uvicorn.Server(uvicorn.Config(guarded, log_level="critical", log_config=None))
+    # An open page holds its connection: it is not waited for.
+    config = uvicorn.Config(guarded, log_level="critical", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     # Not in the main thread, uvicorn leaves signals alone.
     thread = Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -61,8 +63,8 @@ def serve(page: ASGIApp, listener: socket.socket, videos: Videos, console: Conso
         pass
     finally:
         server.should_exit = server.force_exit = True
-        with videos.stopping():
-            thread.join()
+        videos.stop()
+        thread.join()
 
 
 class Guard:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
@@ -63,6 +62,8 @@ class Videos:
             on_progress: Called with the share that is done, where it is known, and what is being done.
         """
         with self._one:
+            if self._stopped.is_set():
+                return Result("stopped")
             self.forget(session)
             self._results[session] = folder = Path(tempfile.mkdtemp(dir=self.folder))
             try:
@@ -79,12 +80,11 @@ class Videos:
         if folder := self._results.pop(session, None):
             shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Within, no prediction begins, and the one being made has ended."""
+    def stop(self) -> None:
+        """From now on no prediction begins, and the one being made has ended."""
         self._stopped.set()
         with self._one:
-            yield
+            pass
 
     def _result(self, video: Path, folder: Path, on_progress: Callable[[float | None, str], None]) -> Result:
         def advance(seconds: float, what: str) -> None:

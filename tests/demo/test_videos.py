@@ -105,7 +105,7 @@ def test_no_face_is_no_failure(face_run, no_face, tmp_path):
     assert predict(Videos(fastemo.load(face_run), tmp_path), clip) == Result("empty.mp4: no face was found")
 
 
-@pytest.mark.parametrize("stop", [lambda videos: videos.forget("one"), lambda videos: videos.stopping().__enter__()])
+@pytest.mark.parametrize("stop", [lambda videos: videos.forget("one"), Videos.stop])
 def test_a_prediction_ends_when_its_page_is_closed_or_the_server_stops(videos, stop, tmp_path):
     clip = write_video(tmp_path / "clip.mp4", 200)
     drawing, stopping, results = threading.Event(), threading.Event(), []
@@ -122,5 +122,6 @@ def test_a_prediction_ends_when_its_page_is_closed_or_the_server_stops(videos, s
     stop(videos)
     thread.join()
     assert results == [Result("stopped")]
+    assert stop is not Videos.stop or predict(videos, clip) == Result("stopped")
     assert not clip.exists()
     assert list(videos.folder.iterdir()) == []
