@@ -63,6 +63,7 @@ def message(browser: Any) -> str:
 
 def open_page(browser: Any, url: str, width: int = 1400, theme: str = "light") -> None:
     set_window(browser, width, theme)
+    browser.get_log("performance")  # what an earlier test has asked for
     browser.get(url)
     wait_until(lambda: message(browser) == FIRST, PATIENCE)
     wait_until(lambda: browser.find_elements("css selector", "input[type=file]"), PATIENCE)
@@ -172,10 +173,13 @@ def test_a_recording_is_predicted(browser, plain, tmp_path):
     open_page(browser, plain)
     click(browser, "button[role=tab]", "Camera")
     click(browser, "button", "Access Webcam")
+    live = "return [...document.querySelectorAll('video')].some((it) => it.srcObject && it.currentTime > 0)"
+    wait_until(lambda: browser.execute_script(live), PATIENCE)
     click(browser, "button", "Record")
-    browser.execute_async_script("setTimeout(arguments[0], 1500)")
+    browser.execute_async_script("setTimeout(arguments[0], 3000)")
     click(browser, "button", "Stop")
     wait_until(lambda: ".webm: " in message(browser), PATIENCE)
+    assert message(browser).endswith("%")
     wait_until(lambda: plays(browser), PATIENCE)
     [row] = downloaded(browser, tmp_path)
     assert 1 < float(row["end"]) < 30
