@@ -14,7 +14,7 @@ from fastemo.models.config import ModelConfig
 from fastemo.training.checkpoint import snapshot
 from fastemo.training.config import TrainConfig
 from fastemo.training.faults import OutOfMemory
-from fastemo.training.resume import generators, load_optimizer, set_generators
+from fastemo.training.state import generators, load_optimizer, set_generators
 from fastemo.training.trainer import Trainer
 from fastemo.video import loader as loader_module
 from fastemo.video.augment import augment, center_crop

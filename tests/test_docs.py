@@ -15,6 +15,7 @@ import timm
 import torch
 import yaml
 from helpers import REPOSITORY, command, documented_commands, documents, face_weights, write_video
+from hub import TOKEN, served_hub
 from safetensors.torch import save_file
 from torchvision.models.video import r3d_18
 from zenodo import serving, zipped
@@ -42,6 +43,15 @@ def record(few_clips, monkeypatch):
     with serving(archives) as server:
         monkeypatch.setenv("FASTEMO_RAVDESS_RECORD", server.url)
         yield
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A server in place of the Hugging Face Hub."""
+    with served_hub() as hub:
+        for name, value in {"ENDPOINT": hub.url, "TOKEN": TOKEN, "HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(f"HF_{name}", value)
+        yield hub
 
 
 @pytest.fixture
@@ -88,7 +98,7 @@ def test_the_first_two_are_the_promised_lines():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("record", "weights_caches")
-def test_the_other_commands_run_in_order(checkout, few_clips, tmp_path):
+def test_the_other_commands_run_in_order(checkout, few_clips, hub, tmp_path):
     """Synthesised corpora and trainings are small here; each command keeps its own words."""
     for emotion in ("ANG", "HAP", "SAD"):
         for actors in split_actors().values():
@@ -105,7 +115,7 @@ def test_the_other_commands_run_in_order(checkout, few_clips, tmp_path):
     study = checkout / "configs" / "study" / "quick.yaml"
     content = yaml.safe_load(study.read_text())
     study.write_text(json.dumps(content | {"parts": content["parts"][-1:]}))  # test_shipped.py trains all rows
-    need_a_run = ("fastemo predict", "fastemo demo")  # for `latest`
+    need_a_run = tuple(f"fastemo {name}" for name in ("predict", "demo", "export", "push"))  # for `latest`
     for line in sorted(OTHERS, key=lambda line: line.startswith(need_a_run)):
         line = line.replace("/data/", f"{tmp_path}/")
         if line.startswith("fastemo download"):
@@ -138,6 +148,8 @@ def test_the_other_commands_run_in_order(checkout, few_clips, tmp_path):
     assert {cell["status"] for cell in cells} == {"finished"}
     assert (checkout / "report.html").stat().st_size > 10_000
     assert len(list((checkout / "figures").iterdir())) == 4
+    assert (checkout / "exported" / "model.onnx").is_file()
+    assert [*hub.commits] == ["user/name"]
 
 
 @pytest.mark.slow

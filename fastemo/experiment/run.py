@@ -340,8 +340,7 @@ def _make_run_dir(config: RunConfig) -> Path:
 
 
 def _show_splits(splits: Splits, run_dir: Path, console: Console) -> None:
-    table = splits.count_table()
-    console.table(f"protocol {splits.protocol}", table)
+    console.table(f"protocol {splits.protocol}", table := splits.count_table())
     for note in splits.notes:
         console.say(f"note: {note}")
     text = io.StringIO(newline="")

@@ -17,7 +17,8 @@ from fastemo.corpus.prepare import named_root
 from fastemo.corpus.protocol import num_folds, split_corpus
 from fastemo.inference.runs import TrainedRun
 from fastemo.json_files import read_json
-from fastemo.models.weights import RESNET18
+from fastemo.models.build import pretrained_backbone
+from fastemo.models.weights import KINETICS
 from fastemo.report import words
 from fastemo.report.schema import Gap, Result
 from fastemo.report.view import Run
@@ -109,17 +110,13 @@ def _corpora(config: RunConfig) -> list[_Corpus]:
     return [*found.values()]
 
 
-def _start(config: RunConfig) -> str:
-    """Where the weights began; empty if they were drawn."""
+def _start(config: RunConfig) -> str | None:
+    """Where the weights began; `None`: they were drawn."""
     model = config.model
     if model.weights is not None:
         return f"other weights, {model.weights.name}"
-    if not model.pretrained or model.name == "early_cnn":
-        return ""
-    if model.name == "r3d18":
-        return "torchvision's R3D-18 weights (Kinetics-400)"
-    backbone = "resnet18" if model.name == "early_resnet18" else model.backbone
-    return f"timm's weights {RESNET18 if backbone == 'resnet18' else backbone}"
+    found = pretrained_backbone(model)
+    return found if found in (None, KINETICS) else f"timm's weights {found}"
 
 
 def _metadata(name: str, corpora: Sequence[_Corpus], result: Result) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from fastemo.inference.exports import FILES
 from fastemo.inference.exports.hub import LOG_IN, PREFIX, unavailable
 from fastemo.inference.runs import TrainedRun
 from fastemo.json_files import read_json
-from fastemo.machine import write_text
+from fastemo.machine import is_offline, write_text
 from fastemo.report.schema import Result
 from fastemo.sharing.card import CARD_FILE, PERSONAL, model_card, without_names
 from fastemo.sharing.export import one_run, written
@@ -42,7 +42,7 @@ def push(folder: Path, repository: str, console: Console, *, private: bool = Fal
     import huggingface_hub
 
     run, address = one_run(folder), f"{PREFIX}{repository}"
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if is_offline():
         raise UserError(f"{address}: HF_HUB_OFFLINE is set: unset it to push")
     if huggingface_hub.get_token() is None:
         raise UserError(f"{address}: no token of the hub: {LOG_IN}")

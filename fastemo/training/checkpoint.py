@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fastemo.machine import flush, sha256_of
-from fastemo.training import tree
+from fastemo.training.state import flatten, unflatten
 
 MODEL_FILE = "model.safetensors"
 TENSORS_FILE = "state.safetensors"  # tensors of the optimiser, generators and sums
@@ -85,7 +85,7 @@ def save(
     Raises:
         OSError: It cannot be written; the existing checkpoint is unchanged.
     """
-    plain, tensors = tree.flatten(state)
+    plain, tensors = flatten(state)
     with _replacing(folder, keep) as partial:
         partial.mkdir(parents=True)
         _save_tensors(model, partial / MODEL_FILE)
@@ -171,7 +171,7 @@ def load(folder: Path) -> Checkpoint:
     verify(folder)
     try:
         model, tensors = load_file(folder / MODEL_FILE), load_file(folder / TENSORS_FILE)
-        state = tree.unflatten(_read_json(folder, STATE_FILE), tensors)
+        state = unflatten(_read_json(folder, STATE_FILE), tensors)
     except CheckpointError:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:

@@ -25,8 +25,8 @@ from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.evaluation.probes import PROBES, Order
 from fastemo.machine import available_processors
 from fastemo.training.progress import split_scores
-from fastemo.training.resume import join_after_restart
 from fastemo.training.speed import Speed
+from fastemo.training.state import join_after_restart
 from fastemo.training.trackers import Trackers, check_installed
 from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipLoader

@@ -21,9 +21,9 @@ from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.config import TrainConfig
 from fastemo.training.processes import Processes, gather_object
 from fastemo.training.progress import Progress, epoch_line, json_lines, last_losses
-from fastemo.training.resume import generators, load_optimizer, restore_rank
 from fastemo.training.schedule import make_optimizer, make_scheduler, timed, windows
 from fastemo.training.speed import freeze_batch_norm, keep_conv3d_right, pick, set_determinism, to_channels_last
+from fastemo.training.state import generators, load_optimizer, restore_rank
 from fastemo.training.stopping import FAIL, GO_ON, SAVE, STOP, Agreement, FiniteWatch, StopSignals
 from fastemo.video.augment import augment
 from fastemo.video.config import AugmentConfig

@@ -40,7 +40,8 @@ def call(hub, tmp_path, monkeypatch, capfd):
 
     def run_command(*words: object, token: str = "", offline: bool = False) -> tuple[int, str]:
         monkeypatch.setenv("HF_TOKEN", token)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setenv("HF_HUB_OFFLINE", str(int(offline)))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)  # it was read when the client was imported
         status = 0
         try:
             main([str(word) for word in words])

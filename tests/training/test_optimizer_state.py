@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastemo.training.resume import load_optimizer
+from fastemo.training.state import load_optimizer
 
 
 def adam(device, **kernel):
