@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -80,13 +80,20 @@ def one_run(folder: Path) -> TrainedRun:
 
 @contextmanager
 def written(
-    run: TrainedRun, kind: Format, console: Console, *, beside: Path | None = None, address: str | None = None
+    run: TrainedRun,
+    kind: Format,
+    console: Console,
+    *,
+    beside: Path | None = None,
+    address: str = "path/to/this/folder",
+    figures: Sequence[str] = (),
 ) -> Iterator[Path]:
     """The folder of an export, checked, in a temporary folder, which is removed at the end.
 
     Args:
         beside: Where the export is to be moved.
-        address: Of the model on the hub, for its card.
+        address: What `load` will take, for the card.
+        figures: Names of the run's pictures that the card shows.
     """
     parent = None if beside is None else beside.parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=".export-") as temporary:
@@ -97,7 +104,9 @@ def written(
         file = made / FILES[kind]
         _write_model(model, _random_frames(run.config)[:2], kind, file)
         _write_others(run, kind, sha256_of(file), made)
-        write_text(made / CARD_FILE, model_card(run, address or "path/to/this/folder"))
+        for name in figures:
+            shutil.copyfile(run.folder / name, made / name)
+        write_text(made / CARD_FILE, model_card(run, address, figures))
         console.say(_checked(model, run, made))
         yield made
 
@@ -134,7 +143,7 @@ def _write_model(model: ClipModel, example_BTCHW: Tensor, kind: Format, file: Pa
 
 def _write_others(run: TrainedRun, kind: Format, sha256: str, out: Path) -> None:
     config = run.config
-    write_config(_portable(config), out / "config.yaml")
+    write_config(portable(config), out / "config.yaml")
     found = Preprocess(
         format=kind,
         sha256=sha256,
@@ -150,7 +159,7 @@ def _write_others(run: TrainedRun, kind: Format, sha256: str, out: Path) -> None
     write_text(out / PREPROCESS_FILE, found.model_dump_json(indent=1) + "\n")
 
 
-def _portable(config: RunConfig) -> RunConfig:
+def portable(config: RunConfig) -> RunConfig:
     """Without the paths of this machine, of which a corpus keeps its folder's name."""
     corpus = config.corpus
     if corpus.root is not None:

@@ -14,8 +14,8 @@ from fastemo.inference.runs import TrainedRun
 from fastemo.json_files import read_json
 from fastemo.machine import is_offline, write_text
 from fastemo.report.schema import Result
-from fastemo.sharing.card import CARD_FILE, PERSONAL, model_card, without_names
-from fastemo.sharing.export import one_run, written
+from fastemo.sharing.card import CARD_FILE, PERSONAL, without_names
+from fastemo.sharing.export import one_run, portable, written
 from fastemo.version import __version__
 
 # Of those that show nobody.
@@ -46,11 +46,9 @@ def push(folder: Path, repository: str, console: Console, *, private: bool = Fal
         raise UserError(f"{address}: HF_HUB_OFFLINE is set: unset it to push")
     if huggingface_hub.get_token() is None:
         raise UserError(f"{address}: no token of the hub: {LOG_IN}")
-    with written(run, "safetensors", console, address=address) as made:
-        figures = [name for name in _FIGURES if (run.folder / name).is_file()]
-        for name in (*figures, "metrics.jsonl"):
-            shutil.copyfile(run.folder / name, made / name)
-        write_text(made / CARD_FILE, model_card(run, address, figures))
+    figures = [name for name in _FIGURES if (run.folder / name).is_file()]
+    with written(run, "safetensors", console, address=address, figures=figures) as made:
+        shutil.copyfile(run.folder / "metrics.jsonl", made / "metrics.jsonl")
         write_text(made / "test.json", _results(run))
         try:
             client = huggingface_hub.HfApi(library_name="fastemo", library_version=__version__)
@@ -69,7 +67,7 @@ def _results(run: TrainedRun) -> str:
     path = run.folder / "test.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     gaps = read_json(path, Result).gaps or ()
-    found["corpus"] = ", ".join(name or run.config.corpus.title for name in run.config.corpus.parts)
+    found["corpus"] = portable(run.config).corpus.title
     found["gaps"] = [without_names(gap).model_dump() for gap in gaps]
     found["groups"] = {by: groups for by, groups in (found.get("groups") or {}).items() if by not in PERSONAL}
     return json.dumps(found, indent=1) + "\n"

@@ -16,8 +16,7 @@ from fastemo.inference.exports import Format
 from fastemo.machine import available_processors
 
 INPUT, OUTPUTS = "frames", ("logits", "embedding")
-# The parts of a .pt2 archive that are neither JSON nor bytes of tensors. The inputs are read with `weights_only=True`.
-_MOST_JSON = 2**26
+_MOST_JSON_BYTES = 2**26
 
 
 class Graph:
@@ -102,7 +101,7 @@ def _refuse_pickles(file: Path) -> None:
         for part, name in parts.items():
             if not part.endswith("_config.json"):
                 continue
-            if archive.getinfo(name).file_size > _MOST_JSON:
+            if archive.getinfo(name).file_size > _MOST_JSON_BYTES:
                 raise ValueError(f"{part} is too large")
             held = json.loads(archive.read(name))["config"].values()
             if any(it["use_pickle"] or not it["path_name"].startswith(("weight_", "tensor_")) for it in held):
