@@ -21,7 +21,7 @@ from helpers import REPOSITORY, wait_until, write_video
 import fastemo
 
 pytestmark = IN_CHROMIUM
-FIRST, PATIENCE = "No video yet.", 60
+FIRST, PATIENCE = "No video yet.", 150
 # Clicks the first visible element of a selector that shows a text.
 CLICK = """
 const found = [...document.querySelectorAll(arguments[0])]
