@@ -13,8 +13,9 @@ import pytest
 import torch
 from mutations import damaged
 
-from fastemo.training import checkpoint, tree
+from fastemo.training import checkpoint
 from fastemo.training.checkpoint import CheckpointError
+from fastemo.training.state import unflatten
 
 FILES = ("model.safetensors", "state.safetensors", "state.json", "info.json")
 
@@ -111,7 +112,7 @@ WRONG = [{"a": 1, "b": 2}, *({"dict": it} for it in (3, [["a"]], [[{}, 1]]))]
 @pytest.mark.parametrize("plain", [[], {"tensor": "9"}, {"tensor": {}}, {"list": {}}, {"code": []}, *WRONG])
 def test_a_tree_that_is_none(plain):
     with pytest.raises(ValueError, match=r".+"):
-        tree.unflatten(plain, {})
+        unflatten(plain, {})
 
 
 def test_older_ones_stay_and_the_oldest_are_removed(tmp_path):
