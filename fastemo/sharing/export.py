@@ -49,7 +49,7 @@ def export_run(folder: Path, kind: Format, console: Console, *, out: Path | None
 
     Raises:
         ValueError: It is not one finished run, or `out` holds something else.
-        UserError: A package is missing, or the export computes something else.
+        UserError: A package is missing, the format does not take the model, or the export computes something else.
     """
     run = one_run(folder)
     out = out or folder / "export" / kind
@@ -102,7 +102,14 @@ def written(
         model = run.model(_CPU)
         assert isinstance(model, ClipModel)
         file = made / FILES[kind]
-        _write_model(model, _random_frames(run.config)[:2], kind, file)
+        try:
+            _write_model(model, _random_frames(run.config)[:2], kind, file)
+        except OSError:
+            raise
+        except Exception as error:  # torch's exporters raise any
+            raise UserError(
+                f"{run.folder} cannot be exported as {kind}: {' '.join(str(error).split())[:300]}"
+            ) from error
         _write_others(run, kind, sha256_of(file), made)
         for name in figures:
             shutil.copyfile(run.folder / name, made / name)

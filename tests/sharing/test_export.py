@@ -123,6 +123,13 @@ def test_an_export_that_computes_something_else_is_not_written(made, tmp_path, m
     monkeypatch.setattr(export_module, "_write_model", write_another)
     with pytest.raises(UserError, match=r"logits differ from the model's by 0\.002 on random clips"):
         export_run(run, "safetensors", Console(show=False), out=out)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no such\n operator")
+
+    monkeypatch.setattr(export_module, "_write_model", refuse)
+    with pytest.raises(UserError, match=r"early_cnn cannot be exported as onnx: no such operator"):
+        export_run(run, "onnx", Console(show=False), out=out)
     assert (out / "model.safetensors").read_bytes() == before
     assert [*tmp_path.iterdir()] == [out]
 
