@@ -10,6 +10,7 @@ from fastemo.version import __version__
 from fastemo.video.config import CROPS
 
 _LABELS = "ravdess or cremad (file names), folder, or a label table (.csv, .tsv)"
+_MODEL = "folder of a run, of a study's folds or of an export, name in runs/, latest, or hf://USER/NAME"
 _SUBJECTS = "regular expression that finds the person in a path"
 
 
@@ -95,7 +96,7 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="run a trained model on videos, a stream or a camera",
         description="Predict each video, or each window of a long one. Ctrl-C ends with what there is.",
     )
-    predict.add_argument("run", metavar="RUN", help="folder of a run or of a study's folds, name in runs/, or latest")
+    predict.add_argument("run", metavar="RUN", help=_MODEL)
     predict.add_argument("sources", nargs="*", metavar="PATH", help="file, folder, 'pattern*' or URL (rtsp:// ...)")
     predict.add_argument("--camera", type=int, metavar="N", help="number of a camera, instead of PATH")
     predict.add_argument(
@@ -121,7 +122,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="A page on this machine alone that predicts videos dropped on it or recorded there. Ctrl-C ends it "
         "and deletes them.",
     )
-    demo.add_argument("run", metavar="RUN", help="folder of a run or of a study's folds, name in runs/, or latest")
+    demo.add_argument("run", metavar="RUN", help=_MODEL)
     demo.add_argument("--port", type=int, metavar="N", help="of 127.0.0.1 (default: the first free one from 7860)")
     demo.add_argument("--window", type=float, metavar="S", help="seconds (default: as fastemo predict)")
     demo.add_argument("--hop", type=float, metavar="S", help="seconds between windows (default: 0.5)")
