@@ -18,6 +18,8 @@ def serving(
     """The page's URL. Left, the command ends by a signal, at once and without a word on standard error."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     env = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+    # Whoever runs the tests in the background may have them ignore Ctrl-C, which the command would inherit.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen([str(word) for word in words], cwd=cwd, env=env, **pipes) as running:
         try:
             url = next((found[0] for line in running.stdout if (found := re.search(r"http://[\d.:]+", line))), None)
