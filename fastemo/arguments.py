@@ -90,6 +90,20 @@ def _add_detector(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_use(command: argparse.ArgumentParser) -> None:
+    """How a trained model is used."""
+    command.add_argument(
+        "--window", type=float, metavar="S", help="seconds (default: a file up to 10 s is one clip, beyond it 3)"
+    )
+    command.add_argument("--hop", type=float, metavar="S", help="seconds between windows (default: 0.5)")
+    command.add_argument("--min_confidence", type=float, default=0.0, metavar="P", help="below it: unsure (default: 0)")
+    command.add_argument(
+        "--faces", choices=("largest", "all"), help="with video.crop: face: predict the largest face (default) or all"
+    )
+    _add_detector(command)
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+
+
 def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     predict = commands.add_parser(
         "predict",
@@ -99,19 +113,10 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     predict.add_argument("run", metavar="RUN", help=_MODEL)
     predict.add_argument("sources", nargs="*", metavar="PATH", help="file, folder, 'pattern*' or URL (rtsp:// ...)")
     predict.add_argument("--camera", type=int, metavar="N", help="number of a camera, instead of PATH")
-    predict.add_argument(
-        "--window", type=float, metavar="S", help="seconds (default: a file up to 10 s is one clip, beyond it 3)"
-    )
-    predict.add_argument("--hop", type=float, metavar="S", help="seconds between windows (default: 0.5)")
-    predict.add_argument("--min_confidence", type=float, default=0.0, metavar="P", help="below it: unsure (default: 0)")
     predict.add_argument("--out", type=Path, metavar="FILE", help=".csv, .json, .jsonl, .srt, .vtt or .parquet")
     predict.add_argument("--features", type=Path, metavar="FILE", help="embeddings, .npz")
     predict.add_argument("--annotate", type=Path, metavar="FILE", help="the video with its labels, .mp4")
-    predict.add_argument(
-        "--faces", choices=("largest", "all"), help="with video.crop: face: predict the largest face (default) or all"
-    )
-    _add_detector(predict)
-    predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    _add_use(predict)
     predict.set_defaults(command="predict")
 
 
@@ -124,12 +129,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument("run", metavar="RUN", help=_MODEL)
     demo.add_argument("--port", type=int, metavar="N", help="of 127.0.0.1 (default: the first free one from 7860)")
-    demo.add_argument("--window", type=float, metavar="S", help="seconds (default: as fastemo predict)")
-    demo.add_argument("--hop", type=float, metavar="S", help="seconds between windows (default: 0.5)")
-    demo.add_argument("--min_confidence", type=float, default=0.0, metavar="P", help="below it: unsure (default: 0)")
-    demo.add_argument("--faces", choices=("largest", "all"), help="with video.crop: face, as fastemo predict")
-    _add_detector(demo)
-    demo.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
+    _add_use(demo)
     demo.set_defaults(command="demo")
 
 

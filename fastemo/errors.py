@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MOST_OF_OTHERS = 300  # characters of another library's message
+
 
 class UserError(Exception):
     """Base of this package's errors other than ValueError that a user can cause and fix."""
@@ -34,6 +36,11 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {signal.Signals(number).name}{'; ' * bool(how_to_resume)}{how_to_resume}")
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message in one line, or the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """On an error that a user can cause, or a signal, exit with one line on standard error.
@@ -45,7 +52,7 @@ def one_line_errors() -> Iterator[None]:
     except (ValueError, OSError, UserError) as error:
         if os.environ.get("FASTEMO_TRACEBACK"):
             raise
-        print(f"fastemo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fastemo: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         print(f"fastemo: {stop}", file=sys.stderr)

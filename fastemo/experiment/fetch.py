@@ -11,7 +11,7 @@ import torch
 
 from fastemo.config import RunConfig
 from fastemo.console import Console
-from fastemo.errors import UserError
+from fastemo.errors import UserError, one_line
 from fastemo.experiment.resume import resolve
 from fastemo.experiment.study.grid import read_study
 from fastemo.machine import cache_folder
@@ -39,7 +39,7 @@ def fetch(paths: Sequence[Path], console: Console) -> None:
             console.say(f"{title}: {get()}")
         except (OSError, UserError, ValueError) as error:
             num_failed += 1
-            console.say(f"{title}: failed: {' '.join(str(error).split())}")
+            console.say(f"{title}: failed: {one_line(error)}")
     if not items:
         console.say("nothing to fetch: no pretrained weights and no face detector are needed")
     hubs = f"HF_HOME={huggingface_hub.constants.HF_HOME} TORCH_HOME={Path(torch.hub.get_dir()).parent}"

@@ -143,8 +143,7 @@ def corpora_of(runs: Sequence[Run], chosen_root: Path | None) -> Iterator[Corpus
 
 def _corpus(run: Run, folder: Path, config: RunConfig, chosen_root: Path | None) -> Corpus:
     corpus = config.corpus
-    own = named_root(corpus)
-    listed = read_manifest(folder / "manifest.csv", chosen_root or own)
+    listed = read_manifest(folder / "manifest.csv", chosen_root or named_root(corpus))
     splits = split_corpus(listed, corpus)
     root = home_of(listed, corpus, chosen_root)
     notes, pictures = list(splits.notes), {}

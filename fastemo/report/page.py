@@ -63,19 +63,24 @@ def write_page(folders: Sequence[Path], out: Path, console: Console, *, corpus_r
     console.say(f"written: {out}, {told}, {len(html.encode()) / 2**20:.1f} MiB")
 
 
-def _render(**shown: Any) -> str:
-    """The page as HTML; everything that comes from a file is escaped."""
+def template(path: Path) -> jinja2.Template:
+    """A template that has the functions of `words` as filters; of HTML, everything that is filled in is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
+        loader=jinja2.FileSystemLoader(path.parent),
+        autoescape=path.suffix == ".html",
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {name: it for name, it in vars(words).items() if inspect.isfunction(it)}
+    return environment.get_template(path.name)
+
+
+def _render(**shown: Any) -> str:
+    """The page as HTML; everything that comes from a file is escaped."""
     script, css = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     numbers = count()
-    html = environment.get_template("page.html").render(
+    html = template(_TEMPLATES / "page.html").render(
         **shown,
         css=Markup(COLOURS + css),
         script=Markup(script),

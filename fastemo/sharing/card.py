@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import yaml  # type: ignore[import-untyped]
 
 from fastemo.config import RunConfig
@@ -20,12 +18,13 @@ from fastemo.json_files import read_json
 from fastemo.models.build import pretrained_backbone
 from fastemo.models.weights import KINETICS
 from fastemo.report import words
+from fastemo.report.page import template
 from fastemo.report.schema import Gap, Result
 from fastemo.report.view import Run
 
 CARD_FILE = "README.md"
 PERSONAL = ("actor", "subject")  # fields whose values name people
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 _SUBJECTS = "The people tested are in no other split."
 
 
@@ -58,18 +57,10 @@ def model_card(run: TrainedRun, address: str, figures: Sequence[str] = ()) -> st
     """
     config, result = run.config, read_json(run.folder / "test.json", Result)
     corpora = _corpora(config)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {name: it for name, it in vars(words).items() if inspect.isfunction(it)}
     name = config.name or run.folder.name
     listed = read_manifest(run.folder / "manifest.csv", named_root(config.corpus))
     splits = split_corpus(listed, config.corpus)
-    text = environment.get_template("card.md").render(
+    text = template(_TEMPLATE).render(
         name=name,
         address=address,
         config=config,
@@ -91,7 +82,7 @@ def model_card(run: TrainedRun, address: str, figures: Sequence[str] = ()) -> st
         figures=figures,
     )
     metadata = yaml.safe_dump(_metadata(name, corpora, result), sort_keys=False, allow_unicode=True)
-    return f"---\n{metadata}---\n\n{text}"
+    return f"---\n{metadata}---\n\n{text}\n"
 
 
 def without_names(gap: Gap) -> Gap:

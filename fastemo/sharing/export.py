@@ -19,7 +19,7 @@ from fastemo.config import RunConfig, write_config
 from fastemo.console import Console
 from fastemo.corpus.manifest import read_manifest
 from fastemo.corpus.prepare import named_root
-from fastemo.errors import UserError
+from fastemo.errors import MOST_OF_OTHERS, UserError, one_line
 from fastemo.experiment.examples import sampled
 from fastemo.inference.exports import FILES, PREPROCESS_FILE, Format
 from fastemo.inference.exports.graphs import INPUT, OUTPUTS
@@ -107,9 +107,8 @@ def written(
         except OSError:
             raise
         except Exception as error:  # torch's exporters raise any
-            raise UserError(
-                f"{run.folder} cannot be exported as {kind}: {' '.join(str(error).split())[:300]}"
-            ) from error
+            reason = one_line(error)[:MOST_OF_OTHERS]
+            raise UserError(f"{run.folder} cannot be exported as {kind}: {reason}") from error
         _write_others(run, kind, sha256_of(file), made)
         for name in figures:
             shutil.copyfile(run.folder / name, made / name)

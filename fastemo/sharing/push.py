@@ -11,9 +11,8 @@ from fastemo.errors import UserError
 from fastemo.inference.exports import FILES
 from fastemo.inference.exports.hub import LOG_IN, PREFIX, unavailable
 from fastemo.inference.runs import TrainedRun
-from fastemo.json_files import read_json
 from fastemo.machine import is_offline, write_text
-from fastemo.report.schema import Result
+from fastemo.report.schema import Gap
 from fastemo.sharing.card import CARD_FILE, PERSONAL, without_names
 from fastemo.sharing.export import one_run, portable, written
 from fastemo.version import __version__
@@ -64,10 +63,8 @@ def push(folder: Path, repository: str, console: Console, *, private: bool = Fal
 
 def _results(run: TrainedRun) -> str:
     """`test.json` without the names of people and the paths of this machine."""
-    path = run.folder / "test.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    gaps = read_json(path, Result).gaps or ()
+    found = json.loads((run.folder / "test.json").read_text(encoding="utf-8"))
     found["corpus"] = portable(run.config).corpus.title
-    found["gaps"] = [without_names(gap).model_dump() for gap in gaps]
+    found["gaps"] = [without_names(Gap.model_validate(gap)).model_dump() for gap in found.get("gaps") or ()]
     found["groups"] = {by: groups for by, groups in (found.get("groups") or {}).items() if by not in PERSONAL}
     return json.dumps(found, indent=1) + "\n"

@@ -18,14 +18,13 @@ from accelerate import tracking
 from PIL import Image
 
 from fastemo.console import Console
-from fastemo.errors import UserError
+from fastemo.errors import MOST_OF_OTHERS, UserError, one_line
 from fastemo.machine import write_text
 from fastemo.models.weights import check_reachable
 
 _PROJECT = "fastemo"
 # Of test.json: what a tracker gets.
 _RESULTS = ("accuracy", "uar", "macro_f1", "num_clips", "num_takes", "per_class", "intervals", "best_epoch_on_test")
-_LONGEST_REASON = 300
 _ADVICE = {"wandb": "; set WANDB_MODE=offline, or log in with wandb login"}
 
 
@@ -207,4 +206,4 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:_LONGEST_REASON].rstrip(".") or type(error).__name__
+    return one_line(error)[:MOST_OF_OTHERS].rstrip(".")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastemo.errors import UserError
+from fastemo.errors import MOST_OF_OTHERS, UserError, one_line
 from fastemo.inference.exports import Format
 from fastemo.machine import available_processors
 
@@ -59,7 +59,7 @@ def _onnx(file: Path, device: torch.device) -> Callable[[Tensor], tuple[Tensor, 
     try:
         session = ort.InferenceSession(str(file), options, providers=places)
     except Exception as error:  # onnxruntime has one class for each of its status codes
-        raise ValueError(f"{file}: ONNX Runtime cannot open it: {_line(error)}") from error
+        raise ValueError(f"{file}: ONNX Runtime cannot open it: {one_line(error)[:MOST_OF_OTHERS]}") from error
 
     def run(frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         logits, embedding = session.run([*OUTPUTS], {INPUT: frames_BTCHW.contiguous().cpu().numpy()})
@@ -78,7 +78,7 @@ def _program(file: Path, device: torch.device) -> Callable[[Tensor], tuple[Tenso
             program = move_to_device_pass(program, device)
         module = program.module()
     except Exception as error:  # a damaged archive raises anything
-        raise ValueError(f"{file}: torch cannot open it: {_line(error)}") from error
+        raise ValueError(f"{file}: torch cannot open it: {one_line(error)[:MOST_OF_OTHERS]}") from error
 
     def run(frames_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, enabled=False):
@@ -111,7 +111,3 @@ def _refuse_pickles(file: Path) -> None:
         for part in (it for it in parts if it.startswith("data/sample_inputs/")):
             with archive.open(parts[part]) as inputs:
                 torch.load(inputs, weights_only=True)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

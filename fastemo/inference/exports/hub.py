@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fastemo.errors import UserError
+from fastemo.errors import MOST_OF_OTHERS, UserError, one_line
 from fastemo.inference.exports import FILES, PREPROCESS_FILE
 from fastemo.version import __version__
 
@@ -53,5 +53,5 @@ def downloaded(address: str) -> Path:
 def unavailable(address: str, error: Exception) -> UserError:
     """The error of the hub's client in one line."""
     kind = type(error).__name__
-    why = _REASONS.get(kind) or f"the hub's client failed ({kind}): {' '.join(str(error).split())[:300]}"
+    why = _REASONS.get(kind) or f"the hub's client failed ({kind}): {one_line(error)[:MOST_OF_OTHERS]}"
     return UserError(f"{address}: {why}")
