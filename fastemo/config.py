@@ -78,6 +78,13 @@ class RunConfig:
                 f"model.num_frames is {self.model.num_frames} but video.num_frames is {self.video.num_frames}; "
                 f"set only video.num_frames, and the model follows it"
             )
+        if self.model.size is None:
+            object.__setattr__(self, "model", replace(self.model, size=self.augment.crop_size))
+        elif self.model.size != self.augment.crop_size:
+            raise ValueError(
+                f"model.size is {self.model.size} but augment.crop_size is {self.augment.crop_size}; "
+                f"set only augment.crop_size, and the model follows it"
+            )
         if self.augment.crop_size > self.video.size:
             raise ValueError(
                 f"augment.crop_size {self.augment.crop_size} is larger than video.size {self.video.size}; "

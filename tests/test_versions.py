@@ -12,7 +12,9 @@ def requirements() -> list[Requirement]:
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg", encoding="utf-8")
     extras = config["options.extras_require"]
-    text = config["options"]["install_requires"] + "".join(map(extras.get, ("export", "demo", "trackers", "test")))
+    text = config["options"]["install_requires"] + "".join(
+        map(extras.get, ("export", "demo", "trackers", "transformers", "test"))
+    )
     lines = filter(None, map(str.strip, text.splitlines()))
     return [Requirement(line) for line in lines if not line.startswith(("#", "fastemo["))]
 

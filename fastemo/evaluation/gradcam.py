@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastemo.models.fusion import ClipModel, MapLayer
 
-def gradcam(model: nn.Module, frames_BTCHW: Tensor, classes_B: Tensor) -> np.ndarray | None:
+
+def gradcam(model: ClipModel, frames_BTCHW: Tensor, classes_B: Tensor) -> np.ndarray | None:
     """Heat maps of the evidence for a class, from the last feature maps with spatial extent.
 
-    That is the last output of a leaf module that is a map of more than one cell: in all models here, after the last
-    convolution and before pooling. A map per frame is shown on that frame, a map with fewer time steps (3D
+    That is where `model.map_layer` says or, in convolutional networks, the last output of a leaf module that is a map of
+    more than one cell: after the last convolution and before pooling. A map per frame is shown on that frame, a map with fewer time steps (3D
     convolution) is interpolated over the frames, and a single map for all frames (early fusion) is shown on each of
     them. Runs in evaluation mode and float32; the model is left unchanged.
 
@@ -32,7 +34,8 @@ def gradcam(model: nn.Module, frames_BTCHW: Tensor, classes_B: Tensor) -> np.nda
         None if the model has no such maps.
     """
     num_clips, num_frames = frames_BTCHW.shape[:2]
-    with _observed(model) as maps, torch.autocast(frames_BTCHW.device.type, enabled=False):
+    size, named = frames_BTCHW.shape[-2:], model.map_layer()
+    with _observed(model, named) as maps, torch.autocast(frames_BTCHW.device.type, enabled=False):
         # A leaf that requires gradients, so that the maps have them even if no weight of the model does.
         frames = frames_BTCHW.float().clone().requires_grad_()
         # The class's own: the instance's is wrapped for mixed precision, in which small gradients vanish.
@@ -42,9 +45,10 @@ def gradcam(model: nn.Module, frames_BTCHW: Tensor, classes_B: Tensor) -> np.nda
         features = maps[-1]
         score = logits.gather(1, classes_B[:, None].to(logits.device)).sum()
         (gradient,) = torch.autograd.grad(score, features)
+    if named is not None:
+        features, gradient = (named.maps(it, size[0] / size[1]) for it in (features, gradient))
     weights = gradient.mean(tuple(range(2, features.ndim)), keepdim=True)
     heat = F.relu((weights * features.detach()).sum(1))
-    size = frames_BTCHW.shape[-2:]
     if heat.ndim == 4:  # [B, T', h, w]
         heat = F.interpolate(heat[:, None], (num_frames, *size), mode="trilinear", align_corners=False)[:, 0]
     else:
@@ -58,15 +62,16 @@ def gradcam(model: nn.Module, frames_BTCHW: Tensor, classes_B: Tensor) -> np.nda
 
 
 @contextmanager
-def _observed(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Records the outputs of forward passes that are maps of more than one cell, in order."""
+def _observed(model: nn.Module, named: MapLayer | None) -> Iterator[list[Tensor]]:
+    """Records the last output of the named layer or, without one, that is a map of more than one cell."""
     maps: list[Tensor] = []
 
     def note(module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim in (4, 5) and output.shape[-1] * output.shape[-2] > 1:
-            maps[:] = [output]
+        is_map = isinstance(output, Tensor) and output.ndim in (4, 5) and output.shape[-1] * output.shape[-2] > 1
+        if named is not None or is_map:
+            maps[:] = [output]  # type: ignore[list-item]
 
-    leaves = [module for module in model.modules() if not list(module.children())]
+    leaves = [module for module in model.modules() if not list(module.children())] if named is None else [named.layer]
     handles = [module.register_forward_hook(note) for module in leaves]
     was_training = [(module, module.training) for module in model.modules()]
     try:

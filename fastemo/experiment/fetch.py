@@ -15,8 +15,8 @@ from fastemo.errors import UserError, one_line
 from fastemo.experiment.resume import resolve
 from fastemo.experiment.study.grid import read_study
 from fastemo.machine import cache_folder
-from fastemo.models.build import check_backbone, pretrained_backbone
-from fastemo.models.weights import KINETICS, fetch_backbone, weights_file
+from fastemo.models.build import pretrained_backbone, with_architecture
+from fastemo.models.weights import weights_file
 from fastemo.video.faces.detector import FaceDetector, fetch_weights
 from fastemo.yaml_files import load_yaml
 
@@ -57,11 +57,11 @@ def _configs(path: Path) -> list[RunConfig]:
 
 def _needed(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
     """What a run needs by title, and what gets it and returns how it went."""
-    check_backbone(config.model)
+    with_architecture(config.model)
     if config.model.weights is not None:
         yield f"{config.model.weights} (model.weights)", partial(_there, weights_file, config.model.weights)
-    elif (name := pretrained_backbone(config.model)) is not None:
-        yield name if name == KINETICS else f"{name} (timm)", partial(_fetched, fetch_backbone, name)
+    elif (source := pretrained_backbone(config.model)) is not None:
+        yield str(source), partial(_fetched, source.fetch)
     if config.video.crop == "face" and config.faces.weights is not None:
         yield f"{config.faces.weights} (faces.weights)", partial(_there, FaceDetector, config.faces.weights)
     elif config.video.crop == "face":
@@ -73,5 +73,5 @@ def _there(check: Callable[[Path], object], path: Path) -> str:
     return "there"
 
 
-def _fetched(get: Callable[..., bool], *arguments: str) -> str:
-    return "already in the cache" if get(*arguments) else "fetched"
+def _fetched(get: Callable[[], bool]) -> str:
+    return "already in the cache" if get() else "fetched"

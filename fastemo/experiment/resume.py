@@ -62,6 +62,8 @@ def resolve(arguments: Sequence[str], *, prog: str | None = None) -> tuple[RunCo
     if saved.is_file():
         own = config_of(run_dir)
         config = _with_weights(read_config(["--config", str(saved), *arguments], prog=prog), own.model.weights)
+        if config.model.architecture is None:  # the hub's, which the run has saved
+            config = replace(config, model=replace(config.model, architecture=own.model.architecture))
         check_same(own, config, run_dir)
     else:
         config = _with_weights(config)

@@ -30,7 +30,7 @@ from fastemo.experiment.results import best_line, calibration_line, results_line
 from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of
 from fastemo.json_files import read_json
 from fastemo.machine import only_one, write_text
-from fastemo.models.build import build_model, check_backbone
+from fastemo.models.build import build_model, checked
 from fastemo.models.weights import weights_file
 from fastemo.report.schema import Result
 from fastemo.training import checkpoint, faults
@@ -257,9 +257,9 @@ def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Ma
     run_dir = found.folder
     console.log_to(run_dir / "log.txt")
     console.log(f"command: {shlex.join(sys.argv)}")
-    check_backbone(config.model)
+    complete = replace(config, resume=None, model=checked(config.model))
     if found.former is None:
-        write_config(replace(config, resume=None), run_dir / "config.yaml")
+        write_config(complete, run_dir / "config.yaml")
     if found.checkpoint is None and config.model.weights is not None:
         _check_start(config.model.weights)
     manifest = prepare_corpus(config.corpus, console)
@@ -271,7 +271,7 @@ def _prepare_folder(config: RunConfig, found: RunFolder, console: Console) -> Ma
     if found.former is not None:
         # In this order: if the process is killed between the two, the same command still trains the run further.
         (run_dir / "test.json").replace(found.former)
-        write_config(replace(config, resume=None), run_dir / "config.yaml")
+        write_config(complete, run_dir / "config.yaml")
         console.say(f"training further to epoch {config.train.epochs}; the results so far are in {found.former.name}")
     manifest.write_csv(run_dir / "manifest.csv")
     return manifest

@@ -5,6 +5,9 @@ Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +15,34 @@ from fastemo.models.config import Fusion, Stem
 
 _EARLY_WIDTHS = (64, 128, 256, 512)
 _EARLY_HIDDEN = 1024
+
+
+@dataclass(frozen=True)
+class MapLayer:
+    """The layer that makes a model's last maps: tokens [N, L, C], or maps [N, C, ..., h, w] or [N, ..., h, w, C].
+
+    Attributes:
+        num_prefix: Tokens before those of the grid, such as a class token.
+        num_steps: Time steps of the tokens' grid; `None`: N is B * T, and each frame has a grid.
+        is_channels_last: Of maps, whether they are [N, ..., h, w, C].
+    """
+
+    layer: nn.Module
+    num_prefix: int = 0
+    num_steps: int | None = None
+    is_channels_last: bool = False
+
+    def maps(self, output: Tensor, aspect: float) -> Tensor:
+        """The layer's output as maps [N, C, h, w], or with time steps [N, C, t, h, w].
+
+        Args:
+            aspect: Height of the frames over their width.
+        """
+        if output.ndim > 3:
+            return output.movedim(-1, 1) if self.is_channels_last else output
+        tokens_NCL = output[:, self.num_prefix :].mT
+        num_rows = round((tokens_NCL.shape[2] / (self.num_steps or 1) * aspect) ** 0.5)
+        return tokens_NCL.unflatten(2, (num_rows, -1) if self.num_steps is None else (self.num_steps, num_rows, -1))
 
 
 class ClipModel(nn.Module):
@@ -35,6 +66,14 @@ class ClipModel(nn.Module):
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
         return self.classifier(self.embed(frames_BTCHW))
+
+    def map_layer(self) -> MapLayer | None:
+        """Where Grad-CAM finds the last maps; `None`: in the last output of a layer that has any."""
+        return None
+
+    def frame_weights(self, frames_BTCHW: Tensor) -> Tensor | None:
+        """Each frame's share of the embedding, [B, T]; `None`: the model does not weight frames."""
+        return None
 
 
 class EarlyCNN(ClipModel):
@@ -105,6 +144,9 @@ class FrameModel(ClipModel):
 
     backbone: nn.Module
 
+    def map_layer(self) -> MapLayer | None:
+        return timm_map_layer(self.backbone)
+
     def encode(self, frames_NCHW: Tensor) -> Tensor:
         """Float [N, 3, H, W] -> features [N, F], each frame by itself."""
         return self.backbone(frames_NCHW)
@@ -114,8 +156,11 @@ class FrameModel(ClipModel):
         raise NotImplementedError
 
     def embed(self, frames_BTCHW: Tensor) -> Tensor:
-        """Without copying the frames."""
-        return self.join(self.encode(frames_BTCHW.flatten(0, 1)).unflatten(0, (-1, frames_BTCHW.shape[1])))
+        return self.join(self._features(frames_BTCHW))
+
+    def _features(self, frames_BTCHW: Tensor) -> Tensor:
+        """[B, T, F], without copying the frames."""
+        return self.encode(frames_BTCHW.flatten(0, 1)).unflatten(0, (-1, frames_BTCHW.shape[1]))
 
 
 class LateFusion(FrameModel):
@@ -124,7 +169,7 @@ class LateFusion(FrameModel):
     Args:
         backbone: float [N, 3, H, W] -> features [N, F].
         num_frames: T, which only `concat` needs: its Linear has T * F inputs.
-        fusion: `mean` or `max` over the frames (order-blind), or `concat`.
+        fusion: `mean`, `max` or `attention`, a mean with weights (order-blind), or `concat`.
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int, *, fusion: Fusion, num_frames: int | None) -> None:
@@ -135,12 +180,24 @@ class LateFusion(FrameModel):
             width *= num_frames
         self.fusion = fusion
         self.backbone = backbone
+        if fusion == "attention":
+            # Without a bias, which the softmax would cancel.
+            self.attention = nn.Linear(width, 1, bias=False)
         self.classifier = nn.Linear(width, num_classes)
 
     def join(self, features_BTF: Tensor) -> Tensor:
         if self.fusion == "mean":
             return features_BTF.mean(dim=1)
+        if self.fusion == "attention":
+            return (self._weights(features_BTF) * features_BTF).sum(dim=1)
         return features_BTF.amax(dim=1) if self.fusion == "max" else features_BTF.flatten(1)
+
+    def _weights(self, features_BTF: Tensor) -> Tensor:
+        """[B, T, 1], of sum 1 over the frames."""
+        return self.attention(features_BTF).float().softmax(dim=1)
+
+    def frame_weights(self, frames_BTCHW: Tensor) -> Tensor | None:
+        return self._weights(self._features(frames_BTCHW))[..., 0] if self.fusion == "attention" else None
 
 
 def inflated(kernel: Tensor, num_frames: int) -> Tensor:
@@ -153,3 +210,14 @@ def feature_width(backbone: nn.Module) -> int:
     width = backbone.head_hidden_size
     assert isinstance(width, int)
     return width
+
+
+def timm_map_layer(backbone: Any) -> MapLayer | None:
+    """Of timm's transformers; `None` for its convolutional networks.
+
+    Behind the last block's attention the tokens of a class token's grid have no gradient, so it is that block's input.
+    """
+    if hasattr(backbone, "num_prefix_tokens") and hasattr(backbone.blocks[-1], "norm1"):
+        return MapLayer(backbone.blocks[-1].norm1, num_prefix=backbone.num_prefix_tokens)
+    is_channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+    return MapLayer(backbone.norm, is_channels_last=True) if is_channels_last else None

@@ -1,115 +1,25 @@
-"""Initial weights: from the hubs' caches, the hubs, a local file, or another run; never by unpickling code.
-
-Roy (2025) starts its 2D networks from torchvision's ImageNet weights `IMAGENET1K_V1`, which timm provides as
-`resnet18.tv_in1k`, and R3D-18 from torchvision's Kinetics-400 weights.
-"""
+"""Initial weights from a local file or another run; never by unpickling code."""
 
 from __future__ import annotations
 
 import pickle
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models.video import R3D_18_Weights, r3d_18
 
-from fastemo.errors import UserError
-from fastemo.machine import is_offline
 from fastemo.models.fusion import EarlyResNet18, inflated
+from fastemo.models.video import with_tables_of
 
-RESNET18 = "resnet18.tv_in1k"
-KINETICS = "R3D-18 (torchvision, Kinetics-400)"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
-REACH_SECONDS = 6.0
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _NAMED_KEYS = 3
 
 
-class WeightsUnavailable(UserError):
-    """Pretrained weights are not available; the message names them and the options."""
-
-    def __init__(self, name: str, reason: object, *, keys: str, url: str | None) -> None:
-        source = f", such as {url} fetched elsewhere" if url else ""
-        why = " ".join(str(reason).split()) or type(reason).__name__
-        super().__init__(
-            f"cannot get the pretrained weights {name} ({why}): run fastemo fetch CONFIG on a machine with network, "
-            f"train from scratch with --model.pretrained false, or use a local file with --model.weights PATH, a "
-            f"state dict with the keys of {keys} as .safetensors, .pt or .pth{source}"
-        )
-
-
-def fetch_backbone(name: str) -> bool:
-    """Load a backbone's pretrained weights, which caches them; return whether they were cached.
-
-    Args:
-        name: timm model with its tag, or `KINETICS`.
-
-    Raises:
-        WeightsUnavailable: They are not available.
-    """
-    if name == KINETICS:
-        was_cached = _torch_hub_file(R3D_18_Weights.KINETICS400_V1.url).exists()
-        r3d18_backbone(pretrained=True)
-    else:
-        config, url = _timm_source(name)
-        was_cached = config is not None and _cached(config.hf_hub_id, config.hf_hub_filename, url)
-        timm_backbone(name, pretrained=True)
-    return was_cached
-
-
-def timm_backbone(name: str, *, pretrained: bool) -> nn.Module:
-    """Build a timm model without its classifier: float [N, 3, H, W] -> features [N, head_hidden_size].
-
-    Args:
-        name: timm model, with or without a tag; `resnet18` means the weights of Roy (2025), `resnet18.tv_in1k`.
-        pretrained: Load the weights of that tag from the cache or the hub.
-
-    Raises:
-        WeightsUnavailable: The hub's weights are not available.
-    """
-    name = RESNET18 if name == "resnet18" else name
-    if pretrained:
-        return _timm_from_hub(name)
-    # timm initialises a ResNet's residual branches to zero, torchvision and Roy (2025) do not; trained from scratch
-    # on little data, that costs half the accuracy (benchmarks/LOG.md).
-    options: dict[str, Any] = {"zero_init_last": False} if timm.models.is_model_in_modules(name, {"resnet"}) else {}
-    return timm.create_model(name, pretrained=False, num_classes=0, **options)
-
-
-def r3d18_backbone(*, pretrained: bool) -> nn.Module:
-    """Build torchvision's R3D-18 without its classifier: float [N, 3, T, H, W] -> features [N, 512].
-
-    Args and errors as for `timm_backbone`; the hub's weights are Kinetics-400's.
-    """
-    backbone = r3d_18(weights=None)
-    backbone.fc = nn.Identity()
-    if pretrained:
-        kinetics = R3D_18_Weights.KINETICS400_V1
-        name, keys = KINETICS, "torchvision's r3d_18"
-        try:
-            if not _torch_hub_file(kinetics.url).exists():
-                _check_network(kinetics.url)
-            state = kinetics.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError) as error:
-            raise WeightsUnavailable(name, error, keys=keys, url=kinetics.url) from error
-        state = _without_classifier(state, backbone)
-        _check_fit(backbone, backbone.state_dict(), state, kinetics.url)
-        backbone.load_state_dict(state, strict=False)
-    return backbone
-
-
 def load_weights(model: nn.Module, path: Path, *, same_classes: bool = False, inflate: bool = False) -> str:
-    """Load a run's weights, or timm's or torchvision's for the backbone alone, into a model in place.
+    """Load a run's weights, or its library's for the backbone alone, into a model in place.
 
     A part (backbone, recurrent layer, classifier) is loaded whole or keeps its random weights. The backbone has to fit;
     only its first convolution may be on the 3T channels of another T. A classifier is loaded if all else is; the last
@@ -131,7 +41,8 @@ def load_weights(model: nn.Module, path: Path, *, same_classes: bool = False, in
     count, module = len(wanted), getattr(model, "backbone", model)
     is_run = module is model or any(key.startswith("backbone.") for key in state)
     if not is_run:
-        state = {f"backbone.{key}": value for key, value in _without_classifier(state, module).items()}
+        state = {f"backbone.{key}": value for key, value in without_classifier(state, module).items()}
+    state = with_tables_of(state, wanted)
     encoder, stem = ("blocks", "blocks.0.weight") if module is model else ("backbone", "backbone.conv1.weight")
     notes, zeros = [], dict[str, Tensor]()
     if stem in state and stem in wanted and (is_run or isinstance(model, EarlyResNet18)):
@@ -142,7 +53,7 @@ def load_weights(model: nn.Module, path: Path, *, same_classes: bool = False, in
             del state[stem], wanted[stem]
             notes.append(f"{stem} new: {_shape(theirs)} for {_shape(ours)}")
     loaded = _part(encoder, state)
-    _check_fit(module, _part(encoder, wanted), loaded or state, path)
+    check_fit(module, _part(encoder, wanted), loaded or state, path)
     names = dict.fromkeys(key.split(".")[0] for key in (*wanted, *state) if not key.startswith(f"{encoder}."))
     for name in sorted(names, key="classifier".__eq__):  # it comes last: it fits only the features it was trained on
         before, now = _part(name, state), _part(name, wanted)
@@ -225,97 +136,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def check_reachable(url: str) -> None:
-    """Send any request to a host, so that a missing network is noticed within seconds.
-
-    huggingface_hub repeats every request five times and takes about 46 s to give up without a network; torch.hub
-    has no timeout. Uses a thread with a deadline, because a socket's timeout bounds neither the name lookup nor
-    the number of addresses tried. Proxies from the environment are used.
-
-    Raises:
-        OSError: No answer within `REACH_SECONDS`.
-    """
-    errors: list[OSError] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass  # an answer, if an error
-        except urllib.error.URLError as error:
-            # A certificate unknown here may be known to the library that downloads.
-            if not isinstance(error.reason, ssl.SSLError):
-                errors.append(OSError(f"{url}: {error.reason}"))
-        except OSError as error:
-            errors.append(OSError(f"{url}: {error}"))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    if thread.is_alive():
-        raise TimeoutError(f"{url}: no answer in {REACH_SECONDS:g} s")
-    if errors:
-        raise errors[0]
-
-
-def _check_network(url: str) -> None:
-    """Raises:
-    OSError: `HF_HUB_OFFLINE` is set, or the host does not answer.
-    """
-    if is_offline():
-        raise OSError("they are not in the cache, and HF_HUB_OFFLINE is set")
-    check_reachable(url)
-
-
-def _timm_source(name: str) -> tuple[Any, str | None]:
-    """timm's configuration of pretrained weights and their url."""
-    config = timm.get_pretrained_cfg(name)
-    # timm's url may be a pair of url and file name; the hub then has the weights too.
-    return config, config.url if config is not None and isinstance(config.url, str) else None
-
-
-def _timm_from_hub(name: str) -> nn.Module:
-    architecture = name.split(".")[0]
-    config, url = _timm_source(name)
-
-    def unavailable(reason: object) -> WeightsUnavailable:
-        return WeightsUnavailable(f"{name} (timm)", reason, keys=f"timm's {architecture}", url=url)
-
-    if config is None or not config.has_weights:
-        raise unavailable("timm has none for this model")
-    try:
-        if not _cached(config.hf_hub_id, config.hf_hub_filename, url):
-            _check_network(huggingface_hub.constants.ENDPOINT if config.hf_hub_id or url is None else url)
-        return timm.create_model(name, pretrained=True, num_classes=0)
-    except (OSError, RuntimeError) as error:
-        raise unavailable(error) from error
-
-
-def _cached(hub_id: str | None, hub_file: str | None, url: str | None) -> bool:
-    if hub_id is None:
-        return url is not None and _torch_hub_file(url).exists()
-    repository, _, revision = hub_id.partition("@")
-    files = (hub_file,) if hub_file else _HUB_FILES
-    return any(
-        isinstance(huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None), str)
-        for file in files
-    )
-
-
-def _torch_hub_file(url: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-
-
-def _without_classifier(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    # A model of torchvision's has no such configuration.
-    names = getattr(backbone, "pretrained_cfg", {"classifier": "fc"}).get("classifier") or ()
+def without_classifier(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """A state dict without the classifier that `backbone.pretrained_cfg` names."""
+    names = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     return {key: value for key, value in state.items() if not key.startswith(heads)}
 
 
-def _check_fit(
-    module: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str
-) -> None:
+def check_fit(module: nn.Module, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str) -> None:
     """Raises:
     ValueError: Keys are missing, unexpected or of another shape; the message names the first few.
     """

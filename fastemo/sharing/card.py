@@ -16,7 +16,6 @@ from fastemo.corpus.protocol import num_folds, split_corpus
 from fastemo.inference.runs import TrainedRun
 from fastemo.json_files import read_json
 from fastemo.models.build import pretrained_backbone
-from fastemo.models.weights import KINETICS
 from fastemo.report import words
 from fastemo.report.page import template
 from fastemo.report.schema import Gap, Result
@@ -107,7 +106,7 @@ def _start(config: RunConfig) -> str | None:
     if model.weights is not None:
         return f"other weights, {model.weights.name}"
     found = pretrained_backbone(model)
-    return found if found in (None, KINETICS) else f"timm's weights {found}"
+    return None if found is None else str(found)
 
 
 def _metadata(name: str, corpora: Sequence[_Corpus], result: Result) -> Mapping[str, Any]:

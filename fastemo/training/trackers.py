@@ -20,7 +20,7 @@ from PIL import Image
 from fastemo.console import Console
 from fastemo.errors import MOST_OF_OTHERS, UserError, one_line
 from fastemo.machine import write_text
-from fastemo.models.weights import check_reachable
+from fastemo.models.pretrained import check_reachable
 
 _PROJECT = "fastemo"
 # Of test.json: what a tracker gets.

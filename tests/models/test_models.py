@@ -1,16 +1,29 @@
-"""The five models: the layers of the reference study one by one, and what each model must be invariant to."""
+"""Every model: its layers one by one, those of the libraries against their own, and what it must be invariant to."""
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
+import math
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
+from networks import NETWORKS, TINY_VIDEOMAE, shallow_networks
 from torch import Tensor, nn
 
-from fastemo.models.build import build_model
+from fastemo.errors import UserError
+from fastemo.models import build as build_module
+from fastemo.models import video as video_module
+from fastemo.models.build import build_model, checked, with_architecture
 from fastemo.models.config import ModelConfig
 from fastemo.models.fusion import EarlyCNN, EarlyResNet18, LateFusion
+from fastemo.models.temporal import positions, shifted
+from fastemo.models.video import video_backbone, videomae_backbone, with_tables_of
+from fastemo.training.speed import to_channels_last
 
 NUM_CLASSES = 8
 # torchvision's resnet18 has 11,689,512 parameters, its fc 512 * 1000 + 1000 of them; r3d_18 has 33,371,472,
@@ -18,13 +31,11 @@ NUM_CLASSES = 8
 RESNET18 = 11_689_512 - 513_000
 R3D18 = 33_371_472 - 205_200
 HEAD = 512 * NUM_CLASSES + NUM_CLASSES
-NAMES = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")
-VARIANTS = [
-    *((name, {}) for name in NAMES),
-    *(("late_fusion", {"fusion": "concat"}), ("late_fusion", {"fusion": "max"}), ("cnn_lstm", {"rnn": "gru"})),
-    ("cnn_lstm", {"rnn_norm": True}),
-]
 SMALL = {"pretrained": False, "backbone": "resnet10t"}
+# Built for one T; others for one size, which must be square.
+FOR_ONE_T = ("early_cnn", "early_resnet18", "late_fusion-concat", "video-mvit_v2_s", "videomae")
+FOR_ONE_SIZE = ("late_fusion-vit", "video-mvit_v2_s", "videomae")
+ORDER_BLIND = ("late_fusion", "late_fusion-max", "late_fusion-attention", "late_fusion-vit")
 
 
 def build(name: str, num_frames: int | None = 3, **options: object) -> nn.Module:
@@ -33,9 +44,18 @@ def build(name: str, num_frames: int | None = 3, **options: object) -> nn.Module
     return build_model(config, NUM_CLASSES)
 
 
+def network(variant: str, num_frames: int | None = 6, size: int | None = 48) -> nn.Module:
+    with shallow_networks():
+        return build(variant.partition("-")[0], num_frames, size=size, **NETWORKS[variant])
+
+
 def clips(num_frames: int, *, batch: int = 2, height: int = 57, width: int = 43) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, num_frames, 3, height, width, generator=generator)
+
+
+def squares(num_frames: int = 6, *, batch: int = 2, size: int = 48) -> Tensor:
+    return clips(num_frames, batch=batch, height=size, width=size)
 
 
 def count(model: nn.Module) -> int:
@@ -53,6 +73,13 @@ def rnn_parameters(gates: int) -> int:
     return gates * (512 * 512 + 512 * 512 + 512 + 512)
 
 
+def transformer_parameters(features: int, width: int) -> int:
+    norm, attention = 2 * width, 4 * (width * width + width)
+    forward = width * 4 * width + 4 * width + 4 * width * width + width
+    # Before the layers a norm, a projection and the class token, behind them a norm.
+    return 2 * features + features * width + width + width + 2 * (2 * norm + attention + forward) + norm
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -60,11 +87,16 @@ def rnn_parameters(gates: int) -> int:
         ("early_resnet18", {}, RESNET18 + (30 - 3) * 64 * 49 + HEAD),
         ("late_fusion", {}, RESNET18 + HEAD),
         ("late_fusion", {"fusion": "max"}, RESNET18 + HEAD),
+        ("late_fusion", {"fusion": "attention"}, RESNET18 + 512 + HEAD),
         ("late_fusion", {"fusion": "concat"}, RESNET18 + 10 * 512 * NUM_CLASSES + NUM_CLASSES),
         ("r3d18", {}, R3D18 + HEAD),
         ("cnn_lstm", {}, RESNET18 + rnn_parameters(4) + HEAD),
         ("cnn_lstm", {"rnn": "gru"}, RESNET18 + rnn_parameters(3) + HEAD),
         ("cnn_lstm", {"rnn_norm": True}, RESNET18 + 2 * 512 + rnn_parameters(4) + HEAD),
+        ("tsm", {}, RESNET18 + HEAD),
+        ("tsm", {"shift": "online"}, RESNET18 + HEAD),
+        ("frame_transformer", {}, RESNET18 + transformer_parameters(512, 256) + 256 * NUM_CLASSES + NUM_CLASSES),
+        ("video", {"backbone": "r3d_18"}, R3D18 + HEAD),
     ],
 )
 def test_parameters_are_those_of_the_formula(name, options, expected):
@@ -93,39 +125,82 @@ def test_early_resnet18_has_the_first_convolution_of_the_reference_study():
     assert conv.weight.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["early_resnet18", "late_fusion", "r3d18", "cnn_lstm"])
-def test_only_the_early_cnn_has_dropout(name):
+@pytest.mark.parametrize("name", ["early_resnet18", "late_fusion", "r3d18", "cnn_lstm", "tsm"])
+def test_of_these_only_the_early_cnn_has_dropout(name):
     assert not any(isinstance(module, nn.Dropout) for module in build(name, dropout=0.9).modules())
 
 
-@pytest.mark.parametrize("num_frames", [1, 3, 7])
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_forward_and_backward(name, options, num_frames):
-    model = build(name, num_frames, **options)
-    logits = model(clips(num_frames))
-    assert logits.shape == (2, NUM_CLASSES)
-    assert logits.dtype == torch.float32
-    logits.square().mean().backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, f"no gradient for {key}"
-        assert parameter.grad.isfinite().all(), f"gradient of {key} is not finite"
+def clips_for(variant: str) -> list[tuple[int, int]]:
+    """Numbers of frames and sizes that a variant takes: odd ones where it can."""
+    if variant == "videomae":
+        return [(2, 16), (6, 48), (10, 112)]
+    if variant == "video-s3d":
+        return [(5, 17), (7, 57), (10, 48)]
+    return [(1, 32), (3, 48), (7, 48)] if variant == "late_fusion-vit" else [(1, 40), (3, 57), (7, 43)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_evaluation_is_deterministic_and_takes_one_clip(name):
-    model, same_seed = build(name).eval(), build(name).eval()
-    pair = clips(3, height=33, width=47)
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_forward_and_backward(variant):
+    for num_frames, size in clips_for(variant):
+        model = network(variant, num_frames, size)
+        logits = model(squares(num_frames, size=size))
+        assert logits.shape == (2, NUM_CLASSES)
+        assert logits.dtype == torch.float32
+        logits.square().mean().backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None, f"no gradient for {key}"
+            assert parameter.grad.isfinite().all(), f"gradient of {key} is not finite"
+
+
+@pytest.mark.parametrize("variant", [name for name in NETWORKS if name not in FOR_ONE_SIZE])
+def test_frames_need_not_be_square(variant):
+    assert logits_of(network(variant), clips(6)).shape == (2, NUM_CLASSES)
+
+
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_evaluation_is_deterministic_and_takes_one_clip(variant):
+    model, same_seed = network(variant).eval(), network(variant).eval()
+    pair = squares()
     with torch.no_grad():
         assert torch.equal(model(pair), model(pair))
         assert torch.equal(model(pair), same_seed(pair))
         torch.testing.assert_close(model(pair[:1]), model(pair)[:1], rtol=1e-4, atol=1e-4)
+        logits, embedding = model.logits_and_embedding(pair)
+        torch.testing.assert_close(logits, model(pair), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.classifier(embedding), logits)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_memory_layout_changes_nothing(name):
-    model, frames = build(name, 3, **SMALL), clips(3)
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_memory_layout_changes_nothing(variant):
+    model, frames = network(variant), squares()
+    expected = logits_of(model, frames)
+    to_channels_last(model)
     channels_last = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    torch.testing.assert_close(logits_of(model, channels_last), logits_of(model, frames), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_of(model, channels_last), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_mixed_precision_trains_and_agrees(variant):
+    """bf16 has 8 bits: products of the size of the logits are off by some hundredths of it."""
+    model, frames = network(variant), squares()
+    expected = logits_of(model, frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = logits_of(model, frames).float()
+        model.train()(frames).float().square().mean().backward()
+    assert (logits - expected).abs().max() < 0.1 * expected.abs().max().clamp_min(0.5)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_a_copy_computes_by_itself(variant):
+    """`forward_flops` and others copy models; what a copy keeps of its original would compute in it."""
+    model, frames = network(variant), squares()
+    expected = logits_of(model, frames)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(logits_of(copied, frames), expected)
 
 
 def test_frames_fold_into_the_batch_without_a_copy():
@@ -150,14 +225,14 @@ def logits_of(model: nn.Module, frames: Tensor) -> Tensor:
         return model.eval()(frames)
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_only_late_fusion_by_mean_or_max_is_order_blind(name, options):
-    model, frames = build(name, 5, **SMALL, **options), clips(5)
-    logits, shuffled = logits_of(model, frames), logits_of(model, frames[:, [3, 0, 4, 2, 1]])
-    if name == "late_fusion" and options != {"fusion": "concat"}:
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_only_late_fusion_but_by_concat_is_order_blind(variant):
+    model, frames = network(variant), squares()
+    logits, shuffled = logits_of(model, frames), logits_of(model, frames[:, [3, 0, 4, 5, 2, 1]])
+    if variant in ORDER_BLIND:
         torch.testing.assert_close(shuffled, logits, rtol=1e-4, atol=1e-5)
     else:
-        assert (shuffled - logits).abs().max() > 1e-4
+        assert (shuffled - logits).abs().max() > 1e-5
 
 
 def test_fusions_are_what_they_are_called():
@@ -166,8 +241,16 @@ def test_fusions_are_what_they_are_called():
         ("mean", lambda features: features.mean(1)),
         ("max", lambda features: features.max(1).values),
         ("concat", lambda features: torch.cat(list(features.unbind(1)), dim=1)),
+        ("attention", None),
     ):
         model = build("late_fusion", 3, **SMALL, fusion=fusion).eval()
+        if join is None:
+            weights = model.attention.weight[0]
+
+            def join(features, weights=weights):
+                shares = torch.softmax(features @ weights, dim=1)
+                return torch.einsum("bt,btf->bf", shares, features)
+
         with torch.no_grad():
             features = torch.stack([model.backbone(frames[:, t]) for t in range(3)], dim=1)
             expected = model.classifier(join(features))
@@ -213,22 +296,243 @@ def test_inflated_stem_sees_a_still_clip_as_one_frame():
         torch.testing.assert_close(inflated.backbone(still), single.backbone(image), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_models_built_for_one_t_must_be_given_it_and_others_take_any(name, options):
-    if name.startswith("early") or options == {"fusion": "concat"}:
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_models_built_for_one_t_must_be_given_it_and_others_take_any(variant):
+    if variant in FOR_ONE_T:
         with pytest.raises(ValueError, match=r"model\.num_frames is None"):
-            build(name, None, **options)
+            network(variant, None)
     else:
-        model = build(name, None, **SMALL, **options)
-        for num_frames in (2, 5):
-            assert logits_of(model, clips(num_frames)).shape == (2, NUM_CLASSES)
+        model = network(variant, None)
+        for num_frames in (5, 8):
+            assert logits_of(model, squares(num_frames)).shape == (2, NUM_CLASSES)
 
 
-@pytest.mark.parametrize("backbone", ["resnet10t", "mobilenetv3_small_050", "convnext_atto"])
-@pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
+@pytest.mark.parametrize("variant", ["video-mvit_v2_s", "videomae"])
+def test_models_built_for_one_size_must_be_given_it(variant):
+    with pytest.raises(ValueError, match=r"model\.size is None"):
+        network(variant, 6, None)
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "test_vit", "test_efficientnet"]
+)
+@pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm", "frame_transformer"])
 def test_any_timm_backbone(name, backbone):
-    model = build(name, 2, backbone=backbone)
+    """Those that take one size, too: they are built for the run's."""
+    model = build(name, 2, backbone=backbone, size=64)
     assert model(clips(2, height=64, width=64)).shape == (2, NUM_CLASSES)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "resnet18",
+        "resnet50",
+        "mobilenetv2_100",
+        "mobilenetv3_small_100",
+        "mobilenetv4_conv_small",
+        "efficientnet_lite0",
+    ],
+)
+def test_tsm_shifts_every_residual_branch_and_no_shortcut(backbone):
+    """Nothing of a clip whose frames are equal changes but at its ends; without its shifts it is late fusion."""
+    model = build("tsm", 5, backbone=backbone).eval()
+    seen = []
+    original = build_module.TemporalShift._before_branch
+    layers = [layer for layer in model.modules() if layer._forward_pre_hooks]
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
+    frames = clips(5)
+    shifted_logits = logits_of(model, frames)
+    blocks = [it for it in model.modules() if hasattr(it, "shortcut") or getattr(it, "has_skip", False)]
+    assert len(layers) >= 8 if backbone.startswith("resnet") else len(layers) == len(blocks) > 4
+    assert original is build_module.TemporalShift._before_branch
+    for layer in layers:
+        layer._forward_pre_hooks.clear()
+    plain = build("late_fusion", 5, backbone=backbone)
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(logits_of(model, frames), logits_of(plain, frames), rtol=1e-4, atol=1e-5)
+    assert (shifted_logits - logits_of(plain, frames)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_shifted_channels_are_those_of_the_neighbouring_frames(layout):
+    frames = torch.arange(1.0, 1 + 2 * 4 * 16 * 3 * 2).view(8, 16, 3, 2).contiguous(memory_format=layout)
+    clip = frames.unflatten(0, (2, 4))
+    zero = torch.zeros(2, 1, 2, 3, 2)
+    later, earlier = torch.cat([clip[:, 1:, :2], zero], 1), torch.cat([zero, clip[:, :-1, 2:4]], 1)
+    expected = torch.cat([later, earlier, clip[:, :, 4:]], 2).flatten(0, 1)
+    found = shifted(frames, 4, is_online=False)
+    assert torch.equal(found, expected)
+    assert found.stride() == frames.stride()
+    past = torch.cat([zero, clip[:, :-1, :2]], 1)
+    expected = torch.cat([past, clip[:, :, 2:]], 2).flatten(0, 1)
+    assert torch.equal(shifted(frames, 4, is_online=True), expected)
+
+
+def test_online_shifts_do_not_look_ahead():
+    model, frames = network("tsm-online", 5).eval(), squares(5)
+    seen = []
+    model.backbone.register_forward_hook(lambda layer, inputs, output: seen.append(output.unflatten(0, (2, 5))))
+    logits_of(model, frames)
+    frames[:, 3:] = 0
+    logits_of(model, frames)
+    torch.testing.assert_close(seen[0][:, :3], seen[1][:, :3], rtol=1e-4, atol=1e-5)
+    assert (seen[0][:, 3:] - seen[1][:, 3:]).abs().max() > 1e-4
+
+
+def test_tsm_refuses_a_backbone_without_residual_branches():
+    with pytest.raises(
+        ValueError, match=r"must be a ResNet, MobileNet or EfficientNet of timm for tsm, such as resnet18"
+    ):
+        build("tsm", backbone="test_vit", size=48)
+
+
+def test_the_frame_transformer_is_two_encoder_layers_on_a_class_token():
+    model, frames = network("frame_transformer").eval(), squares()
+    with torch.no_grad():
+        features = model.project(model.backbone(frames.flatten(0, 1))).view(2, 6, -1)
+        steps, places = torch.meshgrid(torch.arange(6.0), torch.arange(256), indexing="ij")
+        angles = steps / 10_000 ** (2 * (places // 2) / 256)
+        sines = torch.where(places % 2 == 0, angles.sin(), angles.cos())
+        torch.testing.assert_close(positions(6, features), sines, rtol=1e-4, atol=1e-5)
+        tokens = torch.cat([model.class_token.expand(2, 1, -1), features + sines], dim=1)
+        for layer in model.encoder.layers:
+            heads = [F.linear(layer.norm1(tokens), *it) for it in projections(layer.self_attn)]
+            query, key, value = (it.view(2, 7, 4, 64).transpose(1, 2) for it in heads)
+            mixed = torch.softmax(query @ key.mT / math.sqrt(64), dim=-1) @ value
+            tokens = tokens + layer.self_attn.out_proj(mixed.transpose(1, 2).flatten(2))
+            tokens = tokens + layer.linear2(F.gelu(layer.linear1(layer.norm2(tokens))))
+        expected = model.classifier(model.encoder.norm(tokens)[:, 0])
+    assert len(model.encoder.layers) == 2
+    torch.testing.assert_close(logits_of(model, frames), expected, rtol=1e-4, atol=1e-5)
+
+
+def projections(attention: nn.MultiheadAttention) -> list[tuple[Tensor, Tensor]]:
+    return [*zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)]
+
+
+@pytest.mark.parametrize("backbone", ["r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v2_s"])
+def test_video_networks_are_torchvisions(backbone):
+    """Bit for bit, at the 16 frames of 224 pixels that all of torchvision's take."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(backbone, weights=None).eval()
+    ours = video_backbone(backbone, num_frames=16, size=224).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    frames = torch.randn(1, 3, 16, 224, 224)
+    head = {"s3d": "classifier", "swin3d_t": "head", "mvit_v2_s": "head"}.get(backbone, "fc")
+    classifier = getattr(theirs, head)
+    setattr(theirs, head, nn.Identity())
+    with torch.no_grad():
+        expected = theirs(frames)
+        assert torch.equal(ours(frames), expected)
+    assert expected.shape == (1, ours.head_hidden_size)
+    assert sum(it.numel() for it in theirs.parameters()) == count(ours)
+    assert [*classifier.modules()][-1].weight.shape[:2] == (400, ours.head_hidden_size)
+
+
+def test_mvit_of_another_size_is_torchvisions_with_its_grid_set():
+    """torchvision's attention resizes its tables itself, in each step, if the grid is another one."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model("mvit_v2_s", weights=None).eval()
+    ours = video_backbone("mvit_v2_s", num_frames=7, size=50).eval()
+    state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("head")}
+    ours.load_state_dict(with_tables_of(state, ours.state_dict()))
+    theirs.head = nn.Identity()
+    theirs.pos_encoding.temporal_size, theirs.pos_encoding.spatial_size = 4, (13, 13)
+    frames = torch.randn(1, 3, 7, 50, 50)
+    sizes = {key: len(value) for key, value in ours.state_dict().items() if "rel_pos" in key}
+    assert sizes["blocks.0.attn.rel_pos_t"] == 7
+    assert sizes["blocks.0.attn.rel_pos_h"] == sizes["blocks.0.attn.rel_pos_w"] == 25
+    assert sizes["blocks.15.attn.rel_pos_h"] == 3
+    with torch.no_grad():
+        torch.testing.assert_close(ours(frames), theirs(frames))
+
+
+@pytest.mark.parametrize(
+    "architecture", [TINY_VIDEOMAE, json.dumps({**json.loads(TINY_VIDEOMAE), "use_mean_pooling": False})]
+)
+def test_videomae_is_transformers(architecture):
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    torch.manual_seed(0)
+    theirs = VideoMAEForVideoClassification(VideoMAEConfig(**json.loads(architecture), num_labels=8)).eval()
+    ours = build("videomae", 4, size=32, architecture=architecture).eval()
+    state = theirs.state_dict()
+    classifier = {key.removeprefix("classifier."): state.pop(key) for key in [*state] if key.startswith("classifier.")}
+    ours.backbone.load_state_dict(state)
+    ours.classifier.load_state_dict(classifier)
+    frames = squares(4, size=32)
+    with torch.no_grad():
+        assert torch.equal(ours(frames), theirs(frames).logits)
+
+
+def test_positions_of_a_videomae_are_those_of_the_places_in_its_own_grid():
+    """2 x 2 x 2 patches trained, 4 x 4 x 4 asked for: each new place is between old ones."""
+    same = videomae_backbone(TINY_VIDEOMAE, num_frames=4, size=32).videomae.embeddings.position_embeddings
+    finer = videomae_backbone(TINY_VIDEOMAE, num_frames=8, size=64).videomae.embeddings.position_embeddings
+    assert (same.shape, finer.shape) == ((1, 8, 32), (1, 64, 32))
+    corners = finer.view(4, 4, 4, 32)[::3, ::3, ::3].reshape(8, 32)
+    torch.testing.assert_close(corners, same[0])
+    middle = finer.view(4, 4, 4, 32)[1, 0, 0]
+    torch.testing.assert_close(middle, 0.75 * same[0, 0] + 0.25 * same[0, 4])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "s3d", "num_frames": 3}, "3 frames of 112 pixels: the nearest video.num_frames is 5"),
+        ({"backbone": "s3d", "size": 16}, "10 frames of 16 pixels: the nearest augment.crop_size is 17"),
+        ({"name": "videomae", "num_frames": 7}, "7 frames of 112 pixels: the nearest video.num_frames is 8"),
+        ({"name": "videomae", "size": 100}, "10 frames of 100 pixels: the nearest augment.crop_size is 96"),
+        (
+            {"name": "videomae", "num_frames": 1, "size": 10},
+            "the nearest video.num_frames is 2 and the nearest augment.crop_size is 16",
+        ),
+        (
+            {"name": "early_cnn", "size": 12},
+            "early_cnn cannot take clips of 10 frames of 12 pixels: the nearest augment.crop_size is 16",
+        ),
+        ({"backbone": "resnet18"}, "must be one of r3d_18, mc3_18, r2plus1d_18, s3d, swin3d_t, swin3d_s, mvit_v2_s"),
+        ({"name": "late_fusion", "backbone": "s3d"}, "model.backbone is 's3d', must be one of timm.list_models()"),
+        ({"name": "videomae", "architecture": "{"}, "model.architecture is not a configuration of VideoMAE"),
+        (
+            {"name": "tsm", "backbone": "vgg11"},
+            "tsm with model.backbone vgg11 cannot be used: model.backbone must be a ResNet",
+        ),
+    ],
+)
+def test_what_cannot_run_names_the_nearest_that_can(options, message):
+    options = {"name": "video", "num_frames": 10, "size": 112, "pretrained": False, **options}
+    if options["name"] == "videomae":
+        options = {"architecture": TINY_VIDEOMAE, **options}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        checked(ModelConfig(**options))
+
+
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_what_can_run_is_accepted_and_uses_no_random_numbers(variant):
+    state = torch.get_rng_state()
+    config = ModelConfig(name=variant.partition("-")[0], num_frames=6, size=48, pretrained=False, **NETWORKS[variant])
+    with shallow_networks():
+        assert checked(config) == config
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_videomae_of_its_authors_needs_no_hub_and_is_saved_whole():
+    config = ModelConfig(name="videomae", num_frames=16, size=224, pretrained=False)
+    found = json.loads(with_architecture(config).architecture)
+    assert found == {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
+    config = ModelConfig(name="videomae", backbone="MCG-NJU/videomae-base", pretrained=False)
+    assert json.loads(with_architecture(config).architecture)["hidden_size"] == 768
+
+
+def test_videomae_without_its_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(video_module, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"model.name videomae needs the package transformers: pip install 'fastemo\[transformers\]'"
+    ):
+        checked(ModelConfig(name="videomae", num_frames=4, size=32, pretrained=False))
 
 
 def test_r3d18_on_a_cpu_has_finite_gradients_under_bf16():

@@ -39,7 +39,8 @@ _PART_KEYS = ("name", "title", "base", "cells", "grid")
 _OWN = ("name", "runs_dir", "resume")
 # Keys that do not affect the result: a run stays the same run.
 _NO_RESULT = re.compile(
-    r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|train\.(checkpoint_minutes|keep|trackers)"
+    r"name|runs_dir|resume|store\..+|video\.(prefetch_batches|decode_threads)|train\.(checkpoint_minutes|keep|trackers)|"
+    r"model\.size"  # it is augment.crop_size
 )
 # Keys in which the runs of one row differ: the row is their mean.
 REPEATS = ("seed", "corpus.fold")
@@ -48,6 +49,7 @@ _NUM_FOLDS = {"kfold": CorpusConfig.folds, **{name: len(folds) for name, folds i
 _LATER = (
     *("corpus.folds", "corpus.allow_shared_subjects", "corpus.subjects", "corpus.classes", "train.test_every_epoch"),
     *("corpus.synthetic.difficulty.place", "video.face_margin", "video.no_face", "faces.weights"),
+    *("model.architecture", "model.shift"),
 )
 _MOST_CELLS = 1000
 _LONGEST_NAME = 80
@@ -268,9 +270,11 @@ def _overrides(arguments: Sequence[str]) -> Settings:
 def _digest(leaves: Settings) -> str:
     """A hash of all keys that may affect the result."""
     defaults = dict(config_leaves(RunConfig()))
+    # Version 0.1.0's default had a name.
+    named = {**leaves, "model.backbone": leaves["model.backbone"] or "resnet18"}
     told = [
         f"{key}={value!r}"
-        for key, value in leaves.items()
+        for key, value in named.items()
         if not _NO_RESULT.fullmatch(key) and not (key in _LATER and value == defaults[key])
     ]
     return hashlib.blake2b("\n".join(told).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()

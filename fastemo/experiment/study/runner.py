@@ -24,7 +24,7 @@ from fastemo.experiment.study.places import environment_of, num_places, processo
 from fastemo.experiment.study.states import State, read_states, reason_of
 from fastemo.experiment.study.summary import cell_result, parts_result
 from fastemo.machine import describe_machine, only_one, versions, write_text
-from fastemo.models.build import check_backbone
+from fastemo.models.build import checked
 from fastemo.report.words import BEST_ON_TEST, caveats
 from fastemo.training.stopping import StopSignals
 
@@ -148,8 +148,9 @@ class _Runner:
     def _prepare_corpora(self) -> None:
         """Generate, scan and split every corpus before the runs do: its errors are reported once, immediately."""
         corpora = Corpora(self._console)
+        for model in dict.fromkeys(cell.config.model for cell in self._study.cells):
+            checked(model)
         for cell in self._study.cells:
-            check_backbone(cell.config.model)
             corpora.splits(cell.config.corpus)
 
     def _start(self, cell: Cell, place: int) -> _Running:
