@@ -20,10 +20,10 @@ from fastemo.models.fusion import ClipModel, MapLayer
 def gradcam(model: ClipModel, frames_BTCHW: Tensor, classes_B: Tensor) -> np.ndarray | None:
     """Heat maps of the evidence for a class, from the last feature maps with spatial extent.
 
-    That is where `model.map_layer` says or, in convolutional networks, the last output of a leaf module that is a map of
-    more than one cell: after the last convolution and before pooling. A map per frame is shown on that frame, a map with fewer time steps (3D
-    convolution) is interpolated over the frames, and a single map for all frames (early fusion) is shown on each of
-    them. Runs in evaluation mode and float32; the model is left unchanged.
+    That is the output of `model.map_layer` or, in convolutional networks without one, the last output of a leaf module
+    that is a map of more than one cell: after the last convolution and before pooling. A map per frame is shown on that
+    frame, a map with fewer time steps (3D networks) is interpolated over the frames, and a single map for all frames
+    (early fusion) is shown on each of them. Runs in evaluation mode and float32; the model is left unchanged.
 
     Args:
         frames_BTCHW: float [B, T, 3, H, W], as the model takes them, on its device.
