@@ -25,12 +25,12 @@ from torch import nn
 from fastemo.errors import UserError
 from fastemo.machine import is_offline
 from fastemo.models.video import (
+    adapted,
     known_videomae,
     video_backbone,
     videomae_backbone,
     videomae_configuration,
     videomae_settings,
-    with_tables_of,
     without_videomae_head,
 )
 from fastemo.models.weights import check_fit, without_classifier
@@ -122,7 +122,7 @@ def torchvision_backbone(name: str, *, pretrained: bool, num_frames: int, size: 
                 _check_network(kinetics.url)
             state = kinetics.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
         wanted = backbone.state_dict()
-        state = with_tables_of(without_classifier(state, backbone), wanted)
+        state = adapted(without_classifier(state, backbone), wanted)
         check_fit(backbone, wanted, state, kinetics.url)
         backbone.load_state_dict(state, strict=False)
     return backbone

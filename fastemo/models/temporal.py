@@ -141,7 +141,7 @@ class TemporalShift(ClipModel):
 
 
 def shifted(features_NCHW: Tensor, num_frames: int, *, is_online: bool) -> Tensor:
-    """[N, C, H, W] of clips of T frames, with an eighth of the channels from each neighbouring frame; without one, 0."""
+    """[N, C, H, W] of clips of T frames, with an eighth of the channels of each neighbouring frame; 0 without one."""
     # Channels last in the shape, too, where they are in memory: `cat` and `pad` would change the layout.
     is_last = features_NCHW.is_contiguous(memory_format=torch.channels_last)
     features = features_NCHW.permute(0, 2, 3, 1) if is_last else features_NCHW

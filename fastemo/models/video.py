@@ -29,6 +29,7 @@ VIDEO_BACKBONES = {
     "swin3d_s": "head",
     "mvit_v2_s": "head",
 }
+_BIASES = {"q": ".attention.query.bias", "v": ".attention.value.bias"}
 _POSITION_TABLES = ("rel_pos_t", "rel_pos_h", "rel_pos_w")
 # Hidden size, layers, heads and feed-forward size. Source: Tong et al. (2022), "VideoMAE".
 _VIDEOMAE = {"small": (384, 12, 6, 1536), "base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
@@ -113,8 +114,8 @@ def video_backbone(name: str, *, num_frames: int, size: int) -> nn.Module:
     backbone.pretrained_cfg = {"classifier": VIDEO_BACKBONES[name]}  # as timm's models have it
     if name == "s3d":
         backbone.avgpool = _GlobalAverage()
-        # With 5 to 7 frames the weight gradient of this layer, whose kernel sees 7 frames, is wrong on a CPU (oneDNN), and
-        # the process may crash; not so if its input is padded beforehand (benchmarks/LOG.md).
+        # With 5 to 7 frames oneDNN's weight gradient of this layer, whose kernel sees 7 frames, is wrong or crashes; not
+        # so if its input is padded beforehand (benchmarks/LOG.md).
         stem = backbone.features[0][1][0]
         stem.padding = (0, 0, 0)
         stem.register_forward_pre_hook(_pad_time)
@@ -151,12 +152,17 @@ def _resized(table: Tensor, rows: int) -> Tensor:
     return table if len(table) == rows else F.interpolate(table.T[None], rows, mode="linear")[0].T.contiguous()
 
 
-def with_tables_of(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with its tables of relative positions resized to those that are wanted."""
-    return {
-        key: _resized(value, len(wanted[key])) if key.endswith(_POSITION_TABLES) and key in wanted else value
-        for key, value in state.items()
-    }
+def adapted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A file's weights with the keys and shapes that this network has.
+
+    MViT's tables of relative positions are resized, and transformers' files have other names for VideoMAE's biases.
+    """
+    found = {}
+    for key, value in state.items():
+        name = re.sub(r"\.attention\.([qv])_bias$", lambda it: _BIASES[it[1]], key)
+        is_table = name.endswith(_POSITION_TABLES) and name in wanted
+        found[name] = _resized(value, len(wanted[name])) if is_table else value
+    return found
 
 
 def check_transformers() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastemo.models.fusion import EarlyResNet18, inflated
-from fastemo.models.video import with_tables_of
+from fastemo.models.video import adapted
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 _NAMED_KEYS = 3
@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, path: Path, *, same_classes: bool = False, in
     is_run = module is model or any(key.startswith("backbone.") for key in state)
     if not is_run:
         state = {f"backbone.{key}": value for key, value in without_classifier(state, module).items()}
-    state = with_tables_of(state, wanted)
+    state = adapted(state, wanted)
     encoder, stem = ("blocks", "blocks.0.weight") if module is model else ("backbone", "backbone.conv1.weight")
     notes, zeros = [], dict[str, Tensor]()
     if stem in state and stem in wanted and (is_run or isinstance(model, EarlyResNet18)):

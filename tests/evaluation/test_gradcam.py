@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import NETWORKS, shallow_networks
 from torch import nn
 
 from fastemo.evaluation.gradcam import gradcam
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
+from fastemo.models.fusion import ClipModel, MapLayer
 from fastemo.training.config import TrainConfig
 from fastemo.training.trainer import Trainer
 
@@ -61,6 +63,67 @@ def test_every_model_equals_the_formula(name):
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
+def network(variant, num_frames=6, size=48):
+    """One whose normalisation has seen these frames: without, a deep network hardly depends on its input."""
+    torch.manual_seed(1)
+    options = {"num_frames": num_frames, "size": size, "pretrained": False, **NETWORKS[variant]}
+    with shallow_networks():
+        model = build_model(ModelConfig(name=variant.partition("-")[0], **options), 8)
+    frames = torch.randn(2, num_frames, 3, size, size)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(frames)
+    return model, frames
+
+
+# The layer that makes the last maps, and how its output becomes maps [N, C, ..., h, w].
+NAMED = {
+    "video-s3d": ("backbone.features", lambda output: output),
+    "video-swin3d_t": ("backbone.norm", lambda output: output.permute(0, 4, 1, 2, 3)),
+    # 6 frames of 48 pixels are 3 steps of 12 x 12 tokens, twice halved, behind a class token.
+    "video-mvit_v2_s": ("backbone.blocks.3.norm1", lambda it: it[:, 1:].transpose(1, 2).reshape(2, -1, 3, 3, 3)),
+    "videomae": (
+        "backbone.videomae.encoder.layer.0.layernorm_before",
+        lambda output: output.transpose(1, 2).reshape(2, -1, 3, 3, 3),
+    ),
+    # 12 frames of 3 x 3 patches, behind a class token.
+    "late_fusion-vit": ("backbone.blocks.5.norm1", lambda it: it[:, 1:].transpose(1, 2).reshape(12, -1, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("variant", NAMED)
+def test_networks_that_name_their_layer_equal_the_formula(variant):
+    model, frames = network(variant, 6)
+    layer, as_maps = NAMED[variant]
+    seen = []
+    handle = model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits = model.eval()(frames)
+    handle.remove()
+    classes = logits.argmax(1)
+    (gradient,) = torch.autograd.grad(logits[range(2), classes].sum(), seen)
+    maps, gradient = as_maps(seen[0].detach()), as_maps(gradient)
+    weights = gradient.flatten(2).mean(2)
+    heat = torch.einsum("nf,nf...->n...", weights, maps).clamp_min(0)
+    if heat.ndim == 4:
+        heat = F.interpolate(heat[:, None], (6, 48, 48), mode="trilinear")[:, 0]
+    else:
+        heat = F.interpolate(heat[:, None], (48, 48), mode="bilinear").view(2, 6, 48, 48)
+    assert heat.any()
+    expected = heat / heat.amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
+    np.testing.assert_allclose(gradcam(model, frames, classes), expected.numpy(), atol=1e-4)
+
+
+def test_tokens_lie_in_rows_of_the_picture():
+    """2 steps of 3 x 2 cells behind a class token."""
+    tokens = torch.arange(13.0).view(1, 13, 1)
+    layer = MapLayer(nn.Identity(), num_prefix=1, num_steps=2)
+    assert layer.maps(tokens, 3 / 2).tolist() == [[[[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10], [11, 12]]]]]
+    frame = MapLayer(nn.Identity()).maps(tokens[:, 1:], 1 / 3)
+    assert frame.tolist() == [[[[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]]]
+
+
 def lets_red_through(model):
     """Weights that mix nothing: channel 0 of the maps is the first frame's red, and class 1 is how much of it."""
     for module in model.modules():
@@ -95,18 +158,19 @@ def test_every_model_lights_up_where_a_square_decides(name, rows, columns):
     assert not gradcam(model, frames, torch.tensor([0])).any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("variant", NETWORKS)
 @pytest.mark.parametrize("is_training", [True, False])
-def test_the_model_stays_as_it_was(name, is_training):
-    model = built(name).train(is_training)
+def test_the_model_stays_as_it_was(variant, is_training):
+    model, frames = network(variant, 6)
+    model.train(is_training)
     first, *others = model.parameters()
     first.requires_grad_(False)
     others[0].grad = torch.ones_like(others[0])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.inference_mode():
-        frames = torch.randn(2, 3, 3, 32, 48)
+        frames = frames.clone()
     heat = gradcam(model, frames, torch.tensor([1, 7]))
-    assert heat.shape == (2, 3, 32, 48)
+    assert heat.shape == (2, 6, 48, 48)
     assert ((heat >= 0) & (heat <= 1)).all()
     assert model.training is is_training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -149,7 +213,7 @@ def test_hooks_are_gone_after_an_error():
 
 
 def test_a_model_without_maps():
-    class Flat(nn.Module):
+    class Flat(ClipModel):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(12, 2)

@@ -20,15 +20,15 @@ from torchvision.models.video import r3d_18
 from fastemo.console import Console
 from fastemo.errors import UserError
 from fastemo.experiment.fetch import fetch
-from fastemo.models import weights
+from fastemo.models import pretrained
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
-from fastemo.models.weights import WeightsUnavailable
+from fastemo.models.pretrained import WeightsUnavailable
 from fastemo.video.faces import detector
 from fastemo.video.faces.detector import FaceDetector
 
 SMALL = "test_resnet.r160_in1k"  # 2 MB
-TITLES = (f"{SMALL} (timm)", "R3D-18 (torchvision, Kinetics-400)", "YuNet, the face detector (OpenCV)")
+TITLES = (f"{SMALL} (timm)", "r3d_18 (torchvision, Kinetics-400)", "YuNet, the face detector (OpenCV)")
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch" / "hub"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    ask = weights.check_reachable
-    monkeypatch.setattr(weights, "check_reachable", lambda _: ask(endpoint))
+    ask = pretrained.check_reachable
+    monkeypatch.setattr(pretrained, "check_reachable", lambda _: ask(endpoint))
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "detector.onnx").write_bytes(b"the detector")
     monkeypatch.setattr(detector, "SHA256", hashlib.sha256(b"the detector").hexdigest())
@@ -74,8 +74,10 @@ def test_one_that_fails_is_named_and_the_others_are_fetched(configs, caches, cac
     for expected in ("fetched", "already in the cache"):
         with pytest.raises(UserError, match=r"^1 of 3 are not available; the lines above say why$"):
             fetch(configs, Console())
-        timms, r3d18s, faces, where = sorted(capsys.readouterr().out.splitlines(), key=lambda line: line[0] == "c")
-        faces, r3d18s = sorted((faces, r3d18s), reverse=True)
+        lines = capsys.readouterr().out.splitlines()
+        timms, r3d18s, faces, where = (
+            next(it for it in lines if it.startswith(start)) for start in (*TITLES, "caches")
+        )
         assert timms.startswith(f"{TITLES[0]}: failed: cannot get the pretrained weights {TITLES[0]} (")
         assert "run fastemo fetch CONFIG on a machine with network, " in timms
         assert (r3d18s, faces) == (f"{TITLES[1]}: already in the cache", f"{TITLES[2]}: {expected}")
@@ -111,7 +113,7 @@ def test_offline_nothing_is_asked_for(configs, caches, monkeypatch, capsys):
         raise AssertionError("it asked the network")
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(weights, "check_reachable", ask)
+    monkeypatch.setattr(pretrained, "check_reachable", ask)
     monkeypatch.setattr(socket, "create_connection", ask)
     monkeypatch.setattr(socket.socket, "connect", ask)
     with pytest.raises(UserError, match=r"^3 of 3 "):

@@ -21,7 +21,7 @@ from fastemo.models.build import build_model, checked, with_architecture
 from fastemo.models.config import ModelConfig
 from fastemo.models.fusion import EarlyCNN, EarlyResNet18, LateFusion
 from fastemo.models.temporal import positions, shifted
-from fastemo.models.video import video_backbone, videomae_backbone, with_tables_of
+from fastemo.models.video import adapted, video_backbone, videomae_backbone
 from fastemo.training.speed import to_channels_last
 
 NUM_CLASSES = 8
@@ -450,7 +450,7 @@ def test_mvit_of_another_size_is_torchvisions_with_its_grid_set():
     theirs = torchvision.models.get_model("mvit_v2_s", weights=None).eval()
     ours = video_backbone("mvit_v2_s", num_frames=7, size=50).eval()
     state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("head")}
-    ours.load_state_dict(with_tables_of(state, ours.state_dict()))
+    ours.load_state_dict(adapted(state, ours.state_dict()))
     theirs.head = nn.Identity()
     theirs.pos_encoding.temporal_size, theirs.pos_encoding.spatial_size = 4, (13, 13)
     frames = torch.randn(1, 3, 7, 50, 50)

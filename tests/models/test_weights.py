@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import socket
@@ -12,14 +13,17 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+import torchvision
+from networks import NETWORKS, TINY_VIDEOMAE, shallow_networks
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models.video import r3d_18
+from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification, ViTConfig
 
-from fastemo.models import weights
-from fastemo.models.build import build_model
+from fastemo.models import pretrained
+from fastemo.models.build import build_model, with_architecture
 from fastemo.models.config import ModelConfig
-from fastemo.models.weights import WeightsUnavailable
+from fastemo.models.pretrained import Source, WeightsUnavailable
 
 
 def random_resnet18() -> dict[str, Tensor]:
@@ -83,8 +87,8 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
-    ask = weights.check_reachable
-    monkeypatch.setattr(weights, "check_reachable", lambda _: ask(endpoint))
+    ask = pretrained.check_reachable
+    monkeypatch.setattr(pretrained, "check_reachable", lambda _: ask(endpoint))
     return tmp_path
 
 
@@ -189,17 +193,31 @@ def test_a_broken_or_absent_file_is_an_error(tmp_path, suffix):
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("name", ["early_resnet18", "late_fusion", "cnn_lstm", "r3d18"])
-def test_no_network_is_one_line_with_both_options(name):
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        *((name, "resnet18.tv_in1k (timm)") for name in ("early_resnet18", "late_fusion", "cnn_lstm", "tsm")),
+        ("r3d18", "r3d_18 (torchvision, Kinetics-400)"),
+        ("video", "r2plus1d_18 (torchvision, Kinetics-400)"),
+        ("videomae", "MCG-NJU/videomae-small-finetuned-kinetics (transformers)"),
+    ],
+)
+def test_no_network_is_one_line_with_both_options(name, which):
     start = time.monotonic()
     with pytest.raises(WeightsUnavailable) as caught:
-        backbone_of(name=name)
+        backbone_of(name=name, size=32)
     assert time.monotonic() - start < 10
     message = str(caught.value)
     assert "\n" not in message
-    which = "Kinetics-400" if name == "r3d18" else "resnet18.tv_in1k"
-    for part in (which, "--model.pretrained false", "--model.weights PATH", ".safetensors", "https://"):
+    for part in (which, "--model.pretrained false", "--model.weights PATH", ".safetensors"):
         assert part in message
+    assert ("https://" in message) == (name != "videomae")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_the_configuration_of_an_unknown_videomae_is_asked_of_the_hub():
+    with pytest.raises(WeightsUnavailable, match=r"the pretrained weights someone/videomae \(transformers\)"):
+        with_architecture(ModelConfig(name="videomae", backbone="someone/videomae", pretrained=False))
 
 
 @pytest.mark.usefixtures("no_network")
@@ -226,11 +244,89 @@ def test_torchs_cache_serves_without_a_network(no_network):
     assert torch.equal(backbone_of(name="r3d18")["stem.1.weight"], torch.full((64,), 1.5))
 
 
+@pytest.mark.parametrize("backbone", ["r2plus1d_18", "mc3_18", "s3d", "swin3d_t", "mvit_v2_s"])
+def test_every_video_network_finds_its_weights_in_torchs_cache(no_network, monkeypatch, backbone):
+    """The hash in a file's name is that of torchvision's file; here it is not looked at."""
+    folder = no_network / "torch" / "checkpoints"
+    folder.mkdir(parents=True)
+    with shallow_networks():
+        torch.manual_seed(7)
+        state = torchvision.models.get_model(backbone, weights=None).state_dict()
+        url = torchvision.models.get_model_weights(backbone).KINETICS400_V1.url
+        save(state, folder / url.rpartition("/")[2])
+        loaded = backbone_of(name="video", backbone=backbone, size=40)
+    heads = ("fc.", "classifier.", "head.")
+    assert loaded.keys() == {key for key in state if not key.startswith(heads)}
+    for key, value in loaded.items():
+        if "rel_pos" not in key:
+            assert torch.equal(value, state[key]), key
+    if backbone == "mvit_v2_s":  # 16 x 224 pixels -> 4 x 40: tables of 8 and 56 places, interpolated to 2 and 10
+        before, after = state["blocks.0.attn.rel_pos_h"], loaded["blocks.0.attn.rel_pos_h"]
+        assert (before.shape, after.shape) == ((111, 48), (19, 48))
+        expected = torch.nn.functional.interpolate(before.T[None], 19, mode="linear")[0].T
+        assert torch.equal(after, expected)
+        assert loaded["blocks.0.attn.rel_pos_t"].shape == (3, 48)
+    with shallow_networks():
+        assert Source("torchvision", backbone).fetch()
+
+
+def test_weights_of_a_run_of_another_size_fit_an_mvit(tmp_path):
+    with shallow_networks():
+        folder, _ = run_of(tmp_path / "run", name="video", size=64, **NETWORKS["video-mvit_v2_s"])
+        said, _ = started(folder, name="video", size=40, **NETWORKS["video-mvit_v2_s"])
+    count = int(said.split()[0])
+    assert said == f"{count} of {count + 2} tensors; {OTHER_CLASSES}"
+
+
+def put_videomae(folder: Path, kind: type, **options: object) -> dict[str, Tensor]:
+    """A folder as transformers writes it, and its weights."""
+    torch.manual_seed(7)
+    model = kind(VideoMAEConfig(**json.loads(TINY_VIDEOMAE), **options))
+    for parameter in model.parameters():
+        parameter.data += 0.25  # biases are 0
+    model.save_pretrained(folder)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("kind", [VideoMAEForVideoClassification, VideoMAEForPreTraining])
+def test_a_videomae_starts_from_a_folder_of_transformers(tmp_path, kind):
+    state = put_videomae(tmp_path / "mae", kind)
+    config = ModelConfig(name="videomae", backbone=str(tmp_path / "mae"), num_frames=6, size=48)
+    architecture = json.loads(with_architecture(config).architecture)
+    assert {key: architecture[key] for key in json.loads(TINY_VIDEOMAE)} == json.loads(TINY_VIDEOMAE)
+    loaded = build_model(config, 8).backbone.state_dict()
+    for key, value in loaded.items():
+        if key.startswith("videomae."):
+            assert torch.equal(value, state[key]), key
+    assert Source("transformers", str(tmp_path / "mae")).fetch()
+
+
+def test_another_architecture_of_the_hub_is_refused(tmp_path):
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match=r"model\.backbone .*vit is of the kind vit, must be a VideoMAE"):
+        with_architecture(ModelConfig(name="videomae", backbone=str(tmp_path / "vit")))
+    put_videomae(tmp_path / "mae", VideoMAEForVideoClassification)
+    save({"other": torch.zeros(1)}, tmp_path / "mae" / "model.safetensors")
+    with pytest.raises(WeightsUnavailable, match=r"they are not VideoMAE's: videomae\.\S+ is missing"):
+        build_model(ModelConfig(name="videomae", backbone=str(tmp_path / "mae"), num_frames=4, size=32), 8)
+
+
+def test_a_videomae_reads_a_file_of_transformers_whose_biases_have_other_names(tmp_path):
+    state = put_videomae(tmp_path / "mae", VideoMAEForVideoClassification, num_labels=5)
+    path = tmp_path / "mae" / "model.safetensors"
+    said, loaded = started(path, name="videomae", size=32, architecture=TINY_VIDEOMAE)
+    assert said == f"{len(state) - 2} of {len(state)} tensors; classifier new"
+    key = "videomae.encoder.layer.0.attention.attention.query.bias"
+    assert key not in load_file(path)
+    for name in ("fc_norm.weight", key):
+        assert torch.equal(loaded[f"backbone.{name}"], state[name])
+
+
 def test_a_download_that_breaks_is_one_line(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise OSError("connection\nreset")
 
-    monkeypatch.setattr(weights, "check_reachable", lambda _: None)
+    monkeypatch.setattr(pretrained, "check_reachable", lambda _: None)
     monkeypatch.setattr(timm, "create_model", broken)
     with pytest.raises(WeightsUnavailable, match="connection reset") as caught:
         backbone_of(name="cnn_lstm")
@@ -244,19 +340,19 @@ def test_a_backbone_without_pretrained_weights_says_so():
 
 
 def test_a_host_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(weights, "REACH_SECONDS", 0.3)
+    monkeypatch.setattr(pretrained, "REACH_SECONDS", 0.3)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         start = time.monotonic()
         with pytest.raises(OSError, match=r"no answer|timed out"):
-            weights.check_reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
+            pretrained.check_reachable(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert time.monotonic() - start < 5
 
 
 def test_the_reports_tag_is_torchvisions_first_imagenet_weights():
     """timm's tag and torchvision's IMAGENET1K_V1 are one file."""
-    assert timm.get_pretrained_cfg(weights.RESNET18).url.endswith("/resnet18-f37072fd.pth")
+    assert timm.get_pretrained_cfg(pretrained.RESNET18).url.endswith("/resnet18-f37072fd.pth")
 
 
 OTHER_CLASSES = "classifier new: 7 classes for 8"
@@ -276,6 +372,13 @@ SMALL = {"backbone": "resnet10t"}
             f"120 of 126 tensors; rnn new: of another shape; norm left out; {OTHER_CLASSES}",
         ),
         ({"name": "r3d18"}, {"name": "r3d18"}, f"120 of 122 tensors; {OTHER_CLASSES}"),
+        ({"name": "r3d18"}, {"name": "video", "backbone": "r3d_18"}, f"120 of 122 tensors; {OTHER_CLASSES}"),
+        ({"name": "late_fusion"}, {"name": "tsm"}, f"120 of 122 tensors; {OTHER_CLASSES}"),
+        (
+            {"name": "late_fusion", "fusion": "attention"},
+            {"name": "late_fusion"},
+            f"120 of 122 tensors; attention left out; {OTHER_CLASSES}",
+        ),
         ({"name": "early_cnn"}, {"name": "early_cnn"}, f"28 of 32 tensors; {OTHER_CLASSES}"),
         (
             {"name": "early_cnn"},
