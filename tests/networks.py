@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import torchvision
 from torch import nn
+from torchvision.models.video import VideoResNet, resnet
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
@@ -49,11 +50,19 @@ NETWORKS = {
     "video-mvit_v2_s": {"backbone": "mvit_v2_s"},
     "videomae": {"architecture": TINY_VIDEOMAE},
 }
+_RESNETS = {
+    "r3d_18": ([resnet.Conv3DSimple] * 4, resnet.BasicStem),
+    "mc3_18": ([resnet.Conv3DSimple] + [resnet.Conv3DNoTemporal] * 3, resnet.BasicStem),
+    "r2plus1d_18": ([resnet.Conv2Plus1D] * 4, resnet.R2Plus1dStem),
+}
 _get_model = torchvision.models.get_model
 
 
 def _shallow(name: str, **options: object) -> nn.Module:
-    """torchvision's model; of its transformers one block a stage, by their own constructors."""
+    """torchvision's model with fewer blocks, by its own constructor."""
+    if name in _RESNETS:
+        conv, stem = _RESNETS[name]
+        return VideoResNet(resnet.BasicBlock, conv, [1, 1, 1, 1], stem)
     if name.startswith("swin3d"):
         return SwinTransformer3d(
             patch_size=[2, 4, 4], embed_dim=24, depths=[1, 2, 1, 1], num_heads=[1, 2, 3, 6], window_size=[8, 7, 7]
@@ -79,6 +88,6 @@ def _shallow(name: str, **options: object) -> nn.Module:
 
 @contextmanager
 def shallow_networks() -> Iterator[None]:
-    """Within it torchvision's transformers are shallow."""
+    """Within it torchvision's video networks are shallow, but for S3D."""
     with patch.object(torchvision.models, "get_model", _shallow):
         yield

@@ -12,7 +12,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastemo.config import RunConfig
 from fastemo.corpus.clip import Clip, Root
@@ -20,6 +20,7 @@ from fastemo.errors import DecodeError
 from fastemo.evaluation.evaluate import Predictions
 from fastemo.evaluation.gradcam import gradcam
 from fastemo.machine import replacing, write_text
+from fastemo.models.fusion import ClipModel
 from fastemo.video.augment import center_crop
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
@@ -43,7 +44,7 @@ def write_examples(
     clips: Sequence[Clip],
     predictions: Predictions,
     class_names: Sequence[str],
-    model: nn.Module,
+    model: ClipModel,
     model_classes: Sequence[str],
 ) -> None:
     """Write `examples.json`, and strips of frames and Grad-CAM heatmaps to `examples/`, replacing older ones.
@@ -82,6 +83,7 @@ def write_examples(
                     "frames": _save(out, f"examples/{number}-frames.jpg", shown["frames"]),
                     "gradcam": _save(out, f"examples/{number}-gradcam.jpg", shown["gradcam"]),
                     "frame_indices": shown["frame_indices"],
+                    "frame_weights": shown["frame_weights"],
                 }
             )
     write_text(out / "examples.json", json.dumps({"examples": told}, indent=1) + "\n")
@@ -98,17 +100,21 @@ def sampled(config: RunConfig, root: Root, clip: Clip) -> tuple[Tensor, np.ndarr
     return torch.from_numpy(decode_clip(clip.file(root), indices, spec, anchor=clip.anchor))[None], indices
 
 
-def _strips(config: RunConfig, root: Root, clip: Clip, model: nn.Module, predicted: int) -> dict[str, Any]:
-    """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, and their indices in the clip."""
+def _strips(config: RunConfig, root: Root, clip: Clip, model: ClipModel, predicted: int) -> dict[str, Any]:
+    """Six of the frames that the model saw, uint8 [6, 3, H, W], the same with heat, their indices and their weights."""
     decoded, indices = sampled(config, root, clip)
     device = next(model.parameters()).device
-    heat = gradcam(model, center_crop(decoded.to(device), config.augment), torch.tensor([predicted]))
+    clip_1TCHW = center_crop(decoded.to(device), config.augment)
+    heat = gradcam(model, clip_1TCHW, torch.tensor([predicted]))
+    with torch.no_grad():
+        weights = model.frame_weights(clip_1TCHW)
     shown = frame_indices(len(indices), STRIP_FRAMES)
     frames = _cropped(decoded[0].numpy(), config.augment.crop_size)[shown]
     return {
         "frames": frames,
         "gradcam": None if heat is None else _heated(frames, heat[0][shown]),
         "frame_indices": [int(indices[place]) for place in shown],
+        "frame_weights": None if weights is None else weights[0, shown].tolist(),
     }
 
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fastemo.config import RunConfig
 from fastemo.corpus.clip import Root
 from fastemo.corpus.splits import Splits
@@ -17,6 +15,7 @@ from fastemo.evaluation.evaluate import Predictions, summarise, write_prediction
 from fastemo.experiment.examples import write_examples
 from fastemo.json_files import parse_json, read_json
 from fastemo.machine import describe_machine, versions, write_text
+from fastemo.models.fusion import ClipModel
 from fastemo.report import figures, words
 from fastemo.report.schema import Epoch, Examples, Result
 from fastemo.report.view import Run
@@ -31,7 +30,7 @@ def write_report(
     history: Sequence[dict[str, object]],
     predictions: Predictions,
     probes: Mapping[str, Predictions],
-    model: nn.Module,
+    model: ClipModel,
     *,
     epoch: int,
 ) -> dict[str, Any]:

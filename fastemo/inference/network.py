@@ -32,6 +32,10 @@ class Network:
         self._device, self._temperature, self._augment = device, run.temperature, run.config.augment
         self._model = run.model(device)
         if isinstance(self._model, ClipModel):
+            if device.type == "cpu":
+                from fastemo.models.folding import fold_batch_norm  # imports timm
+
+                fold_batch_norm(self._model, run.config.video.num_frames, run.config.augment.crop_size)
             if self.speed.channels_last:
                 to_channels_last(self._model)
             keep_conv3d_right(self._model, device, self.speed)

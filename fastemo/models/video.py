@@ -114,8 +114,8 @@ def video_backbone(name: str, *, num_frames: int, size: int) -> nn.Module:
     backbone.pretrained_cfg = {"classifier": VIDEO_BACKBONES[name]}  # as timm's models have it
     if name == "s3d":
         backbone.avgpool = _GlobalAverage()
-        # With 5 to 7 frames oneDNN's weight gradient of this layer, whose kernel sees 7 frames, is wrong or crashes; not
-        # so if its input is padded beforehand (benchmarks/LOG.md).
+        # With 5 to 7 frames oneDNN's weight gradient of this layer, whose kernel sees 7 frames, is wrong or crashes;
+        # with an input that is padded beforehand it is right (benchmarks/LOG.md).
         stem = backbone.features[0][1][0]
         stem.padding = (0, 0, 0)
         stem.register_forward_pre_hook(_pad_time)

@@ -152,6 +152,7 @@ class Example(Record):
     frames: Text
     gradcam: Text | None = None
     frame_indices: list[Count] | None = None
+    frame_weights: list[Share] | None = None
 
 
 class Examples(Record):

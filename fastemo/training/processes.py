@@ -24,6 +24,7 @@ from fastemo.errors import UserError
 from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.evaluation.probes import PROBES, Order
 from fastemo.machine import available_processors
+from fastemo.models.fusion import ClipModel
 from fastemo.training.progress import split_scores
 from fastemo.training.speed import Speed
 from fastemo.training.state import join_after_restart
@@ -141,9 +142,9 @@ class Processes:
             yield
 
     @property
-    def bare_model(self) -> nn.Module:
+    def bare_model(self) -> ClipModel:
         """The model without the wrapper that averages gradients, still with mixed precision."""
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        model: ClipModel = self.accelerator.unwrap_model(self.model)
         return model
 
     def predict(self, loader: ClipLoader, augment_config: AugmentConfig, order: Order = "recorded") -> Predictions:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import empty_figures, smooth_frame, turn, write_image, write_images, write_video
+from networks import NETWORKS, shallow_networks
 
 import fastemo
 from fastemo.config import read_config
@@ -31,17 +32,9 @@ from fastemo.models.config import ModelName
 from fastemo.models.fusion import FrameModel
 from fastemo.video.config import FrameSpec
 
-SMALL = ["--model.pretrained", "false", "--train.epochs", "1", "--train.batch_size", "16", "--video.num_frames", "3"]
+SMALL = ["--model.pretrained", "false", "--train.epochs", "1", "--train.batch_size", "16", "--video.num_frames", "6"]
 SMALL += ["--video.size", "36", "--augment.crop_size", "32", "--train.precision", "fp32"]
 MOBILENET = ["--model.backbone", "mobilenetv3_small_050"]
-MODELS = {
-    "early_cnn": [],
-    "early_resnet18": [],
-    "late_fusion": MOBILENET,
-    "late_fusion-concat": [*MOBILENET, "--model.fusion", "concat"],
-    "cnn_lstm": [*MOBILENET, "--model.rnn_hidden", "16", "--model.rnn_norm", "true"],
-    "r3d18": [],
-}
 CPU = torch.device("cpu")
 
 
@@ -52,9 +45,10 @@ def trained(few_clips, tmp_path_factory):
 
     def get(name: str) -> Path:
         if name not in made:
-            options = ["--model.name", name.partition("-")[0], *MODELS[name], "--corpus.root", str(few_clips)]
-            with empty_figures():
-                made[name] = run(read_config([*SMALL, *options, "--runs_dir", str(folder), "--name", name]))
+            (file := folder / f"{name}.yaml").write_text(json.dumps({"model": NETWORKS[name]}))
+            options = ["--model.name", name.partition("-")[0], "--corpus.root", str(few_clips), "--name", name]
+            with empty_figures(), shallow_networks():
+                made[name] = run(read_config(["--config", str(file), *SMALL, *options, "--runs_dir", str(folder)]))
         return made[name]
 
     return get
@@ -81,7 +75,14 @@ def furthest(found, row) -> float:
     return max(abs(share - float(row[f"probability_{name}"])) for name, share in found.probabilities.items())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.fixture
+def shallow():
+    with shallow_networks():
+        yield
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_answers_are_those_of_the_runs_own_test(trained, few_clips, name):
     folder = trained(name)
     found = fastemo.load(folder)
@@ -90,14 +91,14 @@ def test_the_answers_are_those_of_the_runs_own_test(trained, few_clips, name):
     for row, answer in zip(rows, answers, strict=True):
         assert (answer.path, answer.error, answer.label) == (str(few_clips / row["key"]), None, row["prediction"])
         assert furthest(answer, row) < 1e-5
-        assert len(answer.times) == 3
+        assert len(answer.times) == 6
         assert answer.embedding.dtype == np.float32
     assert json.loads((folder / "test.json").read_text())["temperature"] != 1
     one = found.predict(str(few_clips / rows[0]["key"]))
     assert furthest(one, rows[0]) < 1e-5
     assert np.allclose(found.embed(one.path), answers[0].embedding, atol=1e-5)
-    assert {it.partition("-")[0] for it in MODELS} == {*get_args(ModelName)}
-    assert repr(found).endswith("8 classes, 3 frames a clip by pyav, fp32 on cpu)")
+    assert {it.partition("-")[0] for it in NETWORKS} == {*get_args(ModelName)}
+    assert repr(found).endswith("8 classes, 6 frames a clip by pyav, fp32 on cpu)")
 
 
 def test_a_run_in_half_precision_is_answered_in_fp32_and_agrees(tiny_run, tiny_corpus):
@@ -111,16 +112,17 @@ def test_a_run_in_half_precision_is_answered_in_fp32_and_agrees(tiny_run, tiny_c
         assert first - second < 0.04 or answer.label == row["prediction"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", NETWORKS)
 def test_windows_are_answered_as_if_each_were_alone_and_frames_are_encoded_once(trained, video, name, monkeypatch):
     found = fastemo.load(trained(name))
     encoded, encode = [], FrameModel.encode
     monkeypatch.setattr(FrameModel, "encode", lambda self, it: (encoded.append(len(it)), encode(self, it))[1])
-    answers = list(found.stream(video, window=2.0, hop=0.5))
+    answers = list(found.stream(video, window=2.0, hop=0.4))
     num_encoded = sum(encoded)
     with file_parts(video, found.spec) as parts:
-        windows = list(window_clips(parts, Plan(2.0, 0.5, 3), ahead=1))
-    assert len(answers) == len(windows) == 21
+        windows = list(window_clips(parts, Plan(2.0, 0.4, 6), ahead=1))
+    assert len(answers) == len(windows) == 26
     [network] = found._networks
     for answer, window in zip(answers, windows, strict=True):
         probabilities, embedding = network.predict([""], [window], {})
@@ -128,7 +130,7 @@ def test_windows_are_answered_as_if_each_were_alone_and_frames_are_encoded_once(
         assert np.allclose(answer.embedding, embedding[0], atol=1e-4)
         assert (answer.start, answer.end, answer.times) == (window.start, window.end, window.times)
     if isinstance(network._model, FrameModel):
-        assert num_encoded == len({number for window in windows for number in window.numbers}) < 3 * len(windows)
+        assert num_encoded == len({number for window in windows for number in window.numbers}) < 6 * len(windows)
 
 
 def test_broken_files_between_others_are_errors_by_name(model, few_clips, video, tmp_path):
@@ -210,7 +212,7 @@ def test_frames_in_memory(model, video):
     shares = [[*it.probabilities.values()] for it in (answer, of_file)]
     assert np.allclose(*shares, atol=0.02)  # the file's were encoded
     assert np.array_equal(model.embed(frames), answer.embedding)
-    assert array_clip(frames, model.spec).numbers == (0, 149, 299)
+    assert array_clip(frames, model.spec).numbers == (0, 59, 119, 179, 239, 299)
     for wrong in (frames[..., :1], frames[0], frames.astype(np.float32), frames[:0]):
         with pytest.raises(ValueError, match=r"uint8|frames"):
             model.predict_frames(wrong)
@@ -416,7 +418,7 @@ def test_real_recordings(model, clips_folder):
     assert len(paths) >= 13
     for answer, path in zip(model.predict(paths), paths, strict=True):
         assert answer.error is None
-        spec = FrameSpec(num_frames=3, size=36)
+        spec = FrameSpec(num_frames=6, size=36)
         assert answer.times == read_clip(path, spec).times
         windows = list(model.stream(path, window=1.0, hop=0.5))
         assert all(window.error is None for window in windows)
