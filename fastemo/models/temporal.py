@@ -79,7 +79,7 @@ class FrameTransformer(FrameModel):
     def join(self, features_BTF: Tensor) -> Tensor:
         tokens_BTF = self.project(features_BTF)
         tokens_BTF = tokens_BTF + positions(tokens_BTF.shape[1], tokens_BTF)
-        class_token_B1F = self.class_token.expand(len(tokens_BTF), 1, -1)
+        class_token_B1F = self.class_token.expand(tokens_BTF.shape[0], 1, -1)
         return self.encoder(torch.cat([class_token_B1F.to(tokens_BTF.dtype), tokens_BTF], dim=1))[:, 0]
 
 
