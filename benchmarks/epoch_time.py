@@ -26,6 +26,7 @@ import torch
 from benchmarks.common import corpus, results
 from benchmarks.common.epochs import report
 from benchmarks.common.epochs.model import Job, measure
+from benchmarks.common.epochs.networks import NETWORKS
 from benchmarks.common.measure import Rounds, in_own_process
 from benchmarks.common.options import Numbers, add_numbers, choose, make_parser, parse_checked
 from benchmarks.common.peers import TRAINING_PEERS
@@ -33,14 +34,12 @@ from fastemo.console import Console
 from fastemo.corpus.config import CorpusConfig, SyntheticConfig
 from fastemo.corpus.prepare import prepare_corpus
 from fastemo.errors import UserError
-from fastemo.models.config import ModelName
+from fastemo.training.config import Precision
 from fastemo.video.config import AugmentConfig, VideoConfig
 
-MODELS: tuple[str, ...] = get_args(ModelName)
-# Two cores train r3d18 at one clip/s: its epochs are shorter. A GPU gets the size of RAVDESS's speech training split.
+# Two cores train 3D networks at a few clips/s: their epochs are shorter. A GPU gets RAVDESS's speech training split.
 _CLIPS, _CLIPS_SLOW, _CLIPS_GPU, _CLIPS_QUICK = 40, 16, 1200, 8
 _LEARNING_CLIPS, _LEARNING_CLIPS_SLOW = 120, 16
-_SLOW_ON_CPU = "r3d18"
 # Few clips, as an accuracy costs epochs; the second is for a smoke test.
 _BUILT_IN = SyntheticConfig(clips_per_actor=8)
 _BUILT_IN_QUICK = SyntheticConfig(clips_per_actor=1, width=128, height=72, num_frames=12)
@@ -56,18 +55,19 @@ _NUMBERS: Numbers = {
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("epoch_time.py", __doc__)
-    parser.add_argument("--models", help=f"all, or some of {', '.join(MODELS)}")
+    parser.add_argument("--models", help=f"all, or some of {', '.join(NETWORKS)}")
     parser.add_argument("--corpus", default="auto", help="a folder; generated; or auto: real clips if available")
     parser.add_argument("--clips", type=int, help="clips per epoch, rounded up to whole batches")
     add_numbers(parser, _NUMBERS)
     parser.add_argument("--peers", default="all", help=f"all, none, or some of {', '.join(TRAINING_PEERS)}")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto", help="as --train.precision")
     parser.add_argument("--quick", action="store_true", help="small generated clips, one model: a smoke test")
     options = parse_checked(parser, arguments, numbers=_NUMBERS, positive=["clips"])
     if options.crop_size > options.size:
         raise ValueError(f"--crop_size {options.crop_size} is larger than --size {options.size}")
     if max(options.clips or 0, options.batch_size) > corpus.MOST_CLIPS:
         raise ValueError(f"--clips and --batch_size must be at most {corpus.MOST_CLIPS}, the speech takes of RAVDESS")
-    options.models = choose("--models", options.models or ("late_fusion" if options.quick else "all"), MODELS)
+    options.models = choose("--models", options.models or ("late_fusion" if options.quick else "all"), NETWORKS)
     options.peer_names = choose("--peers", options.peers, TRAINING_PEERS, can_be_none=True)
     options.video = VideoConfig(num_frames=options.num_frames, size=options.size)
     options.crop = AugmentConfig(crop_size=options.crop_size)
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def clips_an_epoch(model: str, options: argparse.Namespace, *, has_gpu: bool) -> int:
     """Whole batches, so that every step has one shape; not more clips than RAVDESS has."""
-    wanted = _CLIPS_GPU if has_gpu else _CLIPS_SLOW if model == _SLOW_ON_CPU else _CLIPS
+    wanted = _CLIPS_GPU if has_gpu else _CLIPS_SLOW if NETWORKS[model].is_slow else _CLIPS
     wanted = options.clips or (_CLIPS_QUICK if options.quick else wanted)
     batches = min(-(-wanted // options.batch_size), corpus.MOST_CLIPS // options.batch_size)
     return batches * options.batch_size
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             if num_clips not in corpora:
                 clips = corpus.choose(options.corpus, num_clips, folder / "corpus", console, quick=options.quick)
                 corpora[num_clips] = clips
-            learning_clips = _LEARNING_CLIPS_SLOW if model == _SLOW_ON_CPU and gpu is None else _LEARNING_CLIPS
+            learning_clips = _LEARNING_CLIPS_SLOW if NETWORKS[model].is_slow and gpu is None else _LEARNING_CLIPS
             job = Job(model, options, corpora[num_clips].manifest, learning, folder, learning_clips)
             console.say(f"{model}: started")
             try:
@@ -114,11 +114,11 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     about = dict(next(iter(corpora.values())).description)
     del about["clips_a_pass"]  # it is in each model's entry
     return {
-        "settings": {name: getattr(options, name) for name in (*_NUMBERS, "quick")},
+        "settings": {name: getattr(options, name) for name in (*_NUMBERS, "precision", "quick")},
         "corpus": about,
         "learning_corpus": {"kind": "built-in", **asdict(built_in.synthetic)},
         "models": models,
-        "ratios": {"r3d18_epoch_over_late_fusion_epoch": report.r3d18_over_late_fusion(passes)},
+        "ratios": report.epoch_ratios(passes),
         "targets": report.targets(passes, gpu=gpu, batch_size=options.batch_size),
     }
 

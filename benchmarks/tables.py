@@ -3,7 +3,8 @@
     python benchmarks/tables.py             # rewrite what stands between the documents' markers
     python benchmarks/tables.py --check     # status 1 if a document is not what this would write
 
-README.md compares with other programs, docs/benchmarks.md holds all results, docs/reliability.md the table of faults.
+README.md compares with other programs, docs/benchmarks.md holds all results, docs/models.md what each network costs,
+docs/reliability.md the table of faults.
 
 It reads the newest `throughput-*`, `epoch-time-*`, `inference-*`, `scaling-*` and `reliability-*` of each machine, the
 newest `accuracy-*` of each run and machine, the newest `gpu/check-*` of each card, and every `study-*/study.json`.
@@ -23,10 +24,12 @@ from typing import Any
 if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.common.epochs.networks import NETWORKS
 from benchmarks.common.results import REPOSITORY, cores_text, figure_text, machine_slug
 from benchmarks.reliability import outcome_text
 from fastemo.errors import one_line_errors
 from fastemo.machine import write_text
+from fastemo.report.published import report_accuracy
 
 # By kind of file, the heading of the table and what a file must have besides when, where and with what it was made.
 _KINDS = {
@@ -100,13 +103,45 @@ def peers_text(found: dict[str, list[Found]]) -> str:
     cells = [["job", "fastemo, clips/s", "other program", "its clips/s", "fastemo is faster by"]]
     about = []
     for kind, compared in (("throughput", _loading), ("epoch_time", _training)):
-        for it in [it for it in found.get(kind, []) if not it["machine"]["gpus"]][-1:]:
+        for it in [it for it in found.get(kind, []) if not it["machine"]["gpus"] and [*compared(it)]][-1:]:
             for job, own, peer, ratio in compared(it):
                 rates = [figure_text(stage["clips_per_second"]["median"]) for stage in (own, peer)]
                 cells.append([job, rates[0], peer["title"], rates[1], f"{figure_text(ratio['median'])} x"])
             date, versions, command = _facts(it).values()
             about.append(f"{_machine(it['machine'])}; {command} ({date}, {versions}).")
     return f"{_markdown(cells)}\n\n{' '.join(about)}" if about else _NO_RESULTS
+
+
+def models_text(found: dict[str, list[Found]]) -> str:
+    """Every network: what it is, and what one clip of it costs by the newest file of each machine without a GPU."""
+    files = newest([it for it in found.get("epoch_time", []) if not it["machine"]["gpus"]])
+    files = [it for it in files if any("parameters" in model for model in it["models"].values())]
+    costs = ["parameters", "GFLOPs"] if files else []
+    rates = [f"{what}, clips/s" for _ in files for what in ("trained", "predicted")]
+    rows = [["`--model.name`", "`--model.backbone`", "what it is", "weights of", *costs, *rates, "Roy (2025)"]]
+    for key, network in NETWORKS.items():
+        name, _, backbone = key.partition(":")
+        reported = report_accuracy(name, 10, augmented=True)
+        row = [f"`{name}`", f"`{backbone}`" if backbone else "", network.what, network.trained_on]
+        entries = [it["models"].get(key, {}) for it in files]
+        entry = next((it for it in entries if "parameters" in it), {})
+        if files:
+            row += (
+                [f"{entry['parameters'] / 1e6:.1f} M", f"{entry['forward_flops_a_clip'] / 1e9:.2g}"]
+                if entry
+                else ["-"] * 2
+            )
+        for it in entries:
+            passes = it.get("passes", {})
+            row += [
+                figure_text(passes[part]["clips_per_second"]["median"]) if part in passes else "-"
+                for part in ("warm", "forward")
+            ]
+        rows.append([*row, f"{reported * 100:.4g} %" if reported and not backbone else ""])
+    where = [
+        f"{_machine(it['machine'])}, {it['settings'].get('precision', 'auto')}: {_facts(it)['command']}" for it in files
+    ]
+    return "\n\n".join([_markdown(rows), *where])
 
 
 def _loading(found: Found) -> Iterator[tuple[str, Found, Found, Found]]:
@@ -121,7 +156,7 @@ def _loading(found: Found) -> Iterator[tuple[str, Found, Found, Found]]:
 def _training(found: Found) -> Iterator[tuple[str, Found, Found, Found]]:
     """The same of an epoch-time file."""
     passes, ratios = (found["models"]["late_fusion"][name] for name in ("passes", "ratios"))
-    for name in ("plain", "report"):
+    for name in filter(passes.get, ("plain", "report")):
         yield "train `late_fusion`, after the first epoch", passes["warm"], passes[name], ratios[f"warm_over_{name}"]
 
 
@@ -278,6 +313,7 @@ def with_table(document: str, name: str, table: str) -> str:
 PLACES: dict[str, tuple[str, Callable[[dict[str, list[Found]]], str]]] = {
     "README.md": ("peers", peers_text),
     "docs/benchmarks.md": ("results", text),
+    "docs/models.md": ("models", models_text),
     "docs/reliability.md": ("reliability", faults_text),
 }
 

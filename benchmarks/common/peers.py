@@ -48,6 +48,8 @@ TRAINING_PEERS = {
     "report": Peer("JPEG-frame baseline: Pillow, 4 workers, fp32", "training.py", decodes_video=False),
     "plain": Peer("decord DataLoader + Accelerate", "training.py"),
 }
+# Networks that these peers have.
+TRAINED_BY_PEERS = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")
 
 
 class PeerProcess:

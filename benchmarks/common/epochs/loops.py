@@ -19,10 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common.measure import EpochPass, Pass, timed
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
+from fastemo.models.folding import fold_batch_norm
+from fastemo.models.fusion import ClipModel
 from fastemo.training import schedule
 from fastemo.training import trainer as trainer_module
+from fastemo.training.speed import to_channels_last
 from fastemo.training.trainer import Trainer
-from fastemo.video.augment import augment
+from fastemo.video.augment import augment, center_crop
 from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch, ClipLoader
 
@@ -92,6 +95,31 @@ def _bare_steps(trainer: Trainer, labels: torch.Tensor, batches: Iterable[torch.
 
     trainer.model.train()
     return timed(work), clock
+
+
+def for_prediction(model: ClipModel, num_frames: int, size: int) -> ClipModel:
+    """A copy of the model as `fastemo predict` has it: without dropout and, on a CPU, batch normalisation."""
+    copied = copy.deepcopy(model).eval()
+    copied.__dict__.pop("forward", None)  # the instance's, wrapped for mixed precision, is the original's
+    if next(copied.parameters()).device.type == "cpu":
+        fold_batch_norm(copied, num_frames, size)
+        to_channels_last(copied)
+    return copied
+
+
+def forward_loop(model: ClipModel, batch: ClipBatch, config: AugmentConfig, *, steps: int) -> Pass:
+    """The model of `for_prediction` alone, on ready tensors, in fp32."""
+    frames = center_crop(batch.frames, config)
+    wait_for(frames.device)
+
+    def work() -> int:
+        with torch.inference_mode():
+            for _ in range(steps):
+                model(frames)
+        wait_for(frames.device)
+        return steps * len(frames)
+
+    return timed(work)
 
 
 def wait_for(device: torch.device) -> None:

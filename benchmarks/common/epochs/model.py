@@ -22,14 +22,24 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.epochs.loops import bare_loop, breakdown, flops_a_clip, restored, train_epoch
+from benchmarks.common.epochs.loops import (
+    bare_loop,
+    breakdown,
+    flops_a_clip,
+    for_prediction,
+    forward_loop,
+    restored,
+    train_epoch,
+)
+from benchmarks.common.epochs.networks import config_of
 from benchmarks.common.measure import Pass, Record, total
-from benchmarks.common.peers import PeerProcess, started
+from benchmarks.common.peers import TRAINED_BY_PEERS, PeerProcess, started
 from benchmarks.common.stages import decode_stages, loader_of
 from fastemo.console import Console
 from fastemo.corpus.clip import Clip
 from fastemo.corpus.manifest import Manifest
 from fastemo.corpus.protocol import split_clips
+from fastemo.evaluation.cost import forward_flops, num_parameters
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
@@ -64,12 +74,15 @@ class Job:
 
     @property
     def model_config(self) -> ModelConfig:
+        options = self.options
         # Learning without pretrained weights needs `rnn_norm`.
-        return ModelConfig(name=self.model, num_frames=self.options.num_frames, pretrained=False, rnn_norm=True)
+        return config_of(self.model, num_frames=options.num_frames, size=options.crop_size, rnn_norm=True)
 
     def trainer(self, **recipe: Any) -> Trainer:
-        """A trainer with the fastest settings for this machine."""
-        return Trainer(TrainConfig(batch_size=self.options.batch_size, speed="auto", **recipe), seed=_SEED)
+        """A trainer with the fastest settings for this machine, in the precision that is asked for."""
+        options = self.options
+        config = TrainConfig(batch_size=options.batch_size, speed="auto", precision=options.precision, **recipe)
+        return Trainer(config, seed=_SEED)
 
     def prepare(self, trainer: Trainer, manifest: Manifest, loader: ClipLoader) -> None:
         torch.manual_seed(_SEED)
@@ -133,6 +146,7 @@ def measure(job: Job) -> dict[str, Any]:
         # Fill the store of the warm epochs; only one step has run before.
         record.add("cold", 1, cold_epoch, trainer, warm, options.crop, 0)
         memory = peak_memory(trainer.device)
+        predicting = for_prediction(trainer.bare_model, options.num_frames, options.crop_size)
         decode = stack.enter_context(decode_stages(job.timed, options.video))["decode_pruned"]
         decode.warm()
         settings = {it: getattr(options, it) for it in ("num_frames", "size", "crop_size", "batch_size")}
@@ -159,7 +173,8 @@ def measure(job: Job) -> dict[str, Any]:
             record.add("warm", number, train_epoch, trainer, warm, options.crop, number)
             bares += [bare(steps=half)] if half else []
             record.add("bare", number, total, bares)
-            for name in options.peer_names:
+            record.add("forward", number, partial(forward_loop, steps=len(warm)), predicting, batch, options.crop)
+            for name in options.peer_names if job.model in TRAINED_BY_PEERS else ():
                 record.add(name, number, run_peer, name)
         with restored(trainer):
             parts = breakdown(trainer, warm, options.crop, options.rounds + 1, most_steps=_BREAKDOWN_STEPS)
@@ -175,6 +190,8 @@ def measure(job: Job) -> dict[str, Any]:
             "precision": {"no": "fp32"}.get(mixed, mixed),
             "speed": str(trainer.speed),
             "train": asdict(trainer.config),
+            "parameters": num_parameters(trainer.bare_model),
+            "forward_flops_a_clip": forward_flops(trainer.bare_model, options.num_frames, options.crop_size),
             "flops_a_clip": flops_a_clip(job.model_config, len(job.timed.class_names), options.crop_size),
         }
     found["learning"] = learn(job)

@@ -19,6 +19,7 @@ TITLES = {
     "bare": "bare loop on one resident batch (the ceiling)",
     "cold": "cold epoch",
     "limit": "pruned decode alone",
+    "forward": "the model alone, as in prediction, fp32",
     **{name: peer.title for name, peer in TRAINING_PEERS.items()},
 }
 # Dense bf16 and fp16 FLOP/s on tensor cores by GPU name, longer names first. Source: NVIDIA's data sheets.
@@ -36,6 +37,7 @@ _PEAK_FLOPS = {
 }
 _H100_RATES = {"late_fusion": 3500, "r3d18": 650}  # clips/s
 _H100_LEAST_BATCH = 64
+_LIGHT = "late_fusion:mobilenetv3_small_100"
 # Keys of a model's entry that the terminal shows.
 _SHOWN = ("clips", "data_wait", "memory", "utilisation", "learning", "breakdown")
 
@@ -79,10 +81,20 @@ def data_wait(passes: Rounds) -> dict[str, float] | None:
     return summary(shares) if shares else None
 
 
-def r3d18_over_late_fusion(measured: Mapping[str, Rounds]) -> float | None:
-    """How much longer an epoch of R3D-18 takes than one of late_fusion with as many clips."""
-    slow, quick = (measure.median_rate(measured.get(name, {}), "warm") for name in ("r3d18", "late_fusion"))
-    return quick / slow if slow and quick else None
+def _times(measured: Mapping[str, Rounds], name: str, one: str, other: str) -> float | None:
+    """How many times as long a pass of one network takes as the other's with as many clips."""
+    mine, its = (measure.median_rate(measured.get(network, {}), name) for network in (one, other))
+    return its / mine if mine and its else None
+
+
+def epoch_ratios(measured: Mapping[str, Rounds]) -> dict[str, float | None]:
+    """How many times as long a network's warm epoch, or the model alone, takes as another's with as many clips."""
+    return {
+        "r3d18_epoch_over_late_fusion_epoch": _times(measured, "warm", "r3d18", "late_fusion"),
+        "tsm_epoch_over_late_fusion_epoch": _times(measured, "warm", "tsm", "late_fusion"),
+        "late_fusion_epoch_over_mobilenet_epoch": _times(measured, "warm", "late_fusion", _LIGHT),
+        "late_fusion_forward_over_mobilenet_forward": _times(measured, "forward", "late_fusion", _LIGHT),
+    }
 
 
 def model_entry(found: Mapping[str, Any], clips: int, gpu: str | None) -> dict[str, Any]:
@@ -130,6 +142,13 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
             joint, note = None, "gpu_check.py measures NVDEC's limit"
         title = f"{model}: cold first epoch over the limit of pruned decode and training"
         found.append(Target(f"cold_over_limit_{model}", title, joint, 0.85, "x", note=note))
+    over = epoch_ratios(measured)
+    title, ratio = "tsm: warm epoch over late_fusion's", over["tsm_epoch_over_late_fusion_epoch"]
+    found.append(Target("tsm_over_late_fusion", title, ratio, 1.1, "x", is_upper=True))
+    for what, words, bound in (("epoch", "warm epoch", 5.0), ("forward", "model alone, as in prediction,", 8.0)):
+        title = f"late_fusion: {words} with ResNet-18 over MobileNetV3-small"
+        ratio = over[f"late_fusion_{what}_over_mobilenet_{what}"]
+        found.append(Target(f"light_{what}", title, ratio, bound, "x", note="stated for fp32"))
     is_h100 = gpu is not None and "H100" in gpu and batch_size >= _H100_LEAST_BATCH
     for model, bound in _H100_RATES.items():
         rate = measure.median_rate(measured.get(model, {}), "warm") if is_h100 else None
@@ -155,7 +174,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
     names = next(iter(figures.values()), {})
     rows = [{"figure": name, **{model: its[name] for model, its in figures.items()}} for name in names]
     console.table("models: validation accuracy of fit (unseen actors), and the breakdown of a warm step", rows)
-    if (slower := found["ratios"]["r3d18_epoch_over_late_fusion_epoch"]) is not None:
+    if slower := found["ratios"]["r3d18_epoch_over_late_fusion_epoch"]:
         notes.append(f"an r3d18 epoch takes {slower:.2f} x a late_fusion epoch of as many clips (1.5 x in Roy, 2025)")
     for note in notes:
         console.say(note)
