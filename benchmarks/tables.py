@@ -113,35 +113,36 @@ def peers_text(found: dict[str, list[Found]]) -> str:
 
 
 def models_text(found: dict[str, list[Found]]) -> str:
-    """Every network: what it is, and what one clip of it costs by the newest file of each machine without a GPU."""
+    """Every network: what it is, and what a clip of it costs by the newest file of each machine without a GPU."""
     files = newest([it for it in found.get("epoch_time", []) if not it["machine"]["gpus"]])
-    files = [it for it in files if any("parameters" in model for model in it["models"].values())]
-    costs = ["parameters", "GFLOPs"] if files else []
-    rates = [f"{what}, clips/s" for _ in files for what in ("trained", "predicted")]
-    rows = [["`--model.name`", "`--model.backbone`", "what it is", "weights of", *costs, *rates, "Roy (2025)"]]
+    files = [it for it in files if any("parameters" in entry for entry in it["models"].values())]
+    rates = ["trained, clips/s", "predicted, clips/s"] * len(files)
+    head = ["`--model.name`", "`--model.backbone`", "what it is", "pretrained on", "parameters", "GFLOPs", *rates]
+    rows = [[*head, "Roy (2025)"]]
     for key, network in NETWORKS.items():
         name, _, backbone = key.partition(":")
-        reported = report_accuracy(name, 10, augmented=True)
-        row = [f"`{name}`", f"`{backbone}`" if backbone else "", network.what, network.trained_on]
         entries = [it["models"].get(key, {}) for it in files]
-        entry = next((it for it in entries if "parameters" in it), {})
-        if files:
-            row += (
-                [f"{entry['parameters'] / 1e6:.1f} M", f"{entry['forward_flops_a_clip'] / 1e9:.2g}"]
-                if entry
-                else ["-"] * 2
-            )
-        for it in entries:
-            passes = it.get("passes", {})
-            row += [
-                figure_text(passes[part]["clips_per_second"]["median"]) if part in passes else "-"
-                for part in ("warm", "forward")
-            ]
-        rows.append([*row, f"{reported * 100:.4g} %" if reported and not backbone else ""])
-    where = [
-        f"{_machine(it['machine'])}, {it['settings'].get('precision', 'auto')}: {_facts(it)['command']}" for it in files
-    ]
+        known = next((it for it in entries if "parameters" in it), None)
+        row = [f"`{name}`", f"`{backbone}`" if backbone else "", network.what, network.trained_on]
+        row.append(f"{known['parameters'] / 1e6:.1f} M" if known else "-")
+        row.append(f"{known['forward_flops_a_clip'] / 1e9:.2g}" if known else "-")
+        passes = [it.get("passes", {}).get(part) for it in entries for part in ("warm", "forward")]
+        row += [figure_text(it["clips_per_second"]["median"]) if it else "-" for it in passes]
+        rows.append([*row, _reported(key)])
+    where = [f"{_machine(it['machine'])}, {it['settings']['precision']}: {_facts(it)['command']}" for it in files]
     return "\n\n".join([_markdown(rows), *where])
+
+
+def names_text(found: dict[str, list[Found]]) -> str:
+    """Every model by name, and its accuracy in Roy (2025)."""
+    rows = [["`--model.name`", "what it is", "Roy (2025), on RAVDESS"]]
+    rows += [[f"`{it}`", network.what, _reported(it)] for it, network in NETWORKS.items() if ":" not in it]
+    return _markdown(rows)
+
+
+def _reported(model: str) -> str:
+    found = report_accuracy(model, 10, augmented=True)
+    return "" if found is None else f"{found * 100:.4g} %"
 
 
 def _loading(found: Found) -> Iterator[tuple[str, Found, Found, Found]]:
@@ -310,12 +311,13 @@ def with_table(document: str, name: str, table: str) -> str:
     return f"{document.split(begin)[0]}{begin}\n\n{table}\n\n{end}{document.split(end)[1]}"
 
 
-PLACES: dict[str, tuple[str, Callable[[dict[str, list[Found]]], str]]] = {
-    "README.md": ("peers", peers_text),
-    "docs/benchmarks.md": ("results", text),
-    "docs/models.md": ("models", models_text),
-    "docs/reliability.md": ("reliability", faults_text),
-}
+PLACES: tuple[tuple[str, str, Callable[[dict[str, list[Found]]], str]], ...] = (
+    ("README.md", "models", names_text),
+    ("README.md", "peers", peers_text),
+    ("docs/benchmarks.md", "results", text),
+    ("docs/models.md", "models", models_text),
+    ("docs/reliability.md", "reliability", faults_text),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -326,7 +328,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         options = parser.parse_args(arguments)
         found = read(options.results)
-        for place, (name, table) in PLACES.items():
+        for place, name, table in PLACES:
             old = (options.root / place).read_text(encoding="utf-8")
             try:
                 new = with_table(old, name, table(found))

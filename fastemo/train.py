@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 # A script's own folder comes first on sys.path: this package's modules would hide others of the same name, and
 # `import fastemo` would fail. Put the parent folder there.
@@ -38,7 +39,7 @@ Frames:
   --augment.crop_size PIXELS    side of the square that the model sees (default: {config.augment.crop_size})
 
 Model:
-  --model.name NAME             early_cnn, early_resnet18, late_fusion, r3d18, cnn_lstm (default: {config.model.name})
+  --model.name NAME             {models} (default: {config.model.name})
   --model.pretrained BOOL       start from ImageNet or Kinetics-400 weights (default: {config.model.pretrained})
   --model.weights PATH          start from a run (or latest), or from a file of pretrained weights (default: the hub)
 
@@ -58,9 +59,11 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
     with one_line_errors():
         from fastemo.config import RunConfig
         from fastemo.machine import check_platform
+        from fastemo.models.config import ModelName
 
         if {"-h", "--help"} & {*arguments}:
-            print(_HELP.format(prog=prog or Path(sys.argv[0]).name, config=RunConfig()), end="")
+            models = ", ".join(get_args(ModelName))
+            print(_HELP.format(prog=prog or Path(sys.argv[0]).name, config=RunConfig(), models=models), end="")
             return
         check_platform()
         from fastemo.experiment.resume import resolve

@@ -1,13 +1,17 @@
 """The documents' tables: from made-up files, and the documents themselves."""
 
 import json
+from typing import get_args
 
 import pytest
 
 from benchmarks import tables
+from benchmarks.common.epochs.networks import NETWORKS, config_of
 from benchmarks.common.measure import Target
 from benchmarks.common.results import figure_text
-from benchmarks.tables import PLACES, faults_text, peers_text, read, text, with_table
+from benchmarks.tables import PLACES, faults_text, models_text, peers_text, read, text, with_table
+from fastemo.models.config import ModelName
+from fastemo.models.video import VIDEO_BACKBONES
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 MACHINE = {"processor": "AMD EPYC", "processors_used": 2, "gpus": []}
@@ -237,19 +241,53 @@ def test_figures(value, expected):
     assert figure_text(value) == expected
 
 
+def epochs(precision, **models):
+    def entry(warm, forward):
+        passes = {"warm": warm, "forward": forward}
+        entries = {name: {"clips_per_second": {"median": rate}} for name, rate in passes.items() if rate}
+        return {"parameters": 11_234_567, "forward_flops_a_clip": 9.1e9, "passes": entries}
+
+    entries = {name.replace("_with_", ":"): entry(*rates) for name, rates in models.items()}
+    return benchmark(models=entries, settings={"precision": precision})
+
+
+def test_networks_are_rows_with_what_they_cost(tmp_path):
+    made = epochs("fp32", late_fusion=(8.25, 30.5), late_fusion_with_mobilenetv3_small_100=(40.0, None))
+    folder = folder_of(
+        tmp_path, epoch_time__a=benchmark(models={"late_fusion": {"passes": {}}}), epoch_time__b=made | LATER
+    )
+    lines = models_text(read(folder)).splitlines()
+    assert lines[0] == (
+        "| `--model.name` | `--model.backbone` | what it is | pretrained on | parameters | GFLOPs | trained, clips/s | "
+        "predicted, clips/s | Roy (2025) |"
+    )
+    rows = {tuple(line.split(" | ")[:2]): line.split(" | ")[3:] for line in lines[2:-2]}
+    assert rows["| `late_fusion`", ""] == ["ImageNet", "11.2 M", "9.1", "8.25", "30.50", "52.9 % |"]
+    assert rows["| `late_fusion`", "`mobilenetv3_small_100`"] == ["ImageNet", "11.2 M", "9.1", "40.00", "-", " |"]
+    assert rows["| `video`", "`s3d`"] == ["Kinetics-400", "-", "-", "-", "-", " |"]
+    assert "fp32" in lines[-1]
+    assert len(rows) == len(NETWORKS)
+    assert {name.partition(":")[0] for name in NETWORKS} == {*get_args(ModelName)}
+    assert {config_of(name).backbone_name for name in NETWORKS if name.startswith("video")} > {*VIDEO_BACKBONES} - {
+        "r3d_18"
+    }
+
+
 def test_the_command_writes_and_checks(tmp_path, one_line_of):
     results = tmp_path / "results"
     for folder in (results, tmp_path / "docs"):
         folder.mkdir()
     folder_of(results, scaling__a=benchmark())
-    empty = {name: f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name, _ in PLACES.values()}
-    for place, (name, _) in PLACES.items():
-        (tmp_path / place).write_text(empty[name])
+    for place, name, _ in PLACES:
+        with (tmp_path / place).open("a") as file:
+            file.write(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n")
+    before = (tmp_path / "README.md").read_text()
     arguments = ["--root", str(tmp_path), "--results", str(results)]
     with pytest.raises(SystemExit, match=r"README.md is not what the results say; run python benchmarks/tables.py"):
         tables.main([*arguments, "--check"])
-    assert (tmp_path / "README.md").read_text() == empty["peers"]
+    assert (tmp_path / "README.md").read_text() == before
     tables.main(arguments)
+    assert "| `videomae` | VideoMAE-S" in (tmp_path / "docs" / "models.md").read_text()
     assert "Several processes" in (tmp_path / "docs" / "benchmarks.md").read_text()
     tables.main([*arguments, "--check"])
     (tmp_path / "docs" / "reliability.md").write_text("no markers")
