@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from helpers import REPOSITORY
+from networks import NETWORKS, shallow_networks
 
 from fastemo.config import read_config
 from fastemo.corpus.ravdess import EMOTIONS
@@ -61,13 +62,15 @@ def test_batches_and_augmentation_equal_the_cpus_though_copies_come_late(manifes
                 torch.testing.assert_close(one, other.cpu(), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("name", ["early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm"])
-def test_models_equal_the_cpus(name, monkeypatch):
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_models_equal_the_cpus(variant, monkeypatch):
     # What trained before in this process may have left TF32 on, which is further off.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    model = build_model(ModelConfig(name=name, num_frames=4, pretrained=False), 8).eval()
-    clips = torch.randn(2, 4, 3, 64, 64)
+    name, options = variant.partition("-")[0], NETWORKS[variant]
+    with shallow_networks():
+        model = build_model(ModelConfig(name=name, num_frames=6, size=64, pretrained=False, **options), 8).eval()
+    clips = torch.randn(2, 6, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(model.cuda()(clips.cuda()).cpu(), model.cpu()(clips), rtol=0.02, atol=0.02)
 
@@ -97,7 +100,7 @@ def training(manifest, store, name, batch_size=4, **config):
         yield trainer, loader, torch.zeros(3, device="cuda", dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm"])
+@pytest.mark.parametrize("name", ["late_fusion", "cnn_lstm", "tsm", "frame_transformer"])
 def test_the_host_waits_for_nothing_in_a_step(manifest, tmp_path, name):
     """Law 9, by torch's own watch."""
     with training(manifest, tmp_path, name) as (trainer, loader, totals):

@@ -6,13 +6,15 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from fastemo.config import read_config
 from fastemo.errors import DecodeError
 from fastemo.evaluation.evaluate import Predictions
 from fastemo.experiment import examples
-from fastemo.experiment.examples import MOST_RIGHT, MOST_WRONG, STRIP_FRAMES, most_confident, write_examples
+from fastemo.experiment.examples import MOST_RIGHT, MOST_WRONG, STRIP_FRAMES, most_confident, sampled, write_examples
 from fastemo.models.build import build_model
+from fastemo.video.augment import center_crop
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
 
@@ -59,8 +61,8 @@ class TestWriting:
             assert (one["label"] == one["prediction"]) is (one["kind"] == "right")
             assert one["frames"] == f"examples/{row:02d}-frames.jpg"
             assert one["gradcam"] == f"examples/{row:02d}-gradcam.jpg"
-            sampled = frame_indices(by_key[one["key"]].num_frames, 4)
-            assert one["frame_indices"] == sampled[frame_indices(4, STRIP_FRAMES)].tolist()
+            of_clip = frame_indices(by_key[one["key"]].num_frames, 4)
+            assert one["frame_indices"] == of_clip[frame_indices(4, STRIP_FRAMES)].tolist()
         confidence = predictions.probabilities.max(1)
         assert [one["probability"] for one in found[:MOST_WRONG]] == confidence[:MOST_WRONG].tolist()
 
@@ -82,6 +84,22 @@ class TestWriting:
         (one,) = written(config, tmp_path, manifest, *predicted(manifest, 1, 0))
         left = {f"examples/{path.name}" for path in (tmp_path / "examples").iterdir()}
         assert left == {one["frames"], one["gradcam"]}
+
+    def test_attention_shows_the_weights_of_the_shown_frames(self, config, manifest, tmp_path):
+        (one,) = written(config, tmp_path, manifest, *predicted(manifest, 1, 0))
+        assert one["frame_weights"] is None
+        config = replace(config, model=replace(config.model, fusion="attention"))
+        clips, predictions = predicted(manifest, 1, 0)
+        torch.manual_seed(0)
+        model = build_model(config.model, len(manifest.class_names)).eval()
+        names = manifest.class_names
+        write_examples(config, tmp_path, manifest.root, clips, predictions, names, model, names)
+        (one,) = json.loads((tmp_path / "examples.json").read_text())["examples"]
+        frames = center_crop(sampled(config, manifest.root, clips[0])[0], config.augment)
+        with torch.no_grad():
+            scores = model.attention(model.backbone(frames[0]))[:, 0].softmax(0)
+        assert one["frame_weights"] == pytest.approx(scores[frame_indices(4, STRIP_FRAMES)].tolist(), abs=1e-5)
+        assert len({round(it, 4) for it in one["frame_weights"]}) > 1
 
     def test_a_model_without_maps_has_no_heat(self, config, manifest, tmp_path, monkeypatch):
         monkeypatch.setattr(examples, "gradcam", lambda *_: None)

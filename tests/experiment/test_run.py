@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from helpers import REPOSITORY, TINY_RUN, TRAIN, command, empty_figures, files_of, write_images
+from networks import TINY_VIDEOMAE
 from safetensors.torch import load_file
 
+import fastemo
 from fastemo.config import read_config
 from fastemo.console import Console
 from fastemo.corpus.ravdess import EMOTIONS
@@ -295,6 +297,46 @@ def test_a_damaged_checkpoint_is_no_start(tiny_run, tmp_path):
         with pytest.raises(ValueError, match=r"^model\.weights: checkpoint .*best is damaged: model\.safetensors"):
             run(read_config([*options, "--model.weights", str(weights)]))
     assert not list((tmp_path / "runs").iterdir())
+
+
+@empty_figures()
+def test_a_videomae_run_holds_its_architecture_and_needs_the_hub_no_more(few_clips, tmp_path):
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    hub = tmp_path / "someone" / "videomae-tiny"
+    VideoMAEForVideoClassification(VideoMAEConfig(**json.loads(TINY_VIDEOMAE))).save_pretrained(hub)
+    options = ["--model.name", "videomae", "--model.backbone", str(hub), "--runs_dir", str(tmp_path), "--name", "mae"]
+    asked = [*SMALL, *options, "--train.epochs", "1", "--corpus.root", str(few_clips)]
+    run_dir = run(read_config(asked))
+    saved = read_config(["--config", str(run_dir / "config.yaml")]).model
+    architecture = json.loads(saved.architecture)
+    assert {key: architecture[key] for key in json.loads(TINY_VIDEOMAE)} == json.loads(TINY_VIDEOMAE)
+    shutil.rmtree(hub)
+    evaluate_run(run_dir, Console(show=False))
+    assert fastemo.load(run_dir).predict(next(few_clips.rglob("*.mp4"))).error is None
+    run(*resolve([*asked, "--resume", str(run_dir), "--train.epochs", "2"]))
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_model_that_cannot_take_the_clips_is_one_line(tmp_path):
+    options = [
+        "--model.name",
+        "video",
+        "--model.backbone",
+        "s3d",
+        "--video.num_frames",
+        "3",
+        "--augment.crop_size",
+        "16",
+    ]
+    options += ["--model.pretrained", "false", "--runs_dir", str(tmp_path), "--corpus.root", str(tmp_path / "absent")]
+    done = command(sys.executable, "-m", "fastemo.cli", "train", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        "fastemo: error: video with model.backbone s3d cannot take clips of 3 frames of 16 pixels: "
+        "the nearest video.num_frames is 5 and the nearest augment.crop_size is 17"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_backbone_is_refused_before_the_corpus_is_scanned(tmp_path: Path) -> None:

@@ -397,6 +397,15 @@ class TestHostileFolders:
         assert not tree.section("models").all("img")
         assert "The pictures of its example clips are not in the folder" in tree.text
 
+    def test_weights_of_frames_stand_under_them(self, changed_run, tmp_path):
+        examples = json.loads((changed_run / "examples.json").read_text())["examples"]
+        examples = [{**it, "frame_weights": [0.5, 0.25, 0.1, 0.1, 0.04, 0.01]} for it in examples]
+        change(changed_run / "examples.json", "examples", value=examples)
+        tree = page_of(tmp_path / "page.html", changed_run)
+        shown = [it.text for it in tree.section("models").all("p") if it.attributes.get("class") == "weights"]
+        assert shown
+        assert {" ".join(it.split()) for it in shown} == {"50% 25% 10% 10% 4% 1%"}
+
     def test_bytes_that_are_no_picture_are_left_out(self, changed_run, tmp_path):
         for path in changed_run.glob("examples/*.jpg"):
             path.write_bytes(b"<svg onload='alert(1)'/>" * 10)

@@ -14,7 +14,7 @@ from fastemo.training.trainer import Trainer
 from fastemo.video.config import AugmentConfig
 
 CPU = torch.device("cpu")
-MODELS = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm")
+MODELS = ("early_cnn", "early_resnet18", "late_fusion", "r3d18", "cnn_lstm", "tsm", "frame_transformer")
 
 
 @pytest.fixture(autouse=True)
