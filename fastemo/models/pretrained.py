@@ -6,11 +6,12 @@ Roy (2025) starts its 2D networks from torchvision's ImageNet weights `IMAGENET1
 
 from __future__ import annotations
 
+import json
 import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +31,13 @@ from fastemo.models.video import (
     video_backbone,
     videomae_backbone,
     videomae_configuration,
-    videomae_settings,
-    without_videomae_head,
 )
-from fastemo.models.weights import check_fit, without_classifier
+from fastemo.models.weights import check_fit, read_state_dict, without_classifier
 
 RESNET18 = "resnet18.tv_in1k"
 REACH_SECONDS = 6.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_VIDEOMAE = "transformers' VideoMAEForVideoClassification"
 _NATIVE = {"num_frames": 16, "size": 224}
 
 
@@ -131,24 +131,49 @@ def torchvision_backbone(name: str, *, pretrained: bool, num_frames: int, size: 
 def transformers_backbone(name: str, architecture: str, *, pretrained: bool, num_frames: int, size: int) -> nn.Module:
     """Build a VideoMAE as `videomae_backbone` does, perhaps with the weights of a repository or a folder.
 
+    Weights of pretraining lack the last normalisation, which is then new.
+
     Raises:
         WeightsUnavailable: They are not available.
         ValueError: As `videomae_backbone` raises it.
     """
-    if not pretrained:
-        return videomae_backbone(architecture, num_frames=num_frames, size=size)
-    from transformers import VideoMAEForVideoClassification
+    backbone = videomae_backbone(architecture, num_frames=num_frames, size=size)
+    if pretrained:
+        with _available(str(Source("transformers", name)), keys=_VIDEOMAE):
+            state = read_state_dict(_of_repository(name, _HUB_FILES))
+        wanted = backbone.state_dict()
+        if not any(key.startswith("videomae.") for key in state):  # of the encoder alone
+            state = {f"videomae.{key}": value for key, value in state.items()}
+        state = {key: value for key, value in adapted(state, wanted).items() if key in wanted}
+        check_fit(backbone, {key: wanted[key] for key in wanted if key in state or "fc_norm" not in key}, state, name)
+        backbone.load_state_dict(state, strict=False)
+    return backbone
 
-    settings = videomae_settings(architecture, num_frames=num_frames, size=size)
-    with _available(str(Source("transformers", name)), keys="transformers' VideoMAEForVideoClassification"):
-        if not Path(name).is_dir() and not _cached(name, None, None):
-            _check_network(huggingface_hub.constants.ENDPOINT)
-        backbone, found = VideoMAEForVideoClassification.from_pretrained(
-            name, config=settings, output_loading_info=True, dtype=torch.float32
-        )
-        if missing := sorted(key for key in found["missing_keys"] if key.startswith("videomae.")):
-            raise ValueError(f"they are not VideoMAE's: {missing[0]} is missing")
-    return without_videomae_head(backbone.train(), architecture)
+
+def _of_repository(name: str, files: Sequence[str]) -> Path:
+    """The first of the files that a folder or a repository of the hub has.
+
+    Raises:
+        OSError: It has none, or cannot be reached.
+    """
+    folder = Path(name)
+    for file in files:
+        if (folder / file).is_file():
+            return folder / file
+        found = huggingface_hub.try_to_load_from_cache(name, file)
+        if isinstance(found, str):
+            return Path(found)
+    if folder.is_dir():
+        raise FileNotFoundError(f"the folder has no {' or '.join(files)}")
+    _check_network(huggingface_hub.constants.ENDPOINT)
+    for file in files:
+        try:
+            return Path(huggingface_hub.hf_hub_download(name, file))
+        except huggingface_hub.errors.LocalEntryNotFoundError:  # the hub did not answer
+            raise
+        except huggingface_hub.errors.EntryNotFoundError:
+            continue
+    raise FileNotFoundError(f"the repository has no {' or '.join(files)}")
 
 
 def videomae_architecture(name: str) -> str:
@@ -160,14 +185,10 @@ def videomae_architecture(name: str) -> str:
     """
     if (known := known_videomae(name)) is not None:
         return known
-    from transformers import AutoConfig
-
-    with _available(str(Source("transformers", name)), keys="transformers' VideoMAEForVideoClassification"):
-        if not Path(name).is_dir() and not _cached(name, "config.json", None):
-            _check_network(huggingface_hub.constants.ENDPOINT)
-        found = AutoConfig.from_pretrained(name)
-    if found.model_type != "videomae":
-        raise ValueError(f"model.backbone {name} is of the kind {found.model_type}, must be a VideoMAE")
+    with _available(str(Source("transformers", name)), keys=_VIDEOMAE):
+        found = json.loads(_of_repository(name, ["config.json"]).read_text(encoding="utf-8"))
+    if found.get("model_type") != "videomae":
+        raise ValueError(f"model.backbone {name} is of the kind {found.get('model_type')}, must be a VideoMAE")
     return videomae_configuration(found)
 
 

@@ -181,18 +181,21 @@ def known_videomae(name: str) -> str | None:
     return json.dumps(dict(zip(_VIDEOMAE_SIZES, _VIDEOMAE[found[1]], strict=True)))
 
 
-def videomae_configuration(config: Any) -> str:
-    """What builds a VideoMAE, of a configuration of transformers', in JSON."""
-    return json.dumps({key: getattr(config, key) for key in _VIDEOMAE_KEYS})
+def videomae_configuration(config: Mapping[str, Any]) -> str:
+    """What builds a VideoMAE, of a `config.json` of transformers', in JSON."""
+    renamed = {"qv_bias": config["qkv_bias"]} if "qkv_bias" in config else {}  # in files of older versions
+    return json.dumps({key: config[key] for key in _VIDEOMAE_KEYS if key in config} | renamed)
 
 
-def videomae_settings(architecture: str, *, num_frames: int, size: int) -> Any:
-    """A configuration of transformers' for clips of T frames of size x size pixels.
+def videomae_backbone(architecture: str, *, num_frames: int, size: int) -> nn.Module:
+    """Build a VideoMAE without its classifier: `pixel_values` float [B, T, 3, H, W] -> `logits`, features [B, F].
+
+    Its positions are those of the grid that `architecture` was trained on, interpolated.
 
     Raises:
-        ValueError: It is none, or does not divide such clips into whole patches.
+        ValueError: It is no such configuration, or does not divide the clips into whole patches.
     """
-    from transformers import VideoMAEConfig
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
     try:
         native = VideoMAEConfig(**json.loads(architecture))
@@ -201,26 +204,8 @@ def videomae_settings(architecture: str, *, num_frames: int, size: int) -> Any:
     for what, extent, patch in (("frames", num_frames, native.tubelet_size), ("pixels", size, native.patch_size)):
         if extent % patch:
             raise ValueError(f"VideoMAE divides clips into whole patches of {patch} {what}, not {extent}")
-    return VideoMAEConfig(**json.loads(architecture) | {"num_frames": num_frames, "image_size": size})
-
-
-def videomae_backbone(architecture: str, *, num_frames: int, size: int) -> nn.Module:
-    """Build a VideoMAE with random weights: `pixel_values` float [B, T, 3, H, W] -> `logits`, features [B, F].
-
-    Raises:
-        ValueError: As `videomae_settings` raises it.
-    """
-    from transformers import VideoMAEForVideoClassification
-
-    settings = videomae_settings(architecture, num_frames=num_frames, size=size)
-    return without_videomae_head(VideoMAEForVideoClassification(settings), architecture)
-
-
-def without_videomae_head(backbone: Any, architecture: str) -> nn.Module:
-    """The network without its classifier, with positions interpolated from the grid that it was trained on."""
-    from transformers import VideoMAEConfig, VideoMAEModel
-
-    settings, native = backbone.config, VideoMAEConfig(**json.loads(architecture))
+    settings = VideoMAEConfig(**json.loads(architecture) | {"num_frames": num_frames, "image_size": size})
+    backbone: Any = VideoMAEForVideoClassification(settings)
     backbone.classifier, backbone.head_hidden_size = nn.Identity(), settings.hidden_size
     backbone.pretrained_cfg = {"classifier": "classifier"}  # as timm's models have it
     grid, before = (
@@ -229,8 +214,7 @@ def without_videomae_head(backbone: Any, architecture: str) -> nn.Module:
     embeddings = backbone.videomae.embeddings
     table_1LF = embeddings.position_embeddings
     if grid != before:
-        table_1LF = VideoMAEModel(native).embeddings.position_embeddings
-        maps_1FTHW = table_1LF.mT.unflatten(2, before)
+        maps_1FTHW = type(embeddings)(native).position_embeddings.mT.unflatten(2, before)
         table_1LF = F.interpolate(maps_1FTHW, grid, mode="trilinear", align_corners=False).flatten(2).mT.contiguous()
     # A buffer moves to the device once; the attribute would be copied in each step.
     del embeddings.position_embeddings

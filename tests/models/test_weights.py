@@ -14,11 +14,18 @@ import pytest
 import timm
 import torch
 import torchvision
+from hub import served_hub
 from networks import NETWORKS, TINY_VIDEOMAE, shallow_networks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models.video import r3d_18
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification, ViTConfig
+from transformers import (
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
+    ViTConfig,
+)
 
 from fastemo.models import pretrained
 from fastemo.models.build import build_model, with_architecture
@@ -288,17 +295,42 @@ def put_videomae(folder: Path, kind: type, **options: object) -> dict[str, Tenso
     return model.state_dict()
 
 
-@pytest.mark.parametrize("kind", [VideoMAEForVideoClassification, VideoMAEForPreTraining])
-def test_a_videomae_starts_from_a_folder_of_transformers(tmp_path, kind):
+@pytest.mark.parametrize("kind", [VideoMAEForVideoClassification, VideoMAEForPreTraining, VideoMAEModel])
+def test_a_videomae_starts_from_a_folder_of_transformers(tmp_path, kind, capfd):
     state = put_videomae(tmp_path / "mae", kind)
     config = ModelConfig(name="videomae", backbone=str(tmp_path / "mae"), num_frames=6, size=48)
     architecture = json.loads(with_architecture(config).architecture)
     assert {key: architecture[key] for key in json.loads(TINY_VIDEOMAE)} == json.loads(TINY_VIDEOMAE)
+    capfd.readouterr()
     loaded = build_model(config, 8).backbone.state_dict()
+    prefix = "videomae." * (kind is not VideoMAEModel)
     for key, value in loaded.items():
         if key.startswith("videomae."):
-            assert torch.equal(value, state[key]), key
+            assert torch.equal(value, state[prefix + key.removeprefix("videomae.")]), key
+        elif kind is VideoMAEForVideoClassification:
+            assert torch.equal(value, state[key])
+    assert capfd.readouterr() == ("", "")
     assert Source("transformers", str(tmp_path / "mae")).fetch()
+
+
+def test_a_videomae_of_the_hub_is_fetched_once(no_network, monkeypatch, tmp_path):
+    state = put_videomae(tmp_path / "mae", VideoMAEForVideoClassification)
+    with served_hub() as hub:
+        files = {it.name: it.read_bytes() for it in (tmp_path / "mae").iterdir()}
+        hub.commits["someone/mae"] = [("0" * 40, files)]
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(pretrained, "check_reachable", lambda _: None)
+        config = with_architecture(ModelConfig(name="videomae", backbone="someone/mae", num_frames=6, size=48))
+        assert [Source("transformers", "someone/mae").fetch() for _ in range(2)] == [False, True]
+        requests = len(hub.requests)
+        loaded = build_model(config, 8).backbone.state_dict()
+        assert len(hub.requests) == requests
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "another"))
+        del files["model.safetensors"]
+        with pytest.raises(WeightsUnavailable, match=r"the repository has no model\.safetensors or pytorch_model\.bin"):
+            build_model(config, 8)
+    assert torch.equal(loaded["fc_norm.weight"], state["fc_norm.weight"])
 
 
 def test_another_architecture_of_the_hub_is_refused(tmp_path):
@@ -307,7 +339,7 @@ def test_another_architecture_of_the_hub_is_refused(tmp_path):
         with_architecture(ModelConfig(name="videomae", backbone=str(tmp_path / "vit")))
     put_videomae(tmp_path / "mae", VideoMAEForVideoClassification)
     save({"other": torch.zeros(1)}, tmp_path / "mae" / "model.safetensors")
-    with pytest.raises(WeightsUnavailable, match=r"they are not VideoMAE's: videomae\.\S+ is missing"):
+    with pytest.raises(ValueError, match=r"do not fit VideoMAEForVideoClassification: \d+ missing: videomae\."):
         build_model(ModelConfig(name="videomae", backbone=str(tmp_path / "mae"), num_frames=4, size=32), 8)
 
 
