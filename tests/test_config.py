@@ -93,7 +93,7 @@ class TestReading:
 
     def test_a_model_that_is_no_default(self) -> None:
         config = read_config(["--model.name", "early_cnn", "--model.dropout", "0.25"])
-        assert config.model == ModelConfig(name="early_cnn", dropout=0.25, num_frames=10)
+        assert config.model == ModelConfig(name="early_cnn", dropout=0.25, num_frames=10, size=112)
 
 
 class TestFramesOfTheModel:
@@ -107,6 +107,11 @@ class TestFramesOfTheModel:
     def test_a_conflict(self) -> None:
         message = refusal("--model.num_frames", "6")
         assert message.startswith("model.num_frames is 6 but video.num_frames is 10")
+
+    def test_the_size_follows_the_crop_in_the_same_way(self) -> None:
+        assert read_config(["--augment.crop_size", "64"]).model.size == 64
+        assert read_config(["--augment.crop_size", "64", "--model.size", "64"]).model.size == 64
+        assert refusal("--model.size", "64").startswith("model.size is 64 but augment.crop_size is 112")
 
 
 class TestRefusing:

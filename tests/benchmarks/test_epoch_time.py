@@ -9,7 +9,7 @@ import torch
 from helpers import documented_command
 
 from benchmarks.common.epochs import report
-from benchmarks.common.epochs.loops import PARTS, flops_a_clip, restored
+from benchmarks.common.epochs.loops import PARTS, flops_a_clip, for_prediction, restored
 from benchmarks.common.measure import EpochPass, Pass
 from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
@@ -50,7 +50,8 @@ def test_what_follows_from_the_rounds(passes):
 
 def test_what_was_not_measured_is_said_to_be():
     assert report.joint_rates({"bare": rounds(3)}) == report.ratios({}) == {}
-    assert report.is_decode_bound({}) is report.data_wait({}) is report.r3d18_over_late_fusion({}) is None
+    assert report.is_decode_bound({}) is report.data_wait({}) is None
+    assert {*report.epoch_ratios({}).values()} == {None}
     assert {it.verdict for it in report.targets({}, gpu=None, batch_size=8)} == {"not measured"}
 
 
@@ -93,12 +94,40 @@ def test_targets_from_passes(passes):
         "data_wait": (0.03, "not reached"),
         "late_fusion_over_report": (4.75, "reached"),
         "cold_over_limit_late_fusion": (0.9, "reached"),
+        "tsm_over_late_fusion": (None, "not measured"),
+        "light_epoch": (None, "not measured"),
+        "light_forward": (None, "not measured"),
         "h100_late_fusion": (None, "not measured"),
         "h100_r3d18": (None, "not measured"),
     }
     assert found["data_wait"].note == "r3d18"
     assert "0.60 x of the decode alone" in found["cold_over_limit_late_fusion"].note
-    assert report.r3d18_over_late_fusion(measured) == pytest.approx(28.5 / 1.5)
+    ratios = report.epoch_ratios(measured)
+    assert ratios["r3d18_epoch_over_late_fusion_epoch"] == pytest.approx(28.5 / 1.5)
+
+
+def test_a_light_network_is_compared_with_resnet18_and_tsm_with_late_fusion(passes):
+    light = {"warm": rounds(171), "forward": rounds(900)}
+    measured = {"late_fusion": {**passes, "forward": rounds(100)}, "late_fusion:mobilenetv3_small_100": light}
+    measured["tsm"] = {"warm": rounds(25)}
+    found = {it.name: it for it in report.targets(measured, gpu=None, batch_size=8)}
+    names = ("tsm_over_late_fusion", "light_epoch", "light_forward")
+    values = [(pytest.approx(found[name].value), found[name].verdict) for name in names]
+    assert values == [(28.5 / 25, "not reached"), (6, "reached"), (9, "reached")]
+
+
+def test_the_model_of_prediction_is_a_copy_without_its_norms():
+    """Rounding apart it computes what the model does, and the training goes on."""
+    with Trainer(TrainConfig(batch_size=2, precision="bf16"), seed=0) as trainer:
+        trainer.prepare(build_model(ModelConfig(name="late_fusion", num_frames=2, pretrained=False), 8), 1)
+        model = trainer.bare_model.eval()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        found = for_prediction(model, 2, 32)
+        frames = torch.rand(2, 2, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(found(frames), type(model).forward(model, frames), rtol=1e-4, atol=1e-4)
+        assert not any(isinstance(it, torch.nn.BatchNorm2d) for it in found.modules())
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
