@@ -64,6 +64,8 @@ def checked(config: ModelConfig) -> ModelConfig:
     if (error := _refusal(config)) is None:
         return config
     if _refusal(replace(config, **_NATIVE)):
+        if (error := _refusal(config, "cpu")) is None:  # some of timm's look at values, which `meta` has not
+            return config
         raise ValueError(f"{_title(config)} cannot be used: {one_line(error)}") from error
     nearest = {
         "video.num_frames": _nearest(config, "num_frames", _MOST_FRAMES),
@@ -81,14 +83,14 @@ def _title(config: ModelConfig) -> str:
     return config.name if config.backbone_name is None else f"{config.name} with model.backbone {config.backbone_name}"
 
 
-def _refusal(config: ModelConfig) -> Exception | None:
+def _refusal(config: ModelConfig, device: str = "meta") -> Exception | None:
     """Why the model cannot take its clips, found on the meta device, which computes nothing; `None`: it can."""
     assert config.num_frames is not None
     assert config.size is not None
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = _build(config, 2, pretrained=False).to("meta").eval()
-            model(torch.empty(1, config.num_frames, 3, config.size, config.size, device="meta"))
+            model = _build(config, 2, pretrained=False).to(device).eval()
+            model(torch.zeros(1, config.num_frames, 3, config.size, config.size, device=device))
     except UserError:
         raise
     except Exception as error:  # of torch, or of the library

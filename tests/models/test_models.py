@@ -545,6 +545,13 @@ def test_what_can_run_is_accepted_and_uses_no_random_numbers(variant):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_backbone_that_looks_at_values_is_tried_on_the_processor(monkeypatch):
+    forward = LateFusion.forward
+    monkeypatch.setattr(LateFusion, "forward", lambda self, frames: forward(self, frames + frames.sum().item()))
+    config = ModelConfig(name="late_fusion", num_frames=2, size=32, **SMALL)
+    assert checked(config) == config
+
+
 def test_a_videomae_of_its_authors_needs_no_hub_and_is_saved_whole():
     config = ModelConfig(name="videomae", num_frames=16, size=224, pretrained=False)
     found = json.loads(with_architecture(config).architecture)
