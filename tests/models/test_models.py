@@ -394,6 +394,25 @@ def test_online_shifts_do_not_look_ahead():
     assert (seen[0][:, 3:] - seen[1][:, 3:]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "efficientnet_lite0", "seresnet18"])
+def test_products_in_place_of_convolutions_of_one_cell_change_nothing(backbone):
+    frames = squares(2)
+    model = with_statistics(build("late_fusion", 2, backbone=backbone), frames)
+    plain = build("late_fusion", 2, backbone=backbone)
+    for module in plain.modules():
+        if isinstance(module, nn.Conv2d):
+            module.__class__ = nn.Conv2d
+    plain.load_state_dict(model.state_dict())
+    plain.eval()
+    found = []
+    for one in (model, plain):
+        loss = one(frames).square().sum()
+        found.append([loss, *torch.autograd.grad(loss, [*one.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert any(type(it) is not nn.Conv2d for it in model.modules() if isinstance(it, nn.Conv2d))
+
+
 def test_tsm_refuses_a_backbone_without_residual_branches():
     with pytest.raises(
         ValueError, match=r"must be a ResNet, MobileNet or EfficientNet of timm for tsm, such as resnet18"
