@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.video import VideoResNet, resnet
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 from torchvision.models.video.swin_transformer import SwinTransformer3d
+
+from fastemo.models.build import build_model
+from fastemo.models.config import ModelConfig
+from fastemo.models.fusion import ClipModel
 
 RESNET = {"backbone": "test_resnet"}  # one block a stage
 MOBILENET = {"backbone": "mobilenetv3_small_050"}
@@ -91,3 +96,21 @@ def shallow_networks() -> Iterator[None]:
     """Within it torchvision's video networks are shallow, but for S3D."""
     with patch.object(torchvision.models, "get_model", _shallow):
         yield
+
+
+def network(variant: str, num_frames: int | None = 6, size: int | None = 48) -> ClipModel:
+    """A network of `NETWORKS` for 8 classes, with the weights of seed 0."""
+    torch.manual_seed(0)
+    options = {"num_frames": num_frames, "size": size, "pretrained": False, **NETWORKS[variant]}
+    with shallow_networks():
+        return build_model(ModelConfig(name=variant.partition("-")[0], **options), 8)
+
+
+def with_statistics(model: nn.Module, frames: Tensor) -> nn.Module:
+    """With those of the frames in batch normalisation: without any, a deep network hardly depends on its input."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(frames)
+    return model.eval()

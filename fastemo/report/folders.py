@@ -184,6 +184,7 @@ def _part(part: schema.StudyPart, runs: Mapping[str, Run], numbers: Iterator[int
 def _row(run: Run, label: str, numbers: Iterator[int]) -> Row:
     """One run as a line of the results."""
     result, augmented = run.result, run.settings.get(AUGMENTED)
+    kind = {name: run.settings.get(f"model.{name}") for name in ("backbone", "fusion")}
     return Row(
         number=next(numbers),
         label=label,
@@ -195,7 +196,9 @@ def _row(run: Run, label: str, numbers: Iterator[int]) -> Row:
         macro_f1=result.macro_f1,
         intervals=result.intervals,
         best_epoch_on_test=result.best_epoch_on_test,
-        report=report_accuracy(run.model, run.num_frames or 0, augmented) if isinstance(augmented, bool) else None,
+        report=report_accuracy(run.model, run.num_frames or 0, augmented, **kind)
+        if isinstance(augmented, bool)
+        else None,
         order=result.order,
         probes=result.probes,
         cost=result.cost,

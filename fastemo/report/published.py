@@ -13,10 +13,16 @@ _REPORT = {
 }
 
 
-def report_accuracy(model: str, num_frames: int, augmented: bool) -> float | None:
+def report_accuracy(
+    model: str, num_frames: int, augmented: bool, *, backbone: object = None, fusion: object = "mean"
+) -> float | None:
     """The test accuracy of Roy (2025), 0 .. 1; None if the study has none for this configuration.
+
+    Args:
+        backbone, fusion: `model.backbone` and `model.fusion`; the study has ResNet-18 alone, and no attention.
 
     Source: K. Roy, Emotion Recognition in Videos Through Deep Neural Network Models (2025), on RAVDESS, both files of
     each take, actors 23 and 24, with pretrained weights for all models but `early_cnn`.
     """
-    return _REPORT.get(model, {}).get((num_frames, augmented))
+    is_other = backbone not in (None, "resnet18") or fusion == "attention"
+    return None if is_other else _REPORT.get(model, {}).get((num_frames, augmented))

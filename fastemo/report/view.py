@@ -80,7 +80,7 @@ class Run:
     @property
     def is_order_blind(self) -> bool:
         """Whether the model is invariant to frame order: it averages over frames or takes their maximum."""
-        return self.model == "late_fusion" and self.settings.get("model.fusion", "mean") in ("mean", "max")
+        return self.model == "late_fusion" and self.settings.get("model.fusion", "mean") != "concat"
 
 
 @dataclass(frozen=True, kw_only=True)

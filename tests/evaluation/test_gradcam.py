@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, shallow_networks
+from networks import NETWORKS, network, with_statistics
 from torch import nn
 
 from fastemo.evaluation.gradcam import gradcam
@@ -63,19 +63,10 @@ def test_every_model_equals_the_formula(name):
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
-def network(variant, num_frames=6, size=48):
-    """One whose normalisation has seen these frames: without, a deep network hardly depends on its input."""
-    torch.manual_seed(1)
-    options = {"num_frames": num_frames, "size": size, "pretrained": False, **NETWORKS[variant]}
-    with shallow_networks():
-        model = build_model(ModelConfig(name=variant.partition("-")[0], **options), 8)
-    frames = torch.randn(2, num_frames, 3, size, size)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = None
-    with torch.no_grad():
-        model.train()(frames)
-    return model, frames
+def with_frames(variant):
+    """A network that has seen these frames."""
+    model, frames = network(variant), torch.randn(2, 6, 3, 48, 48)
+    return with_statistics(model, frames), frames
 
 
 # The layer that makes the last maps, and how its output becomes maps [N, C, ..., h, w].
@@ -95,11 +86,11 @@ NAMED = {
 
 @pytest.mark.parametrize("variant", NAMED)
 def test_networks_that_name_their_layer_equal_the_formula(variant):
-    model, frames = network(variant, 6)
+    model, frames = with_frames(variant)
     layer, as_maps = NAMED[variant]
     seen = []
     handle = model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: seen.append(output))
-    logits = model.eval()(frames)
+    logits = model(frames)
     handle.remove()
     classes = logits.argmax(1)
     (gradient,) = torch.autograd.grad(logits[range(2), classes].sum(), seen)
@@ -161,7 +152,7 @@ def test_every_model_lights_up_where_a_square_decides(name, rows, columns):
 @pytest.mark.parametrize("variant", NETWORKS)
 @pytest.mark.parametrize("is_training", [True, False])
 def test_the_model_stays_as_it_was(variant, is_training):
-    model, frames = network(variant, 6)
+    model, frames = with_frames(variant)
     model.train(is_training)
     first, *others = model.parameters()
     first.requires_grad_(False)

@@ -6,11 +6,9 @@ import copy
 
 import pytest
 import torch
-from networks import NETWORKS, shallow_networks
+from networks import NETWORKS, network, with_statistics
 from torch import nn
 
-from fastemo.models.build import build_model
-from fastemo.models.config import ModelConfig
 from fastemo.models.folding import fold_batch_norm
 from fastemo.models.fusion import FrameModel, LateFusion
 
@@ -19,25 +17,18 @@ def norms_of(model: nn.Module) -> list[nn.Module]:
     return [it for it in model.modules() if isinstance(it, nn.modules.batchnorm._BatchNorm)]
 
 
-def with_statistics(model: nn.Module, frames: torch.Tensor) -> nn.Module:
+def with_random_norms(model: nn.Module, frames: torch.Tensor) -> nn.Module:
     """With random scales and shifts, and statistics of frames."""
     for norm in norms_of(model):
-        norm.momentum = None
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, -0.5, 0.5)
-    with torch.no_grad():
-        model.train()(frames)
-    return model.eval()
+    return with_statistics(model, frames)
 
 
 @pytest.mark.parametrize("variant", NETWORKS)
 def test_every_network_computes_the_same_without_its_norms(variant):
-    torch.manual_seed(0)
-    options = {"num_frames": 6, "size": 48, "pretrained": False, **NETWORKS[variant]}
-    with shallow_networks():
-        model = build_model(ModelConfig(name=variant.partition("-")[0], **options), 8)
-    frames = torch.randn(2, 6, 3, 48, 48)
-    model = with_statistics(model, frames)
+    model, frames = network(variant), torch.randn(2, 6, 3, 48, 48)
+    model = with_random_norms(model, frames)
     with torch.no_grad():
         expected = model(frames)
         fold_batch_norm(model, 6, 48)
@@ -80,7 +71,7 @@ def test_what_is_used_elsewhere_too_stays(way):
     torch.manual_seed(0)
     model = LateFusion(Block(way), 8, fusion="mean", num_frames=None)
     frames = torch.randn(2, 3, 3, 16, 16)
-    with_statistics(model, frames)
+    with_random_norms(model, frames)
     before = copy.deepcopy(model)
     fold_batch_norm(model, 3, 16)
     assert len(norms_of(model)) == (1 if way == "alone" else 2)

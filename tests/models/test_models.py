@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import NETWORKS, TINY_VIDEOMAE, shallow_networks
+from networks import NETWORKS, TINY_VIDEOMAE, network, shallow_networks, with_statistics
 from torch import Tensor, nn
 
 from fastemo.errors import UserError
@@ -41,11 +41,6 @@ def build(name: str, num_frames: int | None = 3, **options: object) -> nn.Module
     torch.manual_seed(0)
     config = ModelConfig(name=name, num_frames=num_frames, **{"pretrained": False, **options})
     return build_model(config, NUM_CLASSES)
-
-
-def network(variant: str, num_frames: int | None = 6, size: int | None = 48) -> nn.Module:
-    with shallow_networks():
-        return build(variant.partition("-")[0], num_frames, size=size, **NETWORKS[variant])
 
 
 def clips(num_frames: int, *, batch: int = 2, height: int = 57, width: int = 43) -> Tensor:
@@ -218,16 +213,6 @@ def test_frames_fold_into_the_batch_without_a_copy():
     assert seen[0].data_ptr() == frames.data_ptr()
     features = frames.mean(dim=(3, 4))
     torch.testing.assert_close(model.classifier(model.join(features)), logits)
-
-
-def with_statistics(model: nn.Module, frames: Tensor) -> nn.Module:
-    """With those of the frames in batch normalisation: without any, a deep network hardly depends on its input."""
-    norms = [it for it in model.modules() if isinstance(it, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = None
-    with torch.no_grad():
-        model.train()(frames)
-    return model.eval()
 
 
 def logits_of(model: nn.Module, frames: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from fastemo.experiment.retest import evaluate_run
 from fastemo.experiment.run import run
 from fastemo.report.page import write_page
 from fastemo.report.published import report_accuracy
+from fastemo.report.view import Run
 
 # Pictures of a corpus take a second; only tests that look at them let the page find it.
 NOWHERE = Path("nowhere")
@@ -259,6 +261,12 @@ class TestRuns:
         ]
         assert len(tree.section("comparisons").all("table")) == 1
 
+    @pytest.mark.parametrize("fusion", ["mean", "max", "attention", "concat"])
+    def test_which_models_do_not_see_the_order(self, fusion):
+        run = SimpleNamespace(model="late_fusion", settings={"model.fusion": fusion})
+        assert Run.is_order_blind.fget(run) is (fusion != "concat")
+        assert not Run.is_order_blind.fget(SimpleNamespace(model="tsm", settings={"model.fusion": fusion}))
+
     def test_the_reports_figure_stands_beside_its_configuration(self, changed_run, tmp_path):
         text = (changed_run / "config.yaml").read_text()
         (changed_run / "config.yaml").write_text(re.sub(r"num_frames: 2", "num_frames: 10", text))
@@ -266,6 +274,9 @@ class TestRuns:
         tables = tables_of(tree.section("results"))
         (row,) = tables["Run: results by row"]
         assert report_accuracy("early_cnn", 10, True) == 0.2667
+        assert report_accuracy("late_fusion", 10, True, backbone="resnet18") == 0.529
+        assert report_accuracy("late_fusion", 10, True, backbone="mobilenetv3_small_100") is None
+        assert report_accuracy("late_fusion", 10, True, fusion="attention") is None
         assert "26.7 %" in row
         published = tables["Published accuracies on RAVDESS from the video alone"]
         assert [line[1] for line in published] == ["75.0 %", "62.1 %", "75.6 %"]

@@ -99,7 +99,8 @@ def _by_seed(row: Row, cells: dict[str, Cell]) -> list[list[str]]:
 def _row(row: Row, cells: dict[str, Cell], tables: Sequence[PredictionTable] | None, out: Path) -> dict[str, Any]:
     config = cells[row.cells[0]].config
     found: dict[str, Any] = {"label": row.label, "settings": row.settings, "cells": list(row.cells)}
-    found["report"] = report_accuracy(config.model.name, config.video.num_frames, config.augment.enabled)
+    kind: dict[str, object] = {"backbone": config.model.backbone, "fusion": config.model.fusion}
+    found["report"] = report_accuracy(config.model.name, config.video.num_frames, config.augment.enabled, **kind)
     if tables is None:
         return {**found, **dict.fromkeys(_ROW_KEYS), "accuracies": []}
     results = {name: cell_result(out / "cells" / name) for name in row.cells}
