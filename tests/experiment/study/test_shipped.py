@@ -25,7 +25,7 @@ def small(config: RunConfig, name: str, folder: Path) -> RunConfig:
         ),
         video=replace(config.video, num_frames=2, size=36),
         augment=replace(config.augment, crop_size=32),
-        model=replace(config.model, num_frames=None, pretrained=False, rnn_norm=True),
+        model=replace(config.model, num_frames=None, size=None, pretrained=False, rnn_norm=True),
         train=replace(config.train, epochs=1, batch_size=16),
     )
 
