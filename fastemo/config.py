@@ -71,20 +71,19 @@ class RunConfig:
             raise ValueError(f"name must be printable and at most {_LONGEST_NAME} bytes long, not {self.name!a}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
-        if self.model.num_frames is None:
-            object.__setattr__(self, "model", replace(self.model, num_frames=self.video.num_frames))
-        elif self.model.num_frames != self.video.num_frames:
-            raise ValueError(
-                f"model.num_frames is {self.model.num_frames} but video.num_frames is {self.video.num_frames}; "
-                f"set only video.num_frames, and the model follows it"
-            )
-        if self.model.size is None:
-            object.__setattr__(self, "model", replace(self.model, size=self.augment.crop_size))
-        elif self.model.size != self.augment.crop_size:
-            raise ValueError(
-                f"model.size is {self.model.size} but augment.crop_size is {self.augment.crop_size}; "
-                f"set only augment.crop_size, and the model follows it"
-            )
+        follows = {
+            "num_frames": ("video.num_frames", self.video.num_frames),
+            "size": ("augment.crop_size", self.augment.crop_size),
+        }
+        for name, (key, value) in follows.items():
+            own = getattr(self.model, name)
+            if own is None:
+                followed: dict[str, Any] = {name: value}
+                object.__setattr__(self, "model", replace(self.model, **followed))
+            elif own != value:
+                raise ValueError(
+                    f"model.{name} is {own} but {key} is {value}; set only {key}, and the model follows it"
+                )
         if self.augment.crop_size > self.video.size:
             raise ValueError(
                 f"augment.crop_size {self.augment.crop_size} is larger than video.size {self.video.size}; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import timm
 import torch
@@ -14,6 +13,7 @@ from fastemo.errors import UserError, one_line
 from fastemo.models.config import ModelConfig
 from fastemo.models.fusion import ClipModel, EarlyCNN, EarlyResNet18, LateFusion
 from fastemo.models.pretrained import (
+    NATIVE,
     RESNET18,
     Source,
     timm_backbone,
@@ -26,7 +26,6 @@ from fastemo.models.video import VIDEO_BACKBONES, VideoMAE, VideoModel, check_tr
 from fastemo.models.weights import load_weights
 
 _TORCHVISION = ("video", "r3d18")
-_NATIVE: dict[str, Any] = {"num_frames": 16, "size": 224}  # which every model can take
 _MOST_FRAMES, _MOST_PIXELS = 64, 512
 
 
@@ -63,7 +62,7 @@ def checked(config: ModelConfig) -> ModelConfig:
     config = with_architecture(config)
     if (error := _refusal(config)) is None:
         return config
-    if _refusal(replace(config, **_NATIVE)):
+    if _refusal(replace(config, **NATIVE)):
         if (error := _refusal(config, "cpu")) is None:  # some of timm's look at values, which `meta` has not
             return config
         raise ValueError(f"{_title(config)} cannot be used: {one_line(error)}") from error
@@ -102,7 +101,7 @@ def _nearest(config: ModelConfig, field: str, most: int) -> int | None:
     """The value of a field nearest to its own with which the model can take clips, the other field being native."""
     own = getattr(config, field)
     nearest = sorted(range(1, most + 1), key=lambda value: (abs(value - own), -value))
-    return next((it for it in nearest if _refusal(replace(config, **_NATIVE | {field: it})) is None), None)
+    return next((it for it in nearest if _refusal(replace(config, **NATIVE | {field: it})) is None), None)
 
 
 def pretrained_backbone(config: ModelConfig) -> Source | None:
@@ -166,9 +165,9 @@ def _backbone(config: ModelConfig, *, pretrained: bool) -> nn.Module:
     name = config.backbone_name
     assert name is not None
     if config.name == "videomae" or name == "mvit_v2_s":
-        clip = {field: _needed(config, field) for field in _NATIVE}
+        clip = {field: _needed(config, field) for field in NATIVE}
     else:
-        clip = _NATIVE
+        clip = NATIVE
     if config.name in _TORCHVISION:
         return torchvision_backbone(name, pretrained=pretrained, **clip)
     if config.name == "videomae":

@@ -39,7 +39,7 @@ RESNET18 = "resnet18.tv_in1k"
 REACH_SECONDS = 6.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _VIDEOMAE = "transformers' VideoMAEForVideoClassification"
-_NATIVE = {"num_frames": 16, "size": 224}
+NATIVE: dict[str, Any] = {"num_frames": 16, "size": 224}  # clips that every model can take
 
 
 class WeightsUnavailable(UserError):
@@ -73,10 +73,10 @@ class Source:
         """
         if self.library == "torchvision":
             was_cached = _torch_hub_file(_kinetics(self.name).url).exists()
-            torchvision_backbone(self.name, pretrained=True, **_NATIVE)
+            torchvision_backbone(self.name, pretrained=True, **NATIVE)
         elif self.library == "transformers":
             was_cached = Path(self.name).is_dir() or _cached(self.name, None, None)
-            transformers_backbone(self.name, videomae_architecture(self.name), pretrained=True, **_NATIVE)
+            transformers_backbone(self.name, videomae_architecture(self.name), pretrained=True, **NATIVE)
         else:
             config, url = _timm_source(self.name)
             was_cached = config is not None and _cached(config.hf_hub_id, config.hf_hub_filename, url)

@@ -198,13 +198,13 @@ def videomae_backbone(architecture: str, *, num_frames: int, size: int) -> nn.Mo
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
     try:
-        native = VideoMAEConfig(**json.loads(architecture))
+        native = VideoMAEConfig(**(given := json.loads(architecture)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"model.architecture is not a configuration of VideoMAE: {error}") from error
     for what, extent, patch in (("frames", num_frames, native.tubelet_size), ("pixels", size, native.patch_size)):
         if extent % patch:
             raise ValueError(f"VideoMAE divides clips into whole patches of {patch} {what}, not {extent}")
-    settings = VideoMAEConfig(**json.loads(architecture) | {"num_frames": num_frames, "image_size": size})
+    settings = VideoMAEConfig(**given | {"num_frames": num_frames, "image_size": size})
     backbone: Any = VideoMAEForVideoClassification(settings)
     backbone.classifier, backbone.head_hidden_size = nn.Identity(), settings.hidden_size
     backbone.pretrained_cfg = {"classifier": "classifier"}  # as timm's models have it

@@ -11,7 +11,7 @@ from helpers import frame_number, numbered_frame, psnr, write_video
 
 from benchmarks.common import peers
 from benchmarks.common.measure import Skipped
-from benchmarks.common.peers import FOLDER, PEERS, TRAINING_PEERS, peer_stage, started
+from benchmarks.common.peers import FOLDER, PEERS, TRAINED_BY_PEERS, TRAINING_PEERS, peer_stage, started
 from fastemo.video.config import FrameSpec
 from fastemo.video.decode import decode_clip
 from fastemo.video.sampling import frame_indices
@@ -74,6 +74,12 @@ def test_a_peer_gives_the_sampled_frames_in_batches(name, numbered, tmp_path):
     if name == "jpeg":  # extracted in the first run; the second found the frames there
         assert line["extraction"]["frames"] == NUM_CLIPS * NUM_FRAMES
         assert len(list((tmp_path / "jpegs").rglob("frame*.jpg"))) == NUM_CLIPS * NUM_FRAMES
+
+
+def test_the_networks_of_training_peers_are_listed():
+    text = (FOLDER / "training.py").read_text(encoding="utf-8")
+    listed = text.partition("NETWORKS: ")[2].partition("\n}")[0]
+    assert tuple(re.findall(r'^    "(\w+)":', listed, re.MULTILINE)) == TRAINED_BY_PEERS
 
 
 def test_every_program_is_run_and_imports_nothing_of_the_package():
