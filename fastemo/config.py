@@ -19,6 +19,7 @@ import jsonargparse
 import yaml  # type: ignore[import-untyped]
 
 from fastemo.corpus.config import CorpusConfig
+from fastemo.evaluation.config import EvaluateConfig
 from fastemo.machine import write_text
 from fastemo.models.config import ModelConfig
 from fastemo.training.config import TrainConfig
@@ -50,6 +51,7 @@ class RunConfig:
         augment: Augmentation in training.
         model: The model.
         train: The training recipe.
+        evaluate: How the trained model is tested.
     """
 
     name: str | None = None
@@ -63,6 +65,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
@@ -88,6 +91,25 @@ class RunConfig:
             raise ValueError(
                 f"augment.crop_size {self.augment.crop_size} is larger than video.size {self.video.size}; "
                 f"raise video.size or lower augment.crop_size"
+            )
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        """Reject recipe keys that have no effect with the other keys."""
+        train = self.train
+        for name in ("backbone_lr", "layer_decay", "freeze_epochs"):
+            if self.model.backbone_name is None and getattr(train, name) != getattr(TrainConfig, name):
+                raise ValueError(f"train.{name} needs a model with a backbone, which {self.model.name} has not")
+        if self.augment.mixes and self.store.tier == "none":
+            name = "mixup" if self.augment.mixup else "cutmix"
+            raise ValueError(
+                f"augment.{name} reads each clip a second time, which store.tier none would decode twice; choose "
+                f"another --store.tier"
+            )
+        if self.evaluate.views > 2 and self.video.stored_frames is None:
+            raise ValueError(
+                f"evaluate.views {self.evaluate.views} needs video.stored_frames: a clip's {self.video.num_frames} "
+                f"frames have two views, as they are and mirrored"
             )
 
 

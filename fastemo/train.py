@@ -46,7 +46,7 @@ Model:
 Training:
   --train.batch_size N          clips per step on each device (default: {config.train.batch_size})
   --train.epochs N              maximum number of epochs (default: {config.train.epochs})
-  --train.lr RATE               Adam's learning rate (default: {config.train.lr})
+  --train.lr RATE               learning rate (default: {config.train.lr})
   --train.precision KIND        auto, fp32, fp16 or bf16 (default: {config.train.precision})
 
 --help-all lists every key with its type and default.

@@ -60,6 +60,18 @@ class Predictions:
         keys = tuple(sorted(rows))
         return cls(keys, np.array([rows[k][0] for k in keys]), np.stack([rows[k][1] for k in keys]))
 
+    @classmethod
+    def averaged(cls, views: Sequence[Predictions]) -> Predictions:
+        """The mean logits of the clips that all views have, in the first one's order."""
+        if len(views) == 1:
+            return views[0]
+        shared = set(views[0].keys).intersection(*(it.keys for it in views[1:]))
+        places = [{key: row for row, key in enumerate(it.keys)} for it in views]
+        keys = [key for key in views[0].keys if key in shared]
+        rows = [np.array([place[key] for key in keys], dtype=np.int64) for place in places]
+        logits = np.stack([it.logits[of] for it, of in zip(views, rows, strict=True)])
+        return replace(views[0].at(rows[0]), logits=logits.mean(axis=0))
+
     @property
     def predicted(self) -> np.ndarray:
         """int64 [N], the class with the highest logit, the first in case of a tie."""
@@ -94,7 +106,13 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, loader: ClipLoader, augment: AugmentConfig, *, order: Order = "recorded", seed: int = 0
+    model: nn.Module,
+    loader: ClipLoader,
+    augment: AugmentConfig,
+    *,
+    order: Order = "recorded",
+    seed: int = 0,
+    view: int = 0,
 ) -> Predictions:
     """Run the clips of one rank through the model in evaluation mode; the previous mode is restored.
 
@@ -103,6 +121,8 @@ def predict(
     Args:
         order: The order in which the model sees each clip's frames: `probes.reorder`.
         seed: Seed of the order `shuffled`.
+        view: Number of the view of each clip: odd ones are mirrored, and each pair after the first has frames of its
+            own.
 
     Raises:
         ValueError: An unknown order.
@@ -113,9 +133,9 @@ def predict(
     keys: list[str] = []
     labels, logits, is_padding = [], [], []
     try:
-        for batch in loader.epoch():
-            frames = reorder(batch.frames, batch.keys, order, seed=seed)
-            logits.append(model(center_crop(frames, augment)).float())
+        for batch in loader.epoch(view // 2):
+            frames = center_crop(reorder(batch.frames, batch.keys, order, seed=seed), augment)
+            logits.append(model(frames.flip(-1) if view % 2 else frames).float())
             labels.append(batch.labels)
             is_padding.append(batch.is_padding)
             keys += batch.keys

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from fastemo.video.sampling import keyed_seed
+from fastemo.video.sampling import keyed_generator
 
 Order = Literal["recorded", "reversed", "shuffled", "frozen"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -56,5 +56,4 @@ def reorder(frames_BTChw: torch.Tensor, keys: Sequence[str], order: Order, *, se
 
 def permutations(keys: Sequence[str], num_frames: int, *, seed: int) -> np.ndarray:
     """A uniformly random order of each clip's frames, a pure function of (seed, key): int64 [B, T]."""
-    generators = (np.random.Generator(np.random.Philox(key=keyed_seed(seed, 0, key))) for key in keys)
-    return np.stack([generator.permutation(num_frames) for generator in generators])
+    return np.stack([keyed_generator(seed, 0, key).permutation(num_frames) for key in keys])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastemo.config import RunConfig
+from fastemo.console import Console
 from fastemo.corpus.clip import Root
 from fastemo.corpus.splits import Splits
 from fastemo.evaluation.cost import forward_flops, num_parameters, training_speed
@@ -20,6 +22,7 @@ from fastemo.report import figures, words
 from fastemo.report.schema import Epoch, Examples, Result
 from fastemo.report.view import Run
 from fastemo.training.progress import best_epoch_on_test
+from fastemo.video.loader import ClipLoader
 
 
 def write_report(
@@ -102,3 +105,12 @@ def best_line(result: dict[str, Any]) -> str:
         return ""
     scores = f"accuracy {best['accuracy']:.1%}, UAR {best['uar']:.1%}"
     return f"{words.BEST_ON_TEST}: {scores} after epoch {best['epoch']}"
+
+
+def say_left_to_pyav(loaders: Sequence[ClipLoader], console: Console) -> None:
+    """Log how many clips PyAV decoded instead of the backend, by reason."""
+    left: Counter[str] = Counter()
+    for loader in loaders:
+        left.update(loader.left_to_pyav)
+    for reason, count in left.items():
+        console.say(f"PyAV decoded {count} clips instead of {loaders[0].backend}: {reason}")

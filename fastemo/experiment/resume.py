@@ -113,11 +113,11 @@ def check_same(own: RunConfig, asked: RunConfig, run_dir: Path) -> None:
     """
     before, now = dict(config_leaves(own)), dict(config_leaves(asked))
     changed = [key for key in before if before[key] != now[key] and not _MAY_CHANGE.fullmatch(key)]
-    if own.train.schedule == "onecycle" and own.train.epochs != asked.train.epochs:
+    if own.train.schedule in ("onecycle", "cosine") and own.train.epochs != asked.train.epochs:
         changed.append("train.epochs")  # the schedule depends on it
     if changed:
         listed = "; ".join(f"{key} was {before[key]} and is {now[key]}" for key in changed)
-        why = " (the onecycle schedule spans all epochs)" if "train.epochs" in changed else ""
+        why = f" (the {own.train.schedule} schedule spans all epochs)" if "train.epochs" in changed else ""
         raise ValueError(
             f"run {run_dir} cannot be resumed with another configuration: {listed}{why}. Start a new run; with "
             f"--model.weights {run_dir} it starts from the weights of this one"

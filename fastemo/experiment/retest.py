@@ -22,9 +22,9 @@ from fastemo.corpus.splits import Splits
 from fastemo.evaluation.calibration import temperature_of
 from fastemo.evaluation.evaluate import Predictions, summarise, write_predictions
 from fastemo.experiment.examples import write_examples
-from fastemo.experiment.results import results_line
+from fastemo.experiment.results import results_line, say_left_to_pyav
 from fastemo.experiment.resume import with_classes_of
-from fastemo.experiment.run import make_loader, say_left_to_pyav
+from fastemo.experiment.run import make_loader
 from fastemo.inference.runs import config_of
 from fastemo.machine import write_text
 from fastemo.models.build import build_model
@@ -86,7 +86,8 @@ def evaluate_run(
         trainer.prepare(model, 1)
         trainer.load_weights(weights)
         with make_loader(config, home, clips, splits.class_names, trainer, console) as loader:
-            predictions, probes = trainer.predict(loader, config.augment), trainer.probe(loader, config.augment)
+            predictions = trainer.predict(loader, config.augment, views=config.evaluate.views)
+            probes = trainer.probe(loader, config.augment)
             say_left_to_pyav([loader], console)
         predictions = restricted(replace(predictions, temperature=temperature_of(run_dir)), splits.class_names, names)
         write_examples(config, out, home, clips, predictions, names, trainer.bare_model, splits.class_names)

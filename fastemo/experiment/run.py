@@ -9,7 +9,6 @@ import shlex
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from fastemo.corpus.splits import Splits
 from fastemo.errors import Stopped
 from fastemo.evaluation.calibration import fit_temperature
 from fastemo.evaluation.evaluate import Predictions
-from fastemo.experiment.results import best_line, calibration_line, results_line, write_report
+from fastemo.experiment.results import best_line, calibration_line, results_line, say_left_to_pyav, write_report
 from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of
 from fastemo.json_files import read_json
 from fastemo.machine import only_one, write_text
@@ -160,15 +159,6 @@ def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack
     console.say(f"run folder: {run_dir}")
 
 
-def say_left_to_pyav(loaders: Sequence[ClipLoader], console: Console) -> None:
-    """Log how many clips PyAV decoded instead of the backend, by reason."""
-    left: Counter[str] = Counter()
-    for loader in loaders:
-        left.update(loader.left_to_pyav)
-    for reason, count in left.items():
-        console.say(f"PyAV decoded {count} clips instead of {loaders[0].backend}: {reason}")
-
-
 def _test(
     config: RunConfig,
     trainer: Trainer,
@@ -183,7 +173,7 @@ def _test(
     weights, info = trainer.on_main(lambda: checkpoint.load_model(run_dir / "checkpoints" / "best"))
     trainer.load_weights(weights)
     val, test = loaders["val"], loaders["test"]
-    validation, predictions = trainer.predict(val, config.augment), trainer.predict(test, config.augment)
+    validation, predictions = (trainer.predict(it, config.augment, views=config.evaluate.views) for it in (val, test))
     probes = trainer.probe(test, config.augment)
     trainer.note_dropped({"val": val, "test": test}, 0, run_dir)
     if trainer.is_main:
@@ -243,7 +233,7 @@ def _prepare(
         console.say(
             f"{train.num_padding} clips are repeated per epoch, with weight 0, for equal shares of the processes"
         )
-    for note in (trainer.speed.note, trainer.prepare(model, len(train))):
+    for note in (trainer.speed.note, trainer.prepare(model, len(train), train.class_counts)):
         if note:
             console.say(note)
     return manifest.root, splits, loaders
@@ -314,6 +304,8 @@ def make_loader(
         batch_size=config.train.batch_size,
         seed=config.seed,
         shuffle=is_train,
+        oversample=is_train and config.train.oversample,
+        mixed=is_train and config.augment.mixes,
         even=is_train,
         rank=trainer.rank,
         world_size=trainer.world_size,

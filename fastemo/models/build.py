@@ -22,7 +22,7 @@ from fastemo.models.pretrained import (
     videomae_architecture,
 )
 from fastemo.models.temporal import CNNRNN, FrameTransformer, TemporalShift
-from fastemo.models.video import VIDEO_BACKBONES, VideoMAE, VideoModel, check_transformers
+from fastemo.models.video import VIDEO_BACKBONES, VideoMAE, VideoModel, check_transformers, set_drop_path
 from fastemo.models.weights import load_weights
 
 _TORCHVISION = ("video", "r3d18")
@@ -169,11 +169,17 @@ def _backbone(config: ModelConfig, *, pretrained: bool) -> nn.Module:
     else:
         clip = NATIVE
     if config.name in _TORCHVISION:
-        return torchvision_backbone(name, pretrained=pretrained, **clip)
-    if config.name == "videomae":
+        backbone = torchvision_backbone(name, pretrained=pretrained, **clip)
+        has_drop_path = config.drop_path is None or set_drop_path(backbone, config.drop_path)
+    elif config.name == "videomae":
         assert config.architecture is not None
-        return transformers_backbone(name, config.architecture, pretrained=pretrained, **clip)
-    return timm_backbone(name, pretrained=pretrained, size=config.size)
+        backbone = transformers_backbone(name, config.architecture, pretrained=pretrained, **clip)
+        has_drop_path = config.drop_path is None
+    else:
+        return timm_backbone(name, pretrained=pretrained, size=config.size, drop_path=config.drop_path)
+    if not has_drop_path:
+        raise ValueError(f"model.drop_path {config.drop_path} needs a backbone with drop path, which {name} has not")
+    return backbone
 
 
 def _needed(config: ModelConfig, field: str) -> int:

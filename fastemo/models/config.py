@@ -67,6 +67,9 @@ class ModelConfig:
             pretrained RGB kernel repeated T times and divided by T, which initially sees the mean frame.
         dropout: Dropout probability after the hidden fully connected layer, which only `early_cnn` has. The heads
             of the others are a single Linear.
+        drop_path: Probability with which training skips the backbone's last residual block, rising linearly from its
+            first (stochastic depth; Huang et al., 2016); null: the backbone's own, which is 0 but for torchvision's
+            transformers.
 
     Raises:
         ValueError: A value is not among the allowed ones; the message names them.
@@ -86,6 +89,7 @@ class ModelConfig:
     rnn_norm: bool = False
     stem: Stem = "random"
     dropout: float = 0.5
+    drop_path: float | None = None
 
     def __post_init__(self) -> None:
         choices = {"name": ModelName, "fusion": Fusion, "shift": Shift, "rnn": Rnn, "stem": Stem}
@@ -99,6 +103,8 @@ class ModelConfig:
                 raise ValueError(f"model.{field} is {value}, must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}, must be at least 0 and below 1")
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise ValueError(f"model.drop_path is {self.drop_path}, must be at least 0 and below 1, or null")
 
     @property
     def backbone_name(self) -> str | None:

@@ -6,15 +6,27 @@ Shapes: B clips, T frames, C = 3 channels, H x W pixels, F features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from fastemo.models.config import Fusion, Stem
 
 _EARLY_WIDTHS = (64, 128, 256, 512)
 _EARLY_HIDDEN = 1024
+_HEAD = "classifier"
+# Layers of the networks of torchvision and transformers, in the form of timm's `group_matcher`.
+_LAYERS = {
+    "stem": r"^(?:stem|patch_embed|conv_proj|pos_encoding|videomae\.embeddings)",
+    "blocks": [
+        (r"^(?:layer|features\.)(\d+)\.(\d+)\.", None),
+        (r"^(?:features|blocks|videomae\.encoder\.layer)\.(\d+)", (0,)),
+        (r"^(?:norm|fc_norm|videomae\.layernorm)", (99999,)),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,21 @@ class ClipModel(nn.Module):
     def forward(self, frames_BTCHW: Tensor) -> Tensor:
         """Float [B, T, 3, H, W] -> logits [B, num_classes]."""
         return self.classifier(self.embed(frames_BTCHW))
+
+    def backbone_layers(self) -> dict[str, int]:
+        """Each pretrained weight's name, and how many layers it lies before the model's head; timm counts some to that.
+
+        The layers are timm's, for its own models by their `group_matcher`. Empty for a model without a backbone.
+        """
+        backbone: Any = getattr(self, "backbone", None)
+        if backbone is None:
+            return {}
+        matcher = backbone.group_matcher() if hasattr(backbone, "group_matcher") else _LAYERS
+        # timm's own models have their classifier as one more layer.
+        named: Any = SimpleNamespace(named_parameters=lambda: [*backbone.named_parameters(), (_HEAD, None)])
+        layers = group_parameters(named, matcher, reverse=True)
+        last = layers.pop(_HEAD)
+        return {f"backbone.{name}": last - layer for name, layer in layers.items()}
 
     def map_layer(self) -> MapLayer | None:
         """Where Grad-CAM finds the last maps; `None`: in the last output of a layer that has any."""
@@ -122,6 +149,7 @@ class EarlyResNet18(ClipModel):
         rgb = backbone.conv1
         assert isinstance(rgb, nn.Conv2d)
         conv = nn.Conv2d(3 * num_frames, rgb.out_channels, kernel_size=7, stride=2, padding=3, bias=False)
+        self.stem = stem
         if stem == "inflate":
             with torch.no_grad():
                 conv.weight.copy_(inflated(rgb.weight, num_frames))
@@ -133,6 +161,11 @@ class EarlyResNet18(ClipModel):
 
     def embed(self, frames_BTCHW: Tensor) -> Tensor:
         return self.backbone(frames_BTCHW.flatten(1, 2))
+
+    def backbone_layers(self) -> dict[str, int]:
+        """Without the first convolution if that is random."""
+        own = "backbone.conv1.weight" if self.stem == "random" else None
+        return {name: layer for name, layer in super().backbone_layers().items() if name != own}
 
 
 class FrameModel(ClipModel):

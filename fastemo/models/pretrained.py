@@ -84,22 +84,37 @@ class Source:
         return was_cached
 
 
-def timm_backbone(name: str, *, pretrained: bool, size: int | None = None) -> nn.Module:
+def timm_backbone(name: str, *, pretrained: bool, size: int | None = None, drop_path: float | None = None) -> nn.Module:
     """Build a timm model without its classifier: float [N, 3, H, W] -> features [N, head_hidden_size].
 
     Args:
         name: timm model, with or without a tag; `resnet18` means the weights of Roy (2025), `resnet18.tv_in1k`.
         pretrained: Load the weights of that tag from the cache or the hub.
         size: H = W, which transformers are built for; `None`: their own.
+        drop_path: Probability of skipping the last residual block; `None`: 0.
 
     Raises:
         WeightsUnavailable: The hub's weights are not available.
+        ValueError: The model has no drop path.
     """
     name = RESNET18 if name == "resnet18" else name
     config = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {}
     if size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = size
+    if drop_path is not None:
+        options["drop_path_rate"] = drop_path
+    try:
+        return _timm_backbone(name, options, pretrained=pretrained)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ValueError(
+            f"model.drop_path {drop_path} needs a backbone with drop path, which {name} has not"
+        ) from error
+
+
+def _timm_backbone(name: str, options: dict[str, Any], *, pretrained: bool) -> nn.Module:
     if pretrained:
         return _with_products(_timm_from_hub(name, options))
     # timm initialises a ResNet's residual branches to zero, torchvision and Roy (2025) do not; trained from scratch

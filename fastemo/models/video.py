@@ -124,6 +124,14 @@ def video_backbone(name: str, *, num_frames: int, size: int) -> nn.Module:
     return backbone
 
 
+def set_drop_path(backbone: nn.Module, probability: float) -> bool:
+    """Set the probability of skipping each residual block, which rises linearly to this; whether there is any."""
+    layers = [it for it in backbone.modules() if isinstance(it, torchvision.ops.StochasticDepth)]
+    for number, layer in enumerate(layers):
+        layer.p = probability * number / max(len(layers) - 1, 1)
+    return bool(layers)
+
+
 def _pad_time(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return F.pad(inputs[0], (0, 0, 0, 0, 3, 3))
 

@@ -25,7 +25,8 @@ from fastemo.evaluation.evaluate import Predictions, predict
 from fastemo.evaluation.probes import PROBES, Order
 from fastemo.machine import available_processors
 from fastemo.models.fusion import ClipModel
-from fastemo.training.progress import split_scores
+from fastemo.training import faults
+from fastemo.training.progress import Progress, split_scores
 from fastemo.training.speed import Speed
 from fastemo.training.state import join_after_restart
 from fastemo.training.trackers import Trackers, check_installed
@@ -52,15 +53,19 @@ class Processes:
         device, rank, local_rank, world_size, is_main: Of this process.
         model: Wrapped for the process group, once prepared.
         trackers: What logs the run; nothing outside `tracked`, and on every process but the main one.
+        progress: Of the training so far.
+        max_dropped: Clips that loaders may drop; `None`: any number.
 
     Raises:
         ValueError: The precision is not available on this device, or a tracker's package is not installed.
     """
 
     model: nn.Module
+    max_dropped: int | None
 
     def __init__(self, speed: Speed, *, seed: int, every_step: bool, trackers: Sequence[str] = ()) -> None:
         check_installed(trackers)
+        self.progress, self.max_dropped = Progress(), None
         self._seed, self._tracker_names, self.trackers = seed, trackers, Trackers()
         hook = DDPCommunicationHookType.BF16 if speed.exchange == "bf16" else DDPCommunicationHookType.NO
         ddp = DistributedDataParallelKwargs(
@@ -98,6 +103,11 @@ class Processes:
         self.accelerator.free_memory()
         self.accelerator.end_training()
         gc.collect()
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row per finished epoch, as in `metrics.jsonl`."""
+        return self.progress.history
 
     def seed_everything(self, *, epoch: int) -> None:
         """Seed torch's own generators (initial weights, dropout) from (seed, epoch, rank)."""
@@ -141,16 +151,44 @@ class Processes:
             self.on_main(lambda: self.trackers.start(self._tracker_names, config, run_dir, console))
             yield
 
+    def note_dropped(self, loaders: dict[str, ClipLoader], epoch: int, run_dir: Path) -> None:
+        """Collect the clips that the loaders of all processes dropped, and list them in `dropped.csv`.
+
+        Raises:
+            UserError: There are more than may be dropped.
+        """
+        mine = {key: (split, reason) for split, it in loaders.items() for key, reason in it.dropped.items()}
+        for part in gather_object([mine]):
+            for key, (split, reason) in part.items():
+                self.progress.dropped.setdefault(key, {"split": split, "epoch": epoch, "reason": reason})
+        if self.is_main and self.progress.dropped:
+            faults.write_dropped(run_dir / "dropped.csv", self.progress.dropped)
+        if self.too_many_dropped(len(self.progress.dropped)):
+            assert self.max_dropped is not None
+            raise faults.too_many_dropped(self.progress.dropped, self.max_dropped, run_dir / "dropped.csv")
+
+    def too_many_dropped(self, count: int) -> bool:
+        return self.max_dropped is not None and count > self.max_dropped
+
     @property
     def bare_model(self) -> ClipModel:
         """The model without the wrapper that averages gradients, still with mixed precision."""
         model: ClipModel = self.accelerator.unwrap_model(self.model)
         return model
 
-    def predict(self, loader: ClipLoader, augment_config: AugmentConfig, order: Order = "recorded") -> Predictions:
-        """Predictions of every clip of a split once, its frames in that order, gathered on all ranks."""
-        local = predict(self.bare_model, loader, augment_config, order=order, seed=self._seed)
-        return Predictions.joined(gather_object([local]))
+    def predict(
+        self, loader: ClipLoader, augment_config: AugmentConfig, order: Order = "recorded", *, views: int = 1
+    ) -> Predictions:
+        """Predictions of every clip of a split once, its frames in that order, gathered on all ranks.
+
+        Args:
+            views: Views of each clip whose logits are averaged, as in `EvaluateConfig`.
+        """
+        local = [
+            predict(self.bare_model, loader, augment_config, order=order, seed=self._seed, view=view)
+            for view in range(views)
+        ]
+        return Predictions.joined(gather_object([Predictions.averaged(local)]))
 
     def scores(self, splits: Mapping[str, ClipLoader], augment_config: AugmentConfig) -> dict[str, Any]:
         """What an epoch's row holds of these splits."""

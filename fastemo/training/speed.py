@@ -31,7 +31,7 @@ class Speed:
     Attributes:
         precision: Of matrix products and convolutions; weights and updates are fp32.
         channels_last: Memory layout of convolutions, 2D and 3D.
-        fused_adam: All weights updated by one kernel.
+        fused: All weights updated by one kernel.
         compile: `off`, `default`, or `cudagraphs` for torch.compile.
         tf32: Whether fp32 products on a GPU may use TF32 (10 bits), and cuDNN benchmarks its kernels.
         keeps_memory: Whether the process keeps freed memory for the next step.
@@ -42,7 +42,7 @@ class Speed:
 
     precision: Literal["fp32", "fp16", "bf16"]
     channels_last: bool
-    fused_adam: bool
+    fused: bool
     compile: Literal["off", "default", "cudagraphs"]
     tf32: bool
     keeps_memory: bool
@@ -53,7 +53,7 @@ class Speed:
     def __str__(self) -> str:
         parts = {
             "channels_last": self.channels_last,
-            "fused Adam": self.fused_adam,
+            "fused optimiser": self.fused,
             f"compiled ({self.compile})": self.compile != "off",
             "TF32": self.tf32,
             "memory kept": self.keeps_memory,
@@ -103,7 +103,7 @@ def pick(config: TrainConfig, device_type: str) -> Speed:
     return Speed(
         precision=precision,
         channels_last=is_auto if config.channels_last is None else config.channels_last,
-        fused_adam=is_auto and device_type in ("cpu", "cuda"),
+        fused=is_auto and device_type in ("cpu", "cuda"),
         compile="off" if config.compile == "auto" else config.compile,
         tf32=is_auto and device_type == "cuda",
         keeps_memory=is_auto and device_type == "cpu",

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fastemo.console import Console
@@ -21,11 +21,13 @@ from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.config import TrainConfig
 from fastemo.training.processes import Processes, gather_object
 from fastemo.training.progress import Progress, epoch_line, json_lines, last_losses
-from fastemo.training.schedule import make_optimizer, make_scheduler, timed, windows
+from fastemo.training.recipe.optimizer import PER_UPDATE, make_optimizer, make_scheduler
+from fastemo.training.recipe.recipe import Recipe, soft_labels
 from fastemo.training.speed import freeze_batch_norm, keep_conv3d_right, pick, set_determinism, to_channels_last
 from fastemo.training.state import generators, load_optimizer, restore_rank
 from fastemo.training.stopping import FAIL, GO_ON, SAVE, STOP, Agreement, FiniteWatch, StopSignals
-from fastemo.video.augment import augment
+from fastemo.training.windows import timed, windows
+from fastemo.video.augment import training_input
 from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch, ClipLoader
 
@@ -46,29 +48,25 @@ class Trainer(Processes):
         self.speed.set_backends()
         set_determinism(config.deterministic)
         super().__init__(self.speed, seed=seed, every_step=config.accumulate_steps == 1, trackers=config.trackers)
-        self.progress = Progress()
         self._writer, self._agreement = checkpoint.Writer(), Agreement(self.world_size)
         self._watch, self._memory = FiniteWatch(self.device), faults.MemoryUse(self.device)
-        self._max_dropped: int | None = None
         self._unfinished: list[dict[str, Any]] | None = None
         self._last_saved = time.monotonic()
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """A row per finished epoch, as in `metrics.jsonl`."""
-        return self.progress.history
 
     def __exit__(self, *error: object) -> None:
         if error[0] is not None:
             self.signals.end()
         self._writer.close()
         self._agreement.close()
-        for name in ("model", "optimizer", "_scheduler", "_compiled"):  # what is wrapped for the process group
+        for name in ("model", "optimizer", "_scheduler", "_compiled", "_recipe"):  # what is wrapped for the group
             self.__dict__.pop(name, None)
         super().__exit__(*error)
 
-    def prepare(self, model: nn.Module, steps_per_epoch: int) -> str:
+    def prepare(self, model: nn.Module, steps_per_epoch: int, class_counts: np.ndarray | None = None) -> str:
         """Move the model to the device and create optimiser and scheduler.
+
+        Args:
+            class_counts: int64 [K], training clips of each class, which balanced class weights need.
 
         Returns:
             A message for the user; empty if everything is as picked.
@@ -78,11 +76,12 @@ class Trainer(Processes):
         if self.config.freeze_batch_norm:
             freeze_batch_norm(model)
         note = keep_conv3d_right(model, self.device, self.speed)
-        optimizer = make_optimizer(self.config, model, fused=self.speed.fused_adam)
+        optimizer = make_optimizer(self.config, model, fused=self.speed.fused)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         updates = -(-steps_per_epoch // self.config.accumulate_steps) * self.config.epochs
         self._scheduler = make_scheduler(self.config, optimizer, updates)
         self._compiled = self.speed.compiled(self.model)
+        self._recipe = Recipe(self.config, self.bare_model, class_counts, is_alone=self.world_size == 1)
         self._memory.start()
         return note
 
@@ -122,7 +121,7 @@ class Trainer(Processes):
                 process is gone.
             Stopped: By a signal; a checkpoint of that step is written.
         """
-        self._max_dropped, self._last_saved = max_dropped, time.monotonic()
+        self.max_dropped, self._last_saved = max_dropped, time.monotonic()
         splits = {"val": val} if test is None else {"val": val, "test": test}
         with self.signals.deferred(), console.track("training", "clips") as advance:
             if resume is not None:
@@ -130,10 +129,11 @@ class Trainer(Processes):
             while not self.progress.is_over(self.config):
                 epoch = self.progress.epoch
                 scores, speed = self._train_epoch(train, augment_config, epoch, advance, run_dir)
-                row = {"epoch": epoch, **scores, **self.scores(splits, augment_config), **speed}
+                with self._recipe.in_evaluation():
+                    row = {"epoch": epoch, **scores, **self.scores(splits, augment_config), **speed}
                 improved = self._end_epoch(row)
                 self.note_dropped({"train": train, "val": val}, epoch, run_dir)
-                self._save(run_dir, epoch, len(train.clips), improved=improved)
+                self._save(run_dir, epoch, train.clips_per_epoch, improved=improved)
                 console.say(epoch_line(row, self.config.epochs, improved))
                 self.trackers.log(self.history)
                 self._stop_between_epochs()
@@ -164,8 +164,8 @@ class Trainer(Processes):
             wish = self._agreement.vote(self._wish(loader))
             if wish != GO_ON:
                 self._carry_out(wish, loader, epoch, totals, run_dir)
-            done = (epoch - 1) * len(loader.clips) + loader.state_dict()["clips"]
-            advance(done, self.config.epochs * len(loader.clips), note=note)
+            done = (epoch - 1) * loader.clips_per_epoch + loader.state_dict()["clips"]
+            advance(done, self.config.epochs * loader.clips_per_epoch, note=note)
         wish = max(self._agreement.settle(), FAIL if self._watch.found(wait=True) else GO_ON)
         if (wish := self._agreement.now(wish)) >= STOP:
             self._carry_out(wish, loader, epoch, totals, run_dir)
@@ -184,6 +184,7 @@ class Trainer(Processes):
     def _begin_epoch(self, epoch: int) -> torch.Tensor:
         """Seed the generators, or restore those of an unfinished epoch; return its sums so far, float64 [3]."""
         self.model.train()
+        self._recipe.begin_epoch(epoch)
         self._watch = FiniteWatch(self.device)
         totals = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, clips
         unfinished, self._unfinished = self._unfinished, None
@@ -195,7 +196,7 @@ class Trainer(Processes):
 
     def _wish(self, loader: ClipLoader) -> int:
         """The request of this process to all of them."""
-        if self._watch.found() or self._too_many_dropped(len(loader.dropped)):
+        if self._watch.found() or self.too_many_dropped(len(loader.dropped)):
             return FAIL
         if self.signals.received:
             return STOP
@@ -226,25 +227,6 @@ class Trainer(Processes):
         # The signal may have reached only another process.
         raise Stopped(self.signals.received or signal.SIGTERM)
 
-    def note_dropped(self, loaders: dict[str, ClipLoader], epoch: int, run_dir: Path) -> None:
-        """Collect the clips that the loaders of all processes dropped, and list them in `dropped.csv`.
-
-        Raises:
-            UserError: There are more than may be dropped.
-        """
-        mine = {key: (split, reason) for split, it in loaders.items() for key, reason in it.dropped.items()}
-        for part in gather_object([mine]):
-            for key, (split, reason) in part.items():
-                self.progress.dropped.setdefault(key, {"split": split, "epoch": epoch, "reason": reason})
-        if self.is_main and self.progress.dropped:
-            faults.write_dropped(run_dir / "dropped.csv", self.progress.dropped)
-        if self._too_many_dropped(len(self.progress.dropped)):
-            assert self._max_dropped is not None
-            raise faults.too_many_dropped(self.progress.dropped, self._max_dropped, run_dir / "dropped.csv")
-
-    def _too_many_dropped(self, count: int) -> bool:
-        return self._max_dropped is not None and count > self._max_dropped
-
     def train_step(
         self, window: Sequence[ClipBatch], augment_config: AugmentConfig, epoch: int, totals: torch.Tensor
     ) -> None:
@@ -258,23 +240,27 @@ class Trainer(Processes):
         """
         num_clips = sum(batch.num_global for batch in window)
         for position, batch in enumerate(window):
-            frames = augment(batch.frames, augment_config, batch.keys, seed=self._seed, epoch=epoch)
+            frames, shares = training_input(batch, augment_config, seed=self._seed, epoch=epoch)
             last = position == len(window) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 logits = self.model_for(frames)(frames).float()
                 real = ~batch.is_padding
-                losses = F.cross_entropy(logits, batch.labels, reduction="none") * real
+                targets = soft_labels(batch, shares, logits.shape[1])
+                losses = self._recipe.losses(logits, targets) * real
                 self._watch.add(batch.keys, losses)
                 loss = losses.sum()
                 # Gradients are averaged over the ranks; the factor makes that average a sum.
                 self.accelerator.backward(loss * (self.world_size / num_clips))
-            correct = ((logits.argmax(1) == batch.labels) & real).sum()
+            labels = targets if shares is None else targets.argmax(1)
+            correct = ((logits.argmax(1) == labels) & real).sum()
             totals += torch.stack([loss.detach().double(), correct.double(), real.sum().double()])
+        self._recipe.before_update()
         if self.config.clip_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.config.schedule == "onecycle":
+        self._recipe.after_update()
+        if self.config.schedule in PER_UPDATE:
             self._scheduler.step()
 
     def _save(
@@ -293,7 +279,8 @@ class Trainer(Processes):
             loader, totals: Of an unfinished epoch; every process has its own sums and generators.
         """
         self._last_saved = time.monotonic()
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
+        weights, state = self._recipe.weights()
+        state |= {"optimizer": self.optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
         if loader is not None and totals is not None:
             mine = {"generators": generators(self.device), "totals": totals.cpu()}
             state |= {"loader": loader.state_dict(), "ranks": gather_object([mine])}
@@ -304,7 +291,7 @@ class Trainer(Processes):
         state["progress"] = self.progress.as_dict()
         info: dict[str, Any] = {"epoch": epoch, "clips": clips, "is_epoch_end": loader is None}
         info |= {**(self.history[-1] if loader is None else {}), "versions": versions()}
-        model, state = checkpoint.snapshot(self.bare_model.state_dict()), checkpoint.snapshot(state)
+        model, state = checkpoint.snapshot(weights), checkpoint.snapshot(state)
         metrics = json_lines(self.history)
 
         def write() -> None:
@@ -329,7 +316,7 @@ class Trainer(Processes):
         """
         state = resume.state
         try:
-            self.load_weights(resume.model)
+            self._recipe.restore(resume.model, state)
             load_optimizer(self.optimizer, state["optimizer"])
             self._scheduler.load_state_dict(state["scheduler"])
             self.progress = Progress.restored(state["progress"])

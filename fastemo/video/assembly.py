@@ -13,7 +13,6 @@ import torch
 from fastemo.errors import DecodeError
 from fastemo.video.backends import Decoder
 from fastemo.video.bitstream.source import Source
-from fastemo.video.sampling import RankStep
 from fastemo.video.tiers import CachedClips
 from fastemo.video.transfer import Transfer, send
 
@@ -32,6 +31,7 @@ class Assembly:
     """One step's frames on their way to the device.
 
     Args:
+        rows: Each clip's row in the cache and in the decoder's list.
         pool: The threads that read and decode.
         transfer: Fills the device while another batch is computed on.
         drops: Leave out clips that do not decode.
@@ -43,7 +43,7 @@ class Assembly:
 
     def __init__(
         self,
-        step: RankStep,
+        rows: list[int],
         decoder: Decoder,
         kept: CachedClips,
         pool: ThreadPoolExecutor,
@@ -51,11 +51,10 @@ class Assembly:
         *,
         drops: bool = False,
     ) -> None:
-        self.step = step
         self.dropped: dict[int, str] = {}
         self._drops = drops
         self._decoder, self._kept, self._pool, self._transfer = decoder, kept, pool, transfer
-        self._rows: list[int] = step.indices.tolist()
+        self._rows = rows
         self._errors: dict[int, Exception] = {}
         self._sources: dict[int, Source] = {}
         self._strays: dict[int, np.ndarray] = {}

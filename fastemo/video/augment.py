@@ -1,4 +1,4 @@
-"""uint8 clips -> float model input on the device: one batched affine sampling, then one normalisation.
+"""uint8 clips -> float model input on the device: one batched affine sampling, one normalisation, one mixing.
 
 Shapes: B clips, T frames, C = 3 channels, h x w stored pixels, H x W pixels the model sees.
 """
@@ -14,11 +14,17 @@ import torch
 import torch.nn.functional as F
 
 from fastemo.video.config import AugmentConfig
-from fastemo.video.sampling import keyed_seed
+from fastemo.video.loader import ClipBatch
+from fastemo.video.sampling import keyed_generator
 from fastemo.video.transfer import send
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Luma of ITU-R BT.601, as torchvision's `rgb_to_grayscale` has it.
+_LUMA = (0.299, 0.587, 0.114)
+# Of erased boxes, as timm draws them. Source: Zhong et al. (2020), "Random Erasing Data Augmentation".
+_ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
+_MOST_CUTMIX = 0.5  # probability of cutmix if mixup is on too, as in timm
 
 
 def draw_parameters(
@@ -26,17 +32,13 @@ def draw_parameters(
 ) -> np.ndarray:
     """The random parameters of clips, each a pure function of (seed, epoch, key).
 
-    Drawn by Philox, a counter-based generator. Source: Salmon et al. (2011), "Parallel random numbers:
-    as easy as 1, 2, 3".
-
     Returns:
         float64 [B, T, 4]: vertical and horizontal crop position as shares (0-1) of the free range, 1 for a
         flip, and the angle in radians, positive counter-clockwise. Equal over T unless `per_frame`.
     """
     draws = np.empty((len(keys), num_frames, 4))
     for clip, key in enumerate(keys):
-        generator = np.random.Generator(np.random.Philox(key=keyed_seed(seed, epoch, key)))
-        draws[clip] = generator.random((num_frames if config.per_frame else 1, 4))
+        draws[clip] = keyed_generator(seed, epoch, key).random((num_frames if config.per_frame else 1, 4))
     draws[..., 2] = draws[..., 2] < config.flip
     draws[..., 3] = (2 * draws[..., 3] - 1) * math.radians(config.rotation_degrees)
     return draws
@@ -45,7 +47,7 @@ def draw_parameters(
 def augment(
     frames_BTChw: torch.Tensor, config: AugmentConfig, keys: Sequence[str], *, seed: int, epoch: int
 ) -> torch.Tensor:
-    """Crop, flip and rotate each clip, in this order, and normalise it.
+    """Crop, flip, rotate and recolour each clip, in this order, normalise it and erase a box.
 
     Args:
         frames_BTChw: uint8 [B, T, 3, h, w] on the device.
@@ -69,9 +71,109 @@ def augment(
         images, draws = frames_BTChw.reshape(b, t * c, h, w), draws[:, 0]
     grid, inside = _sampling_grid(draws, h, w, config, frames_BTChw.device)
     sampled = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    clips = sampled.view(b, t, c, config.crop_size, config.crop_size)
+    if config.color_jitter:
+        _recolour(clips, color_factors(config, keys, seed=seed, epoch=epoch))
     if inside is not None:
         sampled *= inside
-    return _normalise(sampled.view(b, t, c, config.crop_size, config.crop_size))
+    clips = _normalise(clips)
+    if config.random_erasing:
+        boxes = send(torch.from_numpy(erased_boxes(config, keys, seed=seed, epoch=epoch)), clips.device)
+        clips.masked_fill_(_inside(boxes, config.crop_size), 0)
+    return clips
+
+
+def training_input(
+    batch: ClipBatch, config: AugmentConfig, *, seed: int, epoch: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Augment a batch, and mix its clips with their partners if the configuration and the batch have that.
+
+    Returns:
+        float32 [B, T, 3, H, W], as `augment`; and float32 [B], the share of each clip in it, the rest being its
+        partner's; `None`: nothing is mixed.
+    """
+    if batch.partners is None or not config.mixes:
+        return augment(batch.frames, config, batch.draw_keys, seed=seed, epoch=epoch), None
+    frames = augment(batch.partners.frames, config, batch.partners.draw_keys, seed=seed, epoch=epoch)
+    drawn = mixing_parameters(config, batch.draw_keys, seed=seed, epoch=epoch)
+    shares, weights, boxes = send(torch.from_numpy(drawn), frames.device).split([1, 1, 4], dim=1)
+    weights = weights.view(-1, 1, 1, 1, 1)
+    if config.cutmix:
+        weights = weights.masked_fill(_inside(boxes, config.crop_size), 0)
+    partners = frames.index_select(0, batch.partners.rows)
+    return partners.lerp_(frames[: len(batch.keys)], weights), shares[:, 0]
+
+
+def color_factors(config: AugmentConfig, keys: Sequence[str], *, seed: int, epoch: int) -> np.ndarray:
+    """Factors of brightness, contrast and saturation, each 1 - `color_jitter` to 1 + `color_jitter`: float32 [B, 3]."""
+    draws = [keyed_generator(seed, epoch, f"color\0{key}").random(3) for key in keys]
+    return (1 + config.color_jitter * (2 * np.stack(draws) - 1)).astype(np.float32)
+
+
+def erased_boxes(config: AugmentConfig, keys: Sequence[str], *, seed: int, epoch: int) -> np.ndarray:
+    """Boxes to erase: float32 [B, 4] of first row, row after the last, the same of columns; equal rows: none."""
+
+    def box(key: str) -> tuple[int, int, int, int]:
+        is_erased, area, aspect, top, left = keyed_generator(seed, epoch, f"erasing\0{key}").random(5)
+        if is_erased >= config.random_erasing:
+            return 0, 0, 0, 0
+        area = config.crop_size**2 * (_ERASED_AREA[0] + area * (_ERASED_AREA[1] - _ERASED_AREA[0]))
+        aspect = _ERASED_ASPECT[0] * (_ERASED_ASPECT[1] / _ERASED_ASPECT[0]) ** aspect
+        height, width = (min(round(math.sqrt(it)), config.crop_size) for it in (area * aspect, area / aspect))
+        top, left = int(top * (config.crop_size - height + 1)), int(left * (config.crop_size - width + 1))
+        return top, top + height, left, left + width
+
+    return np.array([box(key) for key in keys], dtype=np.float32)
+
+
+def mixing_parameters(config: AugmentConfig, keys: Sequence[str], *, seed: int, epoch: int) -> np.ndarray:
+    """How each clip is mixed with its partner, a pure function of (seed, epoch, key).
+
+    Sources: Zhang et al. (2018), "mixup: Beyond Empirical Risk Minimization"; Yun et al. (2019), "CutMix", whose box's
+    centre is uniform and whose share is that of the area that is left.
+
+    Returns:
+        float32 [B, 6]: the clip's share of the label, its weight in every pixel outside a box, and the box that is the
+        partner's, as `erased_boxes`.
+    """
+
+    def drawn(key: str) -> tuple[float, ...]:
+        generator, size = keyed_generator(seed, epoch, f"mixing\0{key}"), config.crop_size
+        cuts = config.cutmix > 0 and (not config.mixup or generator.random() < _MOST_CUTMIX)
+        alpha = config.cutmix if cuts else config.mixup
+        share = float(generator.beta(alpha, alpha))
+        if not cuts:
+            return share, share, 0, 0, 0, 0
+        half = int(size * math.sqrt(1 - share)) // 2
+        centres = generator.integers(0, size, 2)
+        top, bottom, left, right = (min(max(it + by, 0), size) for it in centres for by in (-half, half))
+        return 1 - (bottom - top) * (right - left) / size**2, 1, top, bottom, left, right
+
+    return np.array([drawn(key) for key in keys], dtype=np.float32)
+
+
+def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Boxes [B, 4], as `erased_boxes` -> bool [B, 1, 1, H, W], true inside."""
+    steps, (top, bottom, left, right) = _steps(size, boxes.device), boxes.view(-1, 4, 1).unbind(1)
+    rows, columns = (steps >= top) & (steps < bottom), (steps >= left) & (steps < right)
+    return (rows[:, :, None] & columns[:, None, :])[:, None, None]
+
+
+def _recolour(clips_BTCHW: torch.Tensor, factors: np.ndarray) -> None:
+    """Change brightness, contrast and saturation of 0-255 pixels in place, in this order, and clamp them once.
+
+    Contrast is about the mean luma of all of a clip's frames.
+    """
+    factors_B31 = send(torch.from_numpy(factors), clips_BTCHW.device).view(-1, 3, 1, 1, 1, 1)
+    brightness, contrast, saturation = factors_B31.unbind(1)
+    luma = sum(clips_BTCHW[:, :, i : i + 1] * weight for i, weight in enumerate(_LUMA))
+    assert isinstance(luma, torch.Tensor)
+    mean = luma.mean(dim=(1, 2, 3, 4), keepdim=True)
+    scale = brightness * contrast
+    clips_BTCHW.mul_(scale * saturation).add_(
+        luma.mul_(scale * (1 - saturation)).add_((1 - contrast) * brightness * mean)
+    )
+    clips_BTCHW.clamp_(0, 255)
 
 
 def center_crop(frames_BTChw: torch.Tensor, config: AugmentConfig) -> torch.Tensor:
@@ -120,7 +222,7 @@ def _sampling_grid(
     # flip, from the mirrored x; before the crop, from there plus the crop's centre.
     rows = [mirror * cos, mirror * -sin, left + size / 2, sin, cos, top + size / 2]
     theta = send(torch.from_numpy(np.stack(rows, 1).astype(np.float32)), device)
-    steps = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
+    steps = _steps(size, device) - (size - 1) / 2
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     turn = theta.view(-1, 1, 1, 2, 3)
     # Elementwise: a matrix product may use TensorFloat-32, up to 0.05 pixels off.
@@ -135,6 +237,10 @@ def _normalise(frames_BTCHW: torch.Tensor) -> torch.Tensor:
     """0-255 floats -> ImageNet-normalised, by one multiplication and one addition in place."""
     std, mean = (_constant(values, frames_BTCHW.device).view(3, 1, 1) for values in (IMAGENET_STD, IMAGENET_MEAN))
     return frames_BTCHW.mul_(1 / (255 * std)).sub_(mean / std)
+
+
+def _steps(size: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(size, device=device, dtype=torch.float32)
 
 
 @functools.cache

@@ -99,6 +99,9 @@ class VideoConfig:
 
     Attributes:
         num_frames: T, frames per clip, spread evenly over it.
+        stored_frames: N, frames that are decoded and cached per clip, spread evenly over it, N - 1 a multiple of T - 1.
+            Training draws one from each of T segments (temporal segment sampling; Wang et al., 2016), evaluation takes
+            the T that it takes without this key; null: T.
         crop: `full` (whole frame, aspect kept: shorter side = size), `squash` (whole frame to a square),
             `center` (centre square), `head` (a square around the head in RAVDESS's framing) or `face` (a square
             around the face that is found in the clip).
@@ -113,6 +116,7 @@ class VideoConfig:
     """
 
     num_frames: int = 10
+    stored_frames: int | None = None
     crop: Crop = "center"
     size: int = 128
     face_margin: float = 0.25
@@ -123,6 +127,13 @@ class VideoConfig:
 
     def __post_init__(self) -> None:
         assert self.spec  # checks its fields
+        step = self.num_frames - 1 or 2  # of the frames that evaluation takes
+        if self.stored_frames is not None and (self.stored_frames < self.num_frames or (self.stored_frames - 1) % step):
+            below = max(self.num_frames, (self.stored_frames - 1) // step * step + 1)
+            raise ValueError(
+                f"video.stored_frames must be 1 more than a multiple of {step} for video.num_frames {self.num_frames}, "
+                f"such as {below} or {below + step}, not {self.stored_frames}"
+            )
         if self.no_face not in ("center", "reject"):
             raise ValueError(f"video.no_face must be center or reject, not '{self.no_face}'")
         if self.backend not in BACKENDS:
@@ -134,7 +145,13 @@ class VideoConfig:
 
     @property
     def spec(self) -> FrameSpec:
+        """The frames of a clip that a model sees in evaluation."""
         return FrameSpec(num_frames=self.num_frames, crop=self.crop, size=self.size, face_margin=self.face_margin)
+
+    @property
+    def stored_spec(self) -> FrameSpec:
+        """The frames of a clip that are decoded and cached."""
+        return replace(self.spec, num_frames=self.stored_frames or self.num_frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,14 +191,22 @@ class AugmentConfig:
     """Augmentation in training; evaluation uses the centre crop only.
 
     Attributes:
-        enabled: Random crop, flip and rotation in training; if off, training uses the centre crop too.
+        enabled: All of the following in training; if off, training uses the centre crop too.
         crop_size: H and W, side in pixels of the square that the model sees.
         flip: Probability of a horizontal flip.
         rotation_degrees: Largest angle; drawn uniformly from minus to plus this angle.
         rotation_corners: Fill of corners that a rotation turns in from outside the crop: `black`, as in Roy (2025), or
             the `image` there (its edge repeated beyond the stored frame).
-        per_frame: Draw anew for every frame, as the code of Roy (2025) did. If off, a clip's frames move together,
-            which temporal models need.
+        per_frame: Draw crop, flip and rotation anew for every frame, as the code of Roy (2025) did. If off, a clip's
+            frames move together, which temporal models need.
+        color_jitter: Largest relative change of a clip's brightness, contrast and saturation, each drawn uniformly
+            (Howard, 2013); 0: none.
+        random_erasing: Probability that a box of a clip's picture, of 2 to 33 % of its area, is filled with the mean
+            colour in all of its frames (Zhong et al., 2020).
+        mixup: Alpha of the Beta distribution of the shares in which a clip and the next one of the epoch, and their
+            labels, are mixed (Zhang et al., 2018); 0: none.
+        cutmix: The same, but a box of all frames of the clip is replaced by that of the next one (Yun et al., 2019);
+            with `mixup` too, either is drawn for each clip. 0: none.
     """
 
     enabled: bool = True
@@ -190,13 +215,28 @@ class AugmentConfig:
     rotation_degrees: float = 20.0
     rotation_corners: Literal["black", "image"] = "black"
     per_frame: bool = False
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop_size < 1:
             raise ValueError(f"augment.crop_size must be at least 1 pixel, not {self.crop_size}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"augment.flip must be a probability from 0 to 1, not {self.flip}")
+        for name in ("flip", "random_erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} must be a probability from 0 to 1, not {getattr(self, name)}")
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"augment.color_jitter must be 0 to 1, not {self.color_jitter}")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"augment.{name} must be at least 0 and finite, not {getattr(self, name)}")
         if not 0 <= self.rotation_degrees <= 180:
             raise ValueError(f"augment.rotation_degrees must be 0 to 180, not {self.rotation_degrees}")
         if self.rotation_corners not in ("black", "image"):
             raise ValueError(f"augment.rotation_corners must be black or image, not '{self.rotation_corners}'")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training mixes each clip with the next one of the epoch."""
+        return self.enabled and (self.mixup > 0 or self.cutmix > 0)

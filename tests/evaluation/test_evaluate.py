@@ -29,7 +29,7 @@ class Batches:
     def __init__(self, *batches: ClipBatch) -> None:
         self._batches = batches
 
-    def epoch(self):
+    def epoch(self, epoch=0):
         return iter(self._batches)
 
 

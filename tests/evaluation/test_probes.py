@@ -30,7 +30,7 @@ class Batches:
     def __init__(self, num_clips: int, batch_size: int) -> None:
         self._starts, self._num_clips, self._size = range(0, num_clips, batch_size), num_clips, batch_size
 
-    def epoch(self):
+    def epoch(self, epoch=0):
         for start in self._starts:
             numbers = range(start, min(start + self._size, self._num_clips))
             ramp = torch.arange(T, dtype=torch.uint8) * 20

@@ -32,10 +32,12 @@ def test_every_network_computes_the_same_without_its_norms(variant):
     with torch.no_grad():
         expected = model(frames)
         fold_batch_norm(model, 6, 48)
-        torch.testing.assert_close(model(frames), expected, rtol=1e-3, atol=1e-4)
+        # Rounding adds up over S3D's many layers to 1.5e-3 on some processors; a wrong fold is off by tenths.
+        near = {"rtol": 0, "atol": 5e-3 * float(expected.abs().max())}
+        torch.testing.assert_close(model(frames), expected, **near)
         if isinstance(model, FrameModel):
             encoded = model.encode(frames.flatten(0, 1)).unflatten(0, (2, 6))
-            torch.testing.assert_close(model.classifier(model.join(encoded)), expected, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(model.classifier(model.join(encoded)), expected, **near)
     assert norms_of(model) == []
     assert any(isinstance(it, nn.Conv2d | nn.Conv3d) for it in model.modules())
     assert not any(it._forward_hooks for it in model.modules())

@@ -37,6 +37,10 @@ class FakeLoader:
     def clips(self):
         return [key for batch in self.batches for key in batch.keys]
 
+    @property
+    def clips_per_epoch(self):
+        return len(self.clips)
+
     def state_dict(self):
         return {"clips": self._handed_out}
 

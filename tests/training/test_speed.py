@@ -31,10 +31,10 @@ def has_bf16(monkeypatch, answer):
 @pytest.mark.parametrize(
     ("device", "answer", "picked"),
     [
-        ("cpu", True, "bf16, channels_last, fused Adam, memory kept"),
-        ("cpu", False, "fp32, channels_last, fused Adam, memory kept"),
-        ("cuda", True, "bf16, channels_last, fused Adam, TF32"),
-        ("cuda", False, "fp16, channels_last, fused Adam, TF32"),
+        ("cpu", True, "bf16, channels_last, fused optimiser, memory kept"),
+        ("cpu", False, "fp32, channels_last, fused optimiser, memory kept"),
+        ("cuda", True, "bf16, channels_last, fused optimiser, TF32"),
+        ("cuda", False, "fp16, channels_last, fused optimiser, TF32"),
         ("mps", True, "fp32, channels_last"),
     ],
 )
@@ -60,7 +60,7 @@ def test_gradients_are_exchanged_in_what_they_were_computed_in(monkeypatch):
 def test_single_keys_and_the_launcher_win(monkeypatch):
     has_bf16(monkeypatch, True)
     picked = pick(TrainConfig(precision="fp32", channels_last=False, compile="default"), "cpu")
-    assert str(picked) == "fp32, fused Adam, compiled (default), memory kept"
+    assert str(picked) == "fp32, fused optimiser, compiled (default), memory kept"
     assert pick(TrainConfig(speed="fp32", channels_last=True), "cpu").channels_last
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert pick(TrainConfig(), "cpu").precision == "fp16"

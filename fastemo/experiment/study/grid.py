@@ -49,7 +49,10 @@ _NUM_FOLDS = {"kfold": CorpusConfig.folds, **{name: len(folds) for name, folds i
 _LATER = (
     *("corpus.folds", "corpus.allow_shared_subjects", "corpus.subjects", "corpus.classes", "train.test_every_epoch"),
     *("corpus.synthetic.difficulty.place", "video.face_margin", "video.no_face", "faces.weights"),
-    *("model.architecture", "model.shift"),
+    *("model.architecture", "model.shift", "model.drop_path", "video.stored_frames", "evaluate.views"),
+    *("augment.color_jitter", "augment.random_erasing", "augment.mixup", "augment.cutmix"),
+    *("train.optimizer", "train.warmup_epochs", "train.label_smoothing", "train.class_weights", "train.oversample"),
+    *("train.ema", "train.backbone_lr", "train.layer_decay", "train.freeze_epochs"),
 )
 _MOST_CELLS = 1000
 _LONGEST_NAME = 80
