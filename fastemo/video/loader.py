@@ -135,8 +135,8 @@ class ClipLoader:
         self.class_counts = np.bincount(self._labels, minlength=len(class_names))
         self._seed, self._shuffle, self._even = seed, shuffle, even
         self._oversample, self._mixed = oversample, mixed
-        most = int(self.class_counts.max()) * np.count_nonzero(self.class_counts)
-        self.clips_per_epoch = most if oversample else len(clips)
+        balanced = self.class_counts.max() * np.count_nonzero(self.class_counts)
+        self.clips_per_epoch = int(balanced) if oversample else len(clips)
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._threads = config.decode_threads or available_processors()
         self.transfer = Transfer(self._device)

@@ -10,7 +10,8 @@ import sys
 import pytest
 from doubles import SquareDetector
 from helpers import TRAIN, wait_until
-from same_bits import SMALL, assert_same_bits, bits, trained
+from safetensors.torch import load_file
+from same_bits import RECIPE, SMALL, assert_same_bits, bits, trained
 
 from fastemo.config import read_config, write_config
 from fastemo.corpus.manifest import read_manifest
@@ -65,6 +66,19 @@ def test_a_stopped_run_ends_in_the_same_bits(whole, tiny_corpus, tmp_path, folde
     assert trained(["--resume", str(folder)]) == folder
     assert_same_bits(bits(whole), bits(folder))
     assert trained(["--resume", str(folder)]) == folder, "a finished run is left as it is"
+
+
+@pytest.mark.parametrize("steps", [4, 15])
+def test_a_run_with_every_key_of_a_recipe_ends_in_the_same_bits(few_clips, tmp_path, folder, monkeypatch, steps):
+    """Stopped in the middle of an epoch with a frozen backbone, and of one that trains it."""
+    whole = trained(options(few_clips, tmp_path / "whole", *RECIPE))
+    stopped(options(few_clips, tmp_path, *RECIPE), monkeypatch, steps)
+    info = json.loads((folder / "checkpoints" / "last" / "info.json").read_text())
+    assert (info["epoch"], info["is_epoch_end"]) == (1 + (steps > 10), False)
+    assert trained(["--resume", str(folder)]) == folder
+    assert_same_bits(bits(whole), bits(folder))
+    state = load_file(folder / "checkpoints" / "last" / "state.safetensors")
+    assert len(state) > 2 * len(load_file(folder / "checkpoints" / "last" / "model.safetensors"))
 
 
 def test_a_run_on_faces_resumes_in_the_same_bits_without_the_detector(few_clips, tmp_path, folder, monkeypatch):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from helpers import decoded_clips, write_noise_clip
 
 from fastemo.corpus.manifest import scan
@@ -301,3 +302,19 @@ def test_on_a_gpu_the_same_clips_are_dropped(corpus, template, tmp_path, tier):
 
 def on_the_host(batch):
     return replace(batch, frames=batch.frames.cpu(), labels=batch.labels.cpu(), is_padding=batch.is_padding.cpu())
+
+
+def test_a_dropped_clip_is_nobodys_partner(corpus, expected, tmp_path):
+    """Another clip of the batch takes its place, whole: pixels, label and draws."""
+    store = StoreConfig(tier="memory", root=tmp_path / "store")
+    by_key = {clip.key: clip for clip in corpus.clips}
+    with make_loader(corpus, mixed=True, store=store) as loader:
+        for batch in loader.epoch(1):
+            found = batch.partners
+            assert torch.equal(batch.frames, found.frames[:4])
+            assert batch.is_padding.tolist() == [slot in BAD for slot in range(4)] or batch.is_padding.sum() == 2
+            for frames, key in zip(found.frames.numpy(), found.draw_keys, strict=True):
+                assert np.array_equal(frames, expected[key])
+            for row, label in zip(found.rows.tolist(), found.labels.tolist(), strict=True):
+                assert EMOTIONS.index(by_key[found.draw_keys[row]].emotion) == label
+        assert loader.dropped.keys() == {corpus.clips[number].key for number in BAD}

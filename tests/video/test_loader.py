@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from helpers import check_epoch, decoded_clips, psnr, smooth_frame, write_video
 
 from fastemo.corpus.manifest import Manifest, scan
 from fastemo.corpus.ravdess import EMOTIONS
 from fastemo.errors import DecodeError
-from fastemo.video.config import StoreConfig, VideoConfig
+from fastemo.video.augment import training_input
+from fastemo.video.config import AugmentConfig, StoreConfig, VideoConfig
 from fastemo.video.loader import ClipLoader
 from fastemo.video.sampling import epoch_order
 
@@ -116,6 +118,74 @@ def test_laws_2_and_3_for_every_backend_tier_crop_threads_ranks_and_batch_size(
     for loader in loaders:
         loader.close()
     assert any(tmp_path.iterdir()) == (tier != "none")
+
+
+ALL = AugmentConfig(crop_size=20, color_jitter=0.4, random_erasing=0.5, mixup=0.4, cutmix=1.0)
+
+
+def inputs(manifest, tmp_path, epoch, *, batch_size, world_size=1, augment=ALL, **options):
+    """What a model is trained on, by visit: pixels, and the labels of the clip and of its partner with their share."""
+    config, store = replace(SMALL, stored_frames=7), StoreConfig(tier="memory", root=tmp_path)
+    options = {"seed": 7, "shuffle": True, "even": True, "mixed": True, "store": store, **options}
+    found = {}
+    for rank in range(world_size):
+        kwargs = {"rank": rank, "world_size": world_size, "batch_size": batch_size, **options}
+        with make_loader(manifest, config, **kwargs) as loader:
+            for batch in loader.epoch(epoch):
+                frames, shares = training_input(batch, augment, seed=7, epoch=epoch)
+                assert frames.shape[:2] == (len(batch.keys), 3)
+                for slot in np.flatnonzero(~batch.is_padding.numpy()):
+                    partner = int(batch.partners.labels[slot]) if shares is not None else None
+                    share = float(shares[slot]) if shares is not None else None
+                    visit = [frames[slot], int(batch.labels[slot]), partner, share]
+                    assert found.setdefault(batch.draw_keys[slot], visit) is visit, "once over all ranks"
+    return found
+
+
+@pytest.mark.parametrize("oversample", [False, True])
+def test_law_2_for_everything_that_a_recipe_draws(manifest, tmp_path, oversample):
+    """Frames, colours, boxes and partners, in one and two processes and batches of 4 and 16."""
+    few = [*manifest.clips[:17], *manifest.clips[20:22]]  # of unequal classes
+    options = {"oversample": oversample, "clips": few}
+    whole = inputs(manifest, tmp_path, 2, batch_size=16, **options)
+    assert len(whole) == (24 if oversample else 19)
+    for batch_size, world_size in ((4, 1), (4, 2), (16, 2)):
+        found = inputs(manifest, tmp_path, 2, batch_size=batch_size, world_size=world_size, **options)
+        assert found.keys() == whole.keys()
+        for key, (frames, *rest) in found.items():
+            torch.testing.assert_close(frames, whole[key][0], rtol=0, atol=1e-5)
+            assert rest == whole[key][1:]
+    other = inputs(manifest, tmp_path, 3, batch_size=16, **options)
+    assert all(not torch.equal(other[key][0], whole[key][0]) for key in other.keys() & whole.keys())
+    if oversample:
+        first = next(key for key in whole if "\0" in key)
+        assert not torch.equal(whole[first][0], whole[first.partition("\0")[0]][0]), "a further visit draws anew"
+
+
+def test_one_key_does_not_change_what_another_draws(manifest, tmp_path):
+    """Shares and partners are the same without colours and boxes, so that recipes can be compared key by key."""
+    whole = inputs(manifest, tmp_path, 1, batch_size=4)
+    fewer = inputs(manifest, tmp_path, 1, batch_size=4, augment=replace(ALL, color_jitter=0, random_erasing=0))
+    assert {key: rest for key, (_, *rest) in whole.items()} == {key: rest for key, (_, *rest) in fewer.items()}
+
+
+def test_evaluation_sees_the_same_frames_of_more_stored_ones(manifest, decoded, tmp_path):
+    """The store holds seven, of which three are those of a store of three; a second view has others."""
+    config, store = replace(SMALL, stored_frames=7), StoreConfig(tier="disk", root=tmp_path)
+    with make_loader(manifest, config, store=store) as loader:
+        assert loader.kept.num_bytes == 22 * 7 * 3 * 24 * 24
+        for _ in range(2):
+            for key, _, frames in rows(loader, 0):
+                assert np.array_equal(frames, decoded["pyav", "center"][key])
+        views = [{key: frames for key, _, frames in rows(loader, epoch)} for epoch in (0, 1, 2, 1)]
+    assert all(np.array_equal(views[1][key], views[3][key]) for key in views[1])
+    assert any(not np.array_equal(views[1][key], views[other][key]) for key in views[1] for other in (0, 2))
+
+
+def test_partners_need_a_place_for_cached_clips(manifest, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"read each clip a second time.*\(no room on disk\).*--store.root"):
+        make_loader(manifest, mixed=True, store=StoreConfig(tier="disk", root=tmp_path / "file"), say=lambda _: None)
 
 
 @pytest.mark.parametrize("tier", ["disk", "memory"])

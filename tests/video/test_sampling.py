@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastemo.video.sampling import epoch_order, frame_indices, keyed_seed, rank_steps
+from fastemo.video.config import VideoConfig
+from fastemo.video.sampling import (
+    epoch_order,
+    frame_indices,
+    keyed_seed,
+    oversampled,
+    rank_steps,
+    segment_frames,
+)
 
 
 @given(st.integers(1, 10_000), st.integers(2, 300))
@@ -106,3 +114,63 @@ def test_bad_shares_are_errors():
         rank_steps(np.arange(3), batch_size=0)
     with pytest.raises(ValueError, match="rank 2"):
         rank_steps(np.arange(3), batch_size=1, rank=2, world_size=2)
+
+
+@given(shares)
+def test_partners_follow_in_the_order_of_all_ranks(share):
+    """The same pairs for any batch size and number of processes; the last clip's partner is the first."""
+    num_clips, batch_size, world_size = share
+    order = epoch_order([str(i) for i in range(num_clips)], seed=5, epoch=2)
+    following = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
+    for rank in range(world_size):
+        options = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+        plain, mixed = rank_steps(order, **options), rank_steps(order, **options, mixed=True)
+        for one, other in zip(plain, mixed, strict=True):
+            assert np.array_equal(one.indices, other.indices)
+            visits = np.concatenate([other.indices, other.others])
+            assert visits[other.partners].tolist() == [following[it] for it in other.indices.tolist()]
+            assert not {*other.others.tolist()} & {*other.indices.tolist()}, "each clip is read once"
+            assert world_size > 1 or len(other.others) <= 1
+
+
+def test_oversampling_evens_out_the_classes_and_repeats_each_clip_equally():
+    labels = np.array([0] * 10 + [1] * 4 + [3])
+    keys = [f"{i}.mp4" for i in range(15)]
+    visits = [oversampled(labels, keys, seed=0, epoch=epoch) for epoch in range(30)]
+    chosen = set()
+    for found in visits:
+        assert len(set(found.tolist())) == len(found) == 30
+        assert np.bincount(labels[found % 15]).tolist() == [10, 10, 0, 10]
+        times = np.bincount(found % 15, minlength=15)
+        assert times[:10].tolist() == [1] * 10
+        assert sorted(times[10:14]) == [2, 2, 3, 3]
+        assert times[14] == 10
+        chosen.add(tuple(times[10:14]))
+        # The visits of a clip are numbered.
+        assert all({*range(times[row])} == {*(found[found % 15 == row] // 15)} for row in range(15))
+    assert len(chosen) == 6, "others in other epochs"
+    assert np.array_equal(visits[4], oversampled(labels, keys, seed=0, epoch=4))
+
+
+@given(st.integers(1, 24), st.integers(1, 6), st.integers(1, 400))
+def test_evaluation_takes_the_same_frames_from_more_stored_ones(num_samples, step, num_frames):
+    num_stored = (num_samples - 1 or 2) * step + 1
+    assert VideoConfig(num_frames=num_samples, stored_frames=num_stored).stored_spec.num_frames == num_stored
+    stored = frame_indices(num_frames, num_stored)
+    assert np.array_equal(stored[segment_frames(num_stored, num_samples)], frame_indices(num_frames, num_samples))
+
+
+@given(st.integers(1, 24), st.integers(1, 6))
+def test_training_draws_from_segments_that_cover_every_stored_frame_once(num_samples, step):
+    num_stored = (num_samples - 1 or 2) * step + 1
+    draws = np.linspace(0, 1, 64 * num_stored, endpoint=False)
+    found = segment_frames(num_stored, num_samples, np.repeat(draws[:, None], num_samples, axis=1))
+    assert found.shape == (len(draws), num_samples)
+    segments = [sorted({*found[:, k].tolist()}) for k in range(num_samples)]
+    assert [it for segment in segments for it in segment] == list(range(num_stored))
+    middle = segment_frames(num_stored, num_samples)
+    assert all(frame in segment for frame, segment in zip(middle.tolist(), segments, strict=True))
+    if step > 1:
+        assert len(segments[0]) > 1
+    if num_samples > 1 and step == 1:
+        assert np.array_equal(found[0], np.arange(num_samples)), "as many as are stored: all of them"
