@@ -22,8 +22,8 @@ SMALL = [
 ]
 
 
-# Every key of a recipe that is off by default. At 16 pixels bf16 convolutions on single cells give NaN gradients on some
-# processors.
+# Every key of a recipe that is off by default. Not at 16 pixels, where bf16 convolutions on single cells give NaN
+# gradients on some processors.
 RECIPE = [
     *("--video.size", "24", "--augment.crop_size", "20"),
     *("--model.name", "late_fusion", "--model.backbone", "test_resnet", "--model.drop_path", "0.1"),

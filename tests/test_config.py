@@ -228,7 +228,7 @@ def each(kind: type, prefix: str = "", **wrong: object) -> list[tuple[type, dict
     [
         *each(TrainConfig, "train.", batch_size=0, accumulate_steps=0, epochs=0, early_stop_patience=0, lr=0),
         *each(TrainConfig, "train.", weight_decay=-1, clip_norm=-1, plateau_patience=-1, plateau_factor=1.0),
-        *each(TrainConfig, "train.", lr=float("nan"), schedule="cosine", precision="int8"),
+        *each(TrainConfig, "train.", lr=float("nan"), schedule="step", precision="int8"),
         (TrainConfig, {"compile": "cudagraphs", "accumulate_steps": 2}, r"needs train\.accumulate_steps 1, not 2"),
         *each(VideoConfig, backend="x", decode_threads=0, prefetch_batches=0, size=0),
         *each(FrameSpec, num_frames=0, crop="left", size=0),

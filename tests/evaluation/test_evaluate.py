@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from training.fakes import clip_batch
 
 from fastemo.evaluation.evaluate import Predictions, predict
+from fastemo.video.augment import center_crop
 from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch
 
@@ -70,3 +73,42 @@ def test_nothing_at_all_is_an_error():
     for parts in ([], [none], [none, none]):
         with pytest.raises(ValueError, match="no clip of the split could be decoded"):
             Predictions.joined(parts)
+
+
+class Columns(nn.Module):
+    """Logits that tell apart the left and the right half of a clip's frames, and the frames."""
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        half = frames.shape[-1] // 2
+        times = torch.arange(1.0, frames.shape[1] + 1)
+        return torch.stack([(it.mean(dim=(2, 3, 4)) * times).sum(1) for it in frames.split(half, dim=-1)], dim=1)
+
+
+def test_odd_views_are_mirrored_and_each_pair_has_frames_of_its_own():
+    class Drawn(Batches):
+        def epoch(self, epoch=0):
+            return (replace(it, frames=it.frames.roll(epoch, dims=1)) for it in self._batches)
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 3, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    loader = Drawn(clip_batch(pixels, [0, 1], ["a", "b"]))
+    views = [predict(Columns(), loader, AUGMENT, view=view).logits for view in range(4)]
+    for number, found in enumerate(views):
+        frames = center_crop(pixels.roll(number // 2, dims=1), AUGMENT)
+        expected = Columns()(frames.flip(-1) if number % 2 else frames)
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(views[1], views[0][:, ::-1], rtol=1e-6)
+    assert not np.array_equal(views[2], views[0])
+
+
+def test_views_are_averaged_over_the_clips_that_all_have():
+    def view(keys, *logits):
+        return Predictions(tuple(keys), np.arange(len(keys)), np.array(logits, np.float32))
+
+    found = Predictions.averaged([view("abc", [1, 0], [2, 0], [3, 0]), view("ca", [5, 2], [7, 4])])
+    assert found.keys == ("a", "c")
+    assert found.labels.tolist() == [0, 2]
+    assert found.logits.tolist() == [[4, 2], [4, 1]]
+    assert found.logits.dtype == np.float32
+    alone = view("ab", [1, 0], [2, 0])
+    assert Predictions.averaged([alone]) is alone

@@ -1,14 +1,26 @@
 """uint8 -> float, clip-consistent, a pure function of (seed, epoch, key)."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-from fastemo.video.augment import IMAGENET_MEAN, IMAGENET_STD, augment, center_crop, draw_parameters
+from fastemo.video.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    augment,
+    center_crop,
+    color_factors,
+    draw_parameters,
+    erased_boxes,
+    mixing_parameters,
+    training_input,
+)
 from fastemo.video.config import AugmentConfig
+from fastemo.video.loader import ClipBatch, Partners
 
 KEYS = ["a.mp4", "b.mp4", "c.mp4"]
 PLAIN = {"flip": 0.0, "rotation_degrees": 0.0}
@@ -142,3 +154,95 @@ def test_no_matrix_product_places_the_pixels(monkeypatch):
     frames = torch.zeros(2, 3, 3, 30, 32, dtype=torch.uint8)
     with Products():
         augment(frames, AugmentConfig(crop_size=24), ["a", "b"], seed=0, epoch=0)
+
+
+def recoloured(frames, **options):
+    config = AugmentConfig(crop_size=28, **PLAIN, **options)
+    return config, augment(frames, config, KEYS, seed=3, epoch=2)
+
+
+def test_colours_change_as_torchvision_changes_them(frames):
+    """Each clip as one picture of all its frames, whose pixels are too grey to be clamped in between."""
+    grey = 64 + frames // 4
+    config, found = recoloured(grey, color_jitter=0.4)
+    plain = denormalise(augment(grey, replace(config, color_jitter=0.0), KEYS, seed=3, epoch=2)) / 255
+    factors = color_factors(config, KEYS, seed=3, epoch=2)
+    assert ((factors > 0.6) & (factors < 1.4)).all()
+    assert len({*factors.flatten().tolist()}) == 9
+    for clip, (brightness, contrast, saturation) in enumerate(factors.tolist()):
+        picture = plain[clip].permute(1, 2, 0, 3).flatten(2)  # frames side by side
+        picture = tv.adjust_contrast(tv.adjust_brightness(picture, brightness), contrast)
+        picture = tv.adjust_saturation(picture, saturation).unflatten(2, (4, 28)).permute(2, 0, 1, 3)
+        # torchvision's weights of red, green and blue have a sum of 0.9999.
+        torch.testing.assert_close(denormalise(found[clip]) / 255, picture, rtol=0, atol=2e-3)
+
+
+def test_colours_stay_within_what_a_picture_holds(frames):
+    _, found = recoloured(frames // 128 * 255, color_jitter=1.0)
+    values = denormalise(found)
+    assert values.min() > -0.01
+    assert values.max() < 255.01
+
+
+def test_the_erased_box_is_the_same_in_all_frames_and_of_the_mean_colour(frames):
+    config, found = recoloured(frames, random_erasing=1.0)
+    plain = augment(frames, replace(config, random_erasing=0.0), KEYS, seed=3, epoch=2)
+    for clip, (top, bottom, left, right) in enumerate(erased_boxes(config, KEYS, seed=3, epoch=2).astype(int)):
+        expected = plain[clip].clone()
+        expected[..., top:bottom, left:right] = 0
+        assert torch.equal(found[clip], expected)
+    boxes = erased_boxes(replace(config, random_erasing=0.25), [str(i) for i in range(4000)], seed=0, epoch=0)
+    area = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / 28**2
+    assert (area > 0).mean() == pytest.approx(0.25, abs=0.03)
+    assert area[area > 0].mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.02)
+    assert (boxes >= 0).all()
+    assert (boxes <= 28).all()
+    assert {*boxes[:, 1].tolist()} >= {27.0, 28.0}, "up to the edge"
+
+
+def mixture(frames, **options):
+    """The mixed clips, what they are made of, and what was drawn."""
+    config = AugmentConfig(crop_size=28, **options)
+    rows = torch.tensor([1, 2, 0])
+    partners = Partners(frames, KEYS, rows, torch.tensor([5, 6, 7]))
+    batch = ClipBatch(frames, torch.tensor([7, 5, 6]), KEYS, torch.zeros(3, dtype=torch.bool), 3, partners)
+    mixed, shares = training_input(batch, config, seed=4, epoch=1)
+    plain = augment(frames, config, KEYS, seed=4, epoch=1)
+    return mixed, shares, plain, plain[rows], mixing_parameters(config, KEYS, seed=4, epoch=1)
+
+
+def test_mixup_is_the_weighted_sum_of_two_augmented_clips(frames):
+    mixed, shares, plain, partners, drawn = mixture(frames, mixup=0.4)
+    assert shares.tolist() == drawn[:, 0].tolist() == drawn[:, 1].tolist()
+    weights = shares.view(3, 1, 1, 1, 1)
+    torch.testing.assert_close(mixed, weights * plain + (1 - weights) * partners)
+    many = mixing_parameters(AugmentConfig(mixup=0.4), [str(i) for i in range(4000)], seed=0, epoch=0)[:, 0]
+    assert many.mean() == pytest.approx(0.5, abs=0.02)
+    # A Beta distribution's variance is 1 / (4 (2 alpha + 1)).
+    assert many.var() == pytest.approx(1 / 7.2, abs=0.01)
+
+
+def test_cutmix_swaps_a_box_of_all_frames_and_counts_its_pixels(frames):
+    mixed, shares, plain, partners, drawn = mixture(frames, cutmix=1.0)
+    for clip, (_, _, top, bottom, left, right) in enumerate(drawn.astype(int)):
+        expected = plain[clip].clone()
+        expected[..., top:bottom, left:right] = partners[clip][..., top:bottom, left:right]
+        torch.testing.assert_close(mixed[clip], expected)
+        assert shares[clip] == pytest.approx(1 - (bottom - top) * (right - left) / 28**2)
+    assert 0 < shares.min() < 1
+    config = AugmentConfig(crop_size=100, cutmix=1.0)
+    many = mixing_parameters(config, [str(i) for i in range(4000)], seed=0, epoch=0)
+    # The box's area is uniform, but for what lies outside the picture: of a side s, a share 1 - s / 4 is inside.
+    sides = np.sqrt(np.linspace(0, 1, 1001))
+    assert (1 - many[:, 0]).mean() == pytest.approx(((sides * (1 - sides / 4)) ** 2).mean(), abs=0.02)
+
+
+def test_mixup_and_cutmix_are_drawn_equally_often():
+    both = mixing_parameters(AugmentConfig(mixup=0.2, cutmix=1.0), [str(i) for i in range(4000)], seed=0, epoch=0)
+    assert (both[:, 1] == 1).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_without_augmentation_nothing_is_mixed(frames):
+    mixed, shares, *_ = mixture(frames, mixup=0.4, enabled=False)
+    assert shares is None
+    assert torch.equal(mixed, center_crop(frames, AugmentConfig(crop_size=28)))
