@@ -21,10 +21,10 @@ from fastemo.models.build import build_model
 from fastemo.models.config import ModelConfig
 from fastemo.models.folding import fold_batch_norm
 from fastemo.models.fusion import ClipModel
-from fastemo.training import schedule
 from fastemo.training import trainer as trainer_module
 from fastemo.training.speed import to_channels_last
 from fastemo.training.trainer import Trainer
+from fastemo.training.windows import timed as timed_batches
 from fastemo.video.augment import augment, center_crop
 from fastemo.video.config import AugmentConfig
 from fastemo.video.loader import ClipBatch, ClipLoader
@@ -43,7 +43,7 @@ def train_epoch(trainer: Trainer, loader: ClipLoader, config: AugmentConfig, epo
     totals, waits = sums(trainer.device), []
 
     def work() -> int:
-        for batch, seconds in schedule.timed(loader.epoch(epoch)):
+        for batch, seconds in timed_batches(loader.epoch(epoch)):
             trainer.train_step([batch], config, epoch, totals)
             waits.append(seconds)
         return int(totals[2])
@@ -187,7 +187,7 @@ def breakdown(
     trainer.model.train()
     with ExitStack() as stack:
         for owner, name, part in (
-            (trainer_module, "augment", "augment"),
+            (trainer_module, "training_input", "augment"),
             (trainer.model, "forward", "forward"),
             (trainer.accelerator, "backward", "backward"),
             (trainer.accelerator, "clip_grad_norm_", "optimizer"),

@@ -1,7 +1,8 @@
 """Measures one model, in a separate process.
 
 A round is: a cold epoch (the run's first, later ones with an emptied store; once for a model that trains slower than
-its clips decode), the pruned decode alone, a warm epoch between the halves of the bare loop, an epoch of each peer.
+its clips decode), the pruned decode alone, a warm epoch between the halves of the bare loop, one with every key of a
+recipe on, an epoch of each peer.
 Training outside the warm epochs is undone except for the very first step, so that the model has been trained for as
 many epochs as a peer.
 """
@@ -13,9 +14,9 @@ import resource
 import shutil
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from benchmarks.common.epochs.loops import (
     train_epoch,
 )
 from benchmarks.common.epochs.networks import config_of
-from benchmarks.common.measure import Pass, Record, total
+from benchmarks.common.measure import EpochPass, Pass, Record, total
 from benchmarks.common.peers import TRAINED_BY_PEERS, PeerProcess, started
 from benchmarks.common.stages import decode_stages, loader_of
 from fastemo.console import Console
@@ -50,6 +51,18 @@ from fastemo.video.loader import ClipLoader
 _BREAKDOWN_STEPS = 8
 # Training from scratch, for the accuracy; configs/quick.yaml.
 _RECIPE: dict[str, Any] = {"schedule": "onecycle", "lr": 1e-3, "early_stop_patience": None}
+# Every key of a recipe that costs time; `drop_path` and `freeze_epochs` save some.
+_EVERY_KEY: dict[str, Any] = {
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "warmup_epochs": 1,
+    "label_smoothing": 0.1,
+    "class_weights": "balanced",
+    "ema": 0.999,
+}
+_OF_BACKBONE: dict[str, Any] = {"backbone_lr": 0.5, "layer_decay": 0.75}
+_EVERY_AUGMENTATION: dict[str, Any] = {"color_jitter": 0.4, "random_erasing": 0.25, "mixup": 0.2, "cutmix": 1.0}
+_STORED_PER_FRAME = 3  # about so many stored frames for each that is drawn
 _SEED = 0
 
 
@@ -86,15 +99,27 @@ class Job:
 
     def prepare(self, trainer: Trainer, manifest: Manifest, loader: ClipLoader) -> None:
         torch.manual_seed(_SEED)
-        trainer.prepare(build_model(self.model_config, len(manifest.class_names)), len(loader))
+        trainer.prepare(build_model(self.model_config, len(manifest.class_names)), len(loader), loader.class_counts)
 
     def loader(
-        self, manifest: Manifest, clips: Sequence[Clip], trainer: Trainer, store: str, train: bool = True
+        self,
+        manifest: Manifest,
+        clips: Sequence[Clip],
+        trainer: Trainer,
+        store: str,
+        train: bool = True,
+        every_key: bool = False,
     ) -> ClipLoader:
         """A loader over the named store, or without one if the name is empty."""
-        config = StoreConfig(root=self.scratch / "stores" / store) if store else StoreConfig(tier="none")
+        config, video = StoreConfig(tier="none"), self.options.video
+        if store:
+            config = StoreConfig(root=self.scratch / "stores" / store)
+        if every_key:
+            step = video.num_frames - 1 or 2
+            video = replace(video, stored_frames=_STORED_PER_FRAME * step + 1)
         options = {"batch_size": self.options.batch_size, "seed": _SEED, "shuffle": train, "even": train}
-        return loader_of(manifest, clips, self.options.video, device=trainer.device, store=config, **options)
+        options |= {"mixed": every_key, "oversample": every_key}
+        return loader_of(manifest, clips, video, device=trainer.device, store=config, **options)
 
 
 def peak_memory(device: torch.device) -> dict[str, float | None]:
@@ -130,6 +155,17 @@ def learn(job: Job) -> dict[str, Any]:
     }
 
 
+def every_key_epoch(job: Job, stack: ExitStack) -> Callable[[int], EpochPass]:
+    """A warm epoch with every key of a recipe on, of a trainer of its own, by its number from 1."""
+    recipe = _EVERY_KEY | (_OF_BACKBONE if job.model_config.backbone_name else {})
+    trainer = stack.enter_context(job.trainer(**recipe))
+    crop = replace(job.options.crop, **_EVERY_AUGMENTATION)
+    loader = stack.enter_context(job.loader(job.timed, job.timed.clips, trainer, "recipe", every_key=True))
+    job.prepare(trainer, job.timed, loader)
+    train_epoch(trainer, loader, crop, 0)  # fills the store
+    return partial(train_epoch, trainer, loader, crop)
+
+
 def measure(job: Job) -> dict[str, Any]:
     """All figures of one model."""
     options, clips = job.options, job.timed.clips
@@ -147,6 +183,7 @@ def measure(job: Job) -> dict[str, Any]:
         record.add("cold", 1, cold_epoch, trainer, warm, options.crop, 0)
         memory = peak_memory(trainer.device)
         predicting = for_prediction(trainer.bare_model, options.num_frames, options.crop_size)
+        recipe_epoch = every_key_epoch(job, stack)
         decode = stack.enter_context(decode_stages(job.timed, options.video))["decode_pruned"]
         decode.warm()
         settings = {it: getattr(options, it) for it in ("num_frames", "size", "crop_size", "batch_size")}
@@ -172,6 +209,7 @@ def measure(job: Job) -> dict[str, Any]:
             bares = [bare(steps=len(warm) - half)]
             record.add("warm", number, train_epoch, trainer, warm, options.crop, number)
             bares += [bare(steps=half)] if half else []
+            record.add("recipe", number, recipe_epoch, number)
             record.add("bare", number, total, bares)
             record.add("forward", number, partial(forward_loop, steps=len(warm)), predicting, batch, options.crop)
             for name in options.peer_names if job.model in TRAINED_BY_PEERS else ():

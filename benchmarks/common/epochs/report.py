@@ -17,6 +17,7 @@ from fastemo.console import Console
 TITLES = {
     "warm": "warm epoch",
     "bare": "bare loop on one resident batch (the ceiling)",
+    "recipe": "warm epoch, every key of a recipe on",
     "cold": "cold epoch",
     "limit": "pruned decode alone",
     "forward": "the model alone, as in prediction, fp32",
@@ -72,6 +73,7 @@ def ratios(passes: Rounds) -> dict[str, dict[str, float]]:
     """One model's `<what>_over_<what>`: medians and extremes of ratios of clips/s within a round."""
     speed = {name: rates(rounds) for name, rounds in passes.items()}
     pairs = [("warm", "bare"), ("cold", "limit"), ("cold", "joint_limit"), ("warm", "report"), ("warm", "plain")]
+    pairs.append(("warm", "recipe"))
     return measure.paired_ratios({**speed, "joint_limit": joint_rates(passes)}, pairs)
 
 
@@ -125,6 +127,11 @@ def targets(measured: Mapping[str, Rounds], *, gpu: str | None, batch_size: int)
     for model in measured:
         title = f"{model}: warm epoch over the bare loop's ceiling"
         found.append(Target(f"warm_over_bare_{model}", title, medians.get((model, "warm_over_bare")), 0.95, "x"))
+        title, times = (
+            f"{model}: warm epoch with every key of a recipe on over one with all off, time",
+            (model, "warm_over_recipe"),
+        )
+        found.append(Target(f"recipe_{model}", title, medians.get(times), 1.1, "x", is_upper=True))
     waits = {model: share["median"] for model, passes in measured.items() if (share := data_wait(passes))}
     longest = max(waits, key=waits.__getitem__, default="")
     title = "share of a warm epoch spent waiting for data, the highest of any model"
