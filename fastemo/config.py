@@ -44,6 +44,8 @@ class RunConfig:
         resume: Run to resume, interrupted or, with more `train.epochs` than its own, finished: its folder, its name,
             `latest`: the newest finished run, or `auto`: the run `name` or, without a name, the newest run of the
             model; a new run if there is none.
+        minutes: Time for the whole run, from which the number of epochs follows; the schedule is `cosine`, without
+            early stopping. `None`: no limit.
         corpus: Which clips are used.
         video: How clips are sampled and decoded.
         faces: The face detector.
@@ -58,6 +60,7 @@ class RunConfig:
     runs_dir: Path = Path("runs")
     seed: int = 0
     resume: str | None = None
+    minutes: float | None = None
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     faces: FacesConfig = field(default_factory=FacesConfig)
@@ -74,6 +77,11 @@ class RunConfig:
             raise ValueError(f"name must be printable and at most {_LONGEST_NAME} bytes long, not {self.name!a}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2^63 - 1, not {self.seed}")
+        if self.minutes is not None:
+            if not 0 < self.minutes < math.inf:
+                raise ValueError(f"minutes must be above 0 and finite, not {self.minutes}")
+            in_time = replace(self.train, schedule="cosine", warmup_epochs=0.0, early_stop_patience=None)
+            object.__setattr__(self, "train", in_time)
         follows = {
             "num_frames": ("video.num_frames", self.video.num_frames),
             "size": ("augment.crop_size", self.augment.crop_size),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -24,6 +25,7 @@ Run:
   --name NAME                   name of the run folder (default: model and time)
   --runs_dir DIR                folder of the run folders (default: {config.runs_dir})
   --seed N                      seed of weights, clip order and augmentation (default: {config.seed})
+  --minutes N                   time for the whole run: picks epochs and schedule (default: no limit)
   --resume RUN                  run to resume (if finished, with more --train.epochs): folder, name, latest or auto
 
 Corpus:
@@ -55,7 +57,7 @@ Training:
 
 def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> None:
     """Train with the configuration that the arguments give."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    started, arguments = time.monotonic(), sys.argv[1:] if arguments is None else arguments
     with one_line_errors():
         from fastemo.config import RunConfig
         from fastemo.machine import check_platform
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str | None = None) -> 
 
     # The signals outermost: a launcher that sees one process fail sends the others a signal.
     with StopSignals().installed() as signals, one_line_errors():
-        run(config, run_dir, signals)
+        run(config, run_dir, signals, started)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from fastemo.corpus.splits import Splits
 from fastemo.errors import Stopped
 from fastemo.evaluation.calibration import fit_temperature
 from fastemo.evaluation.evaluate import Predictions
+from fastemo.experiment.minutes import time_budget
 from fastemo.experiment.results import best_line, calibration_line, results_line, say_left_to_pyav, write_report
 from fastemo.experiment.resume import check_same_corpus, epochs_to_extend, recover, restart_patience, with_classes_of
 from fastemo.json_files import read_json
@@ -40,12 +41,15 @@ from fastemo.video.faces.boxes import with_faces
 from fastemo.video.loader import ClipLoader
 
 
-def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | None = None) -> Path:
+def run(
+    config: RunConfig, run_dir: Path | None = None, signals: StopSignals | None = None, started: float | None = None
+) -> Path:
     """Train, test and write the results; return the run folder.
 
     Args:
         run_dir: The run to resume: an interrupted one, or a finished one if `config` has more epochs.
         signals: Checked if they are installed.
+        started: When the process started, on `time.monotonic`, for `minutes`; `None`: now.
 
     Raises:
         ValueError: The configuration, the corpus or the run folder is not usable; nothing was trained.
@@ -54,6 +58,7 @@ def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | N
         UserError: As raised by `Trainer.fit`.
         Stopped: By a signal.
     """
+    started = time.monotonic() if started is None else started
     with Trainer(config.train, seed=config.seed, signals=signals) as trainer, trainer.plain_faults():
         console = Console(show=trainer.is_main)
         asked, config = config, trainer.on_main(lambda: config)
@@ -65,7 +70,7 @@ def run(config: RunConfig, run_dir: Path | None = None, signals: StopSignals | N
                 console.say(f"run {found.folder} is already finished")
                 return found.folder
             try:
-                _run(config, trainer, found, stack, console)
+                _run(config, trainer, found, stack, console, started)
             except Stopped as stop:
                 if found.folder.is_dir():
                     stop = Stopped(stop.number, f"resume with the same command and --resume {found.folder}")
@@ -130,10 +135,12 @@ def _former(folder: Path, epoch: int) -> Path:
     return folder / f"test-epoch-{epoch}.json"
 
 
-def _run(config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack, console: Console) -> None:
+def _run(
+    config: RunConfig, trainer: Trainer, found: RunFolder, stack: ExitStack, console: Console, started: float
+) -> None:
     run_dir = found.folder
     try:
-        root, splits, loaders = _prepare(config, trainer, found, console)
+        root, splits, loaders = _prepare(config, trainer, found, console, started)
         stack.enter_context(trainer.tracked(config_leaves(config), run_dir, console))
     except BaseException:
         # Nothing was trained yet: free the name for the next attempt.
@@ -200,7 +207,7 @@ def _temperature(validation: Predictions, console: Console) -> float:
 
 
 def _prepare(
-    config: RunConfig, trainer: Trainer, found: RunFolder, console: Console
+    config: RunConfig, trainer: Trainer, found: RunFolder, console: Console, started: float
 ) -> tuple[Root, Splits, dict[str, ClipLoader]]:
     """Prepare corpus, splits, loaders, and the model on its device."""
     manifest = trainer.on_main(lambda: _prepare_folder(config, found, console))
@@ -233,7 +240,8 @@ def _prepare(
         console.say(
             f"{train.num_padding} clips are repeated per epoch, with weight 0, for equal shares of the processes"
         )
-    for note in (trainer.speed.note, trainer.prepare(model, len(train), train.class_counts)):
+    budget = time_budget(config, trainer, loaders, console, started)
+    for note in (trainer.speed.note, trainer.prepare(model, len(train), train.class_counts, budget)):
         if note:
             console.say(note)
     return manifest.root, splits, loaders

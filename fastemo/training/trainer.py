@@ -21,6 +21,7 @@ from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.config import TrainConfig
 from fastemo.training.processes import Processes, gather_object
 from fastemo.training.progress import Progress, epoch_line, json_lines, last_losses
+from fastemo.training.recipe.budget import EpochBudget, TimeBudget
 from fastemo.training.recipe.optimizer import PER_UPDATE, make_optimizer, make_scheduler
 from fastemo.training.recipe.recipe import Recipe, soft_labels
 from fastemo.training.speed import freeze_batch_norm, keep_conv3d_right, pick, set_determinism, to_channels_last
@@ -62,11 +63,18 @@ class Trainer(Processes):
             self.__dict__.pop(name, None)
         super().__exit__(*error)
 
-    def prepare(self, model: nn.Module, steps_per_epoch: int, class_counts: np.ndarray | None = None) -> str:
+    def prepare(
+        self,
+        model: nn.Module,
+        steps_per_epoch: int,
+        class_counts: np.ndarray | None = None,
+        budget: TimeBudget | None = None,
+    ) -> str:
         """Move the model to the device and create optimiser and scheduler.
 
         Args:
             class_counts: int64 [K], training clips of each class, which balanced class weights need.
+            budget: The time to end in, instead of after the configuration's epochs.
 
         Returns:
             A message for the user; empty if everything is as picked.
@@ -79,8 +87,9 @@ class Trainer(Processes):
         optimizer = make_optimizer(self.config, model, fused=self.speed.fused)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         updates = -(-steps_per_epoch // self.config.accumulate_steps) * self.config.epochs
-        self._scheduler = make_scheduler(self.config, optimizer, updates)
+        self._scheduler = make_scheduler(self.config, optimizer, updates, budget)
         self._compiled = self.speed.compiled(self.model)
+        self._budget = budget or EpochBudget(self.config)
         self._recipe = Recipe(self.config, self.bare_model, class_counts, is_alone=self.world_size == 1)
         self._memory.start()
         return note
@@ -126,15 +135,16 @@ class Trainer(Processes):
         with self.signals.deferred(), console.track("training", "clips") as advance:
             if resume is not None:
                 self._restore(resume, train, run_dir)
-            while not self.progress.is_over(self.config):
+            while not self._budget.is_over(self.progress):
                 epoch = self.progress.epoch
                 scores, speed = self._train_epoch(train, augment_config, epoch, advance, run_dir)
                 with self._recipe.in_evaluation():
                     row = {"epoch": epoch, **scores, **self.scores(splits, augment_config), **speed}
                 improved = self._end_epoch(row)
                 self.note_dropped({"train": train, "val": val}, epoch, run_dir)
+                self._budget.end_epoch()
                 self._save(run_dir, epoch, train.clips_per_epoch, improved=improved)
-                console.say(epoch_line(row, self.config.epochs, improved))
+                console.say(epoch_line(row, self._budget.epochs, improved))
                 self.trackers.log(self.history)
                 self._stop_between_epochs()
             self._writer.wait()
@@ -157,7 +167,7 @@ class Trainer(Processes):
         """Train one epoch; return its scores and speed under the names of `metrics.jsonl`."""
         totals, progress = self._begin_epoch(epoch), self.progress
         started = time.perf_counter() - progress.seconds
-        note = f"epoch {epoch}/{self.config.epochs}{last_losses(self.history)}"
+        note = f"epoch {epoch}/{self._budget.epochs}{last_losses(self.history)}"
         for window, seconds in windows(timed(loader.epoch(epoch)), self.config.accumulate_steps):
             self.train_step(window, augment_config, epoch, totals)
             progress.waited, progress.seconds = progress.waited + seconds, time.perf_counter() - started
@@ -165,7 +175,9 @@ class Trainer(Processes):
             if wish != GO_ON:
                 self._carry_out(wish, loader, epoch, totals, run_dir)
             done = (epoch - 1) * loader.clips_per_epoch + loader.state_dict()["clips"]
-            advance(done, self.config.epochs * loader.clips_per_epoch, note=note)
+            advance(done, self._budget.epochs * loader.clips_per_epoch, note=note)
+            if self._budget.update(seconds):
+                break
         wish = max(self._agreement.settle(), FAIL if self._watch.found(wait=True) else GO_ON)
         if (wish := self._agreement.now(wish)) >= STOP:
             self._carry_out(wish, loader, epoch, totals, run_dir)
@@ -185,6 +197,7 @@ class Trainer(Processes):
         """Seed the generators, or restore those of an unfinished epoch; return its sums so far, float64 [3]."""
         self.model.train()
         self._recipe.begin_epoch(epoch)
+        self._budget.begin_epoch()
         self._watch = FiniteWatch(self.device)
         totals = torch.zeros(3, device=self.device, dtype=torch.float64)  # loss, correct, clips
         unfinished, self._unfinished = self._unfinished, None
@@ -288,7 +301,7 @@ class Trainer(Processes):
             return
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
-        state["progress"] = self.progress.as_dict()
+        state |= {"progress": self.progress.as_dict(), "budget": self._budget.state_dict()}
         info: dict[str, Any] = {"epoch": epoch, "clips": clips, "is_epoch_end": loader is None}
         info |= {**(self.history[-1] if loader is None else {}), "versions": versions()}
         model, state = checkpoint.snapshot(weights), checkpoint.snapshot(state)
@@ -320,6 +333,7 @@ class Trainer(Processes):
             load_optimizer(self.optimizer, state["optimizer"])
             self._scheduler.load_state_dict(state["scheduler"])
             self.progress = Progress.restored(state["progress"])
+            self._budget.load_state_dict(state.get("budget", {}))
             if "scaler" in state and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         except (KeyError, RuntimeError, TypeError) as error:

@@ -47,7 +47,14 @@ REPEATS = ("seed", "corpus.fold")
 _NUM_FOLDS = {"kfold": CorpusConfig.folds, **{name: len(folds) for name, folds in RAVDESS_FOLDS.items()}}
 # Keys that version 0.1.0 did not have: at their defaults, a run stays the same run.
 _LATER = (
-    *("corpus.folds", "corpus.allow_shared_subjects", "corpus.subjects", "corpus.classes", "train.test_every_epoch"),
+    *(
+        "minutes",
+        "corpus.folds",
+        "corpus.allow_shared_subjects",
+        "corpus.subjects",
+        "corpus.classes",
+        "train.test_every_epoch",
+    ),
     *("corpus.synthetic.difficulty.place", "video.face_margin", "video.no_face", "faces.weights"),
     *("model.architecture", "model.shift", "model.drop_path", "video.stored_frames", "evaluate.views"),
     *("augment.color_jitter", "augment.random_erasing", "augment.mixup", "augment.cutmix"),
