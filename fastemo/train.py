@@ -22,10 +22,10 @@ Train and test a model; later options override earlier ones.
 
 Run:
   --config FILE                 YAML file of keys and values, such as configs/r3d18.yaml
-  --name NAME                   name of the run folder (default: model and time)
+  --name NAME                   folder of the run (default: model and time)
   --runs_dir DIR                folder of the run folders (default: {config.runs_dir})
   --seed N                      seed of weights, clip order and augmentation (default: {config.seed})
-  --minutes N                   time for the whole run: picks epochs and schedule (default: no limit)
+  --minutes N                   time for the whole run, instead of epochs
   --resume RUN                  run to resume (if finished, with more --train.epochs): folder, name, latest or auto
 
 Corpus:
@@ -38,7 +38,7 @@ Frames:
   --video.num_frames T          frames per clip (default: {config.video.num_frames})
   --video.crop KIND             center, full, squash, head, or face: around the face (default: {config.video.crop})
   --video.size PIXELS           side of the cached frames (default: {config.video.size})
-  --augment.crop_size PIXELS    side of the square that the model sees (default: {config.augment.crop_size})
+  --augment.crop_size PIXELS    side of the model's input (default: {config.augment.crop_size})
 
 Model:
   --model.name NAME             {models} (default: {config.model.name})

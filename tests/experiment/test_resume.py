@@ -1,7 +1,9 @@
 """Resuming an interrupted run: where it stopped, with what it was begun with, or not at all."""
 
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,10 +17,11 @@ from same_bits import RECIPE, SMALL, assert_same_bits, bits, trained
 
 from fastemo.config import read_config, write_config
 from fastemo.corpus.manifest import read_manifest
-from fastemo.errors import Stopped
+from fastemo.errors import Stopped, UserError
 from fastemo.experiment.resume import resolve
 from fastemo.report.folders import read_folders
 from fastemo.training import trainer as trainer_module
+from fastemo.training.recipe.budget import TimeBudget
 from fastemo.training.stopping import STOP
 from fastemo.video.faces import boxes as face_boxes
 
@@ -79,6 +82,37 @@ def test_a_run_with_every_key_of_a_recipe_ends_in_the_same_bits(few_clips, tmp_p
     assert_same_bits(bits(whole), bits(folder))
     state = load_file(folder / "checkpoints" / "last" / "state.safetensors")
     assert len(state) > 2 * len(load_file(folder / "checkpoints" / "last" / "model.safetensors"))
+
+
+def test_a_run_in_a_given_time_resumes_with_what_is_left_of_it(few_clips, tmp_path, folder, monkeypatch):
+    """By a clock that adds a second whenever it is read: the plan is the same on every machine."""
+
+    def timed(**options):
+        return TimeBudget(**{**options, "clock": itertools.count().__next__, "started": 0.0})
+
+    monkeypatch.setattr("fastemo.experiment.minutes.TimeBudget", timed)
+    minutes = ["--minutes", "2", "--train.schedule", "plateau"]
+    stopped(options(few_clips, tmp_path, *minutes), monkeypatch, 17)
+    saved = read_config(["--config", str(folder / "config.yaml")])
+    assert (saved.minutes, saved.train.schedule, saved.train.early_stop_patience) == (2, "cosine", None)
+    assert trained(["--resume", str(folder)]) == folder
+    log = (folder / "log.txt").read_text()
+    assert len(re.findall(r"48 clips decoded or read from the store in [0-9.]+ s", log)) == 2
+    assert len(re.findall(r"2 minutes: an update takes 1 s, \d+% of it waiting for clips, so the step binds", log)) == 1
+    rows = metrics_of(folder)
+    assert 4 < len(rows) < 11
+    assert rows[-1]["lr"] < rows[-2]["lr"] < 1e-3
+    with pytest.raises(ValueError, match=r"with another configuration: minutes was 2\.0 and is 3\.0"):
+        trained(["--resume", str(folder), "--minutes", "3"])
+    with pytest.raises(ValueError, match="minutes must be above 0 and finite, not 0"):
+        read_config(["--minutes", "0"])
+
+
+def test_too_few_minutes_are_refused_before_the_training(few_clips, tmp_path, folder):
+    """The clips that were decoded are cached, and the name is free again."""
+    with pytest.raises(UserError, match=r"--minutes 0.0001 is too short: decoding the clips takes until minute \d"):
+        trained(options(few_clips, tmp_path, "--minutes", "1e-4"))
+    assert not folder.exists()
 
 
 def test_a_run_on_faces_resumes_in_the_same_bits_without_the_detector(few_clips, tmp_path, folder, monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastemo.errors import UserError
 from fastemo.training.config import TrainConfig
 from fastemo.training.progress import Progress
 
@@ -143,7 +144,11 @@ class TimeBudget(EpochBudget):
         return self._training / self._timed
 
     def planned(self) -> int:
-        """The updates of the whole training that end in time for the test."""
+        """The updates of the whole training that end in time for the test.
+
+        Raises:
+            UserError: The first plan finds no time for any.
+        """
         if not self._timed:
             return self.updates
         epoch = self.steps_per_epoch * self._update_seconds
@@ -151,6 +156,11 @@ class TimeBudget(EpochBudget):
         if self._evaluation is not None and self.val_passes:
             evaluation, test = self._evaluation, self._evaluation * self.test_passes / self.val_passes
         left = self.seconds - self.elapsed - test - _RESULTS_SECONDS
+        if left < evaluation and self.done == _FIRST_PLAN:
+            raise UserError(
+                f"--minutes {self.seconds / 60:g} is too short: the test takes about {test / 60:.1f} minutes, and the "
+                f"training could begin from minute {self.elapsed / 60:.1f}; give more"
+            )
         return max(1, self.done + self._fitting(left, evaluation))
 
     def _fitting(self, left: float, evaluation: float) -> int:
