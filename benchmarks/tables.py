@@ -224,22 +224,27 @@ def _study(found: Found) -> str:
         for row in part["rows"]:
             accuracy = "not finished" if row["accuracy"] is None else _share(row)
             reported = "-" if row["report"] is None else f"{row['report'] * 100:.1f} %"
-            rows.append([row["label"], accuracy, _share(row["order"]) if row["order"] else "-", reported])
+            label = f"{row['label']} (did not learn)" if row.get("has_learned") is False else row["label"]
+            rows.append([label, accuracy, _share(row["order"]) if row["order"] else "-", reported])
         texts += [f"**{part['title']}**", _markdown(rows)]
         if part["comparisons"]:
             # The difference of accuracies in points, on all clips and on those that order alone tells apart.
-            rows = [["pair", "all clips: points, p", "temporal-order pairs: points, p"]]
+            rows = [["pair", "all clips: points, p", "over actors: points, p", "temporal-order pairs: points, p"]]
             by_order = {(it["a"], it["b"]): _points(it) for it in part.get("order_comparisons") or []}
             for it in part["comparisons"]:
-                rows.append([f"{it['a']} minus {it['b']}", _points(it), by_order.get((it["a"], it["b"]), "-")])
+                ordered = by_order.get((it["a"], it["b"]), "-")
+                rows.append([f"{it['a']} minus {it['b']}", _points(it), _points(it, "people"), ordered])
             summary = "<summary>Comparisons, paired by take</summary>"
             texts.append(f"<details markdown>{summary}\n\n{_markdown(rows)}\n\n</details>")
     return "\n\n".join(texts)
 
 
-def _points(pair: Found) -> str:
-    low, high = pair["interval"]
-    return f"{pair['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}), {pair['p_bootstrap_holm']:.3f}"
+def _points(pair: Found, over: str = "") -> str:
+    interval, p = ("interval_people", "p_people_holm") if over else ("interval", "p_bootstrap_holm")
+    if interval not in pair:
+        return "-"
+    low, high = pair[interval]
+    return f"{pair['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}), {pair[p]:.3f}"
 
 
 def _share(found: Found) -> str:

@@ -38,21 +38,23 @@ NUM_RESAMPLES = 10_000
 _EXACT_BELOW = 25
 
 
-def compare(tables: Mapping[str, Sequence[PredictionTable]]) -> list[dict[str, Any]]:
-    """Compare every two models on the same clips.
+def compare(tables: Mapping[str, Sequence[PredictionTable]], reference: str | None = None) -> list[dict[str, Any]]:
+    """Compare every two models on the same clips, or each with a reference.
 
     McNemar's test uses the first seed of each model and one file per take, since it assumes independent rows. The
     bootstrap uses all seeds and all clips: it resamples takes, twins together, and measures how the difference of the
-    two mean accuracies over the seeds varies. Its interval and p account for the choice of takes, not of seeds or
-    actors. Each kind of p is corrected by Holm's method over all pairs.
+    two mean accuracies over the seeds varies. Its interval and p account for the choice of takes, not of seeds; a
+    second bootstrap resamples people, where all are known. Each kind of p is corrected by Holm's method over all pairs.
 
     Args:
         tables: By the model's name, a table (`read_predictions`) for each of its seeds.
+        reference: Name of the model that each other one is compared with, as `b`; `None`: all pairs.
 
     Returns:
         A row for each pair, in the order of the names: `a`, `b`, `num_clips`, `num_takes`; `only_a` and `only_b`, the
         takes that only one of them got right, with `p_mcnemar` and `p_mcnemar_holm`; `difference`, the accuracy of
-        `a` minus that of `b`, with its 95 % `interval`, `p_bootstrap` and `p_bootstrap_holm` (two-sided).
+        `a` minus that of `b`, with its 95 % `interval`, `p_bootstrap` and `p_bootstrap_holm` (two-sided); over people,
+        if there are at least two, `interval_people`, `p_people` and `p_people_holm`.
 
     Raises:
         ValueError: A model without tables, or tables of different clips, labels or classes; the message names one.
@@ -67,7 +69,10 @@ def compare(tables: Mapping[str, Sequence[PredictionTable]]) -> list[dict[str, A
         return []
     first = everything[0][1]
     rows = first_file_per_take(first.takes, first.modalities.tolist())
-    clips, hits = _resampled(tables, first.takes)
+    resampled = {"": _resampled(tables, first.takes)}
+    if all(first.people) and len(set(first.people)) > 1:
+        resampled["people"] = _resampled(tables, first.people)
+    pairs = combinations(tables, 2) if reference is None else ((it, reference) for it in tables if it != reference)
     found = [
         {
             "a": a,
@@ -75,11 +80,11 @@ def compare(tables: Mapping[str, Sequence[PredictionTable]]) -> list[dict[str, A
             "num_clips": len(first.keys),
             "num_takes": len(rows),
             **_only_one_right(tables[a][0].correct[rows], tables[b][0].correct[rows]),
-            **_difference(tables[a], tables[b], hits[a], hits[b], clips),
+            **{k: v for over, its in resampled.items() for k, v in _difference(tables, a, b, *its, over=over).items()},
         }
-        for a, b in combinations(tables, 2)
+        for a, b in pairs
     ]
-    for kind in ("p_mcnemar", "p_bootstrap"):
+    for kind in ("p_mcnemar", "p_bootstrap", *["p_people"] * (len(resampled) - 1)):
         for row, corrected in zip(found, holm([row[kind] for row in found]), strict=True):
             row[f"{kind}_holm"] = corrected
     return found
@@ -232,19 +237,22 @@ def _only_one_right(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> dict[str, Any
 
 
 def _difference(
-    a: Sequence[PredictionTable],
-    b: Sequence[PredictionTable],
-    hits_a: NDArray[np.float64],
-    hits_b: NDArray[np.float64],
+    tables: Mapping[str, Sequence[PredictionTable]],
+    a: str,
+    b: str,
     clips: NDArray[np.float64],
+    hits: Mapping[str, NDArray[np.float64]],
+    *,
+    over: str,
 ) -> dict[str, Any]:
-    """The difference of two models' mean accuracies, from each one's seeds and hits in the same resamples [R]."""
+    """The difference of two models' mean accuracies, and how it varies over the resamples of takes or of people."""
+    num_a, num_b = len(tables[a]), len(tables[b])
     # Integers, so that a tie is exact.
-    ahead = hits_a * len(b) - hits_b * len(a)
+    ahead = hits[a] * num_b - hits[b] * num_a
     beyond = min((ahead <= 0).sum(), (ahead >= 0).sum())
-    found = _hits(a).mean() / len(a) - _hits(b).mean() / len(b)
-    return {
-        "difference": float(found),
-        "interval": list(percentile_interval(ahead / (clips * len(a) * len(b)))),
-        "p_bootstrap": min(1.0, float(2 * (1 + beyond) / (1 + len(clips)))),
-    }
+    interval = list(percentile_interval(ahead / (clips * num_a * num_b)))
+    p = min(1.0, float(2 * (1 + beyond) / (1 + len(clips))))
+    if over:
+        return {f"interval_{over}": interval, f"p_{over}": p}
+    found = _hits(tables[a]).mean() / num_a - _hits(tables[b]).mean() / num_b
+    return {"difference": float(found), "interval": interval, "p_bootstrap": p}

@@ -68,6 +68,11 @@ class PredictionTable:
             modalities=self.modalities[rows],
         )
 
+    def prefixed(self, prefix: str) -> PredictionTable:
+        """The same clips of other people, as those of another built-in corpus are."""
+        keys, takes, people = (tuple(f"{prefix}{it}" for it in of) for of in (self.keys, self.takes, self.people))
+        return replace(self, keys=keys, takes=takes, people=people)
+
 
 def joined(tables: Sequence[PredictionTable]) -> PredictionTable:
     """Several tables as one, sorted by key: the folds of a model, or its seeds (each clip then counts once per seed).

@@ -168,12 +168,15 @@ class Comparison(Record):
     only_b: Count | None = None
     p_mcnemar_holm: Share | None = None
     p_bootstrap_holm: Share | None = None
+    interval_people: tuple[Difference, Difference] | None = None
+    p_people_holm: Share | None = None
 
 
 class StudyRow(Record):
     label: Text
     settings: dict[Text, Setting]
     cells: list[Text]
+    has_learned: bool | None = None
     accuracy: Share | None = None
     interval: Interval | None = None
     uar: Share | None = None

@@ -93,6 +93,7 @@ class Row:
         accuracy: Not None if there are runs.
         uar, macro_f1: None in studies of version 0.1.0, which did not pool them: then the mean over the runs.
         report: Accuracy of the reference study.
+        has_learned: Whether the training loss of every run fell; None: not recorded.
     """
 
     number: int
@@ -100,6 +101,7 @@ class Row:
     settings: Mapping[str, Any]
     runs: Sequence[Run]
     accuracy: Any
+    has_learned: bool | None = None
     interval: Sequence[float] | None = None
     uar: float | None = None
     macro_f1: float | None = None

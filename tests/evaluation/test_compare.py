@@ -112,6 +112,31 @@ def test_every_pair_is_compared_once_and_corrected():
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
+def test_each_is_compared_with_a_reference_and_corrected_for_that():
+    models = {name: [table(drawn(seed, 0.6 + 0.1 * seed))] for seed, name in enumerate("abc")}
+    rows = compare(models, "b")
+    assert [(row["a"], row["b"]) for row in rows] == [("a", "b"), ("c", "b")]
+    assert [row["p_bootstrap_holm"] for row in rows] == holm([row["p_bootstrap"] for row in rows])
+    all_pairs = {(row["a"], row["b"]): row for row in compare(models)}
+    assert rows[0]["difference"] == all_pairs["a", "b"]["difference"]
+    assert rows[1]["difference"] == -all_pairs["b", "c"]["difference"]
+
+
+def test_known_people_are_resampled_too():
+    """Each person's clips are all right or all wrong: over people the difference is less certain than over takes."""
+    people = tuple(str(i // 20) for i in range(120))
+    right = np.repeat([True, True, True, False, True, True], 20)
+    models = {"a": [replace(table(right), people=people)], "b": [replace(table(drawn(0, 0.5)), people=people)]}
+    (row,) = compare(models)
+    difference = right.astype(int) - models["b"][0].correct
+    assert row["interval_people"] == pytest.approx(interval_of_mean(difference, people, num_resamples=10_000))
+    assert np.ptp(row["interval_people"]) > 1.5 * np.ptp(row["interval"])
+    assert row["p_people"] == row["p_people_holm"] > row["p_bootstrap"]
+    unknown = replace(models["a"][0], people=("", *people[1:]))
+    (without,) = compare({"a": [unknown], "b": models["b"]})
+    assert "interval_people" not in without
+
+
 def test_the_other_way_round_is_the_same():
     a, b = table(drawn(0, 0.7)), table(drawn(1, 0.6))
     (one,), (other,) = compare({"a": [a], "b": [b]}), compare({"b": [b], "a": [a]})

@@ -8,16 +8,17 @@ parts:
   - name: fusion
     title: Late fusion by kind
     base: {model.name: late_fusion}        # keys may be nested or joined by dots
+    compare: all                           # rows that are compared: all pairs, or each with the `first`
     cells: [{}, {train.lr: 3e-4}]          # sets of keys, one after the other
     grid: {model.fusion: [mean, max]}      # every combination of values, with each of `cells`
 
-The value `all` of `corpus.fold` stands for every fold of the protocol.
+The value `all` of `corpus.fold` stands for every fold of the protocol, and `part:NAME` of `model.weights` for the
+weights of the only run of an earlier part.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,12 +30,15 @@ from fastemo.config import RunConfig, config_leaves, read_config, with_lists
 from fastemo.corpus.config import CorpusConfig
 from fastemo.corpus.folds import RAVDESS_FOLDS
 from fastemo.experiment.study.content import check_mapping, flat, list_of, text_of
+from fastemo.experiment.study.naming import argument, cell_name, label_of, plain
 from fastemo.yaml_files import load_yaml
 
 Settings = dict[str, Any]
 
 _STUDY_KEYS = ("name", "description", "base", "seeds", "parts")
-_PART_KEYS = ("name", "title", "base", "cells", "grid")
+_PART_KEYS = ("name", "title", "base", "compare", "cells", "grid")
+_COMPARE = ("all", "first")
+_CELLS = Path("cells")  # of the runs, in the study's folder
 # Set by the study for each of its runs.
 _OWN = ("name", "runs_dir", "resume")
 # Keys that do not affect the result: a run stays the same run.
@@ -43,7 +47,7 @@ _NO_RESULT = re.compile(
     r"model\.size"  # it is augment.crop_size
 )
 # Keys in which the runs of one row differ: the row is their mean.
-REPEATS = ("seed", "corpus.fold")
+REPEATS = ("seed", "corpus.fold", "corpus.synthetic.seed")
 _NUM_FOLDS = {"kfold": CorpusConfig.folds, **{name: len(folds) for name, folds in RAVDESS_FOLDS.items()}}
 # Keys that version 0.1.0 did not have: at their defaults, a run stays the same run.
 _LATER = (
@@ -62,7 +66,6 @@ _LATER = (
     *("train.ema", "train.backbone_lr", "train.layer_decay", "train.freeze_epochs"),
 )
 _MOST_CELLS = 1000
-_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +76,18 @@ class Cell:
         name: Folder name, made of the settings and a digest of the whole configuration.
         settings: The settings of the study, by dotted key; `seed` is always among them.
         config: Complete except for name and folder.
+        start: Name of the run from whose weights it starts.
     """
 
     name: str
     settings: Settings
     config: RunConfig
+    start: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Runs that differ only in seed and fold.
+    """Runs that differ only in seed, fold and seed of the built-in corpus.
 
     Attributes:
         label: What distinguishes it from the part's other rows, as text.
@@ -97,11 +102,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Rows that are compared with each other."""
+    """Rows that are compared with each other, or each with the first.
+
+    Attributes:
+        compare: `all` or `first`.
+    """
 
     name: str
     title: str
     rows: tuple[Row, ...]
+    compare: str = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +151,7 @@ def _study(content: Any, overrides: Settings) -> Study:
     seeds = list_of(content, "seeds", [0])
     base = flat(content.get("base") or {}, "base")
     cells: dict[str, Cell] = {}
-    parts = []
+    parts: list[Part] = []
     for position, part in enumerate(list_of(content, "parts", [])):
         where = f"part {position + 1}"
         check_mapping(part, where, _PART_KEYS, needed=("name",))
@@ -149,6 +159,7 @@ def _study(content: Any, overrides: Settings) -> Study:
         chosen = _combinations(part, base, where)
         _check_overrides([settings for settings, _ in chosen], overrides, where)
         chosen = [it for settings, own in chosen for it in _folds({**settings, **overrides}, own, where)]
+        chosen = [({**settings, **_weights(settings, parts, where)}, own) for settings, own in chosen]
         if len(chosen) * len(seeds) > _MOST_CELLS:
             raise ValueError(f"{where} has more than {_MOST_CELLS} runs, the limit")
         parts.append(_part(part, chosen, seeds, cells, where))
@@ -171,12 +182,14 @@ def _part(
     for settings, own in chosen:
         for seed in [settings["seed"]] if "seed" in settings else seeds:
             config = _config({**settings, "seed": seed}, where)
-            leaves = {key: _json(value) for key, value in config_leaves(config)}
+            leaves = {key: plain(value) for key, value in config_leaves(config)}
             whole = {key: leaves[key] for key in (*settings, "seed")}
             # The part's own cells and grid distinguish its rows; the model is always named.
             shown = {key: leaves[key] for key in ("model.name", *settings) if key in own | {"model.name"}}
             digest = _digest(leaves)
-            cell = Cell(name=_cell_name(config, shown, digest), settings=whole, config=config)
+            weights = config.model.weights
+            start = next((it.name for it in cells.values() if weights == _CELLS / it.name), None)
+            cell = Cell(name=cell_name(config, shown, digest), settings=whole, config=config, start=start)
             name = cells.setdefault(digest, cell).name
             row = {key: value for key, value in shown.items() if key not in REPEATS}
             members = rows.setdefault(repr(sorted(row.items())), (row, []))[1]
@@ -185,8 +198,10 @@ def _part(
     return Part(
         name=text_of(part, "name"),
         title=text_of(part, "title", text_of(part, "name")),
+        compare=_compare(part),
         rows=tuple(
-            Row(label=_label(settings), settings=settings, cells=tuple(members)) for settings, members in rows.values()
+            Row(label=label_of(settings), settings=settings, cells=tuple(members))
+            for settings, members in rows.values()
         ),
     )
 
@@ -221,6 +236,24 @@ def _folds(settings: Settings, own: frozenset[str], where: str) -> list[tuple[Se
     return [({**settings, "corpus.fold": fold}, own | {"corpus.fold"}) for fold in folds]
 
 
+def _compare(part: Mapping[str, Any]) -> str:
+    kind = text_of(part, "compare", "all")
+    if kind not in _COMPARE:
+        raise ValueError(f"compare must be one of {', '.join(_COMPARE)}, not {kind!a}")
+    return kind
+
+
+def _weights(settings: Settings, parts: Sequence[Part], where: str) -> Settings:
+    """The key by which a run starts from another one of the study."""
+    name = str(settings.get("model.weights"))
+    if not name.startswith("part:"):
+        return {}
+    cells = {cell for part in parts if f"part:{part.name}" == name for row in part.rows for cell in row.cells}
+    if len(cells) != 1:
+        raise ValueError(f"{where}: model.weights {name} must name an earlier part that has one run, not {len(cells)}")
+    return {"model.weights": str(_CELLS / cells.pop())}
+
+
 def _check_overrides(chosen: Sequence[Settings], overrides: Settings, where: str) -> None:
     """Reject options that would make different runs of a part equal."""
     for key in overrides:
@@ -241,22 +274,9 @@ def _config(settings: Settings, where: str) -> RunConfig:
     if unknown := settings.keys() - dict(config_leaves(RunConfig())).keys():
         raise ValueError(f"{where}: unknown key {min(unknown)}; keys are those of fastemo train --help")
     try:
-        return read_config([f"--{key}={_argument(value)}" for key, value in settings.items()])
+        return read_config([f"--{key}={argument(value)}" for key, value in settings.items()])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _argument(value: Any) -> str:
-    """A value as on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return json.dumps(_json(value)) if isinstance(value, list) else str(value)
 
 
 def _overrides(arguments: Sequence[str]) -> Settings:
@@ -290,36 +310,8 @@ def _digest(leaves: Settings) -> str:
     return hashlib.blake2b("\n".join(told).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
 
 
-def _cell_name(config: RunConfig, shown: Settings, digest: str) -> str:
-    """A readable and unique name: `early_cnn-t10-112px-enabled_false-seed0-1a2b3c4d`."""
-    start = [config.model.name, f"t{config.video.num_frames}", f"{config.augment.crop_size}px"]
-    rest = [
-        re.sub(r"[^A-Za-z0-9.]+", "_", f"{key.rpartition('.')[2]}_{_argument(value)}")
-        for key, value in shown.items()
-        if key not in ("model.name", "video.num_frames", "augment.crop_size", "video.size", "seed")
-    ]
-    return f"{'-'.join([*start, *rest])[:_LONGEST_NAME]}-seed{config.seed}-{digest}"
-
-
-def _label(settings: Settings) -> str:
-    """Text such as `early_cnn, 6 frames, not augmented`."""
-    words = []
-    for key, value in settings.items():
-        if key == "video.size" and "augment.crop_size" in settings:
-            continue  # it follows from the crop size
-        known = {
-            "model.name": str(value),
-            "video.num_frames": f"{value} frames",
-            "train.epochs": f"{value} epochs",
-            "augment.enabled": "augmented" if value else "not augmented",
-            "augment.crop_size": f"{value} px",
-            "augment.per_frame": "augmented by frame" if value else "augmented by clip",
-            "augment.rotation_corners": f"{value} corners",
-        }
-        words.append(known.get(key) or f"{key.rpartition('.')[2].replace('_', ' ')} {_argument(value)}")
-    return ", ".join(words)
-
-
 def with_folder(cell: Cell, runs_dir: Path) -> RunConfig:
     """The configuration of a cell with the name and folder of its run."""
-    return replace(cell.config, name=cell.name, runs_dir=runs_dir)
+    weights = cell.config.model.weights if cell.start is None else runs_dir / cell.start
+    model = replace(cell.config.model, weights=weights)
+    return replace(cell.config, name=cell.name, runs_dir=runs_dir, model=model)

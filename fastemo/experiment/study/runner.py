@@ -115,6 +115,7 @@ class _Runner:
         with self._signals.deferred(), self._kill_on_exit():
             free = list(range(self._places))
             while waiting or self._running:
+                self._fail_without_start(waiting)
                 while free and not self._signals.received and (cell := self._next(waiting)):
                     waiting.remove(cell)
                     self._running.append(self._start(cell, free.pop(0)))
@@ -135,6 +136,8 @@ class _Runner:
     def _next(self, waiting: Sequence[Cell]) -> Cell | None:
         """The first run whose folder is not locked: runs of a killed study may still write their checkpoints."""
         for cell in waiting:
+            if cell.start is not None and self._states[cell.start].status != "finished":
+                continue
             folder = self._out / "cells" / cell.name
             try:
                 with only_one(folder, "") if folder.is_dir() else nullcontext():
@@ -144,6 +147,17 @@ class _Runner:
                     self._waited_for.add(cell.name)
                     self._console.say(f"{time.strftime('%H:%M:%S')} waiting for another process to release {cell.name}")
         return None
+
+    def _fail_without_start(self, waiting: list[Cell]) -> None:
+        """Fail the runs that would start from the weights of a run that failed."""
+        pending = {cell.name for cell in chain(waiting, (it.cell for it in self._running))}
+        for cell in [*waiting]:
+            if cell.start is None or cell.start in pending or self._states[cell.start].status == "finished":
+                continue
+            waiting.remove(cell)
+            state = self._states[cell.name]
+            state.status, state.reason = "failed", f"it starts from the weights of {cell.start}, which failed"
+            self._say_end(f"failed   {cell.name}: {state.reason}")
 
     def _prepare_corpora(self) -> None:
         """Generate, scan and split every corpus before the runs do: its errors are reported once, immediately."""

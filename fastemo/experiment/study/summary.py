@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +30,11 @@ _TEST_KEYS = (
     "probes",
 )
 _HEAD_KEYS = ("protocol", "corpus", "epoch", "cost")
+# A model has learned if its last training loss is below this share of the first epoch's and of equal probabilities'.
+_LEARNED_BELOW = 0.95
 _LATER_KEYS = ("subjects", "best_epoch_on_test")  # not of every run and version
 _ROW_KEYS = (
-    *("accuracy", "uar", "macro_f1", "interval", "intervals", "num_folds", "num_clips", "num_people"),
+    *("has_learned", "accuracy", "uar", "macro_f1", "interval", "intervals", "num_folds", "num_clips", "num_people"),
     *("best_epoch_on_test", "order", "probes", "cost"),
 )
 
@@ -45,13 +48,16 @@ def cell_result(folder: Path) -> dict[str, Any]:
     path = folder / "test.json"
     try:
         test = json.loads(path.read_text(encoding="utf-8"))
-        epochs = len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses = [json.loads(line).get("train_loss") for line in lines]
         told = {name: test[name] for name in (*_TEST_KEYS, *_HEAD_KEYS)}
         interval = list(test["intervals"]["accuracy"])
-    except (ValueError, KeyError, TypeError) as error:
+        equal = math.log(len(test["per_class"]))  # the loss of equal probabilities
+        has_learned = None if None in losses else losses[-1] < _LEARNED_BELOW * min(losses[0], equal)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is damaged ({error}); move the folder away to repeat the run") from error
     told |= {name: test[name] for name in _LATER_KEYS if name in test}
-    return {**told, "interval": interval, "epochs": epochs}
+    return {**told, "interval": interval, "epochs": len(lines), "has_learned": has_learned}
 
 
 def parts_result(study: Study, out: Path, finished: set[str]) -> list[dict[str, Any]]:
@@ -70,20 +76,26 @@ def _part(part: Part, cells: dict[str, Cell], out: Path, finished: set[str]) -> 
     found: dict[str, Any] = {"name": part.name, "title": part.title, "rows": rows}
     found |= {"comparisons": [], "order_comparisons": [], "comparison_note": None}
     try:
-        found["comparisons"] = compare(tables)
+        reference = part.rows[0].label if part.compare == "first" else None
+        found["comparisons"] = compare(tables, reference)
         if all(row["order"] for row in rows if row["accuracy"] is not None):
-            found["order_comparisons"] = compare({name: [_paired(it) for it in of] for name, of in tables.items()})
+            paired = {name: [_paired(it) for it in of] for name, of in tables.items()}
+            found["order_comparisons"] = compare(paired, reference)
     except ValueError as error:
         found["comparison_note"] = str(error)
     return found
 
 
 def _tables(row: Row, cells: dict[str, Cell], out: Path) -> list[PredictionTable]:
-    """A table for each seed, its folds joined."""
+    """A table for each seed, its folds and corpora joined."""
+
+    corpora = {cells[name].config.corpus.synthetic.seed for name in row.cells}
 
     def read(name: str) -> PredictionTable:
         # Messages name the run, not its folder.
-        return replace(read_predictions(out / "cells" / name / "predictions.csv"), source=name)
+        table = replace(read_predictions(out / "cells" / name / "predictions.csv"), source=name)
+        # Another seed of the built-in corpus draws other people, whose clips have the same names.
+        return table.prefixed(f"{cells[name].config.corpus.synthetic.seed}/") if len(corpora) > 1 else table
 
     return [joined([*map(read, names)]) for names in _by_seed(row, cells)]
 
@@ -105,11 +117,13 @@ def _row(row: Row, cells: dict[str, Cell], tables: Sequence[PredictionTable] | N
         return {**found, **dict.fromkeys(_ROW_KEYS), "accuracies": []}
     results = {name: cell_result(out / "cells" / name) for name in row.cells}
     first, measured = results[row.cells[0]], pooled(tables)
+    learned = [it["has_learned"] for it in results.values()]
     # Only the built-in corpus has classes that differ only in frame order; seeds and folds are pooled.
     order = order_accuracy(joined(tables), PAIRS) if config.corpus.root is None else None
     return {
         **found,
         **measured,
+        "has_learned": None if None in learned else all(learned),
         "num_folds": len(_by_seed(row, cells)[0]),
         "accuracies": [float(table.correct.mean()) for table in tables],
         "interval": measured["intervals"]["accuracy"],

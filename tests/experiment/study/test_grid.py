@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from helpers import REPOSITORY
 
-from fastemo.experiment.study.grid import read_study
+from fastemo.experiment.study.grid import read_study, with_folder
 
 PART = {"name": "one", "base": {"model.pretrained": False}, "grid": {"model.name": ["early_cnn", "late_fusion"]}}
 
@@ -73,6 +73,22 @@ class TestCells:
             study_file(base={"corpus": {"protocol": "kfold5", "fold": "all"}}), ["--corpus.fold=3"]
         ).cells
         assert one.config.corpus.fold == 3
+
+    def test_a_run_may_start_from_the_run_of_an_earlier_part(self, study_file, tmp_path):
+        start = {"name": "start", "base": {"model.name": "late_fusion", "seed": 5}}
+        tuned = {"name": "tuned", "base": {"model.weights": "part:start"}, "grid": {"train.freeze_epochs": [0, 1]}}
+        one, *others = read_study(study_file(parts=[start, tuned])).cells
+        assert [(it.start, str(it.config.model.weights)) for it in others] == [(one.name, f"cells/{one.name}")] * 2
+        assert one.start is None
+        assert with_folder(others[0], tmp_path / "cells").model.weights == tmp_path / "cells" / one.name
+        (longer, *changed) = read_study(study_file(parts=[{**start, "grid": {"train.epochs": [3]}}, tuned])).cells
+        assert longer.name != one.name
+        assert {it.name for it in changed}.isdisjoint(it.name for it in others), "they start from other weights"
+
+    def test_seeds_of_the_built_in_corpus_make_one_row(self, study_file):
+        part = {**PART, "grid": {"model.name": ["early_cnn"], "corpus.synthetic.seed": [1, 2, 3]}}
+        (row,) = read_study(study_file(parts=[part])).parts[0].rows
+        assert len(row.cells) == 3
 
     def test_a_run_that_tests_each_epoch_is_another(self, study_file):
         names, same, others = (
@@ -143,6 +159,17 @@ class TestCells:
         ),
         ({}, ["--corpus.fold=all", "--corpus.protocol=loso"], "list those of loso, such as [0, 1, 2]"),
         ({"seeds": list(range(1001))}, [], "more than 1000 runs"),
+        ({"parts": [{**PART, "compare": "last"}]}, [], "compare must be one of all, first, not 'last'"),
+        (
+            {"parts": [PART, {**PART, "name": "two", "base": {"model.weights": "part:one"}}]},
+            [],
+            "part two: model.weights part:one must name an earlier part that has one run, not 2",
+        ),
+        (
+            {"parts": [{**PART, "base": {"model.weights": "part:two"}}]},
+            [],
+            "part one: model.weights part:two must name an earlier part that has one run, not 0",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(study_file, content, arguments, message):

@@ -30,7 +30,9 @@ FOLDS = (
 BEST = ([[3, 0], [0, 1]], [[1, 0], [1, 0]])
 
 
-def write_fold(folder: Path, rows: list[tuple[str, int, int]], best: list[list[int]] | None, **head: object) -> None:
+def write_fold(
+    folder: Path, rows: list[tuple[str, int, int]], best: list[list[int]] | None, losses=(0.7, 0.5), **head: object
+) -> None:
     clips = [Clip(key=f"{person}{i}.mp4", subject=person) for i, (person, _, _) in enumerate(rows)]
     labels, predicted = (np.array(column) for column in list(zip(*rows, strict=True))[1:])
     predictions = Predictions(tuple(it.key for it in clips), labels, np.eye(2, dtype=np.float32)[predicted])
@@ -39,7 +41,8 @@ def write_fold(folder: Path, rows: list[tuple[str, int, int]], best: list[list[i
         test["best_epoch_on_test"] = {"epoch": 2, "accuracy": 1.0, "uar": 1.0, "confusion": best}
     folder.mkdir(parents=True)
     write_predictions(folder / "predictions.csv", predictions, clips, NAMES)
-    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    lines = [{"epoch": epoch, "train_loss": loss} for epoch, loss in enumerate(losses, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "test.json").write_text(json.dumps({**summarise(predictions, clips, NAMES), **test}))
 
 
@@ -77,6 +80,39 @@ def test_a_rows_figures_are_those_of_one_confusion_matrix(source, tmp_path, caps
     (recalls,) = cells_of(tree.section("classes").all("table")[0])
     assert recalls[1:] == ["75 %", "50 %"]
     assert tree.text.count("the accuracy is not for unseen subjects") == 3, "with the finding, the table and the model"
+
+
+def test_other_built_in_corpora_are_other_people(tmp_path):
+    """Two corpora whose clips have the same names are pooled, and two recipes compared with the first."""
+    part = {"name": "one", "compare": "first", "grid": {"train.lr": [1, 2, 3], "corpus.synthetic.seed": [1, 2]}}
+    source, out = tmp_path / "study.yaml", tmp_path / "out"
+    source.write_text(json.dumps({"name": "made", "base": {"model.name": "early_cnn"}, "parts": [part]}))
+    made = read_study(source)
+    for number, cell in enumerate(made.cells):
+        write_fold(out / "cells" / cell.name, [("A", 0, 0), ("B", 1, int(number > 1))], None)
+    (part,) = run_study(made, source, out, QUIET)["parts"]
+    assert [len(row["cells"]) for row in part["rows"]] == [2, 2, 2]
+    assert [(row["num_clips"], row["num_people"]) for row in part["rows"]] == [(4, 4)] * 3
+    assert [row["accuracy"] for row in part["rows"]] == [0.5, 1, 1]
+    assert [(it["a"], it["b"]) for it in part["comparisons"]] == [
+        (part["rows"][i]["label"], part["rows"][0]["label"]) for i in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "has_learned"),
+    [((0.7, 0.5), True), ((0.7, 0.68), False), ((1.2, 0.67), False), ((0.3, 0.29), False), ((0.7, None), None)],
+)
+def test_a_row_whose_training_loss_did_not_fall_says_so(source, tmp_path, losses, has_learned):
+    """With two classes the loss of equal probabilities is 0.69."""
+    made, out = read_study(source), tmp_path / "out"
+    for cell, rows in zip(made.cells, FOLDS, strict=True):
+        write_fold(out / "cells" / cell.name, rows, None, losses if rows is FOLDS[1] else (0.7, 0.5))
+    (row,) = run_study(made, source, out, QUIET)["parts"][0]["rows"]
+    assert row["has_learned"] is has_learned
+    write_page([out], tmp_path / "page.html", QUIET, corpus_root=tmp_path)
+    text = parsed((tmp_path / "page.html").read_text()).section("results").text
+    assert ("did not learn: the training loss did not fall" in text) == (has_learned is False)
 
 
 def test_a_fold_that_is_missing_leaves_the_row_without_figures(source, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,22 @@ class TestRunning:
             assert (failed["attempts"], finished["attempts"]) == (attempt, 1)
             rows = study_json(out)["parts"][0]["rows"]
             assert [row["accuracy"] is None for row in rows] == [True, False]
+
+    def test_a_run_starts_from_another_one_of_the_study(self, few_clips, tmp_path):
+        """It waits for that, in parallel too; if that fails it fails with it, and both are tried again."""
+        start = {"name": "start", "base": {"model.name": "early_cnn", "train.lr": 1e30}}
+        tuned = {"name": "tuned", "base": {"model.name": "early_cnn", "model.weights": "part:start"}}
+        path, out = write_study(tmp_path, parts=[start, tuned]), tmp_path / "out"
+        done = study(path, few_clips, out, "--jobs", "2")
+        assert "2 of 2 runs failed" in done.stderr
+        first, second = study_json(out)["cells"]
+        assert second["reason"] == f"it starts from the weights of {first['name']}, which failed"
+        start["base"]["train.lr"] = 1e-3
+        done = study(write_study(tmp_path, parts=[start, tuned]), few_clips, out, "--jobs", "2")
+        assert done.returncode == 0, done.stderr
+        first, second = study_json(out)["cells"]
+        log = (out / second["folder"] / "log.txt").read_text()
+        assert re.search(rf"\d+ of \d+ tensors from .*cells/{first['name']}", log)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
     def test_killed_and_resumed(self, tiny_corpus, tmp_path, number):
