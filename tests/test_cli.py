@@ -217,7 +217,7 @@ def test_help_of_train_is_short_and_help_all_lists_every_key(capsys: pytest.Capt
     keys = [key for key, _ in config_leaves(RunConfig())]
     assert all(f"  --{key} " in listed for key in keys)
     named = [line.split()[0].removeprefix("--") for line in short if line.startswith("  --")]
-    assert len(named) == 20
+    assert len(named) == 21
     assert {*named} <= {*keys, "config"}
     defaults = {key: str(value) for key, value in config_leaves(RunConfig())}
     for line in short:

@@ -102,7 +102,8 @@ class TestAStudy:
             rows = tables[f"{part['title']}: results by row"]
             for row, shown in zip(part["rows"], rows, strict=True):
                 number += 1
-                assert shown[0] == f"{number}. {row['label']}"
+                assert shown[0].startswith(f"{number}. {row['label']}")
+                assert ("did not learn" in shown[0]) == (row["has_learned"] is False)
                 low, high = row["interval"]
                 assert shown[1] == f"{100 * row['accuracy']:.1f} %{100 * low:.1f} to {100 * high:.1f} %"
         classes = tables_of(tree.section("classes")).popitem()[1]

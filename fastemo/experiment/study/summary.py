@@ -52,12 +52,19 @@ def cell_result(folder: Path) -> dict[str, Any]:
         losses = [json.loads(line).get("train_loss") for line in lines]
         told = {name: test[name] for name in (*_TEST_KEYS, *_HEAD_KEYS)}
         interval = list(test["intervals"]["accuracy"])
-        equal = math.log(len(test["per_class"]))  # the loss of equal probabilities
-        has_learned = None if None in losses else losses[-1] < _LEARNED_BELOW * min(losses[0], equal)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        has_learned = _has_learned(losses, len(test["per_class"]))
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); move the folder away to repeat the run") from error
     told |= {name: test[name] for name in _LATER_KEYS if name in test}
     return {**told, "interval": interval, "epochs": len(lines), "has_learned": has_learned}
+
+
+def _has_learned(losses: Sequence[float | None], num_classes: int) -> bool | None:
+    """Whether the training loss of an epoch fell, from that of equal probabilities and of the first epoch."""
+    known = [loss for loss in losses if loss is not None]
+    if len(known) < len(losses) or not known:
+        return None
+    return known[-1] < _LEARNED_BELOW * min([math.log(num_classes), *known[:-1][:1]])
 
 
 def parts_result(study: Study, out: Path, finished: set[str]) -> list[dict[str, Any]]:
