@@ -81,7 +81,6 @@ def evaluate_run(
         clips, names, head = splits[split], splits.class_names, {} if split == "train" else splits.about_people
     out = out or run_dir / "evaluation" / where
     with Trainer(config.train, seed=config.seed) as trainer:
-        # The checkpoint holds every weight: nothing is downloaded.
         model = build_model(replace(config.model, pretrained=False, weights=None), len(splits.class_names))
         trainer.prepare(model, 1)
         trainer.load_weights(weights)
