@@ -44,8 +44,8 @@ class RunConfig:
         resume: Run to resume, interrupted or, with more `train.epochs` than its own, finished: its folder, its name,
             `latest`: the newest finished run, or `auto`: the run `name` or, without a name, the newest run of the
             model; a new run if there is none.
-        minutes: Time for the whole run, from which the number of epochs follows; the schedule is `cosine`, without
-            early stopping. `None`: no limit.
+        minutes: Time for the whole run, from which the number of epochs follows; the schedule is `onecycle`,
+            without early stopping. `None`: no limit.
         corpus: Which clips are used.
         video: How clips are sampled and decoded.
         faces: The face detector.
@@ -80,7 +80,7 @@ class RunConfig:
         if self.minutes is not None:
             if not 0 < self.minutes < math.inf:
                 raise ValueError(f"minutes must be above 0 and finite, not {self.minutes}")
-            in_time = replace(self.train, schedule="cosine", warmup_epochs=0.0, early_stop_patience=None)
+            in_time = replace(self.train, schedule="onecycle", warmup_epochs=0.0, early_stop_patience=None)
             object.__setattr__(self, "train", in_time)
         follows = {
             "num_frames": ("video.num_frames", self.video.num_frames),

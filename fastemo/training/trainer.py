@@ -21,7 +21,7 @@ from fastemo.training.checkpoint import Checkpoint
 from fastemo.training.config import TrainConfig
 from fastemo.training.processes import Processes, gather_object
 from fastemo.training.progress import Progress, epoch_line, json_lines, last_losses
-from fastemo.training.recipe.budget import EpochBudget, TimeBudget
+from fastemo.training.recipe.budget import POSITIONS, EpochBudget, TimeBudget
 from fastemo.training.recipe.optimizer import PER_UPDATE, make_optimizer, make_scheduler
 from fastemo.training.recipe.recipe import Recipe, soft_labels
 from fastemo.training.speed import freeze_batch_norm, keep_conv3d_right, pick, set_determinism, to_channels_last
@@ -87,7 +87,7 @@ class Trainer(Processes):
         optimizer = make_optimizer(self.config, model, fused=self.speed.fused)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         updates = -(-steps_per_epoch // self.config.accumulate_steps) * self.config.epochs
-        self._scheduler = make_scheduler(self.config, optimizer, updates, budget)
+        self._scheduler = make_scheduler(self.config, optimizer, updates if budget is None else POSITIONS)
         self._compiled = self.speed.compiled(self.model)
         self._budget = budget or EpochBudget(self.config)
         self._recipe = Recipe(self.config, self.bare_model, class_counts, is_alone=self.world_size == 1)
@@ -274,7 +274,7 @@ class Trainer(Processes):
         self.optimizer.zero_grad(set_to_none=True)
         self._recipe.after_update()
         if self.config.schedule in PER_UPDATE:
-            self._scheduler.step()
+            self._budget.step(self._scheduler)
 
     def _save(
         self,

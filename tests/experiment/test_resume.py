@@ -94,14 +94,14 @@ def test_a_run_in_a_given_time_resumes_with_what_is_left_of_it(few_clips, tmp_pa
     minutes = ["--minutes", "2", "--train.schedule", "plateau"]
     stopped(options(few_clips, tmp_path, *minutes), monkeypatch, 17)
     saved = read_config(["--config", str(folder / "config.yaml")])
-    assert (saved.minutes, saved.train.schedule, saved.train.early_stop_patience) == (2, "cosine", None)
+    assert (saved.minutes, saved.train.schedule, saved.train.early_stop_patience) == (2, "onecycle", None)
     assert trained(["--resume", str(folder)]) == folder
     log = (folder / "log.txt").read_text()
     assert len(re.findall(r"48 clips decoded or read from the store in [0-9.]+ s", log)) == 2
     assert len(re.findall(r"2 minutes: an update takes 1 s, \d+% of it waiting for clips, so the step binds", log)) == 1
     rows = metrics_of(folder)
     assert 4 < len(rows) < 11
-    assert rows[-1]["lr"] < rows[-2]["lr"] < 1e-3
+    assert rows[-1]["lr"] < rows[-2]["lr"] < max(row["lr"] for row in rows) <= 1e-3
     with pytest.raises(ValueError, match=r"with another configuration: minutes was 2\.0 and is 3\.0"):
         trained(["--resume", str(folder), "--minutes", "3"])
     with pytest.raises(ValueError, match="minutes must be above 0 and finite, not 0"):

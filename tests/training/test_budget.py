@@ -1,11 +1,13 @@
 """A training in a given time, by a clock that the test turns."""
 
 import pytest
+import torch
 
 from fastemo.errors import UserError
 from fastemo.training.config import TrainConfig
 from fastemo.training.progress import Progress
-from fastemo.training.recipe.budget import _RESULTS_SECONDS, EpochBudget, TimeBudget
+from fastemo.training.recipe.budget import _RESULTS_SECONDS, POSITIONS, EpochBudget, TimeBudget
+from fastemo.training.recipe.optimizer import make_scheduler
 
 
 class World:
@@ -78,7 +80,7 @@ def test_the_first_plan_is_reported_with_what_binds():
     world.train()
     (line,) = world.said
     assert line.startswith("5 minutes: an update takes 0.25 s, 10% of it waiting for clips, so the step binds; about ")
-    assert line.endswith(" epochs fit, on a cosine schedule")
+    assert line.endswith(" epochs fit, in one cycle")
 
 
 def test_it_plans_after_the_same_updates_whatever_the_clock_says():
@@ -112,6 +114,29 @@ def test_a_resumed_run_has_the_time_that_is_left():
     # It resumes within an epoch of 30 updates, of which 10 were done.
     other.train()
     assert other.end + one.now == pytest.approx(600, abs=10)
+
+
+def test_one_cycle_is_spread_over_the_planned_updates():
+    """As of a scheduler that knows their number, but for the positions, of which there are finitely many."""
+
+    def cycle(total):
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        return optimizer, make_scheduler(TrainConfig(schedule="onecycle", lr=0.1), optimizer, total)
+
+    world = World(600, update=lambda _: 1.0, evaluation=0.0, steps_per_epoch=100)
+    world.budget.updates = 250
+    (ours, scheduler), (theirs, reference) = cycle(POSITIONS), cycle(250)
+    for done in range(250):
+        world.budget.done = done
+        ours.step()
+        theirs.step()
+        world.budget.step(scheduler)
+        reference.step()
+        for name in ("lr", "betas"):
+            assert ours.param_groups[0][name] == pytest.approx(theirs.param_groups[0][name], rel=0.03, abs=2e-5), done
+    world.budget.done, world.budget.updates = 250, 200  # planned anew: over
+    world.budget.step(scheduler)
+    assert ours.param_groups[0]["lr"] < 1e-5
 
 
 def test_without_a_time_the_configurations_epochs_count():

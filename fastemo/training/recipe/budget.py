@@ -12,7 +12,7 @@ from fastemo.errors import UserError
 from fastemo.training.config import TrainConfig
 from fastemo.training.progress import Progress
 
-WARMUP_SHARE = 0.05  # of all updates, in which the learning rate rises
+POSITIONS = 10_000  # of the schedule, which the planned updates are spread over
 _PLANS_PER_EPOCH = 8
 _FIRST_PLAN = 4  # updates before the first plan; the first update allocates memory and is not counted
 _FORWARD_SHARE = 1 / 3  # of an update, whose backward pass takes twice the forward's time
@@ -41,6 +41,10 @@ class EpochBudget:
     def update(self, waited: float) -> bool:
         """After an update, which waited so many seconds for its clips; whether it was the training's last."""
         return False
+
+    def step(self, scheduler: Any) -> None:
+        """Set the learning rate of the next update, by a schedule that is stepped once per update."""
+        scheduler.step()
 
     def end_epoch(self) -> None:
         """After the evaluation that follows an epoch's last update."""
@@ -122,6 +126,11 @@ class TimeBudget(EpochBudget):
             self.say(self._report())
         return self.done >= self.updates
 
+    def step(self, scheduler: Any) -> None:
+        # One cycle is a function of its position alone.
+        scheduler.last_epoch = min(POSITIONS, round(POSITIONS * (self.done + 1) / self.updates)) - 1
+        scheduler.step()
+
     def end_epoch(self) -> None:
         self._evaluation = self.clock() - self._mark
         self._plan()
@@ -135,7 +144,7 @@ class TimeBudget(EpochBudget):
         epochs = self.updates / self.steps_per_epoch
         return (
             f"{self.seconds / 60:g} minutes: an update takes {self._update_seconds:.2g} s, {share:.0%} of it waiting "
-            f"for clips, so {binds}; about {epochs:.1f} epochs fit, on a cosine schedule"
+            f"for clips, so {binds}; about {epochs:.1f} epochs fit, in one cycle"
         )
 
     @property

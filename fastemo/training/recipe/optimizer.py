@@ -12,7 +12,6 @@ from torch.optim import lr_scheduler
 
 from fastemo.models.fusion import ClipModel
 from fastemo.training.config import TrainConfig
-from fastemo.training.recipe.budget import WARMUP_SHARE, TimeBudget
 
 PER_UPDATE = ("onecycle", "cosine")  # schedules that are stepped once per update; `plateau` is once per epoch
 
@@ -44,19 +43,12 @@ def parameter_groups(config: TrainConfig, model: nn.Module) -> list[dict[str, An
     return [{"params": groups[scale], "lr": config.lr * scale} for scale in scales]
 
 
-def make_scheduler(
-    config: TrainConfig, optimizer: torch.optim.Optimizer, updates: int, budget: TimeBudget | None = None
-) -> Any:
+def make_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, updates: int) -> Any:
     """Stepped by the trainer, not by Accelerate: once per update for those of `PER_UPDATE`.
 
     Args:
         updates: Of the whole training.
-        budget: Of a run in a given time, whose plan counts instead; the schedule is `cosine`.
     """
-    if budget is not None:
-        return lr_scheduler.LambdaLR(
-            optimizer, lambda done: cosine(done, int(budget.updates * WARMUP_SHARE), budget.updates)
-        )
     if config.schedule == "plateau":
         return lr_scheduler.ReduceLROnPlateau(
             optimizer, mode="max", factor=config.plateau_factor, patience=config.plateau_patience
@@ -74,6 +66,4 @@ def cosine(done: int, warmup: int, updates: int) -> float:
     """The share of the peak rate after `done` of `updates`: a rise over `warmup`, then half a cosine down to 0."""
     if done < warmup:
         return (done + 1) / (warmup + 1)
-    if done >= updates:
-        return 0.0
     return (1 + math.cos(math.pi * (done - warmup) / (updates - warmup))) / 2
