@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
 
 from fastemo.models.config import Fusion, Stem
@@ -84,6 +83,8 @@ class ClipModel(nn.Module):
 
         The layers are timm's, for its own models by their `group_matcher`. Empty for a model without a backbone.
         """
+        from timm.models import group_parameters  # only training needs it, and it takes a second to load
+
         backbone: Any = getattr(self, "backbone", None)
         if backbone is None:
             return {}

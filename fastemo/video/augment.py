@@ -8,15 +8,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from fastemo.video.config import AugmentConfig
-from fastemo.video.loader import ClipBatch
 from fastemo.video.sampling import keyed_generator
 from fastemo.video.transfer import send
+
+if TYPE_CHECKING:  # use of a model needs no loader
+    from fastemo.video.loader import ClipBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

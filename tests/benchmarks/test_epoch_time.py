@@ -85,12 +85,14 @@ def test_operations_of_a_known_network():
 
 def test_targets_from_passes(passes):
     slow = {"warm": rounds(1, 2, waited=0.03), "bare": rounds(1, 2), "limit": rounds(10), "cold": rounds(0.9)}
-    measured = {"late_fusion": passes, "r3d18": slow}
+    measured = {"late_fusion": {**passes, "recipe": rounds(18, 36)}, "r3d18": slow}
     found = {it.name: it for it in report.targets(measured, gpu=None, batch_size=8)}
     values = {name: (it.value and pytest.approx(it.value), it.verdict) for name, it in found.items()}
     assert values == {
         "warm_over_bare_late_fusion": (0.95, "reached"),
         "warm_over_bare_r3d18": (1.0, "reached"),
+        "recipe_late_fusion": (19 / 18, "reached"),
+        "recipe_r3d18": (None, "not measured"),
         "data_wait": (0.03, "not reached"),
         "late_fusion_over_report": (4.75, "reached"),
         "cold_over_limit_late_fusion": (0.9, "reached"),
