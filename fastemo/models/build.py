@@ -176,7 +176,12 @@ def _backbone(config: ModelConfig, *, pretrained: bool) -> nn.Module:
         backbone = transformers_backbone(name, config.architecture, pretrained=pretrained, **clip)
         has_drop_path = config.drop_path is None
     else:
-        return timm_backbone(name, pretrained=pretrained, size=config.size, drop_path=config.drop_path)
+        try:
+            return timm_backbone(name, pretrained=pretrained, size=config.size, drop_path=config.drop_path)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            has_drop_path = False
     if not has_drop_path:
         raise ValueError(f"model.drop_path {config.drop_path} needs a backbone with drop path, which {name} has not")
     return backbone

@@ -95,7 +95,7 @@ def timm_backbone(name: str, *, pretrained: bool, size: int | None = None, drop_
 
     Raises:
         WeightsUnavailable: The hub's weights are not available.
-        ValueError: The model has no drop path.
+        TypeError: The model has no drop path, timm's `drop_path_rate`.
     """
     name = RESNET18 if name == "resnet18" else name
     config = timm.get_pretrained_cfg(name)
@@ -104,17 +104,6 @@ def timm_backbone(name: str, *, pretrained: bool, size: int | None = None, drop_
         options["img_size"] = size
     if drop_path is not None:
         options["drop_path_rate"] = drop_path
-    try:
-        return _timm_backbone(name, options, pretrained=pretrained)
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise
-        raise ValueError(
-            f"model.drop_path {drop_path} needs a backbone with drop path, which {name} has not"
-        ) from error
-
-
-def _timm_backbone(name: str, options: dict[str, Any], *, pretrained: bool) -> nn.Module:
     if pretrained:
         return _with_products(_timm_from_hub(name, options))
     # timm initialises a ResNet's residual branches to zero, torchvision and Roy (2025) do not; trained from scratch

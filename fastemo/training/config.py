@@ -133,9 +133,9 @@ class TrainConfig:
             ("schedule", get_args(Schedule)),
             ("class_weights", get_args(ClassWeights)),
             ("speed", ("auto", "fp32")),
-            ("precision", ("auto", "fp32", "fp16", "bf16")),
-            ("compile", ("auto", "off", "default", "cudagraphs")),
-            ("exchange", ("auto", "fp32", "bf16")),
+            ("precision", get_args(Precision)),
+            ("compile", get_args(Compile)),
+            ("exchange", get_args(Exchange)),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"train.{name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'")

@@ -251,14 +251,13 @@ class ClipLoader:
                 assert not self._is_closed, "the loader was closed"
                 # Refilled before the wait, so that the threads have work while this batch is trained on.
                 for step in steps[number + len(flying) : number + 1 + self.config.prefetch_batches]:
-                    rows = (_visits(step) % len(self.clips)).tolist()
+                    rows = (step.visits % len(self.clips)).tolist()
                     flying.append(Assembly(rows, self._decoder, self.kept, pool, self.transfer, drops=self._drops))
                     has_decoded |= flying[-1].start()
-                start, size = number * self._batch_size, len(steps[number].indices)
-                batch = self._batch(
-                    steps[number], flying[0], epoch, {name: it[start : start + size] for name, it in columns.items()}
-                )
-                assembly = flying.popleft()
+                assembly, start = flying.popleft(), number * self._batch_size
+                place = slice(start, start + len(steps[number].indices))
+                own = {name: values[place] for name, values in columns.items()}
+                batch = self._batch(steps[number], assembly, epoch, own)
                 keeping.append(assembly.kept)
                 while keeping and keeping[0].done():
                     keeping.popleft().result()
@@ -276,19 +275,18 @@ class ClipLoader:
     def _columns(self, steps: Sequence[RankStep]) -> dict[str, torch.Tensor]:
         """What the batches of several steps hold for each clip, on the device, one step after the other."""
 
-        def joined(name: str, steps: Sequence[RankStep] = steps) -> np.ndarray:
+        def joined(name: str) -> np.ndarray:
             return np.concatenate([getattr(step, name) for step in steps] or [self._labels[:0]])
 
-        visits = [_visits(step) for step in steps]
         found = {"labels": self._labels[joined("indices") % len(self.clips)], "is_padding": joined("is_padding") > 0}
         if self._mixed and steps:
-            others = np.concatenate([of[step.partners] for of, step in zip(visits, steps, strict=True)])
+            others = np.concatenate([step.visits[step.partners] for step in steps])
             found |= {"partners": joined("partners"), "partner_labels": self._labels[others % len(self.clips)]}
         return {name: self._to_device(values) for name, values in found.items()}
 
     def _batch(self, step: RankStep, assembly: Assembly, epoch: int, columns: dict[str, torch.Tensor]) -> ClipBatch:
         """The batch of a step, whose columns are those of `_columns`."""
-        frames, visits, size = assembly.frames(), _visits(step), len(step.indices)
+        frames, visits, size = assembly.frames(), step.visits, len(step.indices)
         if assembly.dropped:
             slots, stand_in = [*assembly.dropped], assembly.stand_in
             with self._lock:
@@ -341,8 +339,3 @@ def _common_frame_size(clips: Sequence[Clip], spec: FrameSpec) -> tuple[int, int
             f"{other_key} {other[0]}x{other[1]}; choose center, squash or head"
         )
     return next(iter(sizes))
-
-
-def _visits(step: RankStep) -> np.ndarray:
-    """All clips of a step, int64 [R]: its own, and then those that are mixed with them."""
-    return np.concatenate([step.indices, step.others])

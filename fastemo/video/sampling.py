@@ -127,6 +127,11 @@ class RankStep:
     others: np.ndarray = field(default_factory=_none)
     partners: np.ndarray = field(default_factory=_none)
 
+    @property
+    def visits(self) -> np.ndarray:
+        """All clips that the step reads, int64 [B + E]: `indices` and `others`."""
+        return np.concatenate([self.indices, self.others])
+
     def mixed_with(self, following: np.ndarray) -> RankStep:
         """The same step with a partner for each clip, int64 [B]."""
         own = dict(zip(self.indices[::-1].tolist(), range(len(self.indices))[::-1], strict=True))

@@ -111,9 +111,8 @@ class Job:
         every_key: bool = False,
     ) -> ClipLoader:
         """A loader over the named store, or without one if the name is empty."""
-        config, video = StoreConfig(tier="none"), self.options.video
-        if store:
-            config = StoreConfig(root=self.scratch / "stores" / store)
+        config = StoreConfig(root=self.scratch / "stores" / store) if store else StoreConfig(tier="none")
+        video = self.options.video
         if every_key:
             step = video.num_frames - 1 or 2
             video = replace(video, stored_frames=_STORED_PER_FRAME * step + 1)
