@@ -48,6 +48,7 @@ RUN_FILES = {
     *(f"checkpoints/{name}/{file}" for name in ("last", "best") for file in CHECKPOINT_FILES),
 }
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+ROY2025, STRONG = (REPOSITORY / "configs" / "recipes" / f"{name}.yaml" for name in ("roy2025", "strong"))
 
 
 def assert_run_files(run_dir):
@@ -215,6 +216,18 @@ def test_shipped_configs_hold_differences_only_with_a_comment_each(config):
         for name in given:
             if (part, name) != ("model", "name"):
                 assert getattr(getattr(read, part), name) != getattr(getattr(default, part), name), name
+
+
+def test_a_recipe_follows_the_config_of_a_model(few_clips, tmp_path):
+    options = ["--config", str(STRONG), "--corpus.root", str(few_clips), "--train.warmup_epochs", "0"]
+    config = read_config(["--config", str(run_here(tmp_path, *options) / "config.yaml")])
+    assert (config.model.name, config.train.optimizer) == ("early_resnet18", "adamw")
+
+
+def test_the_recipe_files_set_the_same_keys_and_one_is_the_default():
+    strong, roy = (yaml.safe_load(path.read_text()) for path in (STRONG, ROY2025))
+    assert {part: {*of} for part, of in strong.items()} == {part: {*of} for part, of in roy.items()}
+    assert read_config(["--config", str(ROY2025)]) == read_config([])
 
 
 def test_real_recordings_train_for_a_few_steps(clips_folder, tmp_path):

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from helpers import REPOSITORY, empty_figures
 
-from fastemo.config import RunConfig
+from fastemo.config import RunConfig, config_leaves, read_config
 from fastemo.experiment.run import run
+from fastemo.experiment.study.content import flat
 from fastemo.experiment.study.grid import read_study
+from fastemo.yaml_files import load_yaml
 
 
 def small(config: RunConfig, name: str, folder: Path) -> RunConfig:
@@ -25,9 +27,26 @@ def small(config: RunConfig, name: str, folder: Path) -> RunConfig:
         ),
         video=replace(config.video, num_frames=2, size=36),
         augment=replace(config.augment, crop_size=32),
-        model=replace(config.model, num_frames=None, size=None, pretrained=False, rnn_norm=True),
-        train=replace(config.train, epochs=1, batch_size=16),
+        # tests/experiment/study/test_runner.py starts runs from others.
+        model=replace(config.model, num_frames=None, size=None, pretrained=False, weights=None, rnn_norm=True),
+        train=replace(config.train, epochs=1, batch_size=16, warmup_epochs=min(config.train.warmup_epochs, 0.5)),
     )
+
+
+def test_the_recipe_files_are_what_their_study_claims():
+    """The last part compares them, over as many epochs, on corpora other than those of the selection."""
+    study = read_study(REPOSITORY / "configs" / "study" / "recipes.yaml")
+    leaves = {cell.name: dict(config_leaves(cell.config)) for cell in study.cells}
+    *selection, claim = ([[leaves[name] for name in row.cells] for row in part.rows] for part in study.parts)
+    paths = [REPOSITORY / "configs" / "recipes" / f"{name}.yaml" for name in ("roy2025", "strong")]
+    recipe = flat(load_yaml(paths[1]), "strong").keys() - {"train.early_stop_patience"}
+    for path, runs in zip(paths, claim, strict=True):
+        file = dict(config_leaves(read_config(["--config", str(path)])))
+        assert all(run[key] == file[key] for run in runs for key in recipe)
+    for roy2025, strong in zip(*claim, strict=True):
+        assert {key for key in roy2025 if roy2025[key] != strong[key]} <= recipe
+    chosen_on = {run["corpus.synthetic.seed"] for part in selection for runs in part for run in runs}
+    assert chosen_on.isdisjoint(run["corpus.synthetic.seed"] for runs in claim for run in runs)
 
 
 @pytest.mark.slow
