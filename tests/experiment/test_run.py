@@ -206,7 +206,7 @@ def test_every_shipped_config_runs(config, few_clips, tmp_path, request):
     assert_run_files(run_here(tmp_path, *options, config=config))
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", [*CONFIGS, STRONG], ids=lambda path: path.stem)
 def test_shipped_configs_hold_differences_only_with_a_comment_each(config):
     for before, line in itertools.pairwise(config.read_text().splitlines()):
         if line.startswith(" ") and not line.lstrip().startswith("#"):
