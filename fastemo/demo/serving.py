@@ -16,6 +16,7 @@ from fastemo.demo.videos import MAX_BYTES, Videos
 from fastemo.errors import UserError
 
 HOST, _PORTS = "127.0.0.1", range(7860, 7960)
+_PATIENCE = 5.0  # seconds
 _UPLOAD = "/gradio_api/upload"
 # Where the page posts, and the most bytes: of an upload, the form's besides the file's.
 _POSTS = dict.fromkeys((f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset")), 2**20)
@@ -51,7 +52,7 @@ def serve(page: ASGIApp, listener: socket.socket, videos: Videos, console: Conso
     config = uvicorn.Config(guarded, log_level="critical", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     # Not in the main thread, uvicorn leaves signals alone.
-    thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         while thread.is_alive() and not server.started:
@@ -64,7 +65,8 @@ def serve(page: ASGIApp, listener: socket.socket, videos: Videos, console: Conso
     finally:
         server.should_exit = server.force_exit = True
         videos.stop()
-        thread.join()
+        # With a page open, uvicorn 0.54 on uvloop 0.23 was seen not to end; then it ends with the process.
+        thread.join(_PATIENCE)
 
 
 class Guard:
