@@ -16,7 +16,6 @@ from fastemo.demo.videos import MAX_BYTES, Videos
 from fastemo.errors import UserError
 
 HOST, _PORTS = "127.0.0.1", range(7860, 7960)
-_PATIENCE = 5.0  # seconds
 _UPLOAD = "/gradio_api/upload"
 # Where the page posts, and the most bytes: of an upload, the form's besides the file's.
 _POSTS = dict.fromkeys((f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset")), 2**20)
@@ -52,21 +51,21 @@ def serve(page: ASGIApp, listener: socket.socket, videos: Videos, console: Conso
     config = uvicorn.Config(guarded, log_level="critical", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     # Not in the main thread, uvicorn leaves signals alone.
-    thread = Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread = Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         while thread.is_alive() and not server.started:
             time.sleep(0.01)
         console.say(f"open http://{HOST}:{port} in a browser on this machine; Ctrl-C ends it and deletes the videos")
-        thread.join()
+        while thread.is_alive():
+            thread.join(0.2)  # a signal that another thread receives does not end a wait without an end
         raise UserError("the server has failed")
     except KeyboardInterrupt:
         pass
     finally:
         server.should_exit = server.force_exit = True
         videos.stop()
-        # With a page open, uvicorn 0.54 on uvloop 0.23 was seen not to end; then it ends with the process.
-        thread.join(_PATIENCE)
+        thread.join()
 
 
 class Guard:

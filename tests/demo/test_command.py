@@ -103,16 +103,6 @@ def test_this_machine_alone_is_served_and_nothing_is_left(tiny_run, tmp_path, st
         socket.create_connection(("127.0.0.1", port))
 
 
-@pytest.mark.slow
-def test_a_server_that_does_not_end_is_not_waited_for(tiny_run, tmp_path):
-    endless = "import asyncio, uvicorn; uvicorn.Server.shutdown = lambda *_, **__: asyncio.Event().wait()"
-    code = f"{endless}; from fastemo.cli import main; main()"
-    environment = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-    with serving(sys.executable, "-c", code, "demo", tiny_run, "--device", "cpu", cwd=tmp_path, **environment) as url:
-        assert "Displayed emotions" in get(url).decode()
-    assert list(tmp_path.glob("fastemo*")) == []
-
-
 def check_that_uploads_are_bounded(port: int, folder: Path) -> None:
     """3 GB are refused before they are sent; one that breaks off leaves nothing."""
     assert answer(port, f"Content-Length: {3 * 2**30}").startswith("HTTP/1.1 413")
