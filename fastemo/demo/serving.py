@@ -58,7 +58,7 @@ def serve(page: ASGIApp, listener: socket.socket, videos: Videos, console: Conso
             time.sleep(0.01)
         console.say(f"open http://{HOST}:{port} in a browser on this machine; Ctrl-C ends it and deletes the videos")
         while thread.is_alive():
-            thread.join(0.2)  # a signal that another thread receives does not end a wait without an end
+            thread.join(0.2)  # without a timeout, a signal that another thread receives would not wake this one
         raise UserError("the server has failed")
     except KeyboardInterrupt:
         pass

@@ -9,6 +9,7 @@ import pytest
 from helpers import REPOSITORY, empty_figures
 
 from fastemo.config import RunConfig, config_leaves, read_config
+from fastemo.corpus.config import SyntheticConfig
 from fastemo.experiment.run import run
 from fastemo.experiment.study.content import flat
 from fastemo.experiment.study.grid import read_study
@@ -23,7 +24,9 @@ def small(config: RunConfig, name: str, folder: Path) -> RunConfig:
         runs_dir=folder,
         # The corpus of the tests has one file a take.
         corpus=replace(
-            config.corpus, protocol="speech" if config.corpus.protocol == "report" else config.corpus.protocol
+            config.corpus,
+            protocol="speech" if config.corpus.protocol == "report" else config.corpus.protocol,
+            synthetic=SyntheticConfig(),  # not used: the root is given
         ),
         video=replace(config.video, num_frames=2, size=36),
         augment=replace(config.augment, crop_size=32),
