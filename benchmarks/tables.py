@@ -3,8 +3,8 @@
     python benchmarks/tables.py             # rewrite what stands between the documents' markers
     python benchmarks/tables.py --check     # status 1 if a document is not what this would write
 
-README.md compares with other programs, docs/benchmarks.md holds all results, docs/models.md what each network costs,
-docs/reliability.md the table of faults.
+README.md compares with other programs, docs/benchmarks.md holds all results, docs/models.md what each network costs
+and each recipe key is worth, docs/reliability.md the table of faults.
 
 It reads the newest `throughput-*`, `epoch-time-*`, `inference-*`, `scaling-*` and `reliability-*` of each machine, the
 newest `accuracy-*` of each run and machine, the newest `gpu/check-*` of each card, and every `study-*/study.json`.
@@ -25,7 +25,9 @@ if __name__ == "__main__" and sys.path and Path(sys.path[0]).resolve() == Path(_
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.common.epochs.networks import NETWORKS
+from benchmarks.common.markdown import NO_RESULTS, Found, facts, markdown, share
 from benchmarks.common.results import REPOSITORY, cores_text, figure_text, machine_slug
+from benchmarks.common.studies import keys_text, study_text
 from benchmarks.reliability import outcome_text
 from fastemo.errors import one_line_errors
 from fastemo.machine import write_text
@@ -42,12 +44,8 @@ _KINDS = {
     "study": ("Study", ["name", "cells", "parts", "minutes"]),
     "reliability": ("Faults", ["faults"]),
 }
-_VERSIONS = {"torch": "torch", "av": "PyAV", "fastemo": "fastemo"}
 # The headlines of a throughput file, which has no list of its own.
 _STAGES = ("decode_full", "decode_pruned", "loader_cold", "loader_cold_gpu", "loader_device")
-_NO_RESULTS = "No results yet."
-
-Found = dict[str, Any]
 
 
 def read(folder: Path) -> dict[str, list[Found]]:
@@ -94,8 +92,8 @@ def text(found: dict[str, list[Found]]) -> str:
         if files := newest(found.get(kind, [])):
             table = _accuracies(files) if kind == "accuracy" else _by_machine(files)
             parts.append(f"### {_KINDS[kind][0]}\n\n{table}")
-    parts += [_study(it) for it in found.get("study", [])]
-    return "\n\n".join(parts) or _NO_RESULTS
+    parts += [study_text(it) for it in found.get("study", [])]
+    return "\n\n".join(parts) or NO_RESULTS
 
 
 def peers_text(found: dict[str, list[Found]]) -> str:
@@ -107,9 +105,9 @@ def peers_text(found: dict[str, list[Found]]) -> str:
             for job, own, peer, ratio in compared(it):
                 rates = [figure_text(stage["clips_per_second"]["median"]) for stage in (own, peer)]
                 cells.append([job, rates[0], peer["title"], rates[1], f"{figure_text(ratio['median'])} x"])
-            date, versions, command = _facts(it).values()
+            date, versions, command = facts(it).values()
             about.append(f"{_machine(it['machine'])}; {command} ({date}, {versions}).")
-    return f"{_markdown(cells)}\n\n{' '.join(about)}" if about else _NO_RESULTS
+    return f"{markdown(cells)}\n\n{' '.join(about)}" if about else NO_RESULTS
 
 
 def models_text(found: dict[str, list[Found]]) -> str:
@@ -129,15 +127,15 @@ def models_text(found: dict[str, list[Found]]) -> str:
         passes = [it.get("passes", {}).get(part) for it in entries for part in ("warm", "forward")]
         row += [figure_text(it["clips_per_second"]["median"]) if it else "-" for it in passes]
         rows.append([*row, _reported(key)])
-    where = [f"{_machine(it['machine'])}, {it['settings']['precision']}: {_facts(it)['command']}" for it in files]
-    return "\n\n".join([_markdown(rows), *where])
+    where = [f"{_machine(it['machine'])}, {it['settings']['precision']}: {facts(it)['command']}" for it in files]
+    return "\n\n".join([markdown(rows), *where])
 
 
 def names_text(found: dict[str, list[Found]]) -> str:
     """Every model by name, and its accuracy in Roy (2025)."""
     rows = [["`--model.name`", "what it is", "Roy (2025), on RAVDESS"]]
     rows += [[f"`{it}`", network.what, _reported(it)] for it, network in NETWORKS.items() if ":" not in it]
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _reported(model: str) -> str:
@@ -163,10 +161,10 @@ def _training(found: Found) -> Iterator[tuple[str, Found, Found, Found]]:
 
 def _by_machine(files: list[Found]) -> str:
     """One column a machine: when and how it was measured, then its own cells."""
-    columns = [_facts(it) | (_on_gpu(it) if "stages" in it else _headlines(it) | _targets(it)) for it in files]
+    columns = [facts(it) | (_on_gpu(it) if "stages" in it else _headlines(it) | _targets(it)) for it in files]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "-") for column in columns)] for name in names]
-    return _markdown([["", *(_machine(it["machine"]) for it in files)], *rows])
+    return markdown([["", *(_machine(it["machine"]) for it in files)], *rows])
 
 
 def _on_gpu(found: Found) -> dict[str, str]:
@@ -199,81 +197,28 @@ def _accuracies(files: list[Found]) -> str:
     """One row a run."""
     rows = [["model", "epochs", "test accuracy (95 % interval)", "seed", "", "date", "machine", "versions", "command"]]
     for it in sorted(files, key=lambda it: -it["accuracy"]):
-        date, versions, command = _facts(it).values()
-        row = [f"`{it['model']}`", str(it["epochs"]), _share(it), str(it["seed"]), it.get("note", "")]
+        date, versions, command = facts(it).values()
+        row = [f"`{it['model']}`", str(it["epochs"]), share(it), str(it["seed"]), it.get("note", "")]
         rows.append([*row, date, _machine(it["machine"]), versions, command])
-    return _markdown(rows)
-
-
-def _study(found: Found) -> str:
-    """A study's rows part by part, and how the rows of each differ."""
-    facts, machine = _facts(found), found["machine"]
-    where = machine["gpu"] or f"{machine['processors']} cores of {machine['processor']}, no GPU"
-    about = f"{facts['date']}, {where}, {facts['versions']}, {facts['command']}: {len(found['cells'])} runs"
-    texts = [f"### Study `{found['name']}`: {found['corpus']}, protocol {found['protocol']}"]
-    texts.append(f"{about}, {found['minutes']:.0f} minutes of training and testing.")
-    for part in found["parts"]:
-        rows = [
-            [
-                "",
-                "test accuracy (95 % interval)",
-                "temporal-order pairs (95 % interval)",
-                "Roy (2025), on RAVDESS's hardest pair of actors",
-            ]
-        ]
-        for row in part["rows"]:
-            accuracy = "not finished" if row["accuracy"] is None else _share(row)
-            reported = "-" if row["report"] is None else f"{row['report'] * 100:.1f} %"
-            label = f"{row['label']} (did not learn)" if row.get("has_learned") is False else row["label"]
-            rows.append([label, accuracy, _share(row["order"]) if row["order"] else "-", reported])
-        texts += [f"**{part['title']}**", _markdown(rows)]
-        if part["comparisons"]:
-            # The difference of accuracies in points, on all clips and on those that order alone tells apart.
-            rows = [["pair", "all clips: points, p", "over actors: points, p", "temporal-order pairs: points, p"]]
-            by_order = {(it["a"], it["b"]): _points(it) for it in part.get("order_comparisons") or []}
-            for it in part["comparisons"]:
-                ordered = by_order.get((it["a"], it["b"]), "-")
-                rows.append([f"{it['a']} minus {it['b']}", _points(it), _points(it, "people"), ordered])
-            summary = "<summary>Comparisons, paired by take</summary>"
-            texts.append(f"<details markdown>{summary}\n\n{_markdown(rows)}\n\n</details>")
-    return "\n\n".join(texts)
-
-
-def _points(pair: Found, over: str = "") -> str:
-    interval, p = ("interval_people", "p_people_holm") if over else ("interval", "p_bootstrap_holm")
-    if interval not in pair:
-        return "-"
-    low, high = pair[interval]
-    return f"{pair['difference'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f}), {pair[p]:.3f}"
-
-
-def _share(found: Found) -> str:
-    low, high = found["interval"]
-    return f"{found['accuracy'] * 100:.1f} % ({low * 100:.1f} to {high * 100:.1f})"
+    return markdown(rows)
 
 
 def faults_text(found: dict[str, list[Found]]) -> str:
     """Of each machine: when, where and with what, then one row per kind of fault."""
     parts = []
     for it in newest(found.get("reliability", [])):
-        facts, faults = _facts(it), it["faults"]
+        when, faults = facts(it), it["faults"]
         count = f"{len(faults):,} kinds of fault, tried {sum(fault['tried'] for fault in faults):,} times"
-        parts.append(f"{count}: {facts['date']}, {_machine(it['machine'])}, {facts['versions']}, {facts['command']}.")
+        parts.append(f"{count}: {when['date']}, {_machine(it['machine'])}, {when['versions']}, {when['command']}.")
         rows = [[fault["fault"], f"{fault['tried']:,}", outcome_text(fault["outcomes"])] for fault in faults]
-        parts.append(_markdown([["fault", "tried", "outcome"], *rows]))
-    return "\n\n".join(parts) or _NO_RESULTS
+        parts.append(markdown([["fault", "tried", "outcome"], *rows]))
+    return "\n\n".join(parts) or NO_RESULTS
 
 
 def _machine(machine: dict[str, Any]) -> str:
     gpus = machine["gpus"]
     count = f"{len(gpus)} x " if len(gpus) > 1 else ""
     return f"{count}{gpus[0]}, {cores_text(machine)}" if gpus else f"{cores_text(machine)}, no GPU"
-
-
-def _facts(found: Found) -> dict[str, str]:
-    known = found["versions"]
-    versions = ", ".join(f"{title} {known[name]}" for name, title in _VERSIONS.items() if name in known)
-    return {"date": found["date"][:10], "versions": versions, "command": f"`{found['command']}`"}
 
 
 def _headlines(found: Found) -> dict[str, str]:
@@ -297,13 +242,6 @@ def _targets(found: Found) -> dict[str, str]:
     return cells
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    """A table, the first row its head; columns of which every cell is empty are left out."""
-    columns = [column for column in zip(*rows, strict=True) if len(rows) == 1 or set(column[1:]) - {"", "-"}]
-    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in zip(*columns, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
-
-
 def with_table(document: str, name: str, table: str) -> str:
     """The document with a table between the markers of its name.
 
@@ -321,6 +259,7 @@ PLACES: tuple[tuple[str, str, Callable[[dict[str, list[Found]]], str]], ...] = (
     ("README.md", "peers", peers_text),
     ("docs/benchmarks.md", "results", text),
     ("docs/models.md", "models", models_text),
+    ("docs/models.md", "keys", keys_text),
     ("docs/reliability.md", "reliability", faults_text),
 )
 

@@ -36,6 +36,8 @@ __all__ = [
 # Enough for the smallest p, 2 / (R + 1), to survive the correction in a table of ten models.
 NUM_RESAMPLES = 10_000
 _EXACT_BELOW = 25
+# With fewer people no exact test of their signs reaches p = 0.05, and a bootstrap of them would claim more than it can.
+_MIN_PEOPLE = 6
 
 
 def compare(tables: Mapping[str, Sequence[PredictionTable]], reference: str | None = None) -> list[dict[str, Any]]:
@@ -44,7 +46,8 @@ def compare(tables: Mapping[str, Sequence[PredictionTable]], reference: str | No
     McNemar's test uses the first seed of each model and one file per take, since it assumes independent rows. The
     bootstrap uses all seeds and all clips: it resamples takes, twins together, and measures how the difference of the
     two mean accuracies over the seeds varies. Its interval and p account for the choice of takes, not of seeds; a
-    second bootstrap resamples people, where all are known. Each kind of p is corrected by Holm's method over all pairs.
+    second bootstrap resamples people, where six or more are tested and all are known. Each kind of p is corrected by
+    Holm's method over all pairs.
 
     Args:
         tables: By the model's name, a table (`read_predictions`) for each of its seeds.
@@ -54,7 +57,7 @@ def compare(tables: Mapping[str, Sequence[PredictionTable]], reference: str | No
         A row for each pair, in the order of the names: `a`, `b`, `num_clips`, `num_takes`; `only_a` and `only_b`, the
         takes that only one of them got right, with `p_mcnemar` and `p_mcnemar_holm`; `difference`, the accuracy of
         `a` minus that of `b`, with its 95 % `interval`, `p_bootstrap` and `p_bootstrap_holm` (two-sided); over people,
-        if there are at least two, `interval_people`, `p_people` and `p_people_holm`.
+        if there are at least six, `interval_people`, `p_people` and `p_people_holm`.
 
     Raises:
         ValueError: A model without tables, or tables of different clips, labels or classes; the message names one.
@@ -70,7 +73,7 @@ def compare(tables: Mapping[str, Sequence[PredictionTable]], reference: str | No
     first = everything[0][1]
     rows = first_file_per_take(first.takes, first.modalities.tolist())
     resampled = {"": _resampled(tables, first.takes)}
-    if all(first.people) and len(set(first.people)) > 1:
+    if all(first.people) and len(set(first.people)) >= _MIN_PEOPLE:
         resampled["people"] = _resampled(tables, first.people)
     pairs = combinations(tables, 2) if reference is None else ((it, reference) for it in tables if it != reference)
     found = [

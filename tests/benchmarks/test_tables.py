@@ -9,6 +9,7 @@ from benchmarks import tables
 from benchmarks.common.epochs.networks import NETWORKS, config_of
 from benchmarks.common.measure import Target
 from benchmarks.common.results import figure_text
+from benchmarks.common.studies import keys_text
 from benchmarks.tables import PLACES, faults_text, models_text, peers_text, read, text, with_table
 from fastemo.models.config import ModelName
 from fastemo.models.video import VIDEO_BACKBONES
@@ -325,3 +326,34 @@ def test_a_study_is_told_part_by_part(tmp_path):
         "",
         "</details>",
     ]
+
+
+def test_one_figure_of_the_report_for_several_rows_is_left_out(tmp_path):
+    found = study()
+    found["parts"][0]["rows"][1]["report"] = 0.2667
+    (tmp_path / "study-quick").mkdir()
+    (tmp_path / "study-quick" / "study.json").write_text(json.dumps(found))
+    assert "Roy (2025)" not in text(read(tmp_path))
+
+
+def test_recipe_keys_are_ranked_by_what_they_add(tmp_path):
+    model, rows, pairs = {"model.name": "early_cnn"}, [], []
+    for label, settings, gain, p in (
+        ("early_cnn", {}, None, None),
+        ("lr", {"train.lr": 1e-2}, -0.1, 0.001),
+        ("views", {"evaluate.views": 2}, 0.002, 0.5),
+        ("cosine", {"train.schedule": "cosine", "train.warmup_epochs": 2.0}, 0.104, 0.049),
+    ):
+        rows.append({"label": label, "settings": model | settings, "has_learned": label != "lr"})
+        pairs.append({"a": label, "b": "early_cnn", "difference": gain, "p_bootstrap_holm": p})
+    # The pair of two others is no comparison with the recipe without keys.
+    pairs = [*pairs[1:], {"a": "cosine", "b": "views", "difference": -1, "p_bootstrap_holm": 0}]
+    found = study() | {"name": "recipes", "parts": [{"title": "Keys", "rows": rows, "comparisons": pairs}]}
+    assert keys_text({"study": [study(), found]}).splitlines() == [
+        "| key | added to the recipe of Roy (2025) |",
+        "| --- | --- |",
+        "| `train.schedule cosine`, `train.warmup_epochs 2.0` | +10.4 points |",
+        "| `evaluate.views 2` | +0.2 points, may be chance |",
+        "| `train.lr 0.01` | did not learn |",
+    ]
+    assert keys_text({"study": [study()]}) == "No results yet."
