@@ -43,11 +43,11 @@ def keys_text(found: dict[str, list[Found]]) -> str:
     part = next((it["parts"][0] for it in found.get("study", []) if it["name"] == "recipes"), None)
     if part is None:
         return NO_RESULTS
-    first, *others = part["rows"]
-    worth = {it["a"]: it for it in part["comparisons"] if it["b"] == first["label"]}
+    first, by_label = part["rows"][0], {row["label"]: row for row in part["rows"]}
     rows = []
-    for row in sorted(others, key=lambda row: -worth[row["label"]]["difference"]):
-        pair = worth[row["label"]]
+    gains = [it for it in part["comparisons"] if it["b"] == first["label"]]
+    for pair in sorted(gains, key=lambda it: it["difference"], reverse=True):
+        row = by_label[pair["a"]]
         keys = (f"`{key} {value}`" for key, value in row["settings"].items() if key not in first["settings"])
         chance = ", may be chance" if pair["p_bootstrap_holm"] >= 0.05 else ""
         gain = "did not learn" if row["has_learned"] is False else f"{pair['difference'] * 100:+.1f} points{chance}"

@@ -133,7 +133,7 @@ def test_known_people_are_resampled_too():
     assert np.ptp(row["interval_people"]) > 1.5 * np.ptp(row["interval"])
     assert row["p_people"] == row["p_people_holm"] > row["p_bootstrap"]
     for others in (("", *people[1:]), tuple(str(i // 24) for i in range(120))):  # one unknown; only five
-        (without,) = compare({name: [replace(its[0], people=others)] for name, its in models.items()})
+        (without,) = compare({"a": [replace(models["a"][0], people=others)], "b": models["b"]})
         assert not [key for key in without if "people" in key]
 
 
